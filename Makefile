@@ -1,0 +1,49 @@
+# The two commands of the README are `make demo` and `make test`; everything else serves them.
+# Only python3 (3.11 or newer) and make are needed: uv is installed into .venv and installs the locked versions there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check lint types format lock clean
+
+demo: $(INSTALLED)
+	$(BIN)/dlth demo --out demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto tests
+
+check: lint types test
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The four folders are installed as dlth.*: a folder of links gives mypy the same names.
+types: $(INSTALLED)
+	mkdir -p $(VENV)/types/dlth
+	for part in tickets data training pipeline; do ln -sfn $(CURDIR)/$$part $(VENV)/types/dlth/$$part; done
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p dlth
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dlth needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another with: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+# Versions with hashes for every platform, without the address of any index.
+lock: $(INSTALLED)
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --quiet pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info
