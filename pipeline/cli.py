@@ -1,0 +1,125 @@
+"""The command line: it parses, calls one library function, and shows what came back.
+
+Everything heavy is imported inside the commands, so that `dlth --help` and `dlth tickets info` answer at once.
+Exit codes: 0 done, 1 damage found by a check, 2 bad input, 75 stopped on request and resumable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from dlth.pipeline import console
+from dlth.pipeline.flags import with_flags
+from dlth.pipeline.select_config import SelectConfig
+from dlth.tickets.errors import DlthError, InputError
+
+EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="Winning tickets for vision transformers: select each image's best patches once, train on them often.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and its cost, write nothing.")]
+
+
+@app.command()
+@with_flags(SelectConfig)
+def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = False) -> None:
+    """Stage 1: rank the patches of every image with a trained selector and write the ticket file."""
+    config = _configured(SelectConfig, overrides)
+    from dlth.pipeline import select_stage
+
+    plan = select_stage.plan(config, say=console.note)
+    if dry_run:
+        console.as_json(plan.facts()) if json else console.facts("dlth select, dry run: nothing is written", plan.facts())
+        return
+    if not json:
+        console.facts("dlth select", plan.facts())
+    with console.counting("select", plan.index.num_samples, quiet=json) as counter:
+        report = select_stage.select(plan, counter.advance, counter.skip, console.note)
+    if json:
+        console.as_json(report.__dict__ | {"rate": counter.rate})
+        return
+    for problem in report.skipped:
+        console.note(f"skipped: {problem}")
+    console.note(
+        f"{report.images:,} images ranked in {report.shards:,} shards ({report.shards_before:,} were done before),"
+        f" {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
+    )
+    if report.complete:
+        console.note(f"{config.out} is complete; its identity is {report.identity}")
+    else:
+        console.note(
+            f"{report.left_to_others:,} shards are in other processes' hands; the last of them finishes the file."
+            " If one of them died, run the same command again."
+        )
+
+
+@app.command()
+def index(
+    data: Annotated[str, typer.Argument(help="Shards: brace range (quoted), folder, glob, _info.json; local or remote.")],
+    split: Annotated[str | None, typer.Option(help="Split to take from an _info.json.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read the shards anew even if the index is fresh.")] = False,
+    json: Json = False,
+) -> None:
+    """List what the shards hold, once: keys, labels, offsets and sizes, kept beside them or in the cache."""
+    from dlth.data import open_index
+
+    with console.counting("index", 0, "shards", quiet=json) as counter:
+        found = open_index(data, split=split, rebuild=rebuild, progress=counter)
+    facts = {
+        "shards": len(found.shards),
+        "images": found.num_samples,
+        "classes": found.num_classes,
+        "fingerprint": found.fingerprint,
+    }
+    console.as_json(facts) if json else console.facts(f"dlth index {data}", facts)
+
+
+def _configured(kind: Any, values: dict[str, Any]) -> Any:
+    """Build a configuration; what pydantic says becomes one error that names the flags."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"])).replace("_", "-")
+            text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "missing":
+                text = "is required"
+            problems.append(f"--{name}: {text}" if name else text)
+        raise InputError("; ".join(problems)) from error
+
+
+def main() -> None:
+    """Entry point of the `dlth` command: users' mistakes become one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except DlthError as error:
+        sys.stderr.write(f"error[{error.code}]: {error}\n")
+        sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _registered() -> None:
+    """Attach the command groups that live in files of their own."""
+    from dlth.pipeline.cli_tickets import tickets
+
+    app.add_typer(tickets, name="tickets", help="Look at ticket files and check them.")
+
+
+_registered()
+
+if __name__ == "__main__":
+    main()
+

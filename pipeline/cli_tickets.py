@@ -1,0 +1,122 @@
+"""`dlth tickets …`: look at a ticket file, check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from dlth.pipeline import console
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import DamageError, InputError, shown
+
+tickets = typer.Typer(no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(help="The ticket file (a folder, tickets.zarr).")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
+
+
+@tickets.command()
+def info(
+    file: File,
+    key: Annotated[str | None, typer.Option(help="Draw this image's ticket instead of the first one's.")] = None,
+    json: Json = False,
+) -> None:
+    """Show what a ticket file is: header, coverage, and one image's ticket drawn."""
+    store = TicketStore(file)
+    facts = describe(store)
+    if json:
+        console.as_json(facts | {"header": store.header.to_json()})
+        return
+    console.facts(f"ticket file {file}", facts)
+    shard, row = store.find(key) if key else _first_ticket(store)
+    rows = store.read(shard)
+    if rows.skipped[row]:
+        console.note(f"{shown(rows.keys[row])} was skipped as a bad image and has no ticket")
+        return
+    console.out.print(f"\nticket of {shown(rows.keys[row])} ({store.header.k} patches, ■ the best third … □ the last):")
+    console.out.print(draw(rows.patches[row], store), markup=False)
+
+
+@tickets.command()
+def verify(
+    file: File,
+    subset: Annotated[str | None, typer.Option(help="Check part N of T of the shards only, e.g. 1/10.")] = None,
+    json: Json = False,
+) -> None:
+    """Read every byte of a ticket file and check it; exit code 1 and the damage's name if something is wrong."""
+    part = _part(subset)
+    try:
+        store = TicketStore(file)
+        with console.counting("verify", len(store.shards), "shards", quiet=json) as counter:
+            damage = store.verify(progress=counter, subset=part)
+        identity, rows = store.identity, store.num_rows
+    except DamageError as error:
+        damage, identity, rows = [error], "", 0
+    if json:
+        console.as_json(
+            {"ok": not damage, "identity": identity, "rows": rows, "subset": subset, "damage": [str(d) for d in damage]}
+        )
+    for problem in [] if json else damage:
+        console.note(f"damaged[{problem.code}]: {problem}")
+    if damage:
+        raise typer.Exit(1)
+    if not json:
+        console.note(f"{file} is whole: {rows:,} rows in {len(store.shards):,} shards, identity {identity}")
+
+
+def describe(store: TicketStore) -> dict[str, Any]:
+    """The facts of a ticket file that a person asks for first."""
+    header = store.header
+    skipped = sum(shard.skipped for shard in store.shards)
+    patches = header.grid.num_patches
+    return {
+        "identity": store.identity,
+        "format": f"{header.format} {header.version}, form {header.form}",
+        "dataset": " ".join(part for part in (header.dataset.name, header.dataset.split) if part) or "-",
+        "coverage": f"{store.num_rows - skipped:,} of {store.num_rows:,} images have a ticket, {skipped:,} were skipped",
+        "shards": len(store.shards),
+        "grid": f"{header.grid.rows}x{header.grid.cols} patches of {header.patch_size} px",
+        "kept": f"{header.k} of {patches} patches (keep {header.keep}, stage keep {header.stage_keep[:6] or '-'})",
+        "stored": "all patches, best first" if header.form == "full" else f"the {header.k} best, best first",
+        "view": f"{header.view.kind}, {header.view.height}x{header.view.width}, {header.view.interpolation}",
+        "selector": f"{header.selector.model}, weights {header.selector.weights_sha256[:16]}"
+        f" ({shown(header.selector.weights_source)})",
+        "selection blocks": ", ".join(map(str, header.selector.blocks)),
+        "precision": f"{header.selector.block_dtype} blocks, {header.selector.score_dtype} scores",
+        "made with": ", ".join(f"{shown(name)} {shown(text)}" for name, text in header.versions.items()),
+        "creator": shown(header.creator) or "-",
+        "licence": shown(header.license) or "-",
+    }
+
+
+def draw(ranking: np.ndarray, store: TicketStore) -> str:
+    """A ticket as text, one character a patch: shade is order, a dot is a patch that is not kept."""
+    grid, k = store.header.grid, store.header.k
+    cells = np.full(grid.num_patches, "· ")
+    shades = ("■ ", "▣ ", "□ ")
+    for position, patch in enumerate(ranking[:k]):
+        cells[patch] = shades[position * len(shades) // k]
+    return "\n".join("  " + "".join(row).rstrip() for row in cells.reshape(grid.rows, grid.cols))
+
+
+def _first_ticket(store: TicketStore) -> tuple[int, int]:
+    for shard in range(len(store.shards)):
+        good = np.flatnonzero(~store.read(shard).skipped)
+        if len(good):
+            return shard, int(good[0])
+    return 0, 0
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        part, total = (int(number) for number in text.split("/"))
+    except ValueError as error:
+        raise InputError(f"--subset {text!r}: expected N/T, e.g. 1/10.") from error
+    if not 1 <= part <= total:
+        raise InputError(f"--subset {text}: N must lie between 1 and T.")
+    return part, total

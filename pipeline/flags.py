@@ -1,0 +1,76 @@
+"""Command-line flags made from a configuration class, so that a setting is described in one place only.
+
+Writing sixty `Annotated[..., typer.Option(...)]` parameters beside sixty fields is how help texts and defaults drift
+apart. Here the pydantic field is the source: its name gives the flag, its description the help, its default the text
+in brackets. A flag that is not given is absent from the overrides, so a recipe or a file can speak.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+def with_flags(config: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one flag per field of `config`; it receives those that were set as `overrides`, a dict.
+
+    The decorated function takes `overrides: dict[str, Any]` first and its own typer parameters after it.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        taken = {parameter.name for parameter in own}
+        flags = [_parameter(name, field) for name, field in config.model_fields.items() if name not in taken]
+
+        @wraps(function)
+        def command(**values: Any) -> Any:
+            overrides = {flag.name: values.pop(flag.name) for flag in flags}
+            return function({name: value for name, value in overrides.items() if value is not None}, **values)
+
+        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        command.__signature__ = inspect.Signature(flags + keyword)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in flags + keyword}
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind = _flag_type(field.annotation)
+    flag = "--" + name.replace("_", "-")
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    option = typer.Option(
+        None,
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=_help(field),
+        show_default=False,
+        rich_help_panel=str(extra.get("panel", "Options")),
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind | None)
+
+
+def _flag_type(annotation: Any) -> type:
+    """bool, int and float are parsed by the command line; everything else is text that the field itself reads."""
+    options = [annotation]
+    if get_origin(annotation) in (Union, types.UnionType):
+        options = [kind for kind in get_args(annotation) if kind is not type(None)]
+    simple = {kind for kind in options if kind in (bool, int, float)}
+    return simple.pop() if len(options) == 1 and simple else str
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").rstrip()
+    if get_origin(field.annotation) is Literal:
+        text += " One of: " + ", ".join(str(choice) for choice in get_args(field.annotation)) + "."
+    default = field.get_default(call_default_factory=True)
+    if field.is_required() or default in (None, "", (), {}):
+        return text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
+    return f"{text} [default: {shown}]"

@@ -1,0 +1,105 @@
+"""Stage 1's computing side: batches of images in, rankings out, on a GPU or on all cores of a CPU.
+
+On a CPU each batch is computed by one thread and several batches run side by side. One batch over all cores would be
+no faster, and its sums would be split by the number of threads: the last bits of a score, and with them a tie, would
+depend on the machine's load or on torchrun's OMP_NUM_THREADS. This way they depend on the images alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlth.pipeline.shard_reader import ShardBatch
+from dlth.tickets import Preprocessing
+from dlth.training import Selector
+
+Ranked = tuple[np.ndarray, np.ndarray]
+"""Rankings int64 [batch, patches] and gaps float32 [batch] of a batch."""
+
+
+class Ranker:
+    """Ranks the patches of uint8 images with a selector; halves the batch when the device's memory is too small."""
+
+    def __init__(
+        self,
+        selector: Selector,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        amp_dtype: torch.dtype | None = None,
+        compiled: bool = False,
+        batch_size: int | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.selector, self.device, self.amp_dtype, self.say = selector, device, amp_dtype, say
+        self.mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+        self.batch_size = batch_size
+        self.pad = compiled
+        self._select = torch.compile(selector.select, dynamic=False) if compiled else selector.select
+
+    def __call__(self, images: Tensor) -> Ranked:
+        """Rankings and gaps of uint8 images [batch, 3, height, width]."""
+        parts: list[Ranked] = []
+        at = 0
+        while at < len(images):
+            size = self.batch_size or len(images)
+            try:
+                parts.append(self._rank(images[at : at + size], size))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.batch_size = size // 2
+                self.say(f"batch of {size} does not fit into the device's memory: going on with {self.batch_size}")
+                continue
+            at += size
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    @torch.inference_mode()
+    def _rank(self, images: Tensor, size: int) -> Ranked:
+        count = len(images)
+        if self.pad and count < size:  # a compiled graph knows one batch size
+            images = torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])
+        x = (images.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            selection = self._select(x)
+        return selection.patches[:count].cpu().numpy(), selection.gap[:count].float().cpu().numpy()
+
+
+def rank_batches(
+    batches: Iterable[ShardBatch], ranker: Ranker, threads: int | None = None
+) -> Iterator[tuple[ShardBatch, Ranked]]:
+    """Rank a stream of batches, in its order; on a CPU `threads` of them at a time (all cores if absent)."""
+    if ranker.device.type != "cpu":
+        for batch in batches:
+            yield batch, ranker(batch.images)
+        return
+    threads = threads or len(os.sched_getaffinity(0))
+    waiting: deque[tuple[ShardBatch, Future[Ranked]]] = deque()
+    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(ranker, batch.images)))
+            if len(waiting) > threads:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let each Python thread compute alone, so that a result does not depend on how many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

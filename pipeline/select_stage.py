@@ -1,0 +1,312 @@
+"""Stage 1: run a selector over shards once and write every image's patch ranking.
+
+The stage is: plan (index, model, header: everything that can be wrong is found here), then for each shard that nobody
+has done or is doing: decode, rank, write. Any number of processes may run it on the same file, started by torchrun, by
+a scheduler or by hand, on one machine or on several that share a file system: a shard is claimed by a lock that the
+kernel drops when its owner dies, so there is no lead process, nothing is done twice, and running the command again is
+all the recovery there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from timm.data import resolve_model_data_config
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlth.data import BadImageError, ShardIndex, open_index
+from dlth.pipeline.ranker import Ranked, Ranker, rank_batches
+from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.shard_reader import ShardBatch, read_shards
+from dlth.tickets import (
+    DatasetInfo,
+    Preprocessing,
+    SelectorInfo,
+    ShardSpec,
+    ShardTickets,
+    TicketHeader,
+    TicketWriter,
+    ViewSpec,
+)
+from dlth.tickets.errors import InputError
+from dlth.training import Selector
+from dlth.training.models import build, default_blocks, patch_size_of, resolve
+from dlth.training.weights import checkpoint_classes, load_weights, weights_digest
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class SelectPlan:
+    """What a run will do, known before it does it."""
+
+    config: SelectConfig
+    header: TicketHeader
+    index: ShardIndex
+    selector: Selector
+    device: torch.device
+    gflops_per_image: float
+    dense_gflops_per_image: float
+
+    @property
+    def shards(self) -> list[ShardSpec]:
+        """The file's shards: those of the dataset, in the index's order."""
+        return [ShardSpec(shard.name, shard.rows) for shard in self.index.shards]
+
+    @property
+    def stored_patches(self) -> int:
+        """Patch indices stored for each image."""
+        return self.header.k if self.header.form == "top" else self.header.grid.num_patches
+
+    @property
+    def file_bytes(self) -> int:
+        """Upper bound of the ticket file's size: indices, keys, hashes, gaps; keys shrink in compression."""
+        width = 1 if self.header.grid.num_patches < 256 else 2
+        return self.index.num_samples * (self.stored_patches * width + self.index.key_width + 16 + 4)
+
+    def facts(self) -> dict[str, object]:
+        """The plan as a person would read it."""
+        header = self.header
+        return {
+            "selector": f"{header.selector.model} ({header.selector.weights_source})",
+            "weights sha256": header.selector.weights_sha256[:16],
+            "view": f"{header.view.kind}, {header.view.height}x{header.view.width}",
+            "grid": f"{header.grid.rows}x{header.grid.cols} patches of {header.patch_size} px",
+            "selection blocks": ", ".join(map(str, header.selector.blocks)),
+            "tokens after each stage": " -> ".join(map(str, (header.grid.num_patches, *header.stage_tokens))),
+            "kept": f"{header.k} of {header.grid.num_patches} patches (keep {header.keep},"
+            f" stage keep {_rounded(header.stage_keep)})",
+            "images": self.index.num_samples,
+            "shards": len(self.index.shards),
+            "file": f"{self.config.out}, at most {self.file_bytes / 1e6:,.1f} MB",
+            "cost": f"{self.gflops_per_image:.3f} GFLOP per image (dense forward {self.dense_gflops_per_image:.3f}),"
+            f" {self.gflops_per_image * self.index.num_samples / 1e3:,.1f} TFLOP in all",
+            "device": f"{self.device}, {header.selector.block_dtype} blocks, float32 scores",
+        }
+
+
+@dataclass
+class SelectReport:
+    """What a run of stage 1 did."""
+
+    complete: bool
+    images: int = 0
+    shards: int = 0
+    shards_before: int = 0
+    skipped: list[str] = field(default_factory=list)
+    left_to_others: int = 0
+    identity: str = ""
+
+
+def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -> SelectPlan:
+    """Open the shards, build the selector and fix the header, without writing anything.
+
+    Raises:
+        DlthError: shards, model, weights or budget cannot serve; the message says which and what can.
+    """
+    device = pick_device(config.device)
+    index = open_index(config.data, split=config.split or None)
+    model_name = resolve(config.model)
+    vit, source = _load_selector(config, model_name)
+    blocks = config.blocks or default_blocks(vit)
+    budget = {"stage_keep": config.stage_keep, "tokens": config.tokens, "keep": config.keep}
+    if all(value is None for value in budget.values()):
+        budget["keep"] = "0.7"
+    selector = Selector(vit, blocks=blocks, fuse_tokens=config.fuse_tokens, **budget)
+    if model_name != config.model:
+        say(f"{config.model} is timm's {model_name}")
+    header = _header(config, selector, index, model_name, source)
+    height, width = header.view.height, header.view.width
+    sample = torch.zeros(1, 3, height, width)
+    plan = SelectPlan(
+        config, header, index, selector, device, _gflops(selector.rank, sample), _gflops(selector.vit, sample)
+    )
+    selector.to(device)
+    return plan
+
+
+def select(
+    plan: SelectPlan,
+    progress: Progress = lambda images: None,
+    skip: Progress = lambda images: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> SelectReport:
+    """Rank the patches of every image of the plan that is not yet in the file, and finish the file if it is whole.
+
+    Args:
+        plan: what to do
+        progress: told how many images were ranked since it was last told
+        skip: told how many images an earlier run had done
+        say: told in words what a person should know
+    Raises:
+        DlthError: a damaged shard, a corrupt image with `bad_images="error"`, a file of another configuration
+    """
+    config, index = plan.config, plan.index
+    writer = TicketWriter(config.out, plan.header, plan.shards, index.key_width)
+    report = SelectReport(complete=writer.complete)
+    todo = writer.missing()
+    report.shards_before = len(index.shards) - len(todo)
+    skip(sum(shard.rows for shard in index.shards) - sum(index.shards[s].rows for s in todo))
+    if report.shards_before and todo:
+        say(f"resuming {config.out}: {report.shards_before} of {len(index.shards)} shards are done")
+    if not report.complete:
+        _rank_missing(plan, writer, todo, report, progress, say)
+        report.complete = writer.finish()
+    report.left_to_others = 0 if report.complete else len(writer.missing())
+    report.identity = writer.identity if report.complete else ""
+    return report
+
+
+def _rank_missing(
+    plan: SelectPlan,
+    writer: TicketWriter,
+    todo: list[int],
+    report: SelectReport,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    config, index = plan.config, plan.index
+    amp = getattr(torch, config.amp_dtype) if config.amp else None
+    ranker = Ranker(
+        plan.selector, plan.header.preprocessing, plan.device, amp, config.compile, config.batch_size, say
+    )
+    with contextlib.ExitStack() as claims:
+        held: dict[int, contextlib.ExitStack] = {}
+
+        def claimed() -> Iterator[int]:
+            for shard in _from_own_start(todo):
+                claim = claims.enter_context(contextlib.ExitStack())
+                if claim.enter_context(writer.claim(shard)):
+                    held[shard] = claim
+                    yield shard
+
+        batches = read_shards(
+            claimed(), index, plan.header.view, config.batch_size, config.workers, config.max_pixels
+        )
+        parts: list[tuple[ShardBatch, Ranked]] = []
+        for batch, ranked in rank_batches(batches, ranker, config.threads):
+            if batch.problems and config.bad_images == "error":
+                raise BadImageError(f"{batch.problems[0]} To go on without such images: --bad-images skip")
+            report.skipped += batch.problems
+            parts.append((batch, ranked))
+            report.images += len(batch.good)
+            progress(len(batch.good))
+            if batch.start + len(batch.good) == index.shards[batch.shard].rows:
+                writer.write(batch.shard, _assemble(plan, parts))
+                held.pop(batch.shard).close()
+                report.shards += 1
+                parts = []
+
+
+def _from_own_start(todo: list[int]) -> list[int]:
+    """The missing shards, each process of a torchrun job beginning elsewhere, so that they rarely meet."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    start = len(todo) * rank // world
+    return todo[start:] + todo[:start]
+
+
+def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> ShardTickets:
+    """One shard's rows from its batches; a bad image keeps its row, key and hash and has no ticket."""
+    shard = parts[0][0].shard
+    dtype = np.uint8 if plan.header.grid.num_patches < 256 else np.uint16
+    good = np.concatenate([batch.good for batch, _ in parts])
+    patches = np.concatenate([ranking for _, (ranking, _) in parts])[:, : plan.stored_patches].astype(dtype)
+    gap = np.concatenate([gaps for _, (_, gaps) in parts]).astype(np.float32)
+    patches[~good] = np.iinfo(dtype).max
+    gap[~good] = np.nan
+    hashes = np.concatenate([batch.hashes for batch, _ in parts])
+    return ShardTickets(keys=tuple(plan.index.keys(shard)), images=hashes, patches=patches, gap=gap)
+
+
+def _load_selector(config: SelectConfig, model_name: str) -> tuple[torch.nn.Module, str]:
+    num_classes = config.num_classes
+    if config.checkpoint and num_classes is None:
+        num_classes = checkpoint_classes(config.checkpoint)
+    torch.manual_seed(config.seed)
+    vit = build(
+        model_name,
+        num_classes=num_classes,
+        img_size=config.img_size,
+        pretrained=config.pretrained,
+        **config.model_kwargs,
+    )
+    if config.checkpoint:
+        return vit, load_weights(vit, config.checkpoint, use_ema=config.use_ema).source
+    return vit, "timm hub" if config.pretrained else f"random weights, seed {config.seed}"
+
+
+def _header(config: SelectConfig, selector: Selector, index: ShardIndex, model_name: str, source: str) -> TicketHeader:
+    data = resolve_model_data_config(selector.vit)
+    _, height, width = data["input_size"]
+    patch = patch_size_of(selector.vit)
+    side_h, side_w = selector.grid.rows * patch, selector.grid.cols * patch
+    crop_pct = config.crop_pct if config.crop_pct is not None else data["crop_pct"]
+    return TicketHeader(
+        form="top" if config.top_only else "full",
+        grid=selector.grid,
+        patch_size=patch,
+        k=selector.budget.k,
+        keep=selector.budget.keep,
+        stage_keep=selector.budget.stage_keep,
+        stage_tokens=selector.budget.stage_tokens,
+        view=ViewSpec(
+            kind=config.view,
+            height=side_h,
+            width=side_w,
+            crop_pct=str(crop_pct),
+            interpolation=data["interpolation"],
+            antialias=True,
+        ),
+        preprocessing=Preprocessing(
+            mean=tuple(data["mean"]), std=tuple(data["std"]), decoder=f"torchvision {version('torchvision')}"
+        ),
+        selector=SelectorInfo(
+            model=model_name,
+            weights_sha256=weights_digest(selector.vit),
+            weights_source=source,
+            blocks=tuple(selector.blocks),
+            fuse_tokens=config.fuse_tokens,
+            block_dtype=config.amp_dtype if config.amp else "float32",
+        ),
+        dataset=DatasetInfo(
+            name=config.dataset, split=config.split, count=index.num_samples, fingerprint=index.fingerprint
+        ),
+        versions={name: version(name) for name in ("dlth", "torch", "torchvision", "timm", "numpy", "zarr")}
+        | {"python": platform.python_version()},
+        creator=config.creator,
+        license=config.license,
+        created=config.created,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a run computes on; under torchrun each process takes the GPU of its local rank."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name} is not a device; expected auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: PyTorch sees no CUDA GPU here. Use --device cpu, or auto.")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return device
+
+
+def _gflops(function: Callable[[torch.Tensor], object], images: torch.Tensor) -> float:
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        function(images)
+    return counter.get_total_flops() / 1e9
+
+
+def _rounded(stage_keep: str) -> str:
+    return f"{float(stage_keep):.4g}" if stage_keep else "-"

@@ -1,0 +1,79 @@
+"""The project's shape, read from its source: which folder may import which, and nothing that a stranger must not see."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("tickets", "data", "training", "pipeline")
+TICKETS_MAY_IMPORT = {"numpy", "zarr", "numcodecs"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names that a file imports, at any depth of its code."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write dlth.<folder>"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "dlth"}
+    return names
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_import_only_to_their_left(folder: str) -> None:
+    """tickets <- data <- training <- pipeline: no file imports from a folder to its right."""
+    later = FOLDERS[FOLDERS.index(folder) + 1 :]
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in imported_modules(path)
+        if any(name == f"dlth.{other}" or name.startswith(f"dlth.{other}.") for other in later)
+        or name.split(".")[0] in FOLDERS
+    ]
+    assert wrong == []
+
+
+def test_tickets_need_numpy_and_zarr_alone() -> None:
+    """A lab that only reads tickets installs numpy and zarr: tickets/ imports nothing else from outside Python."""
+    import sys
+
+    allowed = TICKETS_MAY_IMPORT | set(sys.stdlib_module_names) | {"dlth"}
+    outside = {name.split(".")[0] for path in (ROOT / "tickets").rglob("*.py") for name in imported_modules(path)}
+    assert outside - allowed == set()
+
+
+def test_no_dangerous_calls_in_the_source() -> None:
+    """What comes from outside is never unpickled, evaluated or run: those calls do not stand in the source."""
+    banned = re.compile(r"\bimport pickle\b|\bpickle\.load|weights_only=False|shell=True|\beval\(|\bexec\(|yaml\.load|allow_pickle=True")
+    # `.eval()` is a torch module's switch to inference, not the builtin
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if banned.search(line.replace(".eval(", "."))
+    ]
+    assert lines == []
+
+
+def test_no_machine_paths_or_index_addresses_in_tracked_files() -> None:
+    """Nothing that was committed names a machine's folders or a package index."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    banned = re.compile("/" + r"work/|/root/|index-url|pypi\.org|files\.pythonhosted|uv\.lo" + "ck")
+    found = [
+        name
+        for name in tracked
+        if name != "Makefile" and (ROOT / name).suffix in {".py", ".md", ".toml", ".lock", ".txt", ".cff", ".html", ""}
+        if (ROOT / name).is_file() and banned.search((ROOT / name).read_text(errors="replace"))
+    ]
+    assert found == []
