@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and its cost, write nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, print the plan and its cost, write nothing.")
+]
 
 
 @app.command()
@@ -39,7 +41,9 @@ def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = Fals
 
     plan = select_stage.plan(config, say=console.note)
     if dry_run:
-        console.as_json(plan.facts()) if json else console.facts("dlth select, dry run: nothing is written", plan.facts())
+        console.as_json(plan.facts()) if json else console.facts(
+            "dlth select, dry run: nothing is written", plan.facts()
+        )
         return
     if not json:
         console.facts("dlth select", plan.facts())
@@ -65,9 +69,13 @@ def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = Fals
 
 @app.command()
 def index(
-    data: Annotated[str, typer.Argument(help="Shards: brace range (quoted), folder, glob, _info.json; local or remote.")],
+    data: Annotated[
+        str, typer.Argument(help="Shards: brace range (quoted), folder, glob, _info.json; local or remote.")
+    ],
     split: Annotated[str | None, typer.Option(help="Split to take from an _info.json.")] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read the shards anew even if the index is fresh.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Read the shards anew even if the index is fresh.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List what the shards hold, once: keys, labels, offsets and sizes, kept beside them or in the cache."""
@@ -122,4 +130,3 @@ _registered()
 
 if __name__ == "__main__":
     main()
-

@@ -76,7 +76,7 @@ def describe(store: TicketStore) -> dict[str, Any]:
         "identity": store.identity,
         "format": f"{header.format} {header.version}, form {header.form}",
         "dataset": " ".join(part for part in (header.dataset.name, header.dataset.split) if part) or "-",
-        "coverage": f"{store.num_rows - skipped:,} of {store.num_rows:,} images have a ticket, {skipped:,} were skipped",
+        "coverage": f"{store.num_rows - skipped:,} of {store.num_rows:,} images have a ticket, {skipped:,} skipped",
         "shards": len(store.shards),
         "grid": f"{header.grid.rows}x{header.grid.cols} patches of {header.patch_size} px",
         "kept": f"{header.k} of {patches} patches (keep {header.keep}, stage keep {header.stage_keep[:6] or '-'})",

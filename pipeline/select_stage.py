@@ -174,9 +174,7 @@ def _rank_missing(
 ) -> None:
     config, index = plan.config, plan.index
     amp = getattr(torch, config.amp_dtype) if config.amp else None
-    ranker = Ranker(
-        plan.selector, plan.header.preprocessing, plan.device, amp, config.compile, config.batch_size, say
-    )
+    ranker = Ranker(plan.selector, plan.header.preprocessing, plan.device, amp, config.compile, config.batch_size, say)
     with contextlib.ExitStack() as claims:
         held: dict[int, contextlib.ExitStack] = {}
 
@@ -187,9 +185,7 @@ def _rank_missing(
                     held[shard] = claim
                     yield shard
 
-        batches = read_shards(
-            claimed(), index, plan.header.view, config.batch_size, config.workers, config.max_pixels
-        )
+        batches = read_shards(claimed(), index, plan.header.view, config.batch_size, config.workers, config.max_pixels)
         parts: list[tuple[ShardBatch, Ranked]] = []
         for batch, ranked in rank_batches(batches, ranker, config.threads):
             if batch.problems and config.bad_images == "error":
@@ -244,7 +240,6 @@ def _load_selector(config: SelectConfig, model_name: str) -> tuple[torch.nn.Modu
 
 def _header(config: SelectConfig, selector: Selector, index: ShardIndex, model_name: str, source: str) -> TicketHeader:
     data = resolve_model_data_config(selector.vit)
-    _, height, width = data["input_size"]
     patch = patch_size_of(selector.vit)
     side_h, side_w = selector.grid.rows * patch, selector.grid.cols * patch
     crop_pct = config.crop_pct if config.crop_pct is not None else data["crop_pct"]
