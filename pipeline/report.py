@@ -1,0 +1,93 @@
+"""A report as one HTML file that needs no network: text, tables and pictures as values, a template that draws them.
+
+The pictures are also written as PNG files beside it, for a README or a talk. Text is escaped by the template, because
+keys and names come from files that others made.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from dlth.pipeline.figures import png
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; the first column names the row, the others are numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, the name of its PNG file, and what it shows."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with texts, tables, pictures and commands, drawn in this order."""
+
+    title: str
+    texts: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, and whether what came out bears it."""
+
+    holds: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report."""
+
+    title: str
+    lead: str
+    verdicts: tuple[Verdict, ...] = ()
+    sections: tuple[Section, ...] = ()
+    footer: str = ""
+
+
+def write_report(report: Report, out: Path) -> Path:
+    """Write `report.html` and its pictures as PNG files to a folder; returns the HTML file's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for section in report.sections:
+        pictures = []
+        for picture in section.pictures:
+            data = png(picture.figure)
+            (out / f"{picture.name}.png").write_bytes(data)
+            url = "data:image/png;base64," + base64.b64encode(data).decode()
+            pictures.append({"data": url, "caption": picture.caption})
+        sections.append(
+            {
+                "title": section.title,
+                "texts": section.texts,
+                "tables": section.tables,
+                "pictures": pictures,
+                "commands": section.commands,
+            }
+        )
+    template = Environment(autoescape=True).from_string((files("dlth.pipeline") / "report.html").read_text("utf-8"))
+    page = template.render(
+        title=report.title, lead=report.lead, verdicts=report.verdicts, sections=sections, footer=report.footer
+    )
+    path = out / "report.html"
+    path.write_text(page, "utf-8")
+    return path
