@@ -1,13 +1,13 @@
 """Sample order: which images every rank reads at every step, as pure functions of (seed, epoch).
 
-An epoch's order is computed, never discovered: permute the shards, then jitter every sample forward by less than `window`
-places and sort. No sample moves further than the window, so shards are opened in order, few at a time, and memory stays
-bounded. The order is cut into *global* batches first and those into equal contiguous parts for ranks and micro-batches, so
-neither the number of ranks, nor of loader workers, nor of accumulation steps changes what a step trains on. The state of
-the reader is therefore (epoch, step), and resuming costs nothing.
-Rejected: a shuffle buffer (its content is state, and its order depends on who fills it); splitting shards over ranks first
-(images of two ranks never meet, and ranks run out at different steps); padding the last batch by repeats (images count
-twice): the last short batch is kept, and weights say what counts.
+An epoch's order is computed, never discovered: permute the shards, then jitter every sample forward by less than
+`window` places and sort. No sample moves further than the window, so shards are opened in order, few at a time, and
+memory stays bounded. The order is cut into *global* batches first and those into equal contiguous parts for ranks and
+micro-batches, so neither the number of ranks, nor of loader workers, nor of accumulation steps changes what a step
+trains on. The state of the reader is therefore (epoch, step), and resuming costs nothing. Rejected: a shuffle buffer
+(its content is state, and its order depends on who fills it); splitting shards over ranks first (images of two ranks
+never meet, and ranks run out at different steps); padding the last batch by repeats (images count twice): the last
+short batch is kept, and weights say what counts.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ def epoch_order(
 ) -> Ids:
     """The ids of one epoch in the order they are trained on, int64 [samples left].
 
-    `shard_rows` int64 [shards]: samples per shard; id = position in the shards' own order. `window` in samples: no sample
-    lies `window` or more places from where its shard's turn would put it (1 keeps each shard's own order; from the number
-    of samples upwards the shuffle is uniform). `removed` bool [samples]: left out before anything is cut, so that all
-    ranks agree. Raises InputError for a window below 1.
+    `shard_rows` int64 [shards]: samples per shard; id = position in the shards' own order. `window` in samples: no
+    sample lies `window` or more places from where its shard's turn would put it (1 keeps each shard's own order; from
+    the number of samples upwards the shuffle is uniform). `removed` bool [samples]: left out before anything is cut, so
+    that all ranks agree. Raises InputError for a window below 1.
     """
     if window < 1:
         raise InputError(f"the shuffle window is at least 1 sample, got {window}")
@@ -101,8 +101,8 @@ class Batching:
     def parts(self, order: Ids, step: int, rank: int) -> list[Part]:
         """What `rank` reads at `step`, one part per micro-batch, each with at least one image.
 
-        In a short last step some parts may have nothing left: they repeat the step's first images with weight 0, so that
-        every rank still takes part in the step.
+        In a short last step some parts may have nothing left: they repeat the step's first images with weight 0, so
+        that every rank still takes part in the step.
         """
         ids = self.batch(order, step)
         unit = 2 if self.paired else 1
