@@ -1,0 +1,102 @@
+"""One process or many: what a rank must know, and the few sums that ranks exchange.
+
+PyTorch's own `torchrun` starts the ranks; a run without it is a world of one, in which every exchange is the identity,
+so that the loop has one path. A group of GPUs gets two back ends at once (nccl for tensors on the GPU, gloo for tensors
+on the CPU): the loop's agreements (weights of a batch, is the loss a number, was a stop asked for) are a few numbers on
+the CPU and never make the GPU wait. Rejected: sending Python objects between ranks, which pickles them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from dlth.tickets.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together: `rank` of `size`, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes files and reports."""
+        return self.rank == 0
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the ranks, in float64 on the CPU; every rank gets the same numbers."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank."""
+        return self.sums([float(flag)])[0] > 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a CPU tensor over the ranks in place; the same shape comes back."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Return once every rank has come here."""
+        self.sums([0.0])
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `name` means here; under torchrun "cuda" is the GPU of the local rank.
+
+    Raises:
+        InputError: no such device on this machine
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name} is not a device; expected auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"--device {name}: PyTorch sees no CUDA GPU here; use --device cpu or auto")
+        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        if index >= torch.cuda.device_count():
+            raise InputError(f"this process needs GPU {index}; this machine has {torch.cuda.device_count()}")
+        device = torch.device("cuda", index)
+    return device
+
+
+@contextmanager
+def joined(device_name: str) -> Iterator[World]:
+    """Join the ranks that torchrun started (or be alone) while the block runs.
+
+    A group that the caller has already made is used and left as it is.
+
+    Raises:
+        InputError: no such device
+    """
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+        return
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield World(0, 1, device)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()

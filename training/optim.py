@@ -1,0 +1,85 @@
+"""Optimizer, learning rate and weight average, all timm's: its names and numbers are what recipes are written in.
+
+The schedule is a pure function of (epoch, step), so a checkpoint need not carry it. Plateau schedules are left out
+because they are not: they depend on what was measured on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+
+from dlth.tickets.errors import InputError, shown
+from dlth.training.config import TrainConfig
+from dlth.training.layers import nearest
+
+SetRate = Callable[[int, int], float]
+"""(epoch, step counted over the run) -> learning rate of the last layer; sets the optimizer's groups on the way."""
+
+
+def learning_rate(config: TrainConfig, global_batch: int) -> float:
+    """The peak learning rate: as given, or scaled linearly by the images of a step."""
+    return config.lr if config.lr is not None else config.lr_base * global_batch / config.lr_base_size
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: int) -> torch.optim.Optimizer:
+    """timm's optimizer over a timm model, with its groups for weight decay and layer decay.
+
+    Raises:
+        InputError: no such optimizer, or one that cannot be made with these settings
+    """
+    name = config.opt.lower()
+    if name not in list_optimizers():
+        raise InputError(f"timm has no optimizer {shown(config.opt)!r}{nearest(name, list_optimizers())}")
+    options: dict[str, Any] = {}
+    if config.opt_eps is not None:
+        options["eps"] = config.opt_eps
+    if config.opt_betas is not None:
+        options["betas"] = config.opt_betas
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=name,
+            lr=learning_rate(config, global_batch),
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=config.layer_decay,
+            **options,
+        )
+    except (TypeError, AssertionError, ImportError) as error:
+        raise InputError(f"timm cannot make the optimizer {config.opt} with these settings: {error}") from error
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> SetRate:
+    """The learning rate by epoch, or by step where the configuration says so."""
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.sched,
+        num_epochs=config.epochs,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        min_lr=config.min_lr,
+        warmup_lr=config.warmup_lr,
+        warmup_epochs=config.warmup_epochs,
+        step_on_epochs=not config.sched_on_updates,
+        updates_per_epoch=steps_per_epoch,
+    )
+
+    def set_rate(epoch: int, step: int) -> float:
+        schedule.step(epoch)
+        schedule.step_update(step)
+        return max(float(group["lr"]) for group in optimizer.param_groups)
+
+    return set_rate
+
+
+def make_ema(model: torch.nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
+    """The moving average of a model's weights, on the model's device, or None when it is off."""
+    if not config.model_ema:
+        return None
+    return ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)

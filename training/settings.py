@@ -1,0 +1,68 @@
+"""What configuration classes share: one field is name, type, limits, help text and panel of the command line.
+
+Settings are pydantic models because a wrong value must be refused before a GPU is touched, and because the same
+description serves the flag's help, the TOML file and the error. Rejected: argparse in timm's way, whose defaults,
+types and help drift apart from the code that reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+def setting(default: Any, panel: str, description: str, *, free: bool = False, **limits: Any) -> Any:
+    """A field with its help text; `free` ones may change when a run is resumed, as they do not touch its result."""
+    return Field(default, description=description, json_schema_extra={"panel": panel, "free": free}, **limits)
+
+
+def is_free(field: FieldInfo) -> bool:
+    """Whether a field may differ between a checkpoint and the run that resumes it."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("free"))
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names: a misspelt setting must not be silently a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+def _comma_list(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _pairs(value: object) -> object:
+    """``a=1,b=true`` to a dict; values are numbers, true, false or text."""
+    if not isinstance(value, str):
+        return value
+    pairs: dict[str, Any] = {}
+    for part in filter(None, value.split(",")):
+        name, equals, text = part.partition("=")
+        if not equals:
+            raise ValueError(f"expected name=value, found {part!r}")
+        pairs[name.strip()] = _literal(text.strip())
+    return pairs
+
+
+def _literal(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _exact(value: object) -> object:
+    """A keep share stays the text that the user wrote: 0.7 is seven tenths, not the nearest binary fraction."""
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Keep = Annotated[str, BeforeValidator(_exact)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]
+Triple = Annotated[tuple[float, float, float], BeforeValidator(_comma_list)]
+Pairs = Annotated[dict[str, Any], BeforeValidator(_pairs)]
