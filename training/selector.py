@@ -1,0 +1,220 @@
+"""The selector: a trained ViT whose class token says which patches of an image matter.
+
+EViT's rule (METHOD in docs): at a selection block, run the attention; score each patch by the attention that the class
+token pays to it; add the residual; keep the best; run the MLP on what is left. What a ticket needs and no more is
+computed: at the last selection block only norm, keys and one query, and nothing after.
+
+The ranking holds every patch: those that reached the last selection block by its score, then those that fell at the
+stage before by that stage's score, and so on back to the first. So the ticket of any smaller budget of the last stage,
+and the refill of a crop, are prefixes of one ordering. Ties go to the lowest patch index: tokens are kept in the order
+of their patch index, not of their rank, and sorting is stable. Rejected: `topk`, which promises no order among ties, and
+keeping tokens best first, which would break ties by an earlier stage's rank.
+
+Axes: B images, P patches of the grid, N tokens, n prefix tokens, m patch tokens still there, D width.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from dlth.tickets.budget import Budget, Rate
+from dlth.tickets.errors import InputError, shown
+from dlth.training.class_attention import attend, class_row, feed_forward
+from dlth.training.embedding import embed, rotary_of_block, take, take_rotary
+from dlth.training.models import check_can_select, grid_of
+
+
+class Selection(NamedTuple):
+    """Rankings of a batch.
+
+    `patches` int64 [B, P]: all patches, best first. `gap` float32 [B]: score of the k-th minus that of the (k+1)-th at the
+    last stage that saw both (0 is a tie, inf means that nothing was cut): how fragile the ticket is.
+    """
+
+    patches: Tensor
+    gap: Tensor
+
+
+class Selector:
+    """Ranks the patches of images with a timm ViT, which is put into evaluation mode.
+
+    Args:
+        vit: a timm ViT with a class token (`check_can_select`)
+        stage_keep: share of its patches that each stage keeps (EViT's and the paper's rate)
+        blocks: selection blocks, counted from 0
+        fuse_tokens: fuse the patches dropped at a stage into one token, weighted by their scores (EViT's option)
+        keep: final share of the patches, takes the place of `stage_keep`
+        tokens: final number of patches, takes the place of `stage_keep`
+    Attributes:
+        grid, budget: of the image size that the model was built for
+    Raises:
+        InputError: a model that cannot select, or blocks or rates that make no sense
+    """
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        stage_keep: Rate | None = 0.7,
+        blocks: Sequence[int] = (3, 6, 9),
+        fuse_tokens: bool = False,
+        *,
+        keep: Rate | None = None,
+        tokens: int | None = None,
+    ) -> None:
+        if keep is not None and tokens is not None:
+            raise InputError("give keep or tokens, not both")
+        self.vit = check_can_select(vit)
+        self.vit.eval()
+        self.blocks = _checked_blocks(blocks, len(self.vit.blocks))
+        self.fuse_tokens = fuse_tokens
+        if fuse_tokens and getattr(self.vit, "rope", None) is not None:
+            raise InputError("this model's positions are rotary, and a fused token has no position: use no fuse_tokens")
+        self._rates = stage_keep, keep, tokens
+        self.grid = grid_of(self.vit)
+        self.budget = self._new_budget(self.grid.num_patches)
+
+    def to(self, device: torch.device | str) -> "Selector":
+        """Move the model; returns the selector."""
+        self.vit.to(device)
+        return self
+
+    def rank(self, images: Tensor) -> Tensor:
+        """All patches of normalised float images [B, 3, height, width], best first: int64 [B, P]."""
+        return self.select(images).patches
+
+    def select(self, images: Tensor) -> Selection:
+        """Rankings and gaps of normalised float images [B, 3, height, width]; the ticket is the first `budget.k`.
+
+        Raises:
+            InputError: images that do not fit, or a model that was put into training mode
+        """
+        with torch.inference_mode():
+            stages, _ = self._forward(images, to_the_end=False)
+            ranking = _ranking(stages)
+            gap = _gap(stages, ranking, self._budget_of(ranking.shape[1]).k)
+        return Selection(ranking.clone(), gap.clone())  # outside: an inference tensor could not index in training
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of the whole forward pass with dropping switched on, as EViT evaluates."""
+        with torch.inference_mode():
+            _, tokens = self._forward(images, to_the_end=True)
+            return self.vit.forward_head(self.vit.norm(tokens))
+
+    def _budget_of(self, num_patches: int) -> Budget:
+        """The budget for images of that many patches; another number than the model's own needs dynamic_img_size."""
+        return self.budget if num_patches == self.budget.num_patches else self._new_budget(num_patches)
+
+    def _new_budget(self, num_patches: int) -> Budget:
+        stage_keep, keep, tokens = self._rates
+        stages = len(self.blocks)
+        if tokens is not None:
+            return Budget.from_tokens(tokens, num_patches, stages, self.fuse_tokens)
+        if keep is not None:
+            return Budget.from_keep(keep, num_patches, stages, self.fuse_tokens)
+        if stage_keep is None:
+            raise InputError(
+                "give stage_keep, keep or tokens: without one there is no telling how many patches to keep"
+            )
+        return Budget.from_stage_keep(stage_keep, num_patches, stages, self.fuse_tokens)
+
+    def _forward(self, images: Tensor, to_the_end: bool) -> tuple[list["_Stage"], Tensor]:
+        """Every stage's scores, and the last tokens [B, N, D] (meaningless unless `to_the_end`)."""
+        vit = self.vit
+        if vit.training:
+            raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
+        n = vit.num_prefix_tokens
+        tokens, table = embed(vit, images)
+        num_patches = tokens.shape[1] - n
+        budget = self._budget_of(num_patches)
+        patches = torch.arange(num_patches, device=tokens.device).expand(len(tokens), -1)
+        rotary, stages = table, list[_Stage]()
+        for index, block in enumerate(vit.blocks):
+            rope = rotary_of_block(vit, rotary, index)
+            if index not in self.blocks:
+                tokens = block(tokens, rope=rope) if isinstance(vit, Eva) else block(tokens)
+                continue
+            if index == self.blocks[-1] and not to_the_end:
+                scores = class_row(block, tokens, rope, n)
+                stages.append(_Stage.of(scores, patches, budget.stage_tokens[-1], num_patches))
+                break
+            tokens, scores = attend(block, tokens, rope, n)
+            stage = _Stage.of(scores, patches, budget.stage_tokens[len(stages)], num_patches)
+            stages.append(stage)
+            tokens, patches = stage.cut(tokens, patches, n, num_patches + len(stages) if self.fuse_tokens else None)
+            if table is not None:
+                rotary = take_rotary(vit, table, tokens, patches)
+            tokens = feed_forward(block, tokens)
+        return stages, tokens
+
+
+def _checked_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
+    numbers = tuple(blocks)
+    rising = all(earlier < later for earlier, later in pairwise(numbers))
+    if not numbers or not rising or not all(type(block) is int and 0 <= block < depth for block in numbers):
+        raise InputError(
+            f"blocks must be one or more numbers from 0 to {depth - 1} (the model has {depth} blocks), rising, "
+            f"got {shown(numbers)}"
+        )
+    return numbers
+
+
+class _Stage(NamedTuple):
+    """One stage's verdict on the m patch tokens that reached it.
+
+    `order` int64 [B, m]: token positions, best first. `patches` int64 [B, m]: the patches there (a number from `num_patches`
+    on is a fused token). `scores` float32 [B, m]: their scores. `kept`: how many go on. `num_patches`: of the grid.
+    """
+
+    order: Tensor
+    patches: Tensor
+    scores: Tensor
+    kept: int
+    num_patches: int
+
+    @classmethod
+    def of(cls, scores: Tensor, patches: Tensor, kept: int, num_patches: int) -> "_Stage":
+        best = scores.sort(dim=1, descending=True, stable=True)
+        return cls(best.indices, patches.gather(1, best.indices), best.values, kept, num_patches)
+
+    def cut(self, tokens: Tensor, patches: Tensor, n: int, fused: int | None) -> tuple[Tensor, Tensor]:
+        """Keep the best of tokens [B, n + m, D] and patches [B, m], in patch order; `fused` numbers an added token."""
+        if self.kept == self.order.shape[1]:
+            return tokens, patches
+        prefix, values = tokens[:, :n], tokens[:, n:]
+        kept = self.order[:, : self.kept].sort(dim=1).values
+        parts, numbers = [prefix, take(values, kept)], [patches.gather(1, kept)]
+        if fused is not None:
+            dropped = take(values, self.order[:, self.kept :])
+            weights = self.scores[:, self.kept :].unsqueeze(2)
+            parts.append((dropped * weights).sum(dim=1, keepdim=True).to(tokens.dtype))
+            numbers.append(torch.full_like(patches[:, :1], fused))
+        return torch.cat(parts, dim=1), torch.cat(numbers, dim=1)
+
+
+def _ranking(stages: list[_Stage]) -> Tensor:
+    """All patches, best first: int64 [B, P]. Fused tokens are taken out."""
+    groups = [stages[-1].patches, *(stage.patches[:, stage.kept :] for stage in reversed(stages[:-1]))]
+    everyone = torch.cat(groups, dim=1)
+    num_patches = stages[0].num_patches
+    if everyone.shape[1] == num_patches:
+        return everyone
+    patches_first = (everyone >= num_patches).to(torch.uint8).sort(dim=1, stable=True).indices
+    return everyone.gather(1, patches_first[:, :num_patches])
+
+
+def _gap(stages: list[_Stage], ranking: Tensor, k: int) -> Tensor:
+    """Score of the k-th patch minus that of the (k+1)-th at the last stage that saw both: float32 [B]."""
+    gap = ranking.new_full((len(ranking),), torch.inf, dtype=torch.float32)
+    if k == ranking.shape[1]:
+        return gap
+    for stage in stages:
+        width = stage.num_patches + len(stages) + 1
+        table = stage.scores.new_full((len(ranking), width), torch.nan).scatter(1, stage.patches, stage.scores)
+        pair = table.gather(1, ranking[:, k - 1 : k + 1])
+        seen = pair[:, 0] - pair[:, 1]
+        gap = torch.where(seen.isnan(), gap, seen)
+    return gap
