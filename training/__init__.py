@@ -4,6 +4,11 @@ Names are loaded on first use: the configuration alone should not cost the secon
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlth.training.selector import Selection, Selector
+    from dlth.training.ticket_vit import TicketViT
 
 _EXPORTS = {
     "Selection": "selector",
@@ -12,7 +17,7 @@ _EXPORTS = {
 }
 """Exported name -> module of this package."""
 
-__all__ = list(_EXPORTS)
+__all__ = ["Selection", "Selector", "TicketViT"]
 
 
 def __getattr__(name: str) -> object:

@@ -11,6 +11,8 @@ precision (TF32, autocast) can round scores into ties.
 Axes: B images, N tokens (prefix first), D width, h heads, d width of a head.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
@@ -20,8 +22,12 @@ from torch import Tensor, nn
 
 QUERY, KEY, VALUE = range(3)
 
+TimmBlock = Any
+TimmAttention = Any
+"""timm's modules: a type checker takes what they hold for `Tensor | Module`, which can neither be called nor scaled."""
 
-def unsupported(block: nn.Module) -> str:
+
+def unsupported(block: TimmBlock) -> str:
     """Why the class token's row cannot be computed in this block; empty if it can."""
     if type(block) not in (Block, EvaBlock):
         return f"its blocks are of type {type(block).__name__}, in which nothing stands between attention and MLP"
@@ -34,7 +40,7 @@ def unsupported(block: nn.Module) -> str:
     return ""
 
 
-def class_row(block: nn.Module, tokens: Tensor, rotary: Tensor | None, num_prefix: int) -> Tensor:
+def class_row(block: TimmBlock, tokens: Tensor, rotary: Tensor | None, num_prefix: int) -> Tensor:
     """Scores of the patches and nothing else: float32 [B, N - num_prefix] for tokens [B, N, D].
 
     The class token's attention to each patch: softmax over all tokens, prefix included, then the mean over heads.
@@ -45,7 +51,7 @@ def class_row(block: nn.Module, tokens: Tensor, rotary: Tensor | None, num_prefi
     return _row(block.attn, query, key)[:, num_prefix:]
 
 
-def attend(block: nn.Module, tokens: Tensor, rotary: Tensor | None, num_prefix: int) -> tuple[Tensor, Tensor]:
+def attend(block: TimmBlock, tokens: Tensor, rotary: Tensor | None, num_prefix: int) -> tuple[Tensor, Tensor]:
     """The block's attention branch added to tokens [B, N, D], and the scores as `class_row` gives them."""
     attn = block.attn
     x = block.norm1(tokens)
@@ -60,12 +66,12 @@ def attend(block: nn.Module, tokens: Tensor, rotary: Tensor | None, num_prefix: 
     return tokens + _scaled(block, "1", attn.proj(out)), scores
 
 
-def feed_forward(block: nn.Module, tokens: Tensor) -> Tensor:
+def feed_forward(block: TimmBlock, tokens: Tensor) -> Tensor:
     """The block's MLP branch added to tokens [B, N, D]."""
     return tokens + _scaled(block, "2", block.mlp(block.norm2(tokens)))
 
 
-def _heads(attn: nn.Module, x: Tensor, part: int) -> Tensor:
+def _heads(attn: TimmAttention, x: Tensor, part: int) -> Tensor:
     """Query, key or value of tokens [B, N, D] by heads: [B, h, N, d]; grouped keys and values repeated."""
     if attn.qkv is None:
         projected = (attn.q_proj, attn.k_proj, attn.v_proj)[part](x)
@@ -80,7 +86,7 @@ def _heads(attn: nn.Module, x: Tensor, part: int) -> Tensor:
     return by_head.repeat_interleave(groups, dim=1) if groups > 1 else by_head
 
 
-def _rotated(attn: nn.Module, x: Tensor, rotary: Tensor | None) -> Tensor:
+def _rotated(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
     """Rotate the patches of queries or keys [B, h, N, d]; prefix tokens have no position."""
     if rotary is None:
         return x
@@ -89,13 +95,13 @@ def _rotated(attn: nn.Module, x: Tensor, rotary: Tensor | None) -> Tensor:
     return torch.cat([prefix, rotated.to(x.dtype)], dim=2)
 
 
-def _row(attn: nn.Module, query: Tensor, key: Tensor) -> Tensor:
+def _row(attn: TimmAttention, query: Tensor, key: Tensor) -> Tensor:
     """Softmax attention of one query [B, h, 1, d] to all keys [B, h, N, d], mean over heads: float32 [B, N]."""
     products = (query.float() * key.float()).sum(dim=-1)
     return (products * attn.scale).softmax(dim=-1).mean(dim=1)
 
 
-def _scaled(block: nn.Module, branch: str, out: Tensor) -> Tensor:
+def _scaled(block: TimmBlock, branch: str, out: Tensor) -> Tensor:
     """Layer scale of branch "1" (attention) or "2" (MLP), where the block has one."""
     if isinstance(block, EvaBlock):
         gamma = getattr(block, f"gamma_{branch}")

@@ -8,6 +8,8 @@ because it adds position embeddings to all patches at once; tests compare the tw
 Axes: B images, C channels, P patches of the grid, k kept ones, D token width, n prefix tokens.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed, apply_keep_indices_nlc, resample_abs_pos_embed
@@ -42,11 +44,12 @@ def embed(vit: ViT, images: Tensor, patches: Tensor | None = None) -> tuple[Tens
 
 
 def image_grid(vit: ViT, images: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches of images [B, C, height, width]; raises InputError for images the model cannot take."""
+    """Rows and columns of patches of images [B, C, height, width]; raises InputError for images that do not fit."""
     stem = vit.patch_embed
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
-            f"images must be normalised floats [batch, channels, height, width], got {images.dtype} {list(images.shape)}"
+            "images must be normalised floats [batch, channels, height, width], "
+            f"got {images.dtype} {list(images.shape)}"
         )
     size = (images.shape[2], images.shape[3])
     if stem.strict_img_size and size != tuple(stem.img_size):
@@ -54,7 +57,7 @@ def image_grid(vit: ViT, images: Tensor) -> tuple[int, int]:
             f"images of {size[0]}x{size[1]} pixels do not fit a model of {stem.img_size[0]}x{stem.img_size[1]}; "
             "build it with that img_size, or with dynamic_img_size=True"
         )
-    side = stem.feat_ratio(as_scalar=False)
+    side: Any = stem.feat_ratio(as_scalar=False)
     if not stem.strict_img_size and not stem.dynamic_img_pad and (size[0] % side[0] or size[1] % side[1]):
         raise InputError(f"images of {size[0]}x{size[1]} pixels are not whole patches of {side[0]}x{side[1]}")
     return stem.dynamic_feat_size(size)
@@ -117,7 +120,7 @@ def _prefix_and_positions(vit: ViT, grid: tuple[int, int], like: Tensor) -> tupl
     """Prefix tokens [1, n, D] with their positions, and the patches' position embeddings [1, P, D] if there are any."""
     tokens = [getattr(vit, name, None) for name in ("cls_token", "dist_token", "reg_token")]
     prefix = torch.cat([token for token in tokens if token is not None] or [like[:1, :0]], dim=1)
-    positions = vit.pos_embed
+    positions: Tensor | None = vit.pos_embed
     if positions is None:
         return prefix, None
     with_position = 0 if vit.no_embed_class else vit.num_prefix_tokens
@@ -132,5 +135,6 @@ def _prefix_and_positions(vit: ViT, grid: tuple[int, int], like: Tensor) -> tupl
 def _rotary_table(vit: ViT, grid: tuple[int, int]) -> Tensor | None:
     if not isinstance(vit, Eva) or vit.rope is None:
         return None
-    fixed = not vit.dynamic_img_size and hasattr(vit.rope, "feat_shape")
-    return vit.rope.get_embed() if fixed else vit.rope.get_embed(shape=list(grid))
+    rope: Any = vit.rope
+    fixed = not vit.dynamic_img_size and hasattr(rope, "feat_shape")
+    return rope.get_embed() if fixed else rope.get_embed(shape=list(grid))

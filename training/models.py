@@ -129,7 +129,7 @@ def patch_size_of(vit: nn.Module) -> int:
 
 
 def default_blocks(vit: nn.Module) -> tuple[int, ...]:
-    """The paper's selection blocks, counted from 0: 3, 6, 9 of 12; 4, 8, 12 of 16; the same quarters of other depths."""
+    """The paper's selection blocks, counted from 0: 3, 6, 9 of 12; 4, 8, 12 of 16; alike for other depths."""
     depth = len(check_family(vit, "select").blocks)
     return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4})) if depth >= 4 else (depth - 1,)
 

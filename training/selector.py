@@ -5,10 +5,10 @@ token pays to it; add the residual; keep the best; run the MLP on what is left. 
 computed: at the last selection block only norm, keys and one query, and nothing after.
 
 The ranking holds every patch: those that reached the last selection block by its score, then those that fell at the
-stage before by that stage's score, and so on back to the first. So the ticket of any smaller budget of the last stage,
-and the refill of a crop, are prefixes of one ordering. Ties go to the lowest patch index: tokens are kept in the order
-of their patch index, not of their rank, and sorting is stable. Rejected: `topk`, which promises no order among ties, and
-keeping tokens best first, which would break ties by an earlier stage's rank.
+stage before by that stage's score, and so on back to the first. So the ticket of a smaller budget, and the refill of a
+crop, are prefixes of one ordering. Ties go to the lowest patch index: tokens are kept in the order of their patches,
+not of their rank, and sorting is stable. Rejected: `topk`, which promises no order among ties, and keeping tokens best
+first, which would break ties by an earlier stage's rank.
 
 Axes: B images, P patches of the grid, N tokens, n prefix tokens, m patch tokens still there, D width.
 """
@@ -31,8 +31,8 @@ from dlth.training.models import check_can_select, grid_of
 class Selection(NamedTuple):
     """Rankings of a batch.
 
-    `patches` int64 [B, P]: all patches, best first. `gap` float32 [B]: score of the k-th minus that of the (k+1)-th at the
-    last stage that saw both (0 is a tie, inf means that nothing was cut): how fragile the ticket is.
+    `patches` int64 [B, P]: all patches, best first. `gap` float32 [B]: score of the k-th minus that of the (k+1)-th at
+    the last stage that saw both (0 is a tie, inf means that nothing was cut): how fragile the ticket is.
     """
 
     patches: Tensor
@@ -116,9 +116,7 @@ class Selector:
         if keep is not None:
             return Budget.from_keep(keep, num_patches, stages, self.fuse_tokens)
         if stage_keep is None:
-            raise InputError(
-                "give stage_keep, keep or tokens: without one there is no telling how many patches to keep"
-            )
+            raise InputError("give stage_keep, keep or tokens: one of them must say how many patches to keep")
         return Budget.from_stage_keep(stage_keep, num_patches, stages, self.fuse_tokens)
 
     def _forward(self, images: Tensor, to_the_end: bool) -> tuple[list["_Stage"], Tensor]:
@@ -165,8 +163,8 @@ def _checked_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
 class _Stage(NamedTuple):
     """One stage's verdict on the m patch tokens that reached it.
 
-    `order` int64 [B, m]: token positions, best first. `patches` int64 [B, m]: the patches there (a number from `num_patches`
-    on is a fused token). `scores` float32 [B, m]: their scores. `kept`: how many go on. `num_patches`: of the grid.
+    `order` int64 [B, m]: token positions, best first. `patches` int64 [B, m]: the patches there (a number from
+    `num_patches` on is a fused token). `scores` float32 [B, m]: theirs. `kept`: how many go on.
     """
 
     order: Tensor

@@ -31,7 +31,7 @@ class TicketViT(nn.Module):
         Args:
             images: all pixels; those of dropped patches are not read
             patches: int64 [batch, k], numbered row-major from 0, each patch once in a row, in any order; None is
-                timm's own forward on all patches. An index outside the grid is an IndexError or, on a GPU, an assertion.
+                timm's own forward on all patches. An index outside the grid is an error of PyTorch's gather.
         Raises:
             InputError: shapes or dtypes that do not fit
         """

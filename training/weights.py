@@ -1,0 +1,205 @@
+"""Weights from files: safetensors, or .pth without running any code that stands in it; and the digest of a model's weights.
+
+A .pth is a pickle, and a pickle is a program. It is read by torch's restricted reader alone (`weights_only=True`, given
+explicitly so that no environment variable switches it off); the one foreign type that DeiT's and EViT's releases need,
+`argparse.Namespace`, is replaced by an empty stand-in. Loading is strict: every missing, unexpected or misshapen entry is
+named, since a model with half of its weights still runs and still gives tickets. Rejected: timm's `load_checkpoint` and
+its filters, which resample position embeddings and drop heads without a word.
+"""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WEIGHTS = ("state_dict", "model", "model_state_dict")
+EMA_WEIGHTS = ("state_dict_ema", "model_ema", "ema")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What data parallel training, torch.compile and wrapping models put before every name."""
+
+MAX_FILE_BYTES = 64 * 2**30
+MAX_HEADER_BYTES = 100 * 2**20
+NAMED = 6
+"""How many entries of a kind a message names."""
+
+
+class LoadedWeights(NamedTuple):
+    """What was loaded: digest of the model's weights as `weights_digest` gives it, and the file's name without folders."""
+
+    sha256: str
+    source: str
+
+
+class _Namespace:
+    """Stands in for `argparse.Namespace`, the options that DeiT and EViT store beside their weights; never read."""
+
+
+def load_weights(vit: nn.Module, path: str | Path, use_ema: bool = False) -> LoadedWeights:
+    """Load a checkpoint into a model, strictly.
+
+    Args:
+        vit: the model; its dtypes and device are kept
+        path: safetensors, or a .pth of timm's, DeiT's or EViT's form (weights alone, or under "model" or "state_dict")
+        use_ema: take the averaged weights that timm and DeiT store beside the others
+    Raises:
+        MissingFileError: no such file
+        UnsafeError: a .pth that holds more than tensors and plain values
+        LimitError: a file beyond any model's size
+        InputError: no checkpoint, or none with the weights asked for
+        MismatchError: missing, unexpected or misshapen entries, all named
+    """
+    path = Path(path)
+    wanted = vit.state_dict()
+    found = _renamed(read_weights(path, use_ema), wanted)
+    problems = _differences(wanted, found)
+    if problems:
+        raise MismatchError(f"{path.name} does not fit this {type(vit).__name__}: {' '.join(problems)}")
+    vit.load_state_dict(found, strict=True)
+    return LoadedWeights(weights_digest(vit), path.name)
+
+
+def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint, on the CPU, without the prefixes that wrappers add. Raises as `load_weights`."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"there is no weights file {shown(path)}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise LimitError(f"{path.name} has {path.stat().st_size} bytes; weights files end at {MAX_FILE_BYTES}")
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    return _without_prefixes(_tensors(content, path, use_ema))
+
+
+def checkpoint_classes(path: str | Path) -> int | None:
+    """Number of classes of a checkpoint's head; None if it has no linear head. Raises as `load_weights`."""
+    head = read_weights(path).get("head.weight")
+    return head.shape[0] if head is not None and head.ndim == 2 else None
+
+
+def weights_digest(vit: nn.Module) -> str:
+    """sha256, in hex, of a model's weights: names in order, dtypes, shapes and bytes. Where they were stored is not in it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vit.state_dict().items()):
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path.name} is no whole safetensors file: {shown(error)}") from error
+
+
+def _read_pickle(path: Path) -> object:
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _check_zip(path)
+    try:
+        with torch.serialization.safe_globals([(_Namespace, "argparse.Namespace")]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise UnsafeError(
+            f"{path.name} holds more than tensors and plain values and was not opened: {_cause(error)} "
+            "If you trust who made it, have its weights saved again alone, best as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{path.name} is no checkpoint that can be read: {type(error).__name__}: {_cause(error)}"
+        ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """Only stored members within the file: a compressed one could unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise InputError(f"{path.name} is no checkpoint that can be read: {shown(error)}") from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise UnsafeError(f"{path.name} holds compressed members; torch.save writes none")
+    if any(member.file_size > MAX_HEADER_BYTES for member in members if member.filename.endswith("data.pkl")):
+        raise LimitError(f"{path.name} has a pickle above {MAX_HEADER_BYTES} bytes beside its tensors")
+
+
+def _cause(error: Exception) -> str:
+    """The line of torch's long advice that says what was wrong (never its advice to switch the safe reader off)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported", "Trying"))]
+    return shown((telling or lines or [type(error).__name__])[0])
+
+
+def _tensors(content: object, path: Path, use_ema: bool) -> dict[str, Tensor]:
+    """The weights among what a checkpoint holds."""
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path.name} holds a {type(content).__name__}, not named weights")
+    names = EMA_WEIGHTS if use_ema else WEIGHTS
+    inner = next((content[name] for name in names if isinstance(content.get(name), Mapping)), None)
+    if inner is None and use_ema:
+        raise InputError(f"{path.name} holds no averaged weights ({', '.join(names)}); it holds {_named(content)}")
+    weights = {str(name): value for name, value in (content if inner is None else inner).items()}
+    others = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if others or not weights:
+        raise InputError(
+            f"{path.name} holds no weights under {', '.join(names)} and is none itself; it holds {_named(weights)}"
+        )
+    return weights
+
+
+def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), ""):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _renamed(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DeiT III's releases call layer scale gamma_1 and gamma_2, timm's models ls1.gamma and ls2.gamma."""
+
+    def timm_name(name: str) -> str:
+        other = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
+        return other if name not in wanted and other in wanted else name
+
+    return {timm_name(name): value for name, value in found.items()}
+
+
+def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Sentences on what does not agree; none if all does."""
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    misshapen = [name for name in wanted if name in found and wanted[name].shape != found[name].shape]
+    problems = []
+    if missing:
+        problems.append(f"missing in the file: {_named(missing)}.")
+    if unexpected:
+        problems.append(f"not in the model: {_named(unexpected)}.")
+    if misshapen:
+        shapes = [f"{name} (file {_shape(found[name])}, model {_shape(wanted[name])})" for name in misshapen]
+        problems.append(f"of another shape: {_named(shapes)}.")
+    if "pos_embed" in misshapen:
+        problems.append("Position embeddings of another size: build the model with the file's img_size and patch_size.")
+    if "head.weight" in misshapen:
+        problems.append(f"Another head: build the model with num_classes={found['head.weight'].shape[0]}.")
+    return problems
+
+
+def _named(names: Iterable[object]) -> str:
+    every = [shown(name, 80) for name in names]
+    return ", ".join(every[:NAMED]) + (f" and {len(every) - NAMED} more" if len(every) > NAMED else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
