@@ -1,7 +1,7 @@
 """What a run writes beside its weights: one line per step and epoch, timm's table, curves, and the result.
 
     config.toml     every setting, as `--config` reads it
-    metrics.jsonl   the record: one JSON object a line, `kind` train, eval or note
+    metrics.jsonl   the record: one JSON object a line, `kind` train (a few steps) or epoch
     summary.csv     timm's table: one row an epoch, train_*, eval_*, lr
     curves.png      loss, accuracy and learning rate over epochs
     result.json     written last: a run that has it is finished
@@ -37,7 +37,7 @@ class RunLog:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULT).unlink(missing_ok=True)
-        self._records = [record for record in _read_records(folder / METRICS) if record["step"] <= after]
+        self._records = [record for record in _read_records(folder / METRICS) if _is_before(record, after)]
         write_text(folder / METRICS, "".join(_line(record) for record in self._records))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = _open_board(folder / TENSORBOARD, after) if tensorboard else None
@@ -61,10 +61,6 @@ class RunLog:
                 if isinstance(value, int | float) and name != "epoch":
                     self._board.add_scalar(f"{kind}/{name}", value, step)
         return record
-
-    def cut(self, step: int, kind: str) -> None:
-        """Forget records of `kind` at `step`: what they say is about to be measured again."""
-        self._records = [r for r in self._records if r["step"] != step or r["kind"] != kind]
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -117,6 +113,11 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
 
 def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
+
+
+def _is_before(record: Mapping[str, Any], step: int) -> bool:
+    """Whether a record was written before the checkpoint of `step`: what is measured there is measured again."""
+    return bool(record["step"] < step or (record["step"] == step and record["kind"] == "train"))
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:

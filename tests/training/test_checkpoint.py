@@ -1,0 +1,114 @@
+"""Checkpoints: whole or not there, nothing lost in taking an optimizer apart, damage found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from timm.optim import create_optimizer_v2
+
+from dlth.tickets.errors import DamageError, InputError, MissingFileError
+from dlth.training import checkpoint
+
+TENSORS = {"weight": torch.arange(6.0).reshape(2, 3).T, "count": torch.tensor(3)}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "lion"])
+def test_an_optimizer_taken_apart_and_put_together_steps_alike(name: str, tmp_path: Path) -> None:
+    """The state goes through a tensor file and JSON text, and the next step is the same to the bit."""
+
+    def model_and_optimizer() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 2))
+        return model, create_optimizer_v2(model, opt=name, lr=0.1, weight_decay=0.05)
+
+    def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        model(torch.randn(4, 5)).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = model_and_optimizer()
+    step(model, optimizer, 1)
+    tensors: dict[str, torch.Tensor] = {}
+    tree = json.loads(json.dumps(checkpoint.take_apart(optimizer.state_dict(), "optimizer", tensors)))
+    checkpoint.write_tensors(tmp_path / "tensors", tensors)
+    other, other_optimizer = model_and_optimizer()
+    other.load_state_dict(model.state_dict())
+    other_optimizer.load_state_dict(checkpoint.put_together(tree, checkpoint.read_tensors(tmp_path / "tensors")))
+    step(model, optimizer, 2)
+    step(other, other_optimizer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_checkpoint_reads_back_and_older_ones_go(tmp_path: Path) -> None:
+    """The newest `keep` stay, `latest` names the newest, and what was saved is what is loaded."""
+    assert checkpoint.newest(tmp_path) is None
+    for step in (2, 10, 100):
+        checkpoint.save(tmp_path, step, TENSORS, {"step": step, "loss": 0.1 + 0.2}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000010", "step-00000100"]
+    read = checkpoint.load(checkpoint.newest(tmp_path))
+    assert read.state == {"step": 100, "loss": 0.1 + 0.2}
+    assert all(torch.equal(read.tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def _lives_through(point: int, folder: Path) -> bool:
+    """Save step 2 in a child that is killed at its `point`-th file-system call; True if it ended by itself."""
+    child = os.fork()
+    if child == 0:
+        calls = 0
+        for name in ("rename", "mkdir", "fsync", "open", "rmdir", "unlink", "replace"):
+
+            def counted(*args: object, real=getattr(os, name), **kwargs: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls == point:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **kwargs)
+
+            setattr(os, name, counted)
+        checkpoint.save(folder, 2, TENSORS, {"step": 2}, keep=1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Killed at each of its file-system calls, a save leaves the old or the new checkpoint, and the next save works."""
+    seen, point = set(), 0
+    while True:
+        point += 1
+        folder = tmp_path / str(point)
+        checkpoint.save(folder, 1, TENSORS, {"step": 1}, keep=1)
+        ended = _lives_through(point, folder)
+        seen.add(checkpoint.load(checkpoint.newest(folder)).state["step"])
+        checkpoint.save(folder, 3, TENSORS, {"step": 3}, keep=1)
+        assert checkpoint.load(checkpoint.newest(folder)).state["step"] == 3
+        assert [path.name for path in folder.glob("step-*")] == ["step-00000003"]
+        if ended:
+            break
+    assert seen == {1, 2}
+    assert point > 10
+
+
+def test_damage_and_strangers_are_refused(tmp_path: Path) -> None:
+    """One flipped bit, another format, a missing file: each is named."""
+    path = checkpoint.save(tmp_path, 1, TENSORS, {}, keep=1)
+    with pytest.raises(MissingFileError, match=r"is no checkpoint of dlth: it has no state\.json"):
+        checkpoint.load(tmp_path)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"version": 9}))
+    with pytest.raises(InputError, match=r"\('dlth-checkpoint', 9\); this dlth reads dlth-checkpoint version 1"):
+        checkpoint.load(path)
+    (path / "state.json").write_text(json.dumps(state))
+    content = bytearray((path / "tensors.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "tensors.safetensors").write_bytes(content)
+    with pytest.raises(DamageError, match=r"tensors\.safetensors is damaged"):
+        checkpoint.load(path)
+    (tmp_path / "latest").write_text("../elsewhere\n")
+    with pytest.raises(DamageError, match="which is no checkpoint"):
+        checkpoint.newest(tmp_path)

@@ -1,0 +1,117 @@
+"""Settings of stage 2: who wins, what is refused, and the way to TOML and back."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dlth.tickets.errors import InputError, MissingFileError
+from dlth.training.config import RECIPES, TrainConfig
+from dlth.training.layers import layered, to_toml
+from dlth.training.optim import learning_rate
+from dlth.training.schedule import tokens_at
+
+NEEDED = {"data": "train", "out": "run", "tickets": "tickets.zarr"}
+
+
+def test_flags_win_over_the_file_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
+    """Each layer overrides the ones below it, and only where it speaks."""
+    file = tmp_path / "run.toml"
+    file.write_text("epochs = 30\nmixup = 0.4\nweight_decay = 0.1\n")
+    config = layered(NEEDED | {"epochs": 3, "warmup_epochs": 1}, recipe="deit", config_file=file)
+    assert (config.epochs, config.mixup, config.cutmix, config.momentum) == (3, 0.4, 1.0, 0.9)
+    assert (config.weight_decay, config.recipe) == (0.1, "deit")
+
+
+def test_a_recipe_named_in_the_file_counts(tmp_path: Path) -> None:
+    """`recipe` may stand in the file, as it does in the config.toml of a run."""
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "smoke"\n')
+    assert layered(NEEDED, config_file=file).epochs == RECIPES["smoke"]["epochs"]
+
+
+def test_the_deit_recipe_holds_the_papers_numbers() -> None:
+    """A changed number here changes what 'the paper's recipe' means in every result that names it."""
+    config = layered(NEEDED, recipe="deit")
+    assert learning_rate(config, 1024) == pytest.approx(1e-3)
+    numbers = (config.opt, config.weight_decay, config.warmup_epochs, config.sched, config.epochs, config.aa)
+    assert numbers == ("adamw", 0.05, 5, "cosine", 300, "rand-m9-mstd0.5-inc1")
+    regularisation = (config.mixup, config.cutmix, config.reprob, config.smoothing, config.drop_path)
+    assert regularisation == (0.8, 1.0, 0.25, 0.1, 0.1)
+    assert (config.model_ema, config.model_ema_decay, config.batch_size * 4) == (True, 0.99996, 1024)
+
+
+def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
+    """What --print-config shows, --config reads: every kind of value survives, awkward text too."""
+    overrides = {
+        "model_kwargs": "patch_size=8,depth=2,no_embed_class=true,act_layer=gelu",
+        "keep": 0.7,
+        "selector_blocks": "1,2",
+        "opt_betas": "0.9,0.95",
+        "init_from": 'a "quoted"\\path\u007f\u00e9.pth',
+        "lr": 1e-8,
+    }
+    config = layered(NEEDED | overrides, recipe="deit")
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert layered({}, config_file=file) == config
+    assert config.keep == "0.7"
+    assert config.model_kwargs == {"patch_size": 8, "depth": 2, "no_embed_class": True, "act_layer": "gelu"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "recipe", "message"),
+    [
+        ({"learning_rate": 1}, None, r"unknown setting among the flags: 'learning_rate'"),
+        ({"weigth_decay": 1}, None, r"did you mean 'weight_decay'\?"),
+        ({}, "diet", r"there is no recipe 'diet'; there are deit, smoke. \(did you mean 'deit'\?\)"),
+        ({"lr": "fast"}, None, r"--lr: .*found fast"),
+        ({"drop_path": 1.5}, None, r"--drop-path: .*less than 1"),
+        ({"lr": float("nan")}, None, r"--lr: .*finite"),
+        ({"tickets": None}, None, r"the ticket arm needs a ticket file"),
+        ({"mode": "online"}, None, r"name the selector"),
+        ({"arm": "random", "tickets": None}, None, r"how many patches to keep"),
+        ({"arm": "dense", "mode": "frozen"}, None, r"the dense arm uses none"),
+        ({"arm": "dense", "keep_schedule": "cosine"}, None, r"has no meaning"),
+        ({"epochs": 3}, None, r"5 epochs of warm-up do not fit in 3"),
+        ({"model_kwargs": "depth"}, None, r"expected name=value, found 'depth'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) and value else None,
+)
+def test_what_cannot_be_is_refused_by_name(overrides: dict, recipe: str | None, message: str) -> None:
+    """A wrong setting is named as the flag it is, with what to do, before anything is opened."""
+    with pytest.raises(InputError, match=message):
+        layered(NEEDED | overrides, recipe=recipe)
+
+
+def test_unknown_keys_in_a_file_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    """A misspelt key in a file would otherwise silently be a default."""
+    file = tmp_path / "run.toml"
+    file.write_text("batchsize = 3\n")
+    with pytest.raises(InputError, match=r"unknown setting in .*'batchsize' \(did you mean 'batch_size'\?\)"):
+        layered(NEEDED, config_file=file)
+    file.write_text("epochs = = 3\n")
+    with pytest.raises(InputError, match="is not TOML"):
+        layered(NEEDED, config_file=file)
+    with pytest.raises(MissingFileError, match="there is no configuration file"):
+        layered(NEEDED, config_file=tmp_path / "none.toml")
+
+
+def test_every_setting_has_a_help_text_and_a_panel() -> None:
+    """Fields become flags: none may come without a description."""
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+        assert isinstance(field.json_schema_extra, dict), name
+        assert field.json_schema_extra["panel"], name
+
+
+def test_the_adjusted_schedule_falls_from_all_patches_to_k() -> None:
+    """All patches until epoch 10, k from epoch 110 on, half way in the middle, never rising."""
+    falling = [tokens_at(epoch, 101, 196, start=10, epochs=100) for epoch in range(130)]
+    assert falling[:11] == [196] * 11
+    assert falling[60] == 149  # 101 + ceil(95 / 2)
+    assert falling[110:] == [101] * 20
+    assert all(later <= earlier for earlier, later in pairwise(falling))

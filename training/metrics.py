@@ -1,0 +1,59 @@
+"""What a run counts: loss, images, tokens, time in data and in compute, memory; all of it goes on after a resume."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass
+class Totals:
+    """Sums over some steps: seconds of this rank, images and tokens of all ranks, and the loss weighted by images."""
+
+    loss_sum: float = 0.0
+    loss_weight: float = 0.0
+    images: float = 0.0
+    tokens: float = 0.0
+    data_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+    def add(self, other: Totals) -> None:
+        """Add another's sums to these."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss per image, or None where no step counted."""
+        return self.loss_sum / self.loss_weight if self.loss_weight else None
+
+    @property
+    def seconds(self) -> float:
+        """Time in data and compute together."""
+        return self.data_seconds + self.compute_seconds
+
+    def rates(self) -> dict[str, float]:
+        """Images and tokens per second over all ranks, and the seconds that this rank waited for data and computed."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "images_per_second": self.images / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "data_seconds": self.data_seconds,
+            "compute_seconds": self.compute_seconds,
+        }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person knows it, e.g. the GPU's model name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

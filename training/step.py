@@ -1,0 +1,201 @@
+"""One optimizer step on one global batch: pixels in, gradients exact however the batch is cut, weights moved.
+
+The loss is the weighted mean over the *global* batch: every rank sums its weighted losses, divides by the weight of all
+ranks' images and multiplies by the number of ranks, which cancels DDP's averaging. So accumulation steps, ranks and a
+short last batch change rounding and nothing else. A step whose loss is no number moves nothing.
+
+Randomness (drop path, dropout) is drawn anew for each (seed, step, rank): a resumed run needs no generator state. The
+loss reaches the CPU from behind the forward pass, while the GPU is still busy with the backward pass, so looking at it
+costs no idle time. Rejected: stepping first and looking every N steps, as that lets a NaN into the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dlth.data import Batch, mix_images, mix_targets
+from dlth.tickets.seeding import derive
+from dlth.training.config import TrainConfig
+from dlth.training.distributed import World
+from dlth.training.ticket_vit import TicketViT
+
+Rank = Callable[[Tensor], Tensor]
+"""Normalised images [B, 3, H, W] -> patches int64 [B, P], best first: the selector of the online mode."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How uint8 images become the model's input: channel means and deviations of values in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channels_last: bool = False
+
+    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
+        """Normalised float32 [B, 3, H, W] on the device, of uint8 [B, 3, H, W]."""
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        floats = images.to(device, non_blocking=True).to(torch.float32, memory_format=memory)
+        mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
+        return floats.sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Under what precision forwards run: autocast to `dtype`, or plain float32 when it is None."""
+
+    dtype: torch.dtype | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, amp: bool, amp_dtype: str, device: torch.device) -> Precision:
+        """The precision that the settings ask for."""
+        return cls(getattr(torch, amp_dtype) if amp else None, device)
+
+    def __call__(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which to run a forward."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`loss`: the global batch's weighted mean; `weight`: its number of images; `moved`: whether weights changed."""
+
+    loss: float
+    weight: float
+    moved: bool
+
+
+class Stepper:
+    """Everything a step needs, put together once.
+
+    `rank` ranks patches in the online mode, None otherwise. `full_size` is the number of images of a whole micro-batch:
+    only those go through the compiled student, so that a short last batch neither is dropped nor compiles anew.
+    """
+
+    def __init__(
+        self,
+        student: TicketViT,
+        optimizer: torch.optim.Optimizer,
+        ema: ModelEmaV3 | None,
+        config: TrainConfig,
+        world: World,
+        pixels: Pixels,
+        num_classes: int,
+        rank: Rank | None = None,
+    ) -> None:
+        self.student, self.optimizer, self.ema = student, optimizer, ema
+        self.config, self.world, self.pixels, self.rank = config, world, pixels, rank
+        self.num_classes, self.full_size = num_classes, config.batch_size
+        self.precision = Precision.of(config.amp, config.amp_dtype, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision.dtype == torch.float16)
+        self._module = _distributed(student, world)
+        self._compiled = _compiled(self._module, config)
+        self.last_losses: list[tuple[Batch, Tensor]] = []
+
+    def __call__(self, batches: Sequence[Batch], step: int, k: int | None) -> StepResult:
+        """Train on this rank's micro-batches of global step `step`, keeping `k` patches (None: all)."""
+        torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
+        self.student.train()
+        (total,) = self.world.sums([float(sum(batch.weights.sum() for batch in batches))])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.last_losses = []
+        reading = self._accumulate(batches, k, total)
+        (loss_sum,) = self.world.sums([reading()])
+        loss = loss_sum / total
+        if moved := math.isfinite(loss):
+            self._move(step)
+        return StepResult(loss, total, moved)
+
+    def _accumulate(self, batches: Sequence[Batch], k: int | None, total: float) -> Callable[[], float]:
+        """Forward and backward of every micro-batch; gives back a way to read this rank's weighted sum of losses."""
+        loss_sum = torch.zeros((), device=self.world.device)
+        reading: Callable[[], float] = loss_sum.item
+        for at, batch in enumerate(batches):
+            last = at == len(batches) - 1
+            waits = isinstance(self._module, DistributedDataParallel) and not last
+            with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                losses = self._losses(batch, k)
+                self.last_losses.append((batch, losses.detach()))
+                weighted = (losses * batch.weights.to(losses.device, non_blocking=True)).sum()
+                loss_sum = loss_sum + weighted.detach()
+                if last:
+                    reading = _read_later(loss_sum)
+                self.scaler.scale(weighted * (self.world.size / total)).backward()
+        return reading
+
+    def _losses(self, batch: Batch, k: int | None) -> Tensor:
+        """Cross entropy of each image, float32 [B], with labels smoothed and mixed as the pixels are."""
+        device = self.world.device
+        images = mix_images(self.pixels(batch.images, device), batch.mix)
+        labels = batch.labels.to(device, non_blocking=True)
+        targets = mix_targets(labels, self.num_classes, self.config.smoothing, batch.mix)
+        with self.precision():
+            patches = self._patches(batch, images, k)
+            forward = self._compiled if len(images) == self.full_size else self._module
+            logits = forward(images, patches)
+        return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+    def _patches(self, batch: Batch, images: Tensor, k: int | None) -> Tensor | None:
+        if self.rank is not None:
+            with torch.no_grad():
+                return self.rank(images)[:, :k]
+        return None if batch.patches is None else batch.patches.to(self.world.device, non_blocking=True)
+
+    def _move(self, step: int) -> None:
+        if self.config.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.student.vit, step=step + 1)
+
+    def bad_ids(self) -> list[int]:
+        """Ids of this rank's images whose loss in the last step was no number."""
+        return [
+            int(number)
+            for batch, losses in self.last_losses
+            for number in batch.ids[~torch.isfinite(losses).cpu()].tolist()
+        ]
+
+
+def _read_later(value: Tensor) -> Callable[[], float]:
+    """Start copying a number to the CPU now; the call that comes back waits for it."""
+    if value.device.type != "cuda":
+        return value.item
+    copied = value.to("cpu", non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def read() -> float:
+        done.synchronize()
+        return float(copied)
+
+    return read
+
+
+def _distributed(student: TicketViT, world: World) -> torch.nn.Module:
+    if world.size == 1:
+        return student
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def _compiled(module: torch.nn.Module, config: TrainConfig) -> Callable[..., Tensor]:
+    """The module compiled for fixed shapes; a keep schedule compiles once for each k."""
+    if config.torchcompile is None:
+        return module
+    if config.keep_schedule != "none":
+        limits: Any = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, config.keep_schedule_epochs + 8)
+    return torch.compile(module, backend=config.torchcompile, dynamic=False)
