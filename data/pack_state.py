@@ -1,0 +1,93 @@
+"""What an earlier `pack` left in a folder, and who may write there now.
+
+While a split is being packed, ``.pack-SPLIT/`` holds the settings (``plan.json``) and one record for each finished
+shard; when all are there, `_info.json` takes them over and the folder goes. Either one tells a second run whether it
+continues the first. Rejected: believing a shard because its file is there, which a file system that was cut off between
+data and name can make a lie; so is a journal of lines, whose last line may be torn.
+"""
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_records
+from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
+from dlth.tickets.files import read_file, write_file
+from dlth.tickets.jsontext import parse
+
+_PLAN, _RECORD = "plan.json", ".tar.json"
+_MAX_BYTES = 64 * 1024
+
+
+@contextmanager
+def owned(out: Path, split: str) -> Iterator[Path]:
+    """The folder for this split's unfinished work, while no other `pack` writes to `out` (`LockedError`)."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".pack.lock").open("w") as lock:  # the kernel lets go of it when the process dies
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(
+                f"another dlth pack writes to {shown(out)}: wait for it, or give another folder"
+            ) from error
+        work = out / f".pack-{split}"
+        work.mkdir(exist_ok=True)
+        yield work
+
+
+def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: bool) -> dict[str, ShardRecord]:
+    """The shards that an earlier run with the same settings recorded, by name; `work` belongs to these settings now.
+
+    Raises `MismatchError` where the settings differ, naming each difference, `InputError` where shards of that name are
+    not `pack`'s. With `resume` False, what an earlier `pack` wrote of the split is removed, whatever its settings.
+    """
+    entry = read_info(out)["splits"].get(split)
+    before = entry.get("pack") if entry is not None else _json(work / _PLAN)
+    there = [path for path in out.glob(f"{split}-*.tar") if re.fullmatch(r"\d{6}", path.stem[len(split) + 1 :])]
+    if before is None and (there or entry is not None):
+        raise InputError(f"{shown(out)} holds a split {split} that dlth pack did not write: give another folder")
+    if before is not None and not resume:
+        _forget(out, work, split, there)
+        entry = None
+    elif before is not None and before != settings:
+        names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+        differences = "; ".join(
+            f"{name}: there {shown(before.get(name))}, asked {settings.get(name)}" for name in names
+        )
+        raise MismatchError(
+            f"{shown(out)} holds the split {split} from other settings or images. {differences}. Give another folder, "
+            "use the same settings, or write the split anew (resume=False)."
+        )
+    write_file(work / _PLAN, json.dumps(settings).encode(), work / f"{_PLAN}.partial")
+    if entry is not None:
+        return {record.name: record for record in shard_records(entry, str(out / INFO))}
+    records = [_json(path) for path in sorted(work.glob(f"*{_RECORD}"))]
+    return {record["name"]: ShardRecord(**record) for record in records if record}
+
+
+def record_shard(work: Path, record: ShardRecord) -> None:
+    """Remember a finished shard."""
+    path = work / (record.name.removesuffix(".tar") + _RECORD)
+    write_file(path, json.dumps(asdict(record)).encode(), path.with_suffix(".partial"))
+
+
+def _forget(out: Path, work: Path, split: str, shards: list[Path]) -> None:
+    """Remove a split: first from `_info.json`, so that nothing names a shard that is gone."""
+    info = read_info(out)
+    if info["splits"].pop(split, None) is not None:
+        write_file(out / INFO, json.dumps(info, indent=1).encode(), work / f"{INFO}.partial")
+    for path in [*shards, *work.glob("*.json")]:
+        path.unlink()
+
+
+def _json(path: Path) -> Json | None:
+    if not path.exists():
+        return None
+    value = parse(read_file(path, _MAX_BYTES, shown(path)), shown(path))
+    if not isinstance(value, dict):
+        raise SchemaError(f"{shown(path)}: an object is expected: remove {shown(path.parent)} and pack again")
+    return value
