@@ -1,8 +1,8 @@
 """Checkpoints that a kill at any moment cannot tear, and that hold no code.
 
-    checkpoints/step-00000120/tensors.safetensors   weights, optimizer state, weight average
-    checkpoints/step-00000120/state.json            everything else, and the digest of the tensors
-    checkpoints/latest                              the name of the newest whole one
+    checkpoints/step-00000120/model.safetensors   weights under timm's names; ema, optimizer in files of their own
+    checkpoints/step-00000120/state.json          everything else, and the digest of each file
+    checkpoints/latest                            the name of the newest whole one
 
 Each is a new folder, written under another name, synced and renamed; the pointer is renamed into place last, and only
 then are older ones removed. So `latest` always names a whole checkpoint. `torch.save` was rejected because it pickles;
@@ -29,22 +29,33 @@ from dlth.tickets.errors import DamageError, InputError, MissingFileError, Space
 
 FORMAT = "dlth-checkpoint"
 VERSION = 1
-TENSORS, STATE, LATEST = "tensors.safetensors", "state.json", "latest"
+STATE, LATEST, SUFFIX = "state.json", "latest", ".safetensors"
+
+Tensors = Mapping[str, torch.Tensor]
 MAX_STATE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back: `tensors` by name (on the CPU), `state` as it was given, and where it was."""
+    """A checkpoint read back: `parts` by name (tensors on the CPU), `state` as it was given, and where it was."""
 
-    tensors: dict[str, torch.Tensor]
+    parts: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
     path: Path
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep: int) -> Path:
+def save(
+    folder: Path, step: int, parts: Mapping[str, Tensors], state: Mapping[str, Any], keep: int, note: Any = None
+) -> Path:
     """Write a checkpoint of `step`, point `latest` at it, and remove all but the newest `keep`.
 
+    Args:
+        folder: where the run's checkpoints are
+        step: steps done
+        parts: tensors by name, for each part (model, optimizer, …) a file
+        state: what goes into JSON
+        keep: how many checkpoints stay
+        note: what each tensor file says of itself (`write_tensors`)
     Raises:
         SpaceError: the disk is full; the checkpoints before this one are untouched
     """
@@ -58,9 +69,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Ma
             if left_over.exists():
                 shutil.rmtree(left_over)
         partial.mkdir()
-        write_tensors(partial / TENSORS, tensors)
-        head = {"format": FORMAT, "version": VERSION, "tensors_sha256": _digest(partial / TENSORS)}
-        write_text(partial / STATE, json.dumps(head | {"state": state}, indent=1))
+        for part, tensors in parts.items():
+            write_tensors(partial / f"{part}{SUFFIX}", tensors, note)
+        files = {part: _digest(partial / f"{part}{SUFFIX}") for part in parts}
+        head = {"format": FORMAT, "version": VERSION, "files": files, "state": state}
+        write_text(partial / STATE, json.dumps(head, indent=1))
         sync(partial)
         partial.rename(final)
         sync(folder)
@@ -90,29 +103,35 @@ def newest(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint and check it against its digest.
+    """Read a checkpoint and check it against its digests.
 
     Raises:
-        MissingFileError: there is no checkpoint at `path`
+        MissingFileError: there is no checkpoint at `path`, or a file of it is missing
         DamageError: its bytes are not those that were written
         InputError: another program or a newer dlth wrote it
     """
-    for name in (STATE, TENSORS):
-        if not (path / name).is_file():
-            raise MissingFileError(f"{shown(path)} is no checkpoint of dlth: it has no {name}")
+    if not (path / STATE).is_file():
+        raise MissingFileError(f"{shown(path)} is no checkpoint of dlth: it has no {STATE}")
     if (path / STATE).stat().st_size > MAX_STATE_BYTES:
         raise DamageError(f"{path / STATE} is larger than {MAX_STATE_BYTES} bytes", file=STATE)
     try:
         head = json.loads((path / STATE).read_text(encoding="utf-8"))
         found = head["format"], head["version"]
-        expected, state = head["tensors_sha256"], head["state"]
+        files, state = dict(head["files"]), head["state"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(f"{path / STATE} cannot be read: {error}", file=STATE) from error
     if found != (FORMAT, VERSION):
         raise InputError(f"{path} is {shown(found)}; this dlth reads {FORMAT} version {VERSION}")
-    if _digest(path / TENSORS) != expected:
-        raise DamageError(f"{path / TENSORS} is damaged: its sha256 is not the one in {STATE}", file=TENSORS)
-    return Checkpoint(read_tensors(path / TENSORS), state, path)
+    return Checkpoint({part: _part(path, part, digest) for part, digest in files.items()}, state, path)
+
+
+def _part(path: Path, part: str, digest: str) -> dict[str, torch.Tensor]:
+    file = path / f"{Path(part).name}{SUFFIX}"
+    if not file.is_file():
+        raise MissingFileError(f"{file}, a part of the checkpoint, is missing")
+    if _digest(file) != digest:
+        raise DamageError(f"{file} is damaged: its sha256 is not the one in {STATE}", file=file.name)
+    return read_tensors(file)
 
 
 def take_apart(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -134,7 +153,7 @@ def take_apart(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any
     raise InputError(f"this optimizer's state cannot be saved: {prefix} is a {type(value).__name__}")
 
 
-def put_together(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def put_together(tree: Any, tensors: Tensors) -> Any:
     """The nested state that `take_apart` took apart."""
     ((kind, content),) = tree.items()
     if kind == "tensor":
@@ -146,7 +165,7 @@ def put_together(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return content
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any] | None = None) -> None:
+def write_tensors(path: Path, tensors: Tensors, note: Any = None) -> None:
     """Write tensors as safetensors, whole or not at all; `note` is kept as JSON in the file's metadata.
 
     The note is one entry, as safetensors writes several in an order that changes from run to run.

@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from dlth.tickets.errors import DamageError, InputError, MissingFileError
 from dlth.training import checkpoint
 
-TENSORS = {"weight": torch.arange(6.0).reshape(2, 3).T, "count": torch.tensor(3)}
+PARTS = {"model": {"weight": torch.arange(6.0).reshape(2, 3).T}, "optimizer": {"count": torch.tensor(3)}}
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "lion"])
@@ -49,11 +49,12 @@ def test_a_checkpoint_reads_back_and_older_ones_go(tmp_path: Path) -> None:
     """The newest `keep` stay, `latest` names the newest, and what was saved is what is loaded."""
     assert checkpoint.newest(tmp_path) is None
     for step in (2, 10, 100):
-        checkpoint.save(tmp_path, step, TENSORS, {"step": step, "loss": 0.1 + 0.2}, keep=2)
+        checkpoint.save(tmp_path, step, PARTS, {"step": step, "loss": 0.1 + 0.2}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000010", "step-00000100"]
     read = checkpoint.load(checkpoint.newest(tmp_path))
     assert read.state == {"step": 100, "loss": 0.1 + 0.2}
-    assert all(torch.equal(read.tensors[name], TENSORS[name]) for name in TENSORS)
+    assert torch.equal(read.parts["model"]["weight"], PARTS["model"]["weight"])
+    assert read.parts["optimizer"]["count"].item() == 3
 
 
 def _lives_through(point: int, folder: Path) -> bool:
@@ -71,7 +72,7 @@ def _lives_through(point: int, folder: Path) -> bool:
                 return real(*args, **kwargs)
 
             setattr(os, name, counted)
-        checkpoint.save(folder, 2, TENSORS, {"step": 2}, keep=1)
+        checkpoint.save(folder, 2, PARTS, {"step": 2}, keep=1)
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
 
@@ -82,10 +83,10 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path)
     while True:
         point += 1
         folder = tmp_path / str(point)
-        checkpoint.save(folder, 1, TENSORS, {"step": 1}, keep=1)
+        checkpoint.save(folder, 1, PARTS, {"step": 1}, keep=1)
         ended = _lives_through(point, folder)
         seen.add(checkpoint.load(checkpoint.newest(folder)).state["step"])
-        checkpoint.save(folder, 3, TENSORS, {"step": 3}, keep=1)
+        checkpoint.save(folder, 3, PARTS, {"step": 3}, keep=1)
         assert checkpoint.load(checkpoint.newest(folder)).state["step"] == 3
         assert [path.name for path in folder.glob("step-*")] == ["step-00000003"]
         if ended:
@@ -96,7 +97,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path)
 
 def test_damage_and_strangers_are_refused(tmp_path: Path) -> None:
     """One flipped bit, another format, a missing file: each is named."""
-    path = checkpoint.save(tmp_path, 1, TENSORS, {}, keep=1)
+    path = checkpoint.save(tmp_path, 1, PARTS, {}, keep=1)
     with pytest.raises(MissingFileError, match=r"is no checkpoint of dlth: it has no state\.json"):
         checkpoint.load(tmp_path)
     state = json.loads((path / "state.json").read_text())
@@ -104,10 +105,13 @@ def test_damage_and_strangers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\('dlth-checkpoint', 9\); this dlth reads dlth-checkpoint version 1"):
         checkpoint.load(path)
     (path / "state.json").write_text(json.dumps(state))
-    content = bytearray((path / "tensors.safetensors").read_bytes())
+    content = bytearray((path / "model.safetensors").read_bytes())
     content[-1] ^= 1
-    (path / "tensors.safetensors").write_bytes(content)
-    with pytest.raises(DamageError, match=r"tensors\.safetensors is damaged"):
+    (path / "model.safetensors").write_bytes(content)
+    with pytest.raises(DamageError, match=r"model\.safetensors is damaged"):
+        checkpoint.load(path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=r"model\.safetensors, a part of the checkpoint, is missing"):
         checkpoint.load(path)
     (tmp_path / "latest").write_text("../elsewhere\n")
     with pytest.raises(DamageError, match="which is no checkpoint"):
