@@ -1,0 +1,102 @@
+"""Mixing: pixels, labels and rankings follow one plan, and the plan is timm's distribution."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.data.mixup import mixup_target
+
+from dlth.data.mixing import Mixing, MixPlan, mix_images, mix_plan, mix_rankings, mix_targets, partners
+from dlth.tickets.errors import InputError
+from dlth.tickets.grid import Grid
+
+BOTH = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)
+SIZE = (32, 48)
+
+
+def test_partners_are_neighbours() -> None:
+    """Pairs swap; an odd last sample stays alone; pairing twice comes back."""
+    assert partners(5).tolist() == [1, 0, 3, 2, 4]
+    assert partners(1).tolist() == [0]
+    assert np.array_equal(partners(8)[partners(8)], np.arange(8))
+
+
+@given(step=st.integers(0, 10_000), seed=st.integers(0, 1000))
+def test_weight_is_the_share_of_pixels(step: int, seed: int) -> None:
+    """Whatever the draw, the mean of mixed pixels of a black and a white image is the plan's weight."""
+    plan = mix_plan(BOTH, SIZE, seed, 0, step)
+    images = torch.stack([torch.zeros(3, *SIZE, dtype=torch.float64), torch.ones(3, *SIZE, dtype=torch.float64)])
+    mixed = mix_images(images, plan)
+    assert torch.allclose(mixed.mean(dim=(1, 2, 3)), torch.tensor([1 - plan.weight, plan.weight], dtype=torch.float64))
+    assert 0 <= plan.weight <= 1
+    assert images.max() == 1, "the input is left as it is"
+
+
+def test_plans_follow_timms_distribution() -> None:
+    """Kinds, weights and their spread over 4,000 steps agree with the alphas, the probability and the switch."""
+    config = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.8, switch_prob=0.25)
+    plans = [mix_plan(config, (224, 224), 0, 0, step) for step in range(4000)]
+    kinds = [plan.kind for plan in plans]
+    assert abs(kinds.count("none") / 4000 - 0.2) < 0.03
+    assert abs(kinds.count("cutmix") / 4000 - 0.2) < 0.03
+    weights = np.array([plan.weight for plan in plans if plan.kind == "mixup"])
+    assert abs(weights.mean() - 0.5) < 0.02
+    assert abs(weights.var() - 1 / (4 * (2 * 0.8 + 1))) < 0.01
+    assert {mix_plan(Mixing(cutmix_alpha=1.0), SIZE, 0, 0, step).kind for step in range(20)} == {"cutmix"}
+    assert {mix_plan(Mixing(mixup_alpha=1.0), SIZE, 0, 0, step).kind for step in range(20)} == {"mixup"}
+    assert mix_plan(Mixing(), SIZE, 0, 0, 0) == MixPlan()
+
+
+def test_plan_is_named_by_seed_epoch_and_step() -> None:
+    """The same name gives the same plan, each part of the name counts, and mixing ends at its epoch."""
+    plans = {mix_plan(BOTH, SIZE, *name) for name in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]}
+    assert len(plans) == 4
+    ending = Mixing(mixup_alpha=0.8, off_epoch=3)
+    assert [mix_plan(ending, SIZE, 0, epoch, 0).kind for epoch in range(5)] == ["mixup"] * 3 + ["none"] * 2
+
+
+@pytest.mark.parametrize("kind", ["none", "mixup", "cutmix"])
+def test_targets_are_timms_with_another_partner(kind: str) -> None:
+    """On a batch of two, whose mirror image is its neighbour, targets equal timm's; their sum is 1."""
+    plan = MixPlan(kind, 1.0 if kind == "none" else 0.3)  # type: ignore[arg-type]
+    labels = torch.tensor([2, 0])
+    ours = mix_targets(labels, 5, 0.1, plan)
+    assert torch.allclose(ours, mixup_target(labels, 5, plan.weight, 0.1))
+    assert torch.allclose(ours.sum(1), torch.ones(2))
+
+
+def test_rankings_follow_the_pixels() -> None:
+    """Cutmix of the left half: patches there take the partner's ranks; mixup averages; an odd last row is unchanged."""
+    grid = Grid(2, 4)
+    first, second = np.arange(8), np.arange(8)[::-1].copy()
+    rows = np.stack([first, second, first])
+    cut = MixPlan("cutmix", 0.5, (0.0, 0.0, 0.5, 1.0))
+    mixed = mix_rankings(rows, grid, cut)
+    # ranks of the first: own on the right (2 3 6 7), the partner's 7-p on the left (7 6 3 2)
+    assert mixed[0].tolist() == [2, 5, 3, 4, 1, 6, 0, 7]
+    assert mixed[2].tolist() == first.tolist()
+    assert mix_rankings(rows, grid, MixPlan("mixup", 1.0))[1].tolist() == second.tolist()
+    assert mix_rankings(rows, grid, MixPlan("mixup", 0.5))[0].tolist() == first.tolist(), "ties go to the lower index"
+    assert mix_rankings(rows, grid, MixPlan()) is rows
+
+
+def test_cut_pixels_come_from_the_partner() -> None:
+    """Inside the box stand the partner's pixels, outside the image's own, for every plan's box."""
+    for step in range(50):
+        plan = mix_plan(Mixing(cutmix_alpha=1.0), SIZE, 0, 0, step)
+        images = torch.arange(3.0)[:, None, None, None].expand(3, 1, *SIZE)
+        mixed = mix_images(images, plan)
+        left, top, right, bottom = (round(a * b) for a, b in zip(plan.box, (48, 32, 48, 32), strict=True))
+        inside = torch.zeros(SIZE, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert torch.equal(mixed[0, 0], inside.float())
+        assert torch.equal(mixed[1, 0], 1 - inside.float())
+        assert (mixed[2] == 2).all()
+
+
+@pytest.mark.parametrize("change", [{"mixup_alpha": -1.0}, {"prob": 1.1}, {"switch_prob": -0.1}], ids=str)
+def test_wrong_values_are_refused(change: dict[str, float]) -> None:
+    """Values out of range are refused when the configuration is made."""
+    with pytest.raises(InputError, match=r"at least 0|between 0 and 1"):
+        Mixing(**change)
