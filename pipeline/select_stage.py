@@ -35,8 +35,8 @@ from dlth.tickets import (
     TicketWriter,
     ViewSpec,
 )
-from dlth.tickets.errors import InputError
 from dlth.training import Selector
+from dlth.training.distributed import pick_device
 from dlth.training.models import build, default_blocks, patch_size_of, resolve
 from dlth.training.weights import checkpoint_classes, load_weights, weights_digest
 
@@ -114,7 +114,7 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
     device = pick_device(config.device)
     index = open_index(config.data, split=config.split or None)
     model_name = resolve(config.model)
-    vit, source = _load_selector(config, model_name)
+    vit, source = _load_selector(config)
     blocks = config.blocks or default_blocks(vit)
     budget = {"stage_keep": config.stage_keep, "tokens": config.tokens, "keep": config.keep}
     if all(value is None for value in budget.values()):
@@ -221,13 +221,13 @@ def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> Shard
     return ShardTickets(keys=tuple(plan.index.keys(shard)), images=hashes, patches=patches, gap=gap)
 
 
-def _load_selector(config: SelectConfig, model_name: str) -> tuple[torch.nn.Module, str]:
+def _load_selector(config: SelectConfig) -> tuple[torch.nn.Module, str]:
     num_classes = config.num_classes
     if config.checkpoint and num_classes is None:
         num_classes = checkpoint_classes(config.checkpoint)
     torch.manual_seed(config.seed)
     vit = build(
-        model_name,
+        config.model,
         num_classes=num_classes,
         img_size=config.img_size,
         pretrained=config.pretrained,
@@ -279,21 +279,6 @@ def _header(config: SelectConfig, selector: Selector, index: ShardIndex, model_n
         license=config.license,
         created=config.created,
     )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device a run computes on; under torchrun each process takes the GPU of its local rank."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name} is not a device; expected auto, cpu, cuda, cuda:N or mps.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: PyTorch sees no CUDA GPU here. Use --device cpu, or auto.")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return device
 
 
 def _gflops(function: Callable[[torch.Tensor], object], images: torch.Tensor) -> float:

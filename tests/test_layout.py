@@ -54,7 +54,9 @@ def test_tickets_need_numpy_and_zarr_alone() -> None:
 
 def test_no_dangerous_calls_in_the_source() -> None:
     """What comes from outside is never unpickled, evaluated or run: those calls do not stand in the source."""
-    banned = re.compile(r"\bimport pickle\b|\bpickle\.load|weights_only=False|shell=True|\beval\(|\bexec\(|yaml\.load|allow_pickle=True")
+    banned = re.compile(
+        r"\bimport pickle\b|\bpickle\.load|weights_only=False|shell=True|\beval\(|\bexec\(|yaml\.load|allow_pickle=True"
+    )
     # `.eval()` is a torch module's switch to inference, not the builtin
     lines = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
