@@ -1,14 +1,14 @@
 """Packs images into WebDataset shards: the same bytes for any number of workers, interrupted or not.
 
-The order is a seeded shuffle of all images sorted by key, cut into shards whose lengths differ by one at most. A shard's
-bytes follow from its samples alone (fixed times, owners and modes), so workers can write shards in any order, and a run
-that was killed goes on: each shard is written under a temporary name, synced, renamed and then recorded with its digest;
-recorded shards are checked and kept. Image bytes are copied exactly.
+The order is a seeded shuffle of all images sorted by key, cut into shards whose lengths differ by one at most. A
+shard's bytes follow from its samples alone (fixed times, owners and modes), so workers can write shards in any order,
+and a run that was killed goes on: each shard is written under a temporary name, synced, renamed and then recorded with
+its digest; recorded shards are checked and kept. Image bytes are copied exactly.
 
-Threads and not processes: the work is reading, writing and hashing, all of which let go of Python's lock. A shuffle over
-an archive reads it at random: quick on a solid-state disk, slow on a turning one (about 100 images/s); there, unpack
-the archive first. Rejected: a shuffle within a window of the archive, which on class-sorted archives leaves
-shards of few classes, and every later shuffle buffer with them.
+Threads and not processes: the work is reading, writing and hashing, all of which let go of Python's lock. A shuffle
+over an archive reads it at random: quick on a solid-state disk, about a seek an image on a turning one. Rejected: a
+shuffle within a window of the archive; ImageNet's is sorted by class, so it would leave shards of few classes, and
+every later shuffle buffer with them.
 """
 
 import hashlib
@@ -91,7 +91,7 @@ def pack(
     progress: Progress | None = None,
     resume: bool = True,
 ) -> PackReport:
-    """Pack a folder of class folders, or archives, into ``out/SPLIT-000000.tar`` … with `_info.json` and `classes.json`.
+    """Pack a folder of class folders, or archives, into ``out/SPLIT-000000.tar`` …, `_info.json` and `classes.json`.
 
     source: a folder (class/…/file), ILSVRC2012_img_train.tar or _val.tar (or a folder of what is in them), archives as
         the Hugging Face Hub has them (several: a sequence, or a glob; gzip is decompressed below `out` meanwhile)
@@ -255,8 +255,8 @@ def _encoded(sample: Sample) -> bytes:
         os.close(descriptor)
     if len(encoded) != sample.size:
         raise DamageError(
-            f"{shown(sample.place)}: {sample.size} bytes were listed, {len(encoded)} could be read: it changed while it "
-            "was packed. Run the same command again."
+            f"{shown(sample.place)}: {sample.size} bytes were listed, {len(encoded)} could be read: it changed while "
+            "it was packed. Run the same command again."
         )
     return encoded
 

@@ -25,18 +25,14 @@ _MAX_BYTES = 64 * 1024
 
 @contextmanager
 def owned(out: Path, split: str) -> Iterator[Path]:
-    """The folder for this split's unfinished work, while no other `pack` writes to `out` (`LockedError`)."""
+    """Where this split's unfinished work is kept, while no other `pack` writes to `out` (`LockedError`)."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".pack.lock").open("w") as lock:  # the kernel lets go of it when the process dies
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LockedError(
-                f"another dlth pack writes to {shown(out)}: wait for it, or give another folder"
-            ) from error
-        work = out / f".pack-{split}"
-        work.mkdir(exist_ok=True)
-        yield work
+            raise LockedError(f"another dlth pack writes to {shown(out)}: wait, or give another folder") from error
+        yield out / f".pack-{split}"
 
 
 def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: bool) -> dict[str, ShardRecord]:
@@ -55,13 +51,12 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
         entry = None
     elif before is not None and before != settings:
         names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
-        differences = "; ".join(
-            f"{name}: there {shown(before.get(name))}, asked {settings.get(name)}" for name in names
-        )
+        differences = "; ".join(f"{name}: there {shown(before.get(name))}, now {settings.get(name)}" for name in names)
         raise MismatchError(
             f"{shown(out)} holds the split {split} from other settings or images. {differences}. Give another folder, "
             "use the same settings, or write the split anew (resume=False)."
         )
+    work.mkdir(exist_ok=True)
     write_file(work / _PLAN, json.dumps(settings).encode(), work / f"{_PLAN}.partial")
     if entry is not None:
         return {record.name: record for record in shard_records(entry, str(out / INFO))}
@@ -78,6 +73,7 @@ def record_shard(work: Path, record: ShardRecord) -> None:
 def _forget(out: Path, work: Path, split: str, shards: list[Path]) -> None:
     """Remove a split: first from `_info.json`, so that nothing names a shard that is gone."""
     info = read_info(out)
+    work.mkdir(exist_ok=True)
     if info["splits"].pop(split, None) is not None:
         write_file(out / INFO, json.dumps(info, indent=1).encode(), work / f"{INFO}.partial")
     for path in [*shards, *work.glob("*.json")]:

@@ -11,7 +11,7 @@ listed and remembered by the stage that decodes it, and bytes that were left out
 
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os.path import commonprefix
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +96,8 @@ def _all_files(paths: Iterable[Path], spool: Path) -> Iterator[Located]:
 
 def _class_depth(images: list[Located]) -> int:
     """How many folders stand above the class folders in archives (``train/n01440764/…`` has one)."""
-    depth = len(commonprefix([image.folders for image in images]))
+    first, last = min(image.folders for image in images), max(image.folders for image in images)
+    depth = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     return max(0, depth - 1) if any(len(image.folders) == depth for image in images) else depth
 
 
@@ -125,16 +126,14 @@ def _samples(images: list[Located], labels: Mapping[str, str] | None, depth: int
             if not text.isprintable():
                 raise InputError(f"{shown(image.place)}: a name with characters that cannot be printed: rename it")
         if image.size > MAX_IMAGE_BYTES:
-            raise LimitError(
-                f"{shown(image.place)}: {image.size} bytes; an image of at most {MAX_IMAGE_BYTES} is packed"
-            )
+            raise LimitError(f"{shown(image.place)}: {image.size} bytes; an image has at most {MAX_IMAGE_BYTES}")
         suffix = SUFFIXES[path.suffix.lower()]
         yield Sample(name.replace(".", "_"), suffix, class_name, image.place, image.file, image.offset, image.size)
 
 
 def _check_unique(samples: list[Sample]) -> None:
     """Samples, sorted by key, must have different keys."""
-    twice = [(one, two) for one, two in zip(samples, samples[1:], strict=False) if one.key == two.key]
+    twice = [(one, two) for one, two in pairwise(samples) if one.key == two.key]
     if twice:
         named = "; ".join(
             f"{shown(one.key)} ({shown(one.place)} and {shown(two.place)})" for one, two in twice[:_NAMED]

@@ -1,10 +1,10 @@
 """The two files beside packed shards: ``_info.json`` (what each split consists of) and ``classes.json``.
 
 ``_info.json`` has timm's layout, so that timm reads the folder as it is: ``splits`` -> ``name``, ``num_samples``,
-``filenames``, ``shard_lengths``. Beside these stand what timm passes over: ``shard_sizes`` and ``shard_sha256`` (one for
-each shard, so that a damaged or truncated shard is noticed) and ``pack`` (the settings that the bytes depend on, so that
-a second run knows whether it continues the first). ``classes.json`` has ``names`` in label order and ``counts`` for each
-split. Both are merged when several splits are packed into one folder.
+``filenames``, ``shard_lengths``. Beside these stand what timm passes over: ``shard_sizes`` and ``shard_sha256`` (one
+for each shard, so that a damaged or truncated shard is noticed) and ``pack`` (the settings that the bytes depend on, so
+that a second run knows whether it continues the first). ``classes.json`` has ``names`` in label order and ``counts``
+for each split. Both are merged when several splits are packed into one folder.
 """
 
 from collections.abc import Sequence
