@@ -1,0 +1,100 @@
+"""One family of errors, each with a stable code, each also a builtin.
+
+Why: the command line turns every `DlthError` into one line and exit code 2, scripts match on `code`, and callers who
+know nothing of dlth still catch `ValueError` or `FileNotFoundError`. Rejected: one class with a code argument, because
+then `except` could not tell damage from a wrong option. Messages are made where the values are known; they say what was
+wrong, where, what was expected and found, and what to do.
+"""
+
+SHOWN_LIMIT = 200
+
+
+class DlthError(Exception):
+    """Base of every error a user can cause or meet; `code` is stable across versions."""
+
+    code = "E_DLTH"
+
+    def __str__(self) -> str:  # KeyError would put the message in quotes
+        return str(self.args[0]) if self.args else self.code
+
+
+class InputError(DlthError, ValueError):
+    """An argument or option cannot be used."""
+
+    code = "E_INPUT"
+
+
+class MissingFileError(DlthError, FileNotFoundError):
+    """A file or folder that was named is not there."""
+
+    code = "E_MISSING_FILE"
+
+
+class IncompleteError(DlthError):
+    """A ticket file is not finished."""
+
+    code = "E_INCOMPLETE"
+
+
+class DamageError(DlthError, ValueError):
+    """Stored bytes are not what was written: a digest, a size, a missing chunk or a broken invariant.
+
+    `shard` and `file` name the place; each is empty where it does not apply.
+    """
+
+    code = "E_DAMAGE"
+
+    def __init__(self, message: str, shard: str = "", file: str = "") -> None:
+        super().__init__(message)
+        self.shard = shard
+        self.file = file
+
+
+class SchemaError(DlthError, ValueError):
+    """A header, manifest or other structured text does not follow its schema."""
+
+    code = "E_SCHEMA"
+
+
+class UnsafeError(DlthError):
+    """Something from outside asks for what data may never ask for: a link, a device, a foreign file, a command."""
+
+    code = "E_UNSAFE"
+
+
+class LimitError(DlthError):
+    """A size from outside is above a fixed bound."""
+
+    code = "E_LIMIT"
+
+
+class MismatchError(DlthError, ValueError):
+    """Two things that must agree do not: configuration, dataset, grid, budget."""
+
+    code = "E_MISMATCH"
+
+
+class MissingTicketError(DlthError, KeyError):
+    """An image has no ticket in the file."""
+
+    code = "E_NO_TICKET"
+
+
+class LockedError(DlthError):
+    """Another process owns what was asked for."""
+
+    code = "E_LOCK"
+
+
+class SpaceError(DlthError, OSError):
+    """The disk is full; what was there before is whole."""
+
+    code = "E_SPACE"
+
+
+def shown(text: object, limit: int = SHOWN_LIMIT) -> str:
+    """Text from outside made safe to print: control, formatting and surrogate characters escaped, cut to `limit`."""
+    raw = str(text)
+    cut = raw[:limit]
+    safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+    return f"{safe}… ({len(raw)} characters)" if len(raw) > limit else safe

@@ -1,0 +1,112 @@
+"""Reading and writing files so that neither a stranger nor a crash can do harm.
+
+Reading: the entry itself is opened (no link is followed, no FIFO blocks), its size is known before a byte is taken.
+Writing: a temporary name, fsync, rename, fsync of the folder; a reader sees the old file or the new one. Rejected:
+zarr's LocalStore, which follows links, blocks on a FIFO, never calls fsync and leaves its temporary files behind
+after a kill.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dlth.tickets.errors import DamageError, LimitError, MissingFileError, SpaceError, UnsafeError, shown
+
+
+def read_file(path: Path, limit: int, where: str) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes; errors name `where`.
+
+    Raises MissingFileError, UnsafeError (link, FIFO, device, folder), LimitError, or DamageError when it changes
+    meanwhile.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{where} is missing") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):
+            raise UnsafeError(f"{where} is a link or a device; only regular files are read") from error
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsafeError(f"{where} is not a regular file")
+        if status.st_size > limit:
+            raise LimitError(f"{where} has {status.st_size} bytes, the bound is {limit}")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            raw = file.read(status.st_size + 1)
+        if len(raw) != status.st_size:
+            raise DamageError(f"{where} changed while it was read", file=where)
+        return raw
+    finally:
+        os.close(handle)
+
+
+def scan_sizes(root: Path, max_entries: int) -> dict[str, int]:
+    """Relative path -> size of every file of a folder and its direct subfolders.
+
+    Raises UnsafeError for anything but regular files in at most one level of folders and for names that differ by case
+    only, LimitError above `max_entries`. Nothing is opened.
+    """
+    sizes: dict[str, int] = {}
+    folders = [""]
+    folded: set[str] = set()
+    for prefix in folders:
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                name = f"{prefix}{entry.name}"
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode) and not prefix:
+                    folders.append(f"{name}/")
+                elif stat.S_ISREG(status.st_mode):
+                    sizes[name] = status.st_size
+                else:
+                    raise UnsafeError(f"{shown(name)}: only regular files, one folder deep, may stand in a ticket file")
+                folded.add(name.casefold())
+                if len(sizes) + len(folders) - 1 != len(folded):
+                    raise UnsafeError(f"{shown(name)}: another entry has the same name but for its case")
+                if len(folded) > max_entries:
+                    raise LimitError(f"more than {max_entries} entries stand in {shown(root.name)}")
+    return sizes
+
+
+def write_file(path: Path, raw: bytes, temporary: Path) -> None:
+    """Put `raw` at `path` whole or not at all: write `temporary` (same disk), fsync, rename, fsync the folder."""
+    with space_errors(path, len(raw)):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):  # give a full disk its space back
+                temporary.unlink()
+            raise
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def space_errors(path: Path, needed: int) -> Iterator[None]:
+    """Turn 'disk full' and 'quota exceeded' into SpaceError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise SpaceError(
+            f"no space left for {path.name} ({needed} bytes) in {shown(path.parent)}: free some and run the same "
+            "command again; everything finished before is whole"
+        ) from error

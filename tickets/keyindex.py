@@ -1,0 +1,50 @@
+"""Finding rows by key, for millions of keys in 16 bytes each.
+
+A sorted array of 64-bit key hashes with the row of each; a hit is compared with the stored key itself. Rejected: a
+dict of strings (100 MB per million) and numpy's own string arrays (as wide as the longest key).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class KeyIndex:
+    """Global rows (shard · max_rows + row) by key hash."""
+
+    def __init__(self, hashes: Sequence[NDArray[np.uint64]], max_rows: int) -> None:
+        """`hashes` uint64 [rows] of each shard, from `key_hashes`."""
+        rows = [shard * max_rows + np.arange(len(part), dtype=np.int64) for shard, part in enumerate(hashes)]
+        flat = np.concatenate(hashes)
+        order = np.argsort(flat, kind="stable")
+        self._hashes = flat[order]
+        self._rows: NDArray[np.int64] = np.concatenate(rows)[order]
+
+    def candidates(self, key: str) -> list[int]:
+        """Global rows whose key has the same hash: almost always none or one."""
+        wanted = key_hashes([key])[0]
+        first, last = (int(np.searchsorted(self._hashes, wanted, side=side)) for side in ("left", "right"))
+        return [int(row) for row in self._rows[first:last]]
+
+    def first_candidates(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Int64 [keys]: the first global row with the same hash, -1 for none."""
+        wanted = key_hashes(keys)
+        place = np.searchsorted(self._hashes, wanted)
+        hit = place < len(self._hashes)
+        hit[hit] = self._hashes[place[hit]] == wanted[hit]
+        result = np.full(len(keys), -1, dtype=np.int64)
+        result[hit] = self._rows[place[hit]]
+        return result
+
+    def collisions(self) -> list[tuple[int, int]]:
+        """Pairs of global rows with one hash: the same key twice, or (one in 10^7 for a million keys) chance."""
+        places = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        return [(int(self._rows[place]), int(self._rows[place + 1])) for place in places]
+
+
+def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
+    """Uint64 [keys]: the first 8 bytes of blake2b of each key."""
+    digests = b"".join(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
