@@ -10,12 +10,11 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from dlth.pipeline import console
 from dlth.pipeline.flags import with_flags
 from dlth.pipeline.select_config import SelectConfig
-from dlth.tickets.errors import DlthError, InputError
+from dlth.tickets.errors import DlthError, shown
 
 EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -36,8 +35,10 @@ DryRun = Annotated[
 @with_flags(SelectConfig)
 def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = False) -> None:
     """Stage 1: rank the patches of every image with a trained selector and write the ticket file."""
-    config = _configured(SelectConfig, overrides)
     from dlth.pipeline import select_stage
+    from dlth.training.layers import checked
+
+    config = checked(SelectConfig, overrides)
 
     plan = select_stage.plan(config, say=console.note)
     if dry_run:
@@ -68,6 +69,60 @@ def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = Fals
 
 
 @app.command()
+def pack(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="A folder of class folders, ImageNet's archives (a tar, or a folder of them), or HF-style tars."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Folder for the shards, _info.json and classes.json.")],
+    split: Annotated[str, typer.Option(help="Name of the split: train-000000.tar …")] = "train",
+    shard_size: Annotated[int, typer.Option(help="Images per shard, at most.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Shards written side by side; one a core, at most 8.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of ImageNet's validation images: ground-truth file or development kit.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Write the split anew instead of going on.")] = False,
+    json: Json = False,
+) -> None:
+    """Pack images into WebDataset shards: bytes kept exactly, order shuffled by a seed, resumable."""
+    from dlth.data import pack as pack_images
+
+    with console.counting(f"pack {split}", 0, "images", quiet=json) as counter:
+        report = pack_images(
+            source[0] if len(source) == 1 else source,
+            out,
+            split=split,
+            samples_per_shard=shard_size,
+            seed=seed,
+            workers=workers,
+            labels=labels,
+            progress=counter,
+            resume=not restart,
+        )
+    facts = {
+        "folder": str(report.out),
+        "images": report.num_samples,
+        "classes": len(report.classes),
+        "shards": len(report.shards),
+        "shards of an earlier run": report.kept,
+        "bytes": report.num_bytes,
+        "files that are no images": len(report.ignored),
+        "keys that differ from the base name": len(report.renamed),
+    }
+    if json:
+        console.as_json(facts | {"ignored": report.ignored, "renamed": report.renamed})
+        return
+    console.facts(f"dlth pack, split {split}", facts)
+    for name in report.ignored[:10]:
+        console.note(f"no image: {shown(name)}")
+    for name, key in report.renamed[:10]:
+        console.note(f"renamed, as a dot would end the key: {shown(name)} -> {shown(key)}")
+
+
+@app.command()
 def index(
     data: Annotated[
         str, typer.Argument(help="Shards: brace range (quoted), folder, glob, _info.json; local or remote.")
@@ -90,21 +145,6 @@ def index(
         "fingerprint": found.fingerprint,
     }
     console.as_json(facts) if json else console.facts(f"dlth index {data}", facts)
-
-
-def _configured(kind: Any, values: dict[str, Any]) -> Any:
-    """Build a configuration; what pydantic says becomes one error that names the flags."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            name = ".".join(map(str, problem["loc"])).replace("_", "-")
-            text = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "missing":
-                text = "is required"
-            problems.append(f"--{name}: {text}" if name else text)
-        raise InputError("; ".join(problems)) from error
 
 
 def main() -> None:
