@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from dlth.tickets.errors import SchemaError, shown
 
+MAX_DEPTH = 16
+
 Json = Any
 """A value of JSON: None, bool, int, float, str, list or dict with str keys."""
 
@@ -22,9 +24,15 @@ def canonical(value: Json) -> bytes:
 def parse(raw: bytes, where: str) -> Json:
     """The value of JSON text; raises SchemaError, naming `where`, for anything the standard or this format forbids."""
     try:
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
         )
+        _check_depth(value, MAX_DEPTH)
+        return value
     except RecursionError as error:
         raise SchemaError(f"{where}: JSON is nested too deeply") from error
     except ValueError as error:
@@ -36,6 +44,14 @@ def same(left: Json, right: Json) -> bool:
     return canonical(left) == canonical(right)
 
 
+def _check_depth(value: Json, left: int) -> None:
+    if isinstance(value, dict | list):
+        if left == 0:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
+
+
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -45,6 +61,12 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
+
+
+def _bounded(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError("a whole number is out of range")
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -57,9 +57,7 @@ class Partial:
                 sync_folder(self.root.parent)
 
     def plan(self) -> Json:
-        """The plan, or None where there is none."""
-        if not self._plan_file.exists():
-            return None
+        """The plan as it was written."""
         return parse(read_file(self._plan_file, MAX_MANIFEST_BYTES, "plan.json"), "plan.json")
 
     def publish(self, path: Path, raw: bytes, owner: str) -> None:
@@ -102,10 +100,10 @@ class Partial:
 
     def progress(self) -> str:
         """How far the folder has come, for a message."""
-        plan = None
-        with suppress(DlthError):
-            plan = self.plan()
-        total = len(plan["shards"]) if isinstance(plan, dict) and isinstance(plan.get("shards"), list) else "?"
+        try:
+            total = str(len(self.plan()["shards"]))
+        except (DlthError, KeyError, TypeError):
+            total = "an unknown number of"
         return f"{len(self.committed())} of {total} shards are done"
 
     def clear(self) -> None:

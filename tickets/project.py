@@ -71,6 +71,8 @@ def _mixed(ranking_BP: ArrayLike, other_BP: ArrayLike, weight: Floats, grid: Gri
     own_BP, other = np.asarray(ranking_BP), np.asarray(other_BP)
     if own_BP.ndim != 2 or own_BP.shape != other.shape:
         raise InputError(f"two rankings of shape [batch, patches] are needed, got {own_BP.shape} and {other.shape}")
+    if len(weight) not in (1, len(own_BP)):
+        raise InputError(f"{len(weight)} boxes or weights were given for {len(own_BP)} rankings: give as many, or one")
     if not np.isfinite(weight).all() or (weight < 0).any() or (weight > 1).any():
         raise InputError("the weight of the first image must be from 0 to 1")
     return _order(weight * _ranks(own_BP, grid) + (1.0 - weight) * _ranks(other, grid))
@@ -80,7 +82,10 @@ def _ranks(ranking_BP: NDArray[np.integer], grid: Grid) -> Floats:
     """Float64 [B, P]: the rank of each patch, 0 the best (the inverse permutation of each row)."""
     num = grid.num_patches
     if ranking_BP.dtype.kind not in "iu" or ranking_BP.shape[1:] != (num,):
-        raise InputError(f"a ranking lists all {num} patches of the {grid} grid as integers, got {ranking_BP.shape}")
+        raise InputError(
+            f"a ranking lists all {num} patches of the {grid} grid as integers, got {ranking_BP.dtype} "
+            f"{list(ranking_BP.shape)}; a file of form 'top' holds too few patches to be projected"
+        )
     if ranking_BP.size and (ranking_BP.min() < 0 or ranking_BP.max() >= num):
         raise InputError(f"a ranking names a patch outside 0 … {num - 1}: a skipped image or another grid")
     ranks = np.full(ranking_BP.shape, np.nan)
@@ -146,11 +151,13 @@ def _sampled(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) -
     cell = np.where(inside, row * source.cols + column, source.num_patches).reshape(len(ranks_BP), -1)
     values = np.take_along_axis(padded, cell, axis=1).reshape(shape)
     blocks = values.reshape(len(ranks_BP), target.rows, _SAMPLES, target.cols, _SAMPLES)
-    return blocks.mean(axis=(2, 4)).reshape(len(ranks_BP), target.num_patches)
+    means: Floats = blocks.mean(axis=(2, 4)).reshape(len(ranks_BP), target.num_patches)
+    return means
 
 
 def _cover(start_B: Floats, stop_B: Floats, cells: int) -> Floats:
     """Float64 [B, cells]: the share of each of `cells` equal intervals of [0, 1] that lies in [start, stop]."""
     edges = np.arange(cells, dtype=np.float64)
     covered = np.minimum(stop_B[:, None] * cells, edges + 1.0) - np.maximum(start_B[:, None] * cells, edges)
-    return np.clip(covered, 0.0, 1.0)
+    result: Floats = np.clip(covered, 0.0, 1.0)
+    return result

@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ from dlth.tickets.verify import verify_store
 
 _MAX_ENTRIES = 4 * MAX_SHARDS + 16
 
+T = TypeVar("T")
+
 
 class TicketStore:
     """A finished ticket file, open for reading.
@@ -65,6 +67,9 @@ class TicketStore:
     shard; `identity`, sha256 of the manifest; `content`, sha256 over the sorted image hashes; `path`; `chunk_reads`,
     chunks read from disk so far. `cache_shards` decoded shards are kept.
     """
+
+    _cache: OrderedDict[tuple[str, int], Any]
+    _key_index: KeyIndex | None
 
     def __init__(self, path: str | os.PathLike[str], cache_shards: int = 32) -> None:
         if cache_shards < 1:
@@ -127,7 +132,7 @@ class TicketStore:
         """
 
         def load() -> NDArray[np.float32]:
-            gap = self._rows(self.layout.gap, shard_index).astype(np.float32, copy=False)
+            gap: NDArray[np.float32] = self._rows(self.layout.gap, shard_index)
             check_gap(gap, self.skipped(shard_index))
             return gap
 
@@ -143,11 +148,11 @@ class TicketStore:
     def find_many(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Int64 [keys]: shard index · max_rows + row of each key, -1 for those that have no ticket."""
         places = self._index().first_candidates(keys)
-        for shard_index in np.unique(places[places >= 0] // self.max_rows):
-            stored = self.keys(int(shard_index))
-            for item in np.flatnonzero((places >= 0) & (places // self.max_rows == shard_index)):
-                if stored[places[item] % self.max_rows] != keys[item]:
-                    places[item] = self._place(keys[item])
+        found = np.flatnonzero(places >= 0)
+        for item in found[np.argsort(places[found])].tolist():  # shard by shard, so that each is read once
+            shard_index, row = divmod(int(places[item]), self.max_rows)
+            if self.keys(shard_index)[row] != keys[item]:
+                places[item] = self._place(keys[item])
         return places
 
     def verify(
@@ -187,7 +192,7 @@ class TicketStore:
         """Patches and skipped rows of one shard, every value checked."""
 
         def load() -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-            patches = self._rows(self.layout.patches, shard_index)
+            patches: NDArray[np.integer] = self._rows(self.layout.patches, shard_index)
             skipped = (patches == self.layout.patches.fill).all(axis=1)
             check_patches(patches[~skipped] if skipped.any() else patches, self.layout.num_patches)
             if int(skipped.sum()) != self.shards[shard_index].skipped:
@@ -223,7 +228,7 @@ class TicketStore:
         check_digest(raw, self._files[name], name, shard)
         return raw
 
-    def _cached(self, name: str, shard_index: int, load: Callable[[], Any]) -> Any:
+    def _cached(self, name: str, shard_index: int, load: Callable[[], T]) -> T:
         """`load()`, kept; a broken rule becomes DamageError naming shard and file."""
         if not 0 <= shard_index < len(self.shards):
             raise InputError(f"{shown(self.path.name)} has shards 0 … {len(self.shards) - 1}, asked for {shard_index}")
@@ -237,11 +242,12 @@ class TicketStore:
             while len(self._cache) > 4 * self.cache_shards:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(place)
-        return self._cache[place]
+        kept: T = self._cache[place]
+        return kept
 
     def _forget(self) -> None:
-        self._cache: OrderedDict[tuple[str, int], Any] = OrderedDict()
-        self._key_index: KeyIndex | None = None
+        self._cache = OrderedDict()
+        self._key_index = None
 
     def _scan(self) -> dict[str, int]:
         """Sizes of all files; raises when the folder is missing, unfinished or holds more than files."""

@@ -152,12 +152,15 @@ class TicketWriter:
             if not self.complete:  # else another process finished and cleaned up meanwhile
                 raise
             return
-        if plan is not None:
-            self._compare(
-                TicketHeader.from_json(plan["header"]),
-                [ShardSpec(name, rows) for name, rows in plan["shards"]],
-                plan["key_width"],
-            )
+        try:
+            header = TicketHeader.from_json(plan["header"])
+            shards = [ShardSpec(name, rows) for name, rows in plan["shards"]]
+            key_width = plan["key_width"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamageError(
+                f"{shown(self._partial.root)}: plan.json is damaged; remove the folder to begin again", file="plan.json"
+            ) from error
+        self._compare(header, shards, key_width)
 
     def _plan(self) -> Json:
         return {
