@@ -1,16 +1,17 @@
-"""The class token's attention row, and the parts of a block around it.
+"""The class token's attention row, and the parts of an attention block around it.
 
 timm's attention modules give either the result or, unfused, the whole matrix; a selector needs one row of the matrix
-beside the result, and at its last block the row alone. So the projections are computed here from slices of timm's
-weights: everything at a block whose result is needed, keys and one query at the last. Rejected: hooks that catch the
-matrix (B·h·N² floats, and no fused attention), and patching timm's forward (which rots).
+beside the result, and at its last block the row alone. So queries, keys and values are computed here from slices of
+timm's weights, each for the tokens that need it: queries only for tokens that go on, and at the last selection block no
+keys at all, since (x W_k) · q = x · (W_k^T q) costs one vector per head. Rejected: hooks that catch the matrix (B·h·N²
+floats, and no fused attention), and patching timm's forward (which rots).
 
-The row is computed in float32 from whatever dtype the projections have, as a product and a sum: no setting of matmul
-precision (TF32, autocast) can round scores into ties.
+The row is computed in float32 whatever dtype the projections have: bf16 would round scores into ties.
 
 Axes: B images, N tokens (prefix first), D width, h heads, d width of a head.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,30 +41,44 @@ def unsupported(block: TimmBlock) -> str:
     return ""
 
 
-def class_row(block: TimmBlock, tokens: Tensor, rotary: Tensor | None, num_prefix: int) -> Tensor:
-    """Scores of the patches and nothing else: float32 [B, N - num_prefix] for tokens [B, N, D].
-
-    The class token's attention to each patch: softmax over all tokens, prefix included, then the mean over heads.
-    """
-    x = block.norm1(tokens)
-    query = block.attn.q_norm(_heads(block.attn, x[:, :1], QUERY))  # a prefix token, so never rotated
-    key = _rotated(block.attn, block.attn.k_norm(_heads(block.attn, x, KEY)), rotary)
-    return _row(block.attn, query, key)[:, num_prefix:]
+def class_row(attn: TimmAttention, x: Tensor, key: Tensor) -> Tensor:
+    """The class token's attention to all tokens, mean over heads: float32 [B, N] for normed tokens x and their keys."""
+    with _no_autocast(x.device.type):
+        products = _class_query(attn, x).float() @ key.float().transpose(2, 3)
+        return _softmax(attn, products.squeeze(2))
 
 
-def attend(block: TimmBlock, tokens: Tensor, rotary: Tensor | None, num_prefix: int) -> tuple[Tensor, Tensor]:
-    """The block's attention branch added to tokens [B, N, D], and the scores as `class_row` gives them."""
+def class_row_only(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
+    """What `class_row` gives, for normed tokens x [B, N, D] whose keys nobody else needs."""
+    folds = rotary is None and isinstance(attn.k_norm, nn.Identity) and attn.qkv is not None
+    if not folds:
+        return class_row(attn, x, key_of(attn, x, rotary))
+    query = _class_query(attn, x)
+    with _no_autocast(x.device.type):
+        weight = attn.qkv.weight.chunk(3)[KEY].float().unflatten(0, (attn.num_heads, -1))
+        probes = (query.float() @ weight).squeeze(2)  # a bias of the keys adds the same to all and falls out of softmax
+        return _softmax(attn, probes @ x.float().transpose(1, 2))
+
+
+def key_of(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
+    """Keys of normed tokens x [B, N, D]: [B, h, N, d]."""
+    return _rotated(attn, attn.k_norm(_heads(attn, x, KEY)), rotary)
+
+
+def value_of(attn: TimmAttention, x: Tensor) -> Tensor:
+    """Values of normed tokens x [B, N, D]: [B, h, N, d]."""
+    return _heads(attn, x, VALUE)
+
+
+def attend(block: TimmBlock, x: Tensor, rotary: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
+    """The attention branch [B, M, D] of normed tokens x [B, M, D] that look at `key` and `value` [B, h, N, d]."""
     attn = block.attn
-    x = block.norm1(tokens)
-    value = _heads(attn, x, VALUE)
     query = _rotated(attn, attn.q_norm(_heads(attn, x, QUERY)), rotary)
-    key = _rotated(attn, attn.k_norm(_heads(attn, x, KEY)), rotary)
-    scores = _row(attn, query[:, :, :1], key)[:, num_prefix:]
     out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
     out = attn.norm(out.transpose(1, 2).flatten(2))
     if getattr(attn, "gate", None) is not None:
         out = out * attn.gate(x).sigmoid()
-    return tokens + _scaled(block, "1", attn.proj(out)), scores
+    return _scaled(block, "1", attn.proj(out))
 
 
 def feed_forward(block: TimmBlock, tokens: Tensor) -> Tensor:
@@ -95,9 +110,18 @@ def _rotated(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
     return torch.cat([prefix, rotated.to(x.dtype)], dim=2)
 
 
-def _row(attn: TimmAttention, query: Tensor, key: Tensor) -> Tensor:
-    """Softmax attention of one query [B, h, 1, d] to all keys [B, h, N, d], mean over heads: float32 [B, N]."""
-    products = (query.float() * key.float()).sum(dim=-1)
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Matrix products in the dtype of their operands; a device without autocast (meta) has nothing to switch off."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _class_query(attn: TimmAttention, x: Tensor) -> Tensor:
+    """The class token's query [B, h, 1, d]; a prefix token, so never rotated."""
+    return attn.q_norm(_heads(attn, x[:, :1], QUERY))
+
+
+def _softmax(attn: TimmAttention, products: Tensor) -> Tensor:
+    """Softmax over all tokens of products [B, h, N], then the mean over heads: [B, N]."""
     return (products * attn.scale).softmax(dim=-1).mean(dim=1)
 
 

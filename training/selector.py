@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dlth.tickets.budget import Budget, Rate
 from dlth.tickets.errors import InputError, shown
-from dlth.training.class_attention import attend, class_row, feed_forward
+from dlth.training.class_attention import attend, class_row, class_row_only, feed_forward, key_of, value_of
 from dlth.training.embedding import embed, rotary_of_block, take, take_rotary
 from dlth.training.models import check_can_select, grid_of
 
@@ -92,15 +92,15 @@ class Selector:
         Raises:
             InputError: images that do not fit, or a model that was put into training mode
         """
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: its tensors could not index a student's in training
             stages, _ = self._forward(images, to_the_end=False)
             ranking = _ranking(stages)
             gap = _gap(stages, ranking, self._budget_of(ranking.shape[1]).k)
-        return Selection(ranking.clone(), gap.clone())  # outside: an inference tensor could not index in training
+        return Selection(ranking, gap)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of the whole forward pass with dropping switched on, as EViT evaluates."""
-        with torch.inference_mode():
+        with torch.no_grad():
             _, tokens = self._forward(images, to_the_end=True)
             return self.vit.forward_head(self.vit.norm(tokens))
 
@@ -121,30 +121,37 @@ class Selector:
 
     def _forward(self, images: Tensor, to_the_end: bool) -> tuple[list["_Stage"], Tensor]:
         """Every stage's scores, and the last tokens [B, N, D] (meaningless unless `to_the_end`)."""
-        vit = self.vit
+        vit, n = self.vit, self.vit.num_prefix_tokens
         if vit.training:
             raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
-        n = vit.num_prefix_tokens
         tokens, table = embed(vit, images)
         num_patches = tokens.shape[1] - n
-        budget = self._budget_of(num_patches)
         patches = torch.arange(num_patches, device=tokens.device).expand(len(tokens), -1)
-        rotary, stages = table, list[_Stage]()
+        stage_tokens = self._budget_of(num_patches).stage_tokens
+        rotary = table
+        stages: list[_Stage] = []
         for index, block in enumerate(vit.blocks):
             rope = rotary_of_block(vit, rotary, index)
             if index not in self.blocks:
                 tokens = block(tokens, rope=rope) if isinstance(vit, Eva) else block(tokens)
                 continue
+            x = block.norm1(tokens)
+            kept = stage_tokens[len(stages)]
             if index == self.blocks[-1] and not to_the_end:
-                scores = class_row(block, tokens, rope, n)
-                stages.append(_Stage.of(scores, patches, budget.stage_tokens[-1], num_patches))
+                stages.append(_Stage.of(class_row_only(block.attn, x, rope)[:, n:], patches, kept))
                 break
-            tokens, scores = attend(block, tokens, rope, n)
-            stage = _Stage.of(scores, patches, budget.stage_tokens[len(stages)], num_patches)
+            key, value = key_of(block.attn, x, rope), value_of(block.attn, x)
+            stage = _Stage.of(class_row(block.attn, x, key)[:, n:], patches, kept)
             stages.append(stage)
-            tokens, patches = stage.cut(tokens, patches, n, num_patches + len(stages) if self.fuse_tokens else None)
-            if table is not None:
-                rotary = take_rotary(vit, table, tokens, patches)
+            if self.fuse_tokens:  # the dropped tokens are needed too
+                tokens = tokens + attend(block, x, rope, key, value)
+                tokens, patches = stage.fuse(tokens, patches, n, number=num_patches + len(stages) - 1)
+            else:
+                kept_at = stage.kept_at()
+                patches = patches.gather(1, kept_at)
+                tokens, x = _take_patches(tokens, kept_at, n), _take_patches(x, kept_at, n)
+                rotary = None if table is None else take_rotary(vit, table, tokens, patches)
+                tokens = tokens + attend(block, x, rotary_of_block(vit, rotary, index), key, value)
             tokens = feed_forward(block, tokens)
         return stages, tokens
 
@@ -163,41 +170,51 @@ def _checked_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
 class _Stage(NamedTuple):
     """One stage's verdict on the m patch tokens that reached it.
 
-    `order` int64 [B, m]: token positions, best first. `patches` int64 [B, m]: the patches there (a number from
-    `num_patches` on is a fused token). `scores` float32 [B, m]: theirs. `kept`: how many go on.
+    `order` int64 [B, m]: their places among the patch tokens, best first. `patches` int64 [B, m]: the patches there (a
+    number from P on is a fused token). `scores` float32 [B, m]: theirs. `kept`: how many go on.
     """
 
     order: Tensor
     patches: Tensor
     scores: Tensor
     kept: int
-    num_patches: int
 
     @classmethod
-    def of(cls, scores: Tensor, patches: Tensor, kept: int, num_patches: int) -> "_Stage":
+    def of(cls, scores: Tensor, patches: Tensor, kept: int) -> "_Stage":
+        """Sort float32 scores [B, m] of `patches` int64 [B, m], whose order decides ties."""
         best = scores.sort(dim=1, descending=True, stable=True)
-        return cls(best.indices, patches.gather(1, best.indices), best.values, kept, num_patches)
+        return cls(best.indices, patches.gather(1, best.indices), best.values, kept)
 
-    def cut(self, tokens: Tensor, patches: Tensor, n: int, fused: int | None) -> tuple[Tensor, Tensor]:
-        """Keep the best of tokens [B, n + m, D] and patches [B, m], in patch order; `fused` numbers an added token."""
+    def kept_at(self) -> Tensor:
+        """Places of the tokens that go on, in the order they stood in: int64 [B, kept]."""
+        return self.order[:, : self.kept].sort(dim=1).values
+
+    def fuse(self, tokens: Tensor, patches: Tensor, n: int, number: int) -> tuple[Tensor, Tensor]:
+        """Keep the best of tokens [B, n + m, D] and `patches` [B, m]; the others become one that is put last.
+
+        It is their sum weighted by their scores as they are (EViT's rule), and stands under `number` among the patches.
+        """
         if self.kept == self.order.shape[1]:
             return tokens, patches
-        prefix, values = tokens[:, :n], tokens[:, n:]
-        kept = self.order[:, : self.kept].sort(dim=1).values
-        parts, numbers = [prefix, take(values, kept)], [patches.gather(1, kept)]
-        if fused is not None:
-            dropped = take(values, self.order[:, self.kept :])
-            weights = self.scores[:, self.kept :].unsqueeze(2)
-            parts.append((dropped * weights).sum(dim=1, keepdim=True).to(tokens.dtype))
-            numbers.append(torch.full_like(patches[:, :1], fused))
-        return torch.cat(parts, dim=1), torch.cat(numbers, dim=1)
+        kept_at = self.kept_at()
+        dropped = take(tokens[:, n:], self.order[:, self.kept :])
+        fused = (dropped * self.scores[:, self.kept :].unsqueeze(2)).sum(dim=1, keepdim=True)
+        return (
+            torch.cat([_take_patches(tokens, kept_at, n), fused.to(tokens.dtype)], dim=1),
+            torch.cat([patches.gather(1, kept_at), torch.full_like(patches[:, :1], number)], dim=1),
+        )
+
+
+def _take_patches(tokens: Tensor, places: Tensor, n: int) -> Tensor:
+    """The n prefix tokens and the patch tokens at `places` int64 [B, k] of tokens [B, n + m, D]."""
+    return torch.cat([tokens[:, :n], take(tokens[:, n:], places)], dim=1)
 
 
 def _ranking(stages: list[_Stage]) -> Tensor:
     """All patches, best first: int64 [B, P]. Fused tokens are taken out."""
     groups = [stages[-1].patches, *(stage.patches[:, stage.kept :] for stage in reversed(stages[:-1]))]
     everyone = torch.cat(groups, dim=1)
-    num_patches = stages[0].num_patches
+    num_patches = stages[0].patches.shape[1]
     if everyone.shape[1] == num_patches:
         return everyone
     patches_first = (everyone >= num_patches).to(torch.uint8).sort(dim=1, stable=True).indices
@@ -206,13 +223,13 @@ def _ranking(stages: list[_Stage]) -> Tensor:
 
 def _gap(stages: list[_Stage], ranking: Tensor, k: int) -> Tensor:
     """Score of the k-th patch minus that of the (k+1)-th at the last stage that saw both: float32 [B]."""
+    num_patches = ranking.shape[1]
     gap = ranking.new_full((len(ranking),), torch.inf, dtype=torch.float32)
-    if k == ranking.shape[1]:
+    if k == num_patches:
         return gap
     for stage in stages:
-        width = stage.num_patches + len(stages) + 1
-        table = stage.scores.new_full((len(ranking), width), torch.nan).scatter(1, stage.patches, stage.scores)
-        pair = table.gather(1, ranking[:, k - 1 : k + 1])
+        table = gap.new_full((len(ranking), num_patches + len(stages)), torch.nan)
+        pair = table.scatter(1, stage.patches, stage.scores).gather(1, ranking[:, k - 1 : k + 1])
         seen = pair[:, 0] - pair[:, 1]
         gap = torch.where(seen.isnan(), gap, seen)
     return gap

@@ -1,10 +1,10 @@
-"""Weights from files: safetensors, or .pth without running any code that stands in it; and the digest of a model's weights.
+"""Weights from files: safetensors, or .pth without running the code in it; and the digest of a model's weights.
 
 A .pth is a pickle, and a pickle is a program. It is read by torch's restricted reader alone (`weights_only=True`, given
 explicitly so that no environment variable switches it off); the one foreign type that DeiT's and EViT's releases need,
-`argparse.Namespace`, is replaced by an empty stand-in. Loading is strict: every missing, unexpected or misshapen entry is
-named, since a model with half of its weights still runs and still gives tickets. Rejected: timm's `load_checkpoint` and
-its filters, which resample position embeddings and drop heads without a word.
+`argparse.Namespace`, is replaced by an empty stand-in. Loading is strict: every missing, unexpected or misshapen entry
+is named, since a model with half of its weights still runs and still gives tickets. Rejected: timm's `load_checkpoint`
+and its filters, which resample position embeddings and drop heads without a word.
 """
 
 import hashlib
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
 
 WEIGHTS = ("state_dict", "model", "model_state_dict")
 EMA_WEIGHTS = ("state_dict_ema", "model_ema", "ema")
@@ -32,7 +33,7 @@ NAMED = 6
 
 
 class LoadedWeights(NamedTuple):
-    """What was loaded: digest of the model's weights as `weights_digest` gives it, and the file's name without folders."""
+    """What was loaded: `weights_digest` of the model with the weights in it, and the file's name without folders."""
 
     sha256: str
     source: str
@@ -67,7 +68,7 @@ def load_weights(vit: nn.Module, path: str | Path, use_ema: bool = False) -> Loa
 
 
 def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint, on the CPU, without the prefixes that wrappers add. Raises as `load_weights`."""
+    """The named tensors of a checkpoint, on the CPU, without wrappers' prefixes. Raises as `load_weights`."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"there is no weights file {shown(path)}")
@@ -84,7 +85,7 @@ def checkpoint_classes(path: str | Path) -> int | None:
 
 
 def weights_digest(vit: nn.Module) -> str:
-    """sha256, in hex, of a model's weights: names in order, dtypes, shapes and bytes. Where they were stored is not in it."""
+    """sha256, in hex, of a model's weights (names in order, dtypes, shapes, bytes), wherever they were stored."""
     digest = hashlib.sha256()
     for name, tensor in sorted(vit.state_dict().items()):
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
