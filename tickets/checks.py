@@ -88,19 +88,16 @@ def encoded_keys(keys: Sequence[str], key_width: int) -> NDArray[np.uint8]:
     """Keys as uint8 [rows, key_width], NUL-padded; raises RuleError for an empty, too long, repeated or unstorable
     key.
     """
-    matrix = np.zeros((len(keys), key_width), dtype=np.uint8)
-    seen: dict[str, int] = {}
+    raws: list[bytes] = []
     for row, key in enumerate(keys):
         try:
-            raw = key.encode("utf-8")
+            raws.append(key.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise RuleError(f"the key {shown(key)!r} of row {row} is not valid Unicode") from error
-        if not raw or b"\0" in raw or len(raw) > key_width:
+        if not 1 <= len(raws[-1]) <= key_width or b"\0" in raws[-1]:
             raise RuleError(f"the key {shown(key)!r} of row {row} must be 1 to {key_width} bytes without NUL")
-        if seen.setdefault(key, row) != row:
-            raise RuleError(f"the key {shown(key)!r} stands in rows {seen[key]} and {row}")
-        matrix[row, : len(raw)] = np.frombuffer(raw, dtype=np.uint8)
-    return matrix
+    _check_unique(keys)
+    return np.array(raws, dtype=f"S{key_width}").view(np.uint8).reshape(len(keys), key_width)
 
 
 def decoded_keys(matrix: NDArray[np.uint8]) -> tuple[str, ...]:
@@ -114,18 +111,23 @@ def decoded_keys(matrix: NDArray[np.uint8]) -> tuple[str, ...]:
         keys = tuple(raw.decode("utf-8") for raw in raws)
     except UnicodeDecodeError as error:
         raise RuleError("a key is not valid UTF-8") from error
-    if len(set(keys)) != len(keys):
-        twice = next(key for row, key in enumerate(keys) if key in keys[:row])
-        raise RuleError(f"the key {shown(twice)!r} stands in two rows")
+    _check_unique(keys)
     return keys
 
 
-def check_tickets(tickets: ShardTickets, num_rows: int, layout: Layout) -> None:
-    """All rules of one shard's rows, as they are given to the writer; raises RuleError naming the row.
+def _check_unique(keys: Sequence[str]) -> None:
+    if len(set(keys)) != len(keys):
+        first: dict[str, int] = {}
+        row, key = next((row, key) for row, key in enumerate(keys) if first.setdefault(key, row) != row)
+        raise RuleError(f"the key {shown(key)!r} stands in rows {first[key]} and {row}")
 
-    Patches and gaps of skipped rows may be anything: the writer fills them.
+
+def check_tickets(tickets: ShardTickets, num_rows: int, layout: Layout) -> None:
+    """All rules of one shard's rows, as they are given to the writer, but for the keys; raises RuleError naming the
+    row.
+
+    `encoded_keys` has the rules for keys. Patches and gaps of skipped rows may be anything: the writer fills them.
     """
     check_shapes(tickets, num_rows, layout.ranked)
     check_patches(tickets.patches[~tickets.skipped], layout.num_patches)
     check_gap(np.where(tickets.skipped, np.nan, tickets.gap), tickets.skipped)
-    encoded_keys(tickets.keys, layout.key_width)

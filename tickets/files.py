@@ -73,20 +73,30 @@ def scan_sizes(root: Path, max_entries: int) -> dict[str, int]:
     return sizes
 
 
-def write_file(path: Path, raw: bytes, temporary: Path) -> None:
-    """Put `raw` at `path` whole or not at all: write `temporary` (same disk), fsync, rename, fsync the folder."""
-    with space_errors(path, len(raw)):
+def write_files(files: dict[Path, bytes], temporary: Path) -> None:
+    """Put each file in place whole or not at all, and make all of them survive a power cut before returning.
+
+    `temporary` (on the same disk, numbered per file) is the name before the rename. All files are written and synced,
+    then renamed, then their folders synced: one journal commit for all the names. Raises SpaceError when the disk is
+    full.
+    """
+    moves = {path: temporary.with_name(f"{temporary.name}.{number}") for number, path in enumerate(files)}
+    with space_errors(next(iter(files)).parent, sum(map(len, files.values()))):
         try:
-            with open(temporary, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
+            for path, raw in files.items():
+                with open(moves[path], "wb") as file:
+                    file.write(raw)
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError:
-            with suppress(OSError):  # give a full disk its space back
-                temporary.unlink()
+            for name in moves.values():  # give a full disk its space back
+                with suppress(OSError):
+                    name.unlink()
             raise
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        for path, name in moves.items():
+            os.replace(name, path)
+        for folder in {path.parent: None for path in files}:
+            sync_folder(folder)
 
 
 def sync_folder(path: Path) -> None:
@@ -99,7 +109,7 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def space_errors(path: Path, needed: int) -> Iterator[None]:
+def space_errors(folder: Path, needed: int) -> Iterator[None]:
     """Turn 'disk full' and 'quota exceeded' into SpaceError."""
     try:
         yield
@@ -107,6 +117,6 @@ def space_errors(path: Path, needed: int) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise SpaceError(
-            f"no space left for {path.name} ({needed} bytes) in {shown(path.parent)}: free some and run the same "
-            "command again; everything finished before is whole"
+            f"no space left for {needed} bytes in {shown(folder)}: free some and run the same command again; "
+            "everything finished before is whole"
         ) from error

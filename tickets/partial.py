@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlth.tickets.errors import DamageError, DlthError, shown
-from dlth.tickets.files import read_file, space_errors, sync_folder, write_file
+from dlth.tickets.files import read_file, space_errors, sync_folder, write_files
 from dlth.tickets.jsontext import Json, canonical, parse
 from dlth.tickets.layout import MAX_MANIFEST_BYTES, partial_path
 from dlth.tickets.locks import locked
@@ -49,20 +49,19 @@ class Partial:
                 folders = {*_FOLDERS, *(f"store/{Path(name).parent}" for name in static), "store/manifest"}
                 for name in sorted(folders):
                     (self.root / name).mkdir(parents=True, exist_ok=True)
-                for name, raw in static.items():
-                    self.publish(self.store / name, raw, "create")
+                self.publish({self.store / name: raw for name, raw in static.items()}, "create")
                 for name in sorted(folders):
                     sync_folder(self.root / name)
-                self.publish(self._plan_file, canonical(plan), "create")
+                self.publish({self._plan_file: canonical(plan)}, "create")
                 sync_folder(self.root.parent)
 
     def plan(self) -> Json:
         """The plan as it was written."""
         return parse(read_file(self._plan_file, MAX_MANIFEST_BYTES, "plan.json"), "plan.json")
 
-    def publish(self, path: Path, raw: bytes, owner: str) -> None:
-        """Put a file in place atomically; `owner` (a lock that the caller holds) names the temporary file."""
-        write_file(path, raw, self.root / "temp" / owner)
+    def publish(self, files: dict[Path, bytes], owner: str) -> None:
+        """Put files in place atomically; `owner` (a lock that the caller holds) names the temporary files."""
+        write_files(files, self.root / "temp" / owner)
 
     def lock(self, name: str) -> Path:
         """The lock file of a shard or an operation."""
@@ -82,7 +81,7 @@ class Partial:
     def commit(self, shard_index: int, entry: ShardEntry, files: dict[str, FileDigest]) -> None:
         """Record, after all its chunks are on disk, that a shard is wholly there."""
         record = {"name": entry.name, "rows": entry.rows, "skipped": entry.skipped, "files": files}
-        self.publish(self._commit_file(shard_index), canonical(record), _number(shard_index))
+        self.publish({self._commit_file(shard_index): canonical(record)}, _number(shard_index))
 
     def read_commit(self, shard_index: int) -> tuple[ShardEntry, dict[str, FileDigest]]:
         """The record of one shard; raises DamageError when it is not what `commit` wrote."""

@@ -6,7 +6,7 @@ two small matrices, one per axis. Other maps (shear, rotation) take a fixed latt
 Scores are rounded to 2^-20 of a rank before a stable sort, so that floating-point dust cannot break ties, which go to
 the lowest index. Rejected: projecting the top-k set alone, which leaves most crops with fewer patches than they need.
 
-Axes: B batch, P source patches, Q target patches, R/C rows/columns.
+Axes: B batch, P source patches, Q target patches, R/C rows/columns, S samples per patch and axis.
 """
 
 import numpy as np
@@ -136,23 +136,25 @@ def _overlap(scale_B: Floats, shift_B: Floats, num_source: int, num_target: int)
 
 def _sampled(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
     """Mean ranks over a lattice of points in each target patch."""
-    x = (np.arange(target.cols * _SAMPLES) + 0.5) / (target.cols * _SAMPLES)
-    y = (np.arange(target.rows * _SAMPLES) + 0.5) / (target.rows * _SAMPLES)
-    shape = (len(ranks_BP), target.rows * _SAMPLES, target.cols * _SAMPLES)
+    x_SC, y_SR = (
+        ((np.arange(_SAMPLES) + 0.5)[:, None] / _SAMPLES + np.arange(cells)) / cells
+        for cells in (target.cols, target.rows)
+    )
+    # a ring of worst ranks around the grid stands for everything outside, and coordinates are cut to it
+    ring = np.full((len(ranks_BP), source.rows + 2, source.cols + 2), float(source.num_patches))
+    ring[:, 1:-1, 1:-1] = ranks_BP.reshape(-1, source.rows, source.cols)
 
-    def mapped(axis: int, cells: int) -> NDArray[np.int64]:
-        scale_x, scale_y, shift = (matrix_B23[:, axis, column, None, None] * cells for column in range(3))
-        return np.floor(scale_x * x[None, None, :] + (scale_y * y[None, :, None] + shift)).astype(np.int64)
+    def cell(row_of_map: Floats, cells: int) -> NDArray[np.int32]:
+        scale_x, scale_y, shift = row_of_map * cells
+        place_SSRC = scale_x * x_SC[None, :, None, :] + (scale_y * y_SR + shift + 1.0)[:, None, :, None]
+        whole: NDArray[np.int32] = np.clip(place_SSRC, 0, cells + 1, out=place_SSRC).astype(np.int32)
+        return whole
 
-    column, row = mapped(0, source.cols), mapped(1, source.rows)
-    inside = (column >= 0) & (column < source.cols) & (row >= 0) & (row < source.rows)
-    # one patch more stands for everything outside
-    padded = np.concatenate([ranks_BP, np.full((len(ranks_BP), 1), float(source.num_patches))], axis=1)
-    cell = np.where(inside, row * source.cols + column, source.num_patches).reshape(len(ranks_BP), -1)
-    values = np.take_along_axis(padded, cell, axis=1).reshape(shape)
-    blocks = values.reshape(len(ranks_BP), target.rows, _SAMPLES, target.cols, _SAMPLES)
-    means: Floats = blocks.mean(axis=(2, 4)).reshape(len(ranks_BP), target.num_patches)
-    return means
+    result = np.empty((len(ranks_BP), target.num_patches))
+    for row, (across, down) in enumerate(matrix_B23):  # row by row stays in the cache: faster than one big batch
+        index_SSRC = cell(down, source.rows) * np.int32(source.cols + 2) + cell(across, source.cols)
+        result[row] = ring[row].ravel().take(index_SSRC.reshape(_SAMPLES**2, -1)).sum(axis=0)
+    return result / _SAMPLES**2
 
 
 def _cover(start_B: Floats, stop_B: Floats, cells: int) -> Floats:

@@ -32,7 +32,6 @@ from dlth.tickets.layout import (
 )
 from dlth.tickets.locks import locked
 from dlth.tickets.manifest import (
-    FileDigest,
     Manifest,
     ShardEntry,
     ShardSpec,
@@ -113,14 +112,11 @@ class TicketWriter:
             rows = self._rows(tickets)
         except RuleError as error:
             raise InputError(f"shard {shown(shard.name)}: {error}") from error
-        files: dict[str, FileDigest] = {}
-        for spec, values in rows:
-            name = spec.chunk_file(shard_index)
-            raw = encode(spec, padded(spec, values))
-            self._partial.publish(self._partial.store / name, raw, f"{shard_index:06d}")
-            files[name] = digest_of(raw)
+        chunks = {spec.chunk_file(shard_index): encode(spec, padded(spec, values)) for spec, values in rows}
+        store = self._partial.store
+        self._partial.publish({store / name: raw for name, raw in chunks.items()}, f"{shard_index:06d}")
         entry = ShardEntry(shard.name, shard.rows, int(tickets.skipped.sum()))
-        self._partial.commit(shard_index, entry, files)
+        self._partial.commit(shard_index, entry, {name: digest_of(raw) for name, raw in chunks.items()})
 
     def finish(self) -> bool:
         """Put the finished file under its name; True when it stands there, False while shards are missing or another
@@ -204,8 +200,8 @@ class TicketWriter:
         store = self._partial.store
         text = self._manifest().text()
         (store / MANIFEST_FILE).unlink(missing_ok=True)
-        self._partial.publish(store / MANIFEST_META_FILE, manifest_meta_text(len(text)), "finish")
-        self._partial.publish(store / MANIFEST_FILE, text, "finish")
+        files = {store / MANIFEST_META_FILE: manifest_meta_text(len(text)), store / MANIFEST_FILE: text}
+        self._partial.publish(files, "finish")
         damages = TicketStore(store).verify()
         if damages:
             (store / MANIFEST_FILE).unlink()
