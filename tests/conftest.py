@@ -89,7 +89,7 @@ def make_shards(tmp_path: Path) -> Callable[..., Shards]:
     """``make_shards(num_shards=2, per_shard=6, ...)`` -> `Shards` of real JPEGs, WebDataset style (key.jpg, key.cls).
 
     `per_shard` may be a sequence with one number per shard. Keys look like ImageNet's (``n00000003_17``), labels go
-    round `num_classes`; `size` is (height, width) of every image; `split` names the folder and begins each shard's name.
+    round `num_classes`; `size` is (height, width) of every image; `split` names the folder and starts each shard name.
     """
 
     def make(
