@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dlth.pipeline import console
+from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.flags import with_flags
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets.errors import DlthError, shown
@@ -147,6 +148,19 @@ def index(
     console.as_json(facts) if json else console.facts(f"dlth index {data}", facts)
 
 
+@app.command()
+@with_flags(DemoConfig)
+def demo(overrides: dict[str, Any]) -> None:
+    """The whole pipeline in minutes on a CPU: shards, a selector, tickets, three arms, a report."""
+    from dlth.pipeline.cli_train import ConsoleReporter
+    from dlth.pipeline.demo import Demo
+    from dlth.training.layers import checked
+
+    config = checked(DemoConfig, overrides)
+    report = Demo(config, console.note, ConsoleReporter(), console.counting).run()
+    console.note(f"open {report} in a browser")
+
+
 def main() -> None:
     """Entry point of the `dlth` command: users' mistakes become one message and exit code 2, never a traceback."""
     try:
@@ -162,7 +176,9 @@ def main() -> None:
 def _registered() -> None:
     """Attach the command groups that live in files of their own."""
     from dlth.pipeline.cli_tickets import tickets
+    from dlth.pipeline.cli_train import train
 
+    app.command()(train)
     app.add_typer(tickets, name="tickets", help="Look at ticket files and check them.")
 
 

@@ -8,6 +8,7 @@ a log unreadable. Results go to standard output, everything said on the way goes
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,6 +106,11 @@ def counting(label: str, total: int, unit: str = "images", quiet: bool = False) 
     ]
     with Progress(*columns, console=err) as progress:
         yield _Bar(label, total, unit, progress)
+
+
+def leads() -> bool:
+    """Whether this process speaks: under torchrun only the first does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def note(text: str) -> None:

@@ -1,0 +1,129 @@
+"""`dlth train` and `dlth evaluate`: flags to a configuration, a run to lines, bars and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlth.pipeline import console
+from dlth.pipeline.flags import with_flags
+from dlth.training.config import RECIPES, TrainConfig
+from dlth.training.layers import layered, to_toml
+from dlth.training.reporter import Reporter
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
+
+
+class ConsoleReporter(Reporter):
+    """Draws a run: the plan, a bar (or plain lines) over the epoch's steps, a line per epoch."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._stack = ExitStack()
+        self._counter: console.Counter | None = None
+
+    def started(self, facts: Mapping[str, Any]) -> None:
+        """Print the plan."""
+        if not self.quiet:
+            console.facts("dlth train", facts)
+
+    def note(self, text: str) -> None:
+        """Pass on what a person should know."""
+        console.note(text)
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        """Move the bar of the epoch."""
+        if self._counter is None:
+            label = f"epoch {record['epoch'] + 1}"
+            counting = console.counting(label, record["num_batches"], "steps", quiet=self.quiet)
+            self._counter = self._stack.enter_context(counting)
+            self._counter.skip(record["batch"] - 1)
+        self._counter.advance(1)
+
+    def epoch_ended(self, record: Mapping[str, Any]) -> None:
+        """Close the bar and print the epoch's line."""
+        self.close()
+        if self.quiet:
+            return
+        top1 = [f"{kind} {record[f'eval_{kind}_top1']:.2f} %" for kind in _kinds(record)]
+        accuracy = " | top-1 on tokens: " + ", ".join(top1) if top1 else ""
+        console.note(
+            f"epoch {record['epoch'] + 1} | loss {record['train_loss']:.4f}{accuracy} | lr {record['lr']:.2e}"
+            f" | {record['images_per_second']:.0f} images/s"
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._stack.close()
+        self._stack, self._counter = ExitStack(), None
+
+
+def _kinds(record: Mapping[str, Any]) -> list[str]:
+    return [kind for kind in ("dense", "ticket", "random") if f"eval_{kind}_top1" in record]
+
+
+@with_flags(TrainConfig)
+def train(
+    overrides: dict[str, Any],
+    recipe: Annotated[str | None, typer.Option(help="Start from a recipe: " + ", ".join(RECIPES) + ".")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the merged settings and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Open and check everything, print the plan, train nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Stage 2: train a student on tickets, on as many random patches, or on all patches."""
+    settings = layered(overrides, recipe=recipe, config_file=config)
+    if print_config:
+        typer.echo(to_toml(settings), nl=False)
+        return
+    from dlth.training.loop import planned
+    from dlth.training.loop import train as run
+
+    reporter = ConsoleReporter(quiet=json)
+    if dry_run:
+        facts = planned(settings, reporter=reporter)
+        console.as_json(facts) if json else console.facts("dlth train, dry run: nothing is trained", facts)
+        return
+    try:
+        result = run(settings, reporter=reporter)
+    finally:
+        reporter.close()
+    if console.leads():
+        if json:
+            console.as_json(result.to_json())
+        else:
+            show_result(result.to_json(), settings.out)
+    raise typer.Exit(result.exit_code)
+
+
+def show_result(result: Mapping[str, Any], out: str) -> None:
+    """Print what came out of a run: accuracy by kind of tokens, speed, where it lies."""
+    if result["status"] == "stopped":
+        console.note(f"stopped on request at step {result['steps']}: --resume auto goes on from there")
+        return
+    show_evaluation(result["evaluation"])
+    speed = result["throughput"]
+    mode = f", mode {result['mode']}" if result["mode"] else ""
+    console.note(
+        f"arm {result['arm']}{mode}: {result['k']} of {result['num_patches']} patches, {result['epochs']} epochs,"
+        f" {speed['images_per_second']:.0f} images/s, {speed['tokens_per_second']:.0f} tokens/s"
+    )
+    console.note(f"weights, log and result are in {out}")
+
+
+def show_evaluation(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print a table of accuracies, a row for each set of weights and kind of tokens."""
+    rows = [
+        (weights, kind, int(line["tokens"]), round(line["top1"], 2), round(line["top5"], 2), round(line["loss"], 4))
+        for weights, table in evaluation.items()
+        for kind, line in table.items()
+    ]
+    if rows:
+        columns = ("weights", "evaluated on", "patches", "top-1 %", "top-5 %", "loss")
+        console.table("validation", columns, rows)

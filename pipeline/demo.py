@@ -1,0 +1,159 @@
+"""The whole pipeline in minutes on a CPU: shards, a selector, tickets, three arms, a report.
+
+The images are scikit-learn's handwritten digits among clutter, so the patches that matter are known and a ticket's
+recall can be scored. Every step is one of the real commands, called with the same settings; each is printed as a user
+would type it. Finished steps are kept: run it again and it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlth.data import make_digit_shards
+from dlth.pipeline.demo_config import DemoConfig
+from dlth.pipeline.demo_report import write_demo_report
+from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.select_stage import plan, select
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import InputError, MismatchError
+from dlth.training.config import TrainConfig
+from dlth.training.layers import checked, layered, to_toml
+from dlth.training.loop import train
+from dlth.training.reporter import Reporter
+from dlth.training.runlog import CONFIG, RESULT
+
+MODEL = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+    "img_size": 64,
+    "num_classes": 10,
+}
+"""A ViT small enough for a CPU: 8x8 patches of 8 px, 4 blocks, width 96."""
+
+ARMS = ("ticket", "random", "dense")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demo in its folder; each method is a step, and returns at once if its output is there."""
+
+    config: DemoConfig
+    say: Callable[[str], None]
+    reporter: Reporter
+    counting: Callable[[str, int], Any]
+
+    @property
+    def out(self) -> Path:
+        """The demo's folder."""
+        return Path(self.config.out)
+
+    def run(self) -> Path:
+        """All steps in order; gives the report's path."""
+        self._claim_folder()
+        shards = self.out / "shards"
+        self.say("\n# handwritten digits among clutter, as WebDataset shards")
+        make_digit_shards(shards, self.config.images, self.config.val_images)
+        selector = self._train("selector", "a small selector, trained on all patches", arm="dense", seed=100)
+        weights = selector / "model.safetensors"
+        for split, view in SPLITS:
+            self._select(split, view, weights)
+        for seed in self.config.seeds:
+            for arm in ARMS:
+                self._train(f"{arm}-{seed}", f"a student, arm {arm}, seed {seed}", arm=arm, seed=seed)
+        self.say("\n# the report")
+        return write_demo_report(self.out, self.config.seeds, weights, MODEL, self.commands())
+
+    def commands(self) -> list[str]:
+        """Every command of the demo as a user would type it."""
+        lines = [as_command("train", self._train_values("selector", arm="dense", seed=100))]
+        weights = self.out / "selector" / "model.safetensors"
+        lines += [as_command("select", self._select_values(*split, weights)) for split in SPLITS]
+        runs = [(f"{arm}-{seed}", arm, seed) for seed in self.config.seeds for arm in ARMS]
+        return lines + [as_command("train", self._train_values(name, arm=arm, seed=seed)) for name, arm, seed in runs]
+
+    def _claim_folder(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        record, text = self.out / "demo.toml", to_toml(self.config)
+        if record.exists() and record.read_text() != text:
+            raise MismatchError(
+                f"{self.out} holds a demo with other settings:\n{record.read_text()}\nTake another --out, or remove it."
+            )
+        if not record.exists() and any(self.out.iterdir()):
+            raise InputError(f"{self.out} is not empty and holds no demo: take another --out.")
+        record.write_text(text)
+
+    def _train_values(self, name: str, *, arm: str, seed: int) -> dict[str, Any]:
+        shards, tickets = self.out / "shards", self.out / "tickets"
+        values: dict[str, Any] = {
+            "recipe": "smoke",
+            "data": str(shards / "train-*.tar"),
+            "val": str(shards / "val-*.tar"),
+            **MODEL,
+            "arm": arm,
+            "seed": seed,
+            "epochs": self.config.epochs,
+            "scale": (1.0, 1.0),
+            "ratio": (1.0, 1.0),
+            "crop_pct": 1.0,
+            "out": str(self.out / name),
+        }
+        if name != "selector":
+            values |= {"tickets": str(tickets / "train.zarr"), "val_tickets": str(tickets / "val.zarr")}
+        return values
+
+    def _train(self, name: str, what: str, *, arm: str, seed: int) -> Path:
+        values = self._train_values(name, arm=arm, seed=seed)
+        config: TrainConfig = layered(values | {"resume": "auto"}, recipe="smoke")
+        folder = Path(config.out)
+        self.say(f"\n# {what}\n{as_command('train', values)}")
+        if (folder / RESULT).exists() and (folder / CONFIG).read_text() == to_toml(config):
+            self.say(f"done before: {folder}")
+        elif (result := train(config, reporter=self.reporter)).status != "finished":
+            raise SystemExit(result.exit_code)
+        return folder
+
+    def _select_values(self, split: str, view: str, weights: Path) -> dict[str, Any]:
+        return {
+            **MODEL,
+            "checkpoint": str(weights),
+            "data": str(self.out / "shards" / f"{split}-*.tar"),
+            "split": split,
+            "dataset": "dlth digits",
+            "view": view,
+            "crop_pct": 1.0,
+            "keep": self.config.keep,
+            "blocks": self.config.blocks,
+            "out": str(self.out / "tickets" / f"{split}.zarr"),
+        }
+
+    def _select(self, split: str, view: str, weights: Path) -> None:
+        values = self._select_values(split, view, weights)
+        self.say(f"\n# the tickets of the {split} images\n{as_command('select', values)}")
+        prepared = plan(checked(SelectConfig, values))
+        with self.counting(f"select {split}", prepared.index.num_samples) as counter:
+            report = select(prepared, counter.advance, counter.skip, self.say)
+        store = TicketStore(values["out"])
+        self.say(f"{store.num_rows} tickets of {store.header.k} patches, identity {report.identity[:16]}")
+
+
+SPLITS = (("train", "whole"), ("val", "center"))
+"""Splits and the view in which the selector sees them."""
+
+
+def as_command(command: str, values: Mapping[str, Any]) -> str:
+    """A command line that does what a call with these settings does."""
+    words = [command]
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, Mapping):
+            text = ",".join(f"{key}={item}" for key, item in value.items())
+        elif isinstance(value, tuple):
+            text = ",".join(map(str, value))
+        else:
+            text = str(value)
+        words += [flag, shlex.quote(text)]
+    return "dlth " + " ".join(words)

@@ -1,0 +1,17 @@
+"""The settings of the demo."""
+
+from __future__ import annotations
+
+from dlth.training.settings import Integers, Settings, setting
+
+
+class DemoConfig(Settings):
+    """Settings of `dlth demo`."""
+
+    out: str = setting("demo", "Demo", "Folder of everything that the demo makes.")
+    images: int = setting(6000, "Demo", "Training images.", gt=0)
+    val_images: int = setting(1500, "Demo", "Validation images.", gt=0)
+    epochs: int = setting(6, "Demo", "Epochs of every training.", gt=1)
+    keep: str = setting("0.25", "Demo", "Share of the 64 patches to keep.")
+    blocks: Integers = setting((0,), "Demo", "Blocks that select.")
+    seeds: Integers = setting((0, 1), "Demo", "Seeds of the students; two or more give a spread.", min_length=1)

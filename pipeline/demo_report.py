@@ -1,0 +1,299 @@
+"""What the demo reports: what came out, whether it bears the claim, and how to make it again.
+
+Numbers come from the files that the runs left (result.json, metrics.jsonl, eval.npz, the ticket files), so the report
+can be made again without training, and cannot say anything that no run said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlth.data import ShardIndex, decode, open_index
+from dlth.pipeline import figures
+from dlth.pipeline.report import Picture, Report, Section, Table, Verdict, write_report
+from dlth.pipeline.statistics import PairedTest, paired_test
+from dlth.tickets import TicketStore
+from dlth.training import Selector, TicketViT
+from dlth.training.models import build
+from dlth.training.weights import load_weights
+
+ARMS = ("ticket", "random", "dense")
+WAYS = ("dense", "ticket", "random")
+WITHIN_POINTS = 2.0
+"""The claim's first half: the ticket arm within so many points of the dense arm."""
+SCORED_IMAGES = 600
+"""Validation images on which recall by block is scored."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the students' runs left, by arm; lists are in the order of the seeds."""
+
+    results: Mapping[str, list[dict[str, Any]]]
+    epochs: Mapping[str, list[list[dict[str, Any]]]]
+    images: Mapping[str, list[Mapping[str, np.ndarray]]]
+
+    @classmethod
+    def load(cls, out: Path, seeds: Sequence[int]) -> Runs:
+        """Read the runs' folders."""
+        folders = {arm: [out / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
+        return cls(
+            {arm: [json.loads((run / "result.json").read_text()) for run in runs] for arm, runs in folders.items()},
+            {arm: [_epochs(run / "metrics.jsonl") for run in runs] for arm, runs in folders.items()},
+            {
+                arm: [dict(np.load(run / "eval.npz", allow_pickle=False)) for run in runs]
+                for arm, runs in folders.items()
+            },
+        )
+
+    def top1(self, arm: str, way: str) -> list[float]:
+        """Accuracies in percent of an arm's seeds, evaluated on one kind of tokens."""
+        return [run["evaluation"]["model"][way]["top1"] for run in self.results[arm]]
+
+    def own_way(self, arm: str) -> str:
+        """The kind of tokens an arm is judged by: its own at test time; the random arm's is the selector's tokens."""
+        return "dense" if arm == "dense" else "ticket"
+
+    def test(self, first: str, second: str) -> PairedTest:
+        """Paired test of two arms, each judged its own way."""
+        hits = [np.stack([run[f"{self.own_way(arm)}_top1"] for run in self.images[arm]]) for arm in (first, second)]
+        return paired_test(hits[0], hits[1])
+
+
+def write_demo_report(
+    out: Path, seeds: Sequence[int], weights: Path, model: Mapping[str, Any], commands: Sequence[str]
+) -> Path:
+    """Write `report.html` and its PNG pictures to the demo's folder; returns the HTML file's path."""
+    runs = Runs.load(out, seeds)
+    store = TicketStore(out / "tickets" / "val.zarr")
+    index = open_index(str(out / "shards" / "val-*.tar"))
+    known = json.loads((out / "shards" / "informative.json").read_text())
+    recall = ticket_recall(store, known)
+    by_block = recall_by_block(index, known, weights, model, store.header.keep)
+    report = Report(
+        title="Winning tickets among handwritten digits",
+        lead=_lead(runs, store),
+        verdicts=_verdicts(runs, recall, store),
+        sections=(
+            _ticket_section(store, index, known, recall),
+            _accuracy_section(runs),
+            _recall_section(by_block, store),
+            _curve_section(runs),
+            _cost_section(runs, store, model),
+            Section("How it was made", commands=tuple(commands)),
+        ),
+        footer=_footer(runs, store),
+    )
+    return write_report(report, out)
+
+
+def ticket_recall(store: TicketStore, known: Mapping[str, Sequence[int]]) -> float:
+    """Mean share of an image's known patches among the first k of its ticket."""
+    shares = []
+    for shard in range(len(store.shards)):
+        rows = store.read(shard)
+        for key, ranking in zip(rows.keys, rows.patches[:, : store.header.k], strict=True):
+            shares.append(np.isin(known[key], ranking).mean())
+    return float(np.mean(shares))
+
+
+def recall_by_block(
+    index: ShardIndex, known: Mapping[str, Sequence[int]], weights: Path, model: Mapping[str, Any], keep: str
+) -> dict[str, float]:
+    """Recall of the known patches when the selector scores at one block, or at three in a row."""
+    vit = build(model["model"], model["num_classes"], model["img_size"], **model["model_kwargs"])
+    load_weights(vit, weights)
+    count = min(SCORED_IMAGES, index.num_samples)
+    keys = [index.key(i) for i in range(count)]
+    images = torch.stack(
+        [decode(data, where=key) for key, data in zip(keys, index.read_many(list(range(count))), strict=True)]
+    )
+    mean, std = (torch.tensor(vit.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    pixels = (images.float() / 255 - mean) / std
+    depth = model["model_kwargs"]["depth"]
+    choices = [(block,) for block in range(depth)] + [tuple(range(depth - 3, depth))]
+    recalls = {}
+    for blocks in choices:
+        selector = Selector(vit, blocks=blocks, keep=keep)
+        rankings = selector.rank(pixels).numpy()[:, : selector.budget.k]
+        hits = [np.isin(known[key], ranking).mean() for key, ranking in zip(keys, rankings, strict=True)]
+        name = f"block {blocks[0]}" if len(blocks) == 1 else "blocks " + ", ".join(map(str, blocks))
+        recalls[name] = float(np.mean(hits))
+    return recalls
+
+
+def step_gflops(model: Mapping[str, Any], k: int | None) -> float:
+    """GFLOP of one image's forward and backward, keeping k patches (None: all)."""
+    vit = build(model["model"], model["num_classes"], model["img_size"], **model["model_kwargs"])
+    student, side = TicketViT(vit), model["img_size"]
+    patches = None if k is None else torch.arange(k)[None]
+    counter = FlopCounterMode(display=False)
+    with counter:
+        student(torch.zeros(1, 3, side, side), patches).sum().backward()
+    return counter.get_total_flops() / 1e9
+
+
+def _lead(runs: Runs, store: TicketStore) -> str:
+    header, result = store.header, runs.results["ticket"][0]
+    return (
+        f"A small vision transformer learns ten digits, each drawn into 4 of the {header.grid.num_patches} patches of a"
+        f" cluttered canvas. Three arms see the same images in the same order for {result['epochs']} epochs: the"
+        f" {header.k} patches that a selector chose (ticket), as many random ones (random), all of them (dense)."
+    )
+
+
+def _verdicts(runs: Runs, recall: float, store: TicketStore) -> tuple[Verdict, ...]:
+    near, above = runs.test("ticket", "dense"), runs.test("ticket", "random")
+    means = {arm: np.mean(runs.top1(arm, runs.own_way(arm))) for arm in ARMS}
+    seeds = len(runs.results["ticket"])
+    return (
+        Verdict(
+            near.difference > -WITHIN_POINTS,
+            f"Ticket against dense: {means['ticket']:.1f} % against {means['dense']:.1f} %, a difference of"
+            f" {near.difference:+.1f} points (95 % interval {near.low:+.1f} to {near.high:+.1f}, {seeds} seeds)."
+            f" The target is no more than {WITHIN_POINTS:g} points below:"
+            f" {'met' if near.difference > -WITHIN_POINTS else 'NOT met'}.",
+        ),
+        Verdict(
+            above.low > 0,
+            f"Ticket against random, both on the selector's tokens: {means['ticket']:.1f} % against"
+            f" {means['random']:.1f} %, a difference of {above.difference:+.1f} points (95 % interval {above.low:+.1f}"
+            f" to {above.high:+.1f}; McNemar p = {above.p_value:.2g})."
+            f" The target is clearly above: {'met' if above.low > 0 else 'NOT met'}.",
+        ),
+        Verdict(
+            recall > store.header.k / store.header.grid.num_patches,
+            f"The tickets hold {100 * recall:.0f} % of the patches that carry the digit, in"
+            f" {store.header.k} of {store.header.grid.num_patches} patches.",
+        ),
+    )
+
+
+def _ticket_section(
+    store: TicketStore, index: ShardIndex, known: Mapping[str, Sequence[int]], recall: float
+) -> Section:
+    rows = store.read(0)
+    count = min(12, len(rows.keys))
+    images = np.stack(
+        [
+            decode(data, where=key).permute(1, 2, 0).numpy()
+            for key, data in zip(rows.keys[:count], index.read_many(list(range(count))), strict=True)
+        ]
+    )
+    sheet = figures.ticket_sheet(
+        images,
+        rows.patches[:count],
+        store.header.k,
+        store.header.grid,
+        [f"a {int(index.label[i])}" for i in range(count)],
+        np.array([known[key] for key in rows.keys[:count]]),
+    )
+    caption = (
+        f"Validation images above, what their tickets of {store.header.k} patches leave below; outlined: the four"
+        f" patches that carry the digit. Mean recall of those over all validation images: {recall:.3f}."
+    )
+    return Section("Tickets", pictures=(Picture("tickets", sheet, caption),))
+
+
+def _accuracy_section(runs: Runs) -> Section:
+    rows = []
+    for arm in ARMS:
+        cells = [_spread(runs.top1(arm, way)) for way in WAYS]
+        rows.append((f"{arm} arm", *cells))
+    values = {arm: {way: runs.top1(arm, way) for way in WAYS} for arm in ARMS}
+    caption = "Bars are means, dots are seeds. Each trained model is evaluated on all patches, the selector's, and random ones."
+    return Section(
+        "Accuracy",
+        texts=("Top-1 accuracy in percent, mean ± standard deviation over the seeds, on the whole validation set.",),
+        tables=(Table(("trained on", "all tokens", "ticket tokens", "random tokens"), tuple(rows)),),
+        pictures=(Picture("accuracy", figures.accuracies(values), caption),),
+    )
+
+
+def _recall_section(by_block: Mapping[str, float], store: TicketStore) -> Section:
+    chance = store.header.k / store.header.grid.num_patches
+    caption = (
+        f"Recall of the known patches by where the selector scores, {SCORED_IMAGES} validation images,"
+        f" {store.header.k} patches kept. This file was made at block"
+        f" {', '.join(map(str, store.header.selector.blocks))}."
+    )
+    return Section(
+        "Where the selector looks",
+        texts=(
+            "After the first block, tokens carry their neighbours' content, and the class token's attention need not"
+            " stay where the pixels are. Which blocks select is the user's choice (--blocks), and worth a look.",
+        ),
+        pictures=(Picture("recall", figures.recalls(list(by_block), list(by_block.values()), chance), caption),),
+    )
+
+
+def _curve_section(runs: Runs) -> Section:
+    top1 = {arm: [[row[f"eval_{runs.own_way(arm)}_top1"] for row in run] for run in runs.epochs[arm]] for arm in ARMS}
+    loss = {arm: [[row["train_loss"] for row in run] for run in runs.epochs[arm]] for arm in ARMS}
+    return Section(
+        "Curves",
+        pictures=(
+            Picture(
+                "curves-accuracy",
+                figures.curves(top1, "top-1 accuracy, %"),
+                "Validation accuracy by epoch; dense on all tokens, the others on ticket tokens. One line a seed.",
+            ),
+            Picture("curves-loss", figures.curves(loss, "training loss"), "Training loss by epoch."),
+        ),
+    )
+
+
+def _cost_section(runs: Runs, store: TicketStore, model: Mapping[str, Any]) -> Section:
+    rows = []
+    dense_gflops = step_gflops(model, None)
+    dense_ms = _step_ms(runs.results["dense"])
+    for arm in ARMS:
+        gflops = step_gflops(model, None if arm == "dense" else store.header.k)
+        ms = _step_ms(runs.results[arm])
+        tokens = runs.results[arm][0]["k"]
+        rows.append(
+            (
+                f"{arm} arm",
+                f"{tokens}",
+                f"{gflops:.4f}",
+                f"{gflops / dense_gflops:.2f}",
+                f"{ms:.0f}",
+                f"{ms / dense_ms:.2f}",
+            )
+        )
+    columns = ("arm", "patches", "GFLOP per image", "of dense", "ms of compute per step", "of dense")
+    return Section(
+        "Cost of a training step",
+        texts=("FLOPs are counted (forward and backward); times are the runs' own means over all steps.",),
+        tables=(Table(columns, tuple(rows)),),
+    )
+
+
+def _step_ms(results: Sequence[Mapping[str, Any]]) -> float:
+    return float(np.mean([1000 * run["throughput"]["compute_seconds"] / run["steps"] for run in results]))
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+def _epochs(path: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [record for record in records if record["kind"] == "epoch"]
+
+
+def _footer(runs: Runs, store: TicketStore) -> str:
+    result = runs.results["ticket"][0]
+    versions = ", ".join(f"{name} {text}" for name, text in result["versions"].items())
+    seeds = ", ".join(str(run["seed"]) for run in runs.results["ticket"])
+    return f"Ticket file {store.identity}. Seeds {seeds}. Mode {result['mode']}. Device {result['device']}. {versions}."

@@ -1,0 +1,225 @@
+"""Stage 1 from shards to a ticket file: resumed, shared, refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.io import ImageReadMode, decode_image
+
+from dlth.pipeline.ranker import Ranker
+from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.select_stage import SelectReport, plan, select
+from dlth.tickets import Preprocessing, TicketStore
+from dlth.tickets.errors import InputError, MismatchError
+from dlth.training import Selector
+from dlth.training.layers import checked
+
+KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+SCRIPT = Path(__file__).with_name("kill_select.py")
+
+
+def config(data: str, out: Path, **changes: Any) -> SelectConfig:
+    """A tiny selector: 16 patches of 8 px, seeded random weights."""
+    values: dict[str, Any] = {
+        "model": "vit_tiny_patch16_224",
+        "model_kwargs": KWARGS,
+        "data": data,
+        "out": str(out),
+        "img_size": 32,
+        "keep": "0.5",
+        "random_weights": True,
+        "workers": 0,
+        "batch_size": 4,
+        "num_classes": 4,
+    }
+    return checked(SelectConfig, values | changes)
+
+
+def run(data: str, out: Path, **changes: Any) -> SelectReport:
+    return select(plan(config(data, out, **changes)))
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every file below a folder and the digest of its bytes."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """Rows in the file equal the selector's ranking of the image resized to the square, in the shard's order."""
+    shards = make_shards(2, [5, 3])
+    report = run(shards.spec, tmp_path / "t.zarr")
+    assert (report.complete, report.images, report.shards, report.skipped) == (True, 8, 2, [])
+    store = TicketStore(tmp_path / "t.zarr")
+    assert [store.keys(s) for s in range(2)] == [tuple(keys) for keys in shards.keys]
+
+    prepared = plan(config(shards.spec, tmp_path / "other.zarr"))
+    pixels = []
+    import tarfile
+
+    from torchvision.transforms.v2 import functional as F
+
+    with tarfile.open(shards.paths[0]) as tar:
+        for key in shards.keys[0]:
+            data = tar.extractfile(f"{key}.jpg").read()
+            image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+            mode = F.InterpolationMode(prepared.header.view.interpolation)
+            pixels.append(F.resize(image, [32, 32], mode, antialias=True))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (store.header.preprocessing.mean, store.header.preprocessing.std)
+    )
+    expected = prepared.selector.rank((torch.stack(pixels).float() / 255 - mean) / std).numpy()
+    np.testing.assert_array_equal(store.read(0).patches, expected)
+    assert store.header.k == 8
+    assert store.header.selector.blocks == (1, 2, 3)
+
+
+def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
+    make_shards: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One process, loader workers, several threads, and two torchrun ranks write the same file, byte for byte."""
+    shards = make_shards(3, [9, 4, 6])
+    run(shards.spec, tmp_path / "a.zarr", threads=1)
+    run(shards.spec, tmp_path / "b.zarr", workers=2, threads=3)
+    kwargs = ",".join(f"{name}={value}" for name, value in KWARGS.items())
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node=2",
+            "--master-port=0",
+            "--rdzv-backend=c10d",
+        ),
+        *("--rdzv-endpoint=localhost:0", "-m", "dlth.pipeline.cli", "select", "--model", "vit_tiny_patch16_224"),
+        *("--model-kwargs", kwargs, "--data", shards.spec, "--out", str(tmp_path / "c.zarr"), "--img-size", "32"),
+        *("--keep", "0.5", "--random-weights", "--workers", "1", "--batch-size", "4", "--num-classes", "4"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr") == tree(tmp_path / "c.zarr")
+
+
+def test_killed_at_its_file_system_steps_it_resumes_to_the_same_bytes(
+    make_shards: Callable[..., Any], tmp_path: Path
+) -> None:
+    """kill -9 at every 7th file-system step: nothing incomplete opens, and a second run ends in the same bytes."""
+    shards = make_shards(2, [3, 2])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), shards.spec, str(tmp_path), "7"], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["steps"] > 20
+    assert counts["kills"] == -(-counts["steps"] // 7)
+
+
+def test_another_configuration_on_the_same_file_is_refused(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """The error names what differs, and the file stays as it was."""
+    shards = make_shards(1, 3)
+    run(shards.spec, tmp_path / "t.zarr")
+    before = tree(tmp_path / "t.zarr")
+    with pytest.raises(MismatchError, match=r"keep.*0\.5.*0\.25"):
+        run(shards.spec, tmp_path / "t.zarr", keep="0.25")
+    assert run(shards.spec, tmp_path / "t.zarr").images == 0
+    assert tree(tmp_path / "t.zarr") == before
+
+
+def test_a_corrupt_image_stops_the_run_or_is_skipped_and_remembered(
+    make_tar: Callable[..., Path], make_picture: Callable[..., Any], make_image: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """With `skip` the row stays, without a ticket, counted in the report and in the file."""
+    good = make_image(make_picture(1))
+    (tmp_path / "data").mkdir()
+    make_tar(
+        tmp_path / "data" / "train-000000.tar",
+        [
+            ("a.jpg", good),
+            ("a.cls", b"0"),
+            ("b.jpg", good[: len(good) // 3]),
+            ("b.cls", b"1"),
+            ("c.jpg", good),
+            ("c.cls", b"2"),
+        ],
+    )
+    spec = str(tmp_path / "data")
+    with pytest.raises(InputError.__mro__[1], match=r"key b.*--bad-images skip"):
+        run(spec, tmp_path / "t.zarr")
+    assert not (tmp_path / "t.zarr").exists()
+    report = run(spec, tmp_path / "t.zarr", bad_images="skip")
+    assert len(report.skipped) == 1
+    assert "key b" in report.skipped[0]
+    store = TicketStore(tmp_path / "t.zarr")
+    assert list(store.read(0).skipped) == [False, True, False]
+    assert store.shards[0].skipped == 1
+    assert store.verify() == []
+
+
+def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """The plan names tokens, file size and cost."""
+    shards = make_shards(1, 3)
+    facts = plan(config(shards.spec, tmp_path / "t.zarr")).facts()
+    assert facts["tokens after each stage"] == "16 -> 13 -> 11 -> 8"
+    assert facts["images"] == 3
+    assert "GFLOP per image" in str(facts["cost"])
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"random_weights": False}, "exactly one of --pretrained, --checkpoint FILE and", id="no weights"),
+        pytest.param({"stage_keep": "0.7"}, "--keep and --stage-keep exclude each other", id="two budgets"),
+        pytest.param({"model": "resnet18", "model_kwargs": {}, "img_size": None}, "What can", id="a CNN"),
+        pytest.param({"model": "deit_smal"}, "did you mean.*deit_small", id="misspelt model"),
+        pytest.param({"keep": "1.5"}, "keep", id="keep above one"),
+        pytest.param({"blocks": "1,9"}, "9", id="no such block"),
+        pytest.param({"device": "cuda"}, "sees no CUDA GPU", id="no GPU"),
+        pytest.param({"data": "nowhere/x-{000..002}.tar"}, "nowhere", id="no shards"),
+        pytest.param({"checkpoint": "nothing.pth", "random_weights": False}, "nothing.pth", id="no checkpoint"),
+    ],
+)
+def test_what_cannot_be_selected_is_refused_before_anything_is_written(
+    make_shards: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Every mistake is an error of dlth's family that says what to do."""
+    from dlth.tickets.errors import DlthError
+
+    shards = make_shards(1, 2)
+    with pytest.raises(DlthError, match=message):
+        plan(config(**({"data": shards.spec, "out": tmp_path / "t.zarr"} | changes)))
+    assert not (tmp_path / "t.zarr").exists()
+    assert not (tmp_path / "t.zarr.partial").exists()
+
+
+def test_the_batch_is_halved_until_it_fits_the_device() -> None:
+    """A selector whose device holds 3 images ranks 16 of them all the same, and says so; rows stay in order."""
+    import timm
+
+    class SmallDevice(Selector):
+        def select(self, images: torch.Tensor) -> Any:
+            if len(images) > 3:
+                raise torch.OutOfMemoryError
+            return super().select(images)
+
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, **KWARGS)
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
+    preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), decoder="none")
+    said: list[str] = []
+    small = Ranker(SmallDevice(vit, 0.7, (1, 2)), preprocessing, torch.device("cpu"), batch_size=16, say=said.append)
+    whole = Ranker(Selector(vit, 0.7, (1, 2)), preprocessing, torch.device("cpu"), batch_size=16)
+    np.testing.assert_array_equal(small(images)[0], whole(images)[0])
+    assert [text.split(":")[1] for text in said] == [f" going on with {size}" for size in (8, 4, 2)]
