@@ -36,8 +36,8 @@ class TrainConfig(Settings):
     mode: Mode = setting(
         "projected",
         WHAT,
-        "How a ticket meets an augmented image: moved through the augmentation, replayed on the view that the"
-        " selector saw, or selected anew each step (the authors' way).",
+        "How a ticket meets augmented images: moved to a new view each epoch, moved to a few views that are replayed,"
+        " or selected anew each step (the authors' way).",
     )
     recipe: str = setting("", WHAT, "Name of the recipe that the other settings started from.", free=True)
 
@@ -56,6 +56,7 @@ class TrainConfig(Settings):
     random_tokens: Literal["epoch", "fixed"] = setting(
         "epoch", TOKENS, "Random arm: draw an image's patches anew each epoch, or once for the run."
     )
+    frozen_views: int = setting(1, TOKENS, "Frozen mode: seeded views of each image, replayed in turn.", gt=0)
 
     model: str = setting("deit_small", MODEL, "Student: a friendly name (deit_small) or any timm ViT.")
     model_kwargs: Pairs = setting({}, MODEL, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
@@ -154,8 +155,8 @@ class TrainConfig(Settings):
             raise ValueError("the ticket arm needs a ticket file (--tickets), or --mode online with a --selector")
         if self.mode != "projected" and self.arm != "ticket":
             raise ValueError(f"mode {self.mode} is a way of using tickets; the {self.arm} arm uses none")
-        if self.arm == "random" and self.tickets is None and self.keep is None:
-            raise ValueError("the random arm needs to know how many patches to keep: --keep, or --tickets")
+        if self.arm != "dense" and self.tickets is None and self.keep is None:
+            raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
         if self.arm == "dense" and self.keep_schedule != "none":
             raise ValueError("the dense arm keeps all patches: a keep schedule has no meaning there")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:

@@ -42,10 +42,8 @@ class RunLog:
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = _open_board(folder / TENSORBOARD, after) if tensorboard else None
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the files; nothing can be added afterwards."""
         self._file.close()
         if self._board is not None:
             self._board.close()

@@ -15,6 +15,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,12 +42,18 @@ class Pixels:
     std: tuple[float, float, float]
     channels_last: bool = False
 
-    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
-        """Normalised float32 [B, 3, H, W] on the device, of uint8 [B, 3, H, W]."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised float32 [B, 3, H, W] of uint8 [B, 3, H, W], on the same device."""
         memory = torch.channels_last if self.channels_last else torch.contiguous_format
-        floats = images.to(device, non_blocking=True).to(torch.float32, memory_format=memory)
-        mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
-        return floats.sub_(mean).div_(std)
+        floats = images.to(torch.float32, memory_format=memory)
+        shift, scale = _on(self.mean, images.device), _on(self.std, images.device)
+        return floats.sub_(shift).div_(scale)
+
+
+@lru_cache(maxsize=16)
+def _on(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Channel values of [0, 1] pixels for uint8 ones, [1, 3, 1, 1]; kept, as each copy to a GPU would wait."""
+    return (torch.tensor(values) * 255).view(1, 3, 1, 1).to(device)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Stepper:
         self.last_losses: list[tuple[Batch, Tensor]] = []
 
     def __call__(self, batches: Sequence[Batch], step: int, k: int | None) -> StepResult:
-        """Train on this rank's micro-batches of global step `step`, keeping `k` patches (None: all)."""
+        """Train on this rank's micro-batches of global step `step`; `k`: patches that the online selector keeps."""
         torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
         self.student.train()
         (total,) = self.world.sums([float(sum(batch.weights.sum() for batch in batches))])
@@ -120,13 +127,13 @@ class Stepper:
         """Forward and backward of every micro-batch; gives back a way to read this rank's weighted sum of losses."""
         loss_sum = torch.zeros((), device=self.world.device)
         reading: Callable[[], float] = loss_sum.item
-        for at, batch in enumerate(batches):
+        for at, batch in enumerate(batch.to(self.world.device) for batch in batches):
             last = at == len(batches) - 1
             waits = isinstance(self._module, DistributedDataParallel) and not last
             with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 losses = self._losses(batch, k)
                 self.last_losses.append((batch, losses.detach()))
-                weighted = (losses * batch.weights.to(losses.device, non_blocking=True)).sum()
+                weighted = (losses * batch.weights).sum()
                 loss_sum = loss_sum + weighted.detach()
                 if last:
                     reading = _read_later(loss_sum)
@@ -135,21 +142,13 @@ class Stepper:
 
     def _losses(self, batch: Batch, k: int | None) -> Tensor:
         """Cross entropy of each image, float32 [B], with labels smoothed and mixed as the pixels are."""
-        device = self.world.device
-        images = mix_images(self.pixels(batch.images, device), batch.mix)
-        labels = batch.labels.to(device, non_blocking=True)
-        targets = mix_targets(labels, self.num_classes, self.config.smoothing, batch.mix)
+        images = mix_images(self.pixels(batch.images), batch.mix)
+        targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
-            patches = self._patches(batch, images, k)
+            patches = batch.patches if self.rank is None else self.rank(images)[:, :k]
             forward = self._compiled if len(images) == self.full_size else self._module
             logits = forward(images, patches)
         return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
-
-    def _patches(self, batch: Batch, images: Tensor, k: int | None) -> Tensor | None:
-        if self.rank is not None:
-            with torch.no_grad():
-                return self.rank(images)[:, :k]
-        return None if batch.patches is None else batch.patches.to(self.world.device, non_blocking=True)
 
     def _move(self, step: int) -> None:
         if self.config.clip_grad is not None:
@@ -163,9 +162,7 @@ class Stepper:
     def bad_ids(self) -> list[int]:
         """Ids of this rank's images whose loss in the last step was no number."""
         return [
-            int(number)
-            for batch, losses in self.last_losses
-            for number in batch.ids[~torch.isfinite(losses).cpu()].tolist()
+            int(number) for batch, losses in self.last_losses for number in batch.ids[~torch.isfinite(losses)].tolist()
         ]
 
 

@@ -1,0 +1,120 @@
+"""Measure any checkpoint on dense, ticket and random tokens, with the same code as a run's own evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from dlth.data import open_index
+from dlth.tickets import TicketStore, num_kept
+from dlth.tickets.errors import InputError, shown
+from dlth.training.config import MODEL, RUN, WHAT
+from dlth.training.distributed import World, joined
+from dlth.training.evalset import EvalSet, Frame, join_val
+from dlth.training.inputs import check_labels
+from dlth.training.measure import EvalResult
+from dlth.training.models import build
+from dlth.training.settings import Keep, Pairs, Settings, Triple, setting
+from dlth.training.step import Pixels, Precision
+from dlth.training.ticket_vit import TicketViT
+from dlth.training.weights import checkpoint_classes, load_weights
+
+FROM_FILE = " What the checkpoint says of itself if absent."
+
+
+class EvalConfig(Settings):
+    """Settings of `dlth evaluate`; field names are the flags' names."""
+
+    checkpoint: str = setting(..., WHAT, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.")
+    val: str = setting(..., WHAT, "Validation shards: brace range, folder, glob, _info.json; local or remote.")
+    val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.")
+    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards.")
+    keep: Keep | None = setting(None, WHAT, "Share of the patches to keep." + FROM_FILE)
+    out: str | None = setting(None, WHAT, "File for the per-image results (.npz).")
+    missing: Literal["error", "dense", "random", "skip"] = setting(
+        "error", WHAT, "What to do with an image that has no ticket."
+    )
+    bad_images: Literal["error", "skip"] = setting("error", WHAT, "A corrupt image stops the run, or is left out.")
+
+    model: str | None = setting(None, MODEL, "Friendly or timm name of the model." + FROM_FILE)
+    model_kwargs: Pairs | None = setting(None, MODEL, "Further arguments of the timm model." + FROM_FILE)
+    num_classes: int | None = setting(None, MODEL, "Size of the head." + FROM_FILE, gt=0)
+    img_size: int | None = setting(None, MODEL, "Side of the view in pixels." + FROM_FILE, gt=0)
+    use_ema: bool = setting(False, MODEL, "Take the averaged weights of the run or of the checkpoint.")
+    mean: Triple | None = setting(None, MODEL, "Channel means of the input." + FROM_FILE)
+    std: Triple | None = setting(None, MODEL, "Channel deviations of the input." + FROM_FILE)
+    crop_pct: float | None = setting(
+        None, MODEL, "Share of the evaluation crop; the model's own if absent.", gt=0, le=1
+    )
+
+    batch_size: int = setting(128, RUN, "Images per forward.", gt=0)
+    device: str = setting("auto", RUN, "cuda, cpu, cuda:1; auto takes a GPU where there is one.")
+    amp: bool = setting(False, RUN, "Compute in --amp-dtype where it is safe.")
+    amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
+    workers: int = setting(4, RUN, "Processes that read and decode.", ge=0)
+    seed: int = setting(42, RUN, "Seed of the random tokens.", ge=0)
+
+
+def evaluate(config: EvalConfig) -> EvalResult:
+    """Measure a checkpoint on the whole validation set; under torchrun ranks share the images.
+
+    Raises:
+        DlthError: weights, model, images and tickets do not fit together
+    """
+    with joined(config.device) as world:
+        weights = weights_file(Path(config.checkpoint), config.use_ema)
+        result = _evaluate(config, weights, world)
+        if config.out is not None and world.leads:
+            result.save(Path(config.out))
+        return result
+
+
+def weights_file(path: Path, use_ema: bool) -> Path:
+    """The weights that a path means: the file itself, or those of a run's folder."""
+    if not path.is_dir():
+        return path
+    return path / ("model_ema.safetensors" if use_ema else "model.safetensors")
+
+
+def note_of(path: Path) -> dict[str, Any]:
+    """What a weights file written by dlth says of itself (model, grid, budget, digests); empty for other files."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads((file.metadata() or {}).get("dlth", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{shown(path)} is no whole safetensors file of dlth: {error}") from error
+    return note if isinstance(note, dict) else {}
+
+
+def _evaluate(config: EvalConfig, weights: Path, world: World) -> EvalResult:
+    note = note_of(weights)
+    index = open_index(config.val, split=config.val_split)
+    store = TicketStore(config.val_tickets) if config.val_tickets is not None else None
+    names = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std", "keep")
+    said = {name: getattr(config, name) for name in names}
+    model = {name: value if value is not None else note.get(name) for name, value in said.items()}
+    vit = _load(config, weights, model, written_by_dlth=bool(note))
+    check_labels(int(getattr(vit, "num_classes", 0)), index)
+    frame = Frame.of(vit, model["mean"], model["std"], config.crop_pct)
+    keep = model["keep"] or (store.header.keep if store is not None else "")
+    k = num_kept(keep, frame.grid.num_patches) if keep else None
+    found = join_val(index, store, frame, k, config.val_split, config.missing, lambda text: None)
+    images = EvalSet(index, frame, k, found, config.seed, config.batch_size, config.workers, config.bad_images)
+    precision = Precision.of(config.amp, config.amp_dtype, world.device)
+    return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
+
+
+def _load(config: EvalConfig, weights: Path, model: dict[str, Any], written_by_dlth: bool) -> torch.nn.Module:
+    """The model that the settings or the file name, with the file's weights."""
+    if model["model"] is None:
+        raise InputError(f"{shown(config.checkpoint)} does not say of which model it is: give --model")
+    classes = model["num_classes"] or checkpoint_classes(weights)
+    vit = build(model["model"], num_classes=classes, img_size=model["img_size"], **(model["model_kwargs"] or {}))
+    load_weights(vit, weights, use_ema=config.use_ema and not written_by_dlth)
+    return vit

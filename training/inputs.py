@@ -1,0 +1,246 @@
+"""The images and tickets of a run: opened, joined, and handed out as steps and as evaluation batches.
+
+A thin layer between settings and `dlth.data`: it decides nothing that the loaders decide, and holds what a result must
+name (fingerprints of the images, identities of the ticket files, k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlth.data import (
+    Augmentation,
+    Batch,
+    Batching,
+    Join,
+    Mixing,
+    ShardIndex,
+    TrainLoader,
+    check_compatible,
+    join,
+    open_index,
+)
+from dlth.tickets import TicketStore, num_kept
+from dlth.tickets.errors import InputError
+from dlth.training.config import TrainConfig
+from dlth.training.distributed import World
+from dlth.training.evalset import EvalSet, Frame, Note, join_val
+from dlth.training.schedule import tokens_at
+
+
+@dataclass
+class Inputs:
+    """What a run reads. `join_tickets` must be called once the model is known, and before anything is read."""
+
+    config: TrainConfig
+    world: World
+    index: ShardIndex
+    val_index: ShardIndex | None
+    store: TicketStore | None
+    val_store: TicketStore | None
+    k: int | None = None
+    frame: Frame = field(init=False)
+    join: Join | None = None
+    val: EvalSet | None = None
+    _loader: TrainLoader | None = None
+    _mixes: bool = False
+
+    @property
+    def global_batch(self) -> int:
+        """Images of a step over all ranks."""
+        return self.config.batch_size * self.config.grad_accum_steps * self.world.size
+
+    @property
+    def batching(self) -> Batching:
+        """How an epoch's order is cut into steps, ranks and micro-batches."""
+        return Batching(self.global_batch, self.world.size, self.config.grad_accum_steps)
+
+    @property
+    def num_classes(self) -> int:
+        """Size of the student's head."""
+        return self.config.num_classes or self.index.num_classes
+
+    @property
+    def num_train(self) -> int:
+        """Images of an epoch: those left out for want of a ticket are not counted."""
+        removed = 0 if self.join is None else int(self.join.removed.sum())
+        return self.index.num_samples - removed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, the same on every rank; the last may be short."""
+        return self.batching.num_steps(self.num_train)
+
+    @property
+    def num_val(self) -> int:
+        """Images of the validation set, 0 without one."""
+        return 0 if self.val_index is None else self.val_index.num_samples
+
+    @property
+    def identity(self) -> str:
+        """Identity of the training tickets, empty without them."""
+        return self.store.identity if self.store is not None else ""
+
+    @property
+    def val_identity(self) -> str:
+        """Identity of the validation tickets, empty without them."""
+        return self.val_store.identity if self.val_store is not None else ""
+
+    @property
+    def keep(self) -> str:
+        """The share of patches as it was asked for, or as the ticket file has it; empty where all are kept."""
+        if self.config.keep is not None:
+            return self.config.keep
+        return self.store.header.keep if self.store is not None else ""
+
+    def join_tickets(self, frame: Frame, note: Note) -> None:
+        """Fix k, and find every image's ticket.
+
+        Raises:
+            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
+            MissingTicketError: images without a ticket, if that is an error
+            InputError: a share of patches that makes no sense, labels that the head does not have
+        """
+        config, self.frame = self.config, frame
+        self.k = num_kept(self.keep, frame.grid.num_patches) if self.keep else None
+        check_labels(self.num_classes, self.index, self.val_index)
+        if self.store is not None and config.mode != "online":
+            split = config.train_split or ""
+            moved, grid = config.arm == "ticket", frame.grid
+            check_compatible(self.store.header, grid=grid, k=self.k, moved=moved, split=split)
+            self.join = join(self.index, self.store, config.missing)
+            note(f"training: {self.join.coverage}")
+        if self.val_index is not None:
+            found = join_val(self.val_index, self.val_store, frame, self.k, config.val_split, config.missing, note)
+            self.val = EvalSet(
+                self.val_index,
+                frame,
+                self.k,
+                found,
+                config.seed,
+                config.validation_batch_size or config.batch_size,
+                config.workers,
+                config.bad_images,
+            )
+
+    def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each step of an epoch, from step `start` on."""
+        step: list[Batch] = []
+        for batch in self._train_loader(epoch).epoch(epoch, start):
+            step.append(batch)
+            if batch.last:
+                yield step
+                step = []
+
+    def _train_loader(self, epoch: int) -> TrainLoader:
+        """The loader of an epoch; a new one only where mixing is switched off."""
+        config, frame = self.config, self.frame
+        mixes = not config.mixup_off_epoch or epoch < config.mixup_off_epoch
+        if self._loader is None or mixes != self._mixes:
+            self._mixes = mixes
+            online = config.mode == "online"
+            self._loader = TrainLoader(
+                self.index,
+                grid=frame.grid,
+                batching=self.batching,
+                augmentation=self._augmentation(),
+                seed=config.seed,
+                arm="dense" if online else config.arm,
+                k=None if online or config.arm == "dense" else self.tokens,
+                join=self.join,
+                random_tokens=config.random_tokens,
+                mixing=self._mixing() if mixes else Mixing(),
+                window=config.shuffle_window,
+                view_epochs=config.frozen_views if config.mode == "frozen" else None,
+                rank=self.world.rank,
+                workers=config.workers,
+                bad_images=config.bad_images,
+            )
+        return self._loader
+
+    def tokens(self, epoch: int, step: int = 0) -> int:
+        """Patches kept in training at `epoch`."""
+        config, every = self.config, self.frame.grid.num_patches
+        if config.arm == "dense" or self.k is None:
+            return every
+        if config.keep_schedule == "none":
+            return self.k
+        return tokens_at(epoch, self.k, every, config.keep_schedule_start, config.keep_schedule_epochs)
+
+    def _augmentation(self) -> Augmentation:
+        config, frame = self.config, self.frame
+        return Augmentation(
+            size=frame.size,
+            scale=config.scale,
+            ratio=config.ratio,
+            interpolation=config.train_interpolation,
+            hflip=config.hflip,
+            rand_augment=config.aa or "",
+            color_jitter=config.color_jitter,
+            reprob=config.reprob,
+            mean=frame.mean,
+            std=frame.std,
+        )
+
+    def _mixing(self) -> Mixing:
+        config = self.config
+        return Mixing(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            prob=config.mixup_prob,
+            switch_prob=config.mixup_switch_prob,
+        )
+
+    def keys(self, ids: Sequence[int]) -> list[str]:
+        """Keys of training images."""
+        return [self.index.key(number) for number in ids]
+
+    def identities(self) -> dict[str, Any]:
+        """What the images and tickets are, whatever they are called and wherever they lie."""
+        return {
+            "data": self.index.fingerprint,
+            "val": self.val_index.fingerprint if self.val_index is not None else "",
+            "tickets": self.identity,
+            "val_tickets": self.val_identity,
+            "k": self.k,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Tickets and coverage as a person would read them."""
+        facts = {"tickets": self.identity, "validation tickets": self.val_identity}
+        return {name: value for name, value in facts.items() if value}
+
+
+def check_labels(num_classes: int, *indexes: ShardIndex | None) -> None:
+    """Refuse images whose labels a head of `num_classes` has no place for.
+
+    Raises:
+        InputError: names the images and the highest label
+    """
+    for index in indexes:
+        if index is not None and index.num_classes > num_classes:
+            raise InputError(
+                f"{index.name} has labels up to {index.num_classes - 1}; a head of {num_classes} classes has no place"
+                " for them: set --num-classes"
+            )
+
+
+def open_inputs(config: TrainConfig, world: World) -> Inputs:
+    """Open the shards' indexes and the ticket files; the leading rank goes first, as it may have to make an index.
+
+    Raises:
+        DlthError: shards or ticket files that cannot be read
+    """
+    if not world.leads:
+        world.wait()
+    index = open_index(config.data, split=config.train_split)
+    val_index = open_index(config.val, split=config.val_split) if config.val is not None else None
+    if world.leads:
+        world.wait()
+    if config.val_tickets is not None and val_index is None:
+        raise InputError("--val-tickets was given without --val, the images they belong to")
+    store = TicketStore(config.tickets) if config.tickets is not None else None
+    val_store = TicketStore(config.val_tickets) if config.val_tickets is not None else None
+    return Inputs(config, world, index, val_index, store, val_store)

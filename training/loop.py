@@ -1,0 +1,289 @@
+"""Stage 2: train one arm with one seed, so that a kill at any moment costs at most the steps since the last save.
+
+    open and check everything → resume → for each epoch: steps, save, evaluate → weights and result
+
+The loop holds no randomness and no position beyond (epoch, batch): order, augmentation and random tokens are functions
+of the seed, the epoch and the image, drop path one of the seed and the step. So resuming is loading the weights, the
+optimizer and two numbers, and on one CPU it is exact to the bit. An epoch's checkpoint is written *before* it is
+evaluated: a run that is killed while evaluating evaluates again and trains nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dlth.tickets.errors import InputError
+from dlth.training import checkpoint
+from dlth.training.config import TrainConfig
+from dlth.training.distributed import World, joined
+from dlth.training.layers import to_toml
+from dlth.training.measure import EvalResult
+from dlth.training.metrics import Totals, device_name, peak_memory
+from dlth.training.outcome import DivergedError, RunResult, check_resumable, diverged
+from dlth.training.reporter import Reporter
+from dlth.training.runlog import CONFIG, RunLog, write_result
+from dlth.training.setup import Parts, prepare
+from dlth.training.signals import StopRequest, stop_on_signals
+from dlth.training.weights import weights_digest
+
+CHECKPOINTS = "checkpoints"
+MODEL, EMA, BEST, VAL_RESULTS = "model.safetensors", "model_ema.safetensors", "model_best.safetensors", "eval.npz"
+
+
+def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult:
+    """Train a student as configured, or go on training it; under torchrun, together with the other ranks.
+
+    SIGTERM and SIGINT let it finish its step and save; the result's status is then "stopped".
+
+    Raises:
+        DlthError: data, tickets, model and settings do not fit together, or a checkpoint is of another run
+        DivergedError: the loss was no number for `nan_patience` steps; checkpoints hold the last good weights
+    """
+    with joined(config.device) as world, stop_on_signals() as stop:
+        return Training(config, world, reporter if reporter is not None and world.leads else Reporter()).run(stop)
+
+
+def planned(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Open, check and build everything that a run needs, and give back its plan; nothing is trained or written.
+
+    Raises:
+        DlthError: as `train`
+    """
+    with joined(config.device) as world:
+        return prepare(config, world, reporter or Reporter()).facts()
+
+
+@dataclass
+class Progress:
+    """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no number as loss."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    bad_steps: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    in_epoch: Totals = field(default_factory=Totals)
+    in_run: Totals = field(default_factory=Totals)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Progress:
+        """The progress that `asdict` took apart."""
+        totals = {name: Totals(**values[name]) for name in ("in_epoch", "in_run")}
+        return cls(**{**values, **totals})
+
+
+class Training:
+    """One run, on one rank."""
+
+    def __init__(self, config: TrainConfig, world: World, reporter: Reporter) -> None:
+        self.config, self.world, self.reporter = config, world, reporter
+        self.out = Path(config.out)
+        self.parts: Parts = prepare(config, world, reporter)
+        self.progress = Progress()
+        self.log: RunLog | None = None
+        self.evaluation: dict[str, dict[str, dict[str, float]]] = {}
+
+    def run(self, stop: StopRequest) -> RunResult:
+        """Train to the end, or until a signal asks to stop."""
+        self._resume()
+        self.reporter.started(self.parts.facts() | {"starts at step": self.progress.step})
+        self._open_log()
+        try:
+            while self.progress.epoch < self.config.epochs:
+                whole = self._train_epoch(stop)
+                self._save()
+                if not whole or self.world.any(stop.requested):
+                    return self._result("stopped")
+                self._end_epoch()
+            return self._finish()
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _train_epoch(self, stop: StopRequest) -> bool:
+        """Do the epoch's remaining steps; False if a stop was asked for before its end."""
+        at, parts = self.progress, self.parts
+        k = parts.inputs.tokens(at.epoch)
+        clock = time.perf_counter()
+        for batches in parts.inputs.train_steps(at.epoch, at.batch):
+            data_seconds = time.perf_counter() - clock
+            lr = parts.set_rate(at.epoch, at.step)
+            result = parts.stepper(batches, at.step, k)
+            at.batch, at.step = at.batch + 1, at.step + 1
+            seconds = time.perf_counter() - clock
+            self._count(result.loss, result.weight, result.moved, k, data_seconds, seconds - data_seconds)
+            self._tell(result.loss, lr, k)
+            if result.moved:
+                at.bad_steps = 0
+            else:
+                self._bear_with_bad_step(result.loss)
+            if self.world.any(stop.requested):
+                return False
+            if self.config.checkpoint_steps is not None and at.step % self.config.checkpoint_steps == 0:
+                self._save()
+            clock = time.perf_counter()
+        return True
+
+    def _count(
+        self, loss: float, images: float, moved: bool, k: int, data_seconds: float, compute_seconds: float
+    ) -> None:
+        counted = Totals(
+            loss_sum=loss * images if moved else 0.0,
+            loss_weight=images if moved else 0.0,
+            images=images,
+            tokens=images * self.parts.tokens_per_image(k),
+            data_seconds=data_seconds,
+            compute_seconds=compute_seconds,
+        )
+        self.progress.in_epoch.add(counted)
+        self.progress.in_run.add(counted)
+
+    def _tell(self, loss: float, lr: float, k: int) -> None:
+        at, steps = self.progress, self.parts.inputs.steps_per_epoch
+        record = {"epoch": at.epoch, "batch": at.batch, "num_batches": steps, "loss": loss, "lr": lr, "k": k}
+        self.reporter.stepped({"step": at.step, "num_steps": steps * self.config.epochs, **record})
+        if self.log is not None and (at.step % self.config.log_interval == 0 or at.batch == steps):
+            self.log.add("train", at.step, **record, **at.in_epoch.rates())
+
+    def _bear_with_bad_step(self, loss: float) -> None:
+        """Count a step without a number as loss; end the run when there were too many in a row."""
+        at = self.progress
+        at.bad_steps += 1
+        keys = self.parts.inputs.keys(self.parts.stepper.bad_ids())
+        self.reporter.note(f"the loss of step {at.step} is {loss}: weights are left as they were")
+        if at.bad_steps >= self.config.nan_patience:
+            raise diverged(self.out, self.world.rank, at.step, at.bad_steps, loss, keys)
+
+    def _end_epoch(self) -> None:
+        """Evaluate where it is time to, write the epoch's row, and go on to the next epoch."""
+        at, last = self.progress, self.progress.epoch + 1 == self.config.epochs
+        row = {"epoch": at.epoch, "train_loss": at.in_epoch.loss}
+        if self.parts.inputs.val is not None and (last or (at.epoch + 1) % self.config.val_interval == 0):
+            result = self.parts.evaluate(self.parts.student)
+            self.evaluation["model"] = table = result.table()
+            row |= {
+                f"eval_{kind}_{name}": line[name] for kind, line in table.items() for name in ("loss", "top1", "top5")
+            }
+            self._keep_best(table)
+            if last:
+                self._save_images(result)
+        row["lr"] = self.parts.set_rate(at.epoch, max(at.step - 1, 0))
+        row |= at.in_epoch.rates() | {"peak_memory_bytes": peak_memory(self.world.device)}
+        if self.log is not None:
+            self.log.add("epoch", at.step, **row)
+            self.log.write_summary()
+        self.reporter.epoch_ended(row)
+        at.epoch, at.batch, at.in_epoch = at.epoch + 1, 0, Totals()
+
+    def _keep_best(self, table: Mapping[str, Mapping[str, float]]) -> None:
+        kind = self.parts.headline(table)
+        best = {"epoch": self.progress.epoch, "tokens": kind, "top1": table[kind]["top1"]}
+        if best["top1"] > self.progress.best.get("top1", -1.0):
+            self.progress.best = best
+            if self.world.leads:
+                checkpoint.write_tensors(self.out / BEST, self.parts.vit.state_dict(), self._note())
+
+    def _save_images(self, result: EvalResult) -> None:
+        if self.world.leads:
+            result.save(self.out / VAL_RESULTS)
+
+    def _finish(self) -> RunResult:
+        """Evaluate the averaged weights, write the weights, and last of all the result."""
+        parts = self.parts
+        if parts.ema is not None and parts.inputs.val is not None:
+            self.evaluation["ema"] = parts.evaluate(parts.ema_student()).table()
+        result = self._result("finished")
+        if self.world.leads:
+            checkpoint.write_tensors(self.out / MODEL, parts.vit.state_dict(), self._note())
+            if parts.ema is not None:
+                checkpoint.write_tensors(self.out / EMA, parts.ema.module.state_dict(), self._note())
+            write_result(self.out, result.to_json())
+        self.world.wait()
+        return result
+
+    def _save(self) -> None:
+        """Write a checkpoint; weights that are no numbers never take the place of good ones."""
+        parts = self.parts
+        if not all(torch.isfinite(tensor).all() for tensor in parts.vit.state_dict().values()):
+            raise DivergedError(
+                f"weights are no longer numbers after step {self.progress.step}: not saved. The checkpoints in"
+                f" {self.out / CHECKPOINTS} are good ones; a lower --lr or --clip-grad may help."
+            )
+        if not self.world.leads:
+            return
+        tensors: dict[str, dict[str, torch.Tensor]] = {"model": parts.vit.state_dict(), "optimizer": {}}
+        if parts.ema is not None:
+            tensors["ema"] = parts.ema.module.state_dict()
+        optimizer = checkpoint.take_apart(parts.optimizer.state_dict(), "optimizer", tensors["optimizer"])
+        state = parts.facts_to_resume() | {
+            "progress": asdict(self.progress),
+            "optimizer": optimizer,
+            "scaler": parts.stepper.scaler.state_dict(),
+        }
+        step, keep = self.progress.step, self.config.checkpoint_hist
+        checkpoint.save(self.out / CHECKPOINTS, step, tensors, state, keep, self._note())
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint that the settings name; start anew where there is none."""
+        path = resume_path(self.config)
+        if path is None:
+            return
+        saved = checkpoint.load(path)
+        for note in check_resumable(saved, self.parts.facts_to_resume()):
+            self.reporter.note(note)
+        parts = self.parts
+        parts.vit.load_state_dict(saved.parts["model"])
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(saved.parts["ema"])
+        parts.optimizer.load_state_dict(checkpoint.put_together(saved.state["optimizer"], saved.parts["optimizer"]))
+        parts.stepper.scaler.load_state_dict(saved.state["scaler"])
+        self.progress = Progress.from_json(saved.state["progress"])
+        self.reporter.note(f"resumed at step {self.progress.step}, epoch {self.progress.epoch}, from {path}")
+
+    def _open_log(self) -> None:
+        if self.world.leads:
+            self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard)
+            checkpoint.write_text(self.out / CONFIG, to_toml(self.config))
+
+    def _note(self) -> dict[str, Any]:
+        return self.parts.identity() | {"epoch": self.progress.epoch, "step": self.progress.step}
+
+    def _result(self, status: Literal["finished", "stopped"]) -> RunResult:
+        at, parts = self.progress, self.parts
+        return RunResult(
+            status=status,
+            **parts.facts_of_result(),
+            epochs=at.epoch,
+            steps=at.step,
+            device=device_name(self.world.device),
+            world_size=self.world.size,
+            peak_memory_bytes=peak_memory(self.world.device),
+            throughput=at.in_run.rates(),
+            evaluation=self.evaluation,
+            best=at.best,
+            weights_sha256=weights_digest(parts.vit),
+        )
+
+
+def resume_path(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    Raises:
+        InputError: the folder holds a run already and nothing was said about going on with it
+        MissingFileError: no checkpoint at the path given
+    """
+    found = checkpoint.newest(Path(config.out) / CHECKPOINTS)
+    if config.resume is None and found is not None:
+        raise InputError(
+            f"{config.out} holds a run already ({found.name}): --resume auto goes on with it; or take another --out"
+        )
+    if config.resume in (None, "auto"):
+        return found
+    path = Path(str(config.resume))
+    return checkpoint.newest(path / CHECKPOINTS) or path

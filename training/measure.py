@@ -1,0 +1,116 @@
+"""Accuracy of a student on dense, ticket and random tokens of the same images, side by side and exact.
+
+Every image is decoded once and run once per kind of tokens. What is kept is the result *per image*, at the image's own
+place: ranks fill in theirs and the arrays are summed, so nothing is counted twice, averages do not depend on the
+number of ranks, and paired statistics between arms need no second run. Rejected: averaging batch means, which is wrong
+for a short last batch, and padding the last batch by repeats, which counts images twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from dlth.data import EvalBatch
+from dlth.training.distributed import World
+from dlth.training.step import Pixels, Precision, Rank
+from dlth.training.ticket_vit import TicketViT
+
+
+@dataclass(frozen=True)
+class ImageResults:
+    """Per image [N]: label first, label among the first five, cross entropy, and whether it was measured at all."""
+
+    top1: NDArray[np.bool_]
+    top5: NDArray[np.bool_]
+    loss: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+
+    def summary(self) -> dict[str, float]:
+        """Accuracies in percent and the mean loss over the images that were measured, with their number."""
+        return {
+            "top1": 100 * float(self.top1[self.seen].mean()),
+            "top5": 100 * float(self.top5[self.seen].mean()),
+            "loss": float(self.loss[self.seen].mean(dtype=np.float64)),
+            "images": int(self.seen.sum()),
+        }
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One student on one set: results by kind of tokens, in the order of the set; `tokens` patches kept by kind."""
+
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]
+    results: Mapping[str, ImageResults]
+    tokens: Mapping[str, int]
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """A row per kind of tokens: top1, top5 (percent), loss, images, tokens."""
+        return {kind: result.summary() | {"tokens": self.tokens[kind]} for kind, result in self.results.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the per-image results: keys, labels, and {kind}_top1, {kind}_top5, {kind}_loss, {kind}_seen."""
+        columns: dict[str, NDArray[np.generic]] = {"keys": np.array(self.keys), "labels": self.labels}
+        for kind, result in self.results.items():
+            columns |= {f"{kind}_{name}": values for name, values in vars(result).items()}
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **columns)
+        partial.rename(path)
+
+
+def measure(
+    student: TicketViT,
+    batches: Iterable[EvalBatch],
+    kinds: Sequence[str],
+    num_images: int,
+    world: World,
+    pixels: Pixels,
+    precision: Precision,
+    rank: Rank | None = None,
+) -> dict[str, ImageResults]:
+    """Results of every image, by kind of tokens.
+
+    Args:
+        student: the model, on the world's device; its mode is put back afterwards
+        batches: this rank's batches, with the patches of each kind of tokens; over all ranks each image comes once
+        kinds: of tokens, the same on every rank, even on one that has no image
+        num_images: images of the whole set; ids run from 0 to it
+        world, pixels, precision: as in training
+        rank: a selector that gives the kind "ticket" where the batches do not hold it
+    """
+    columns = {kind: torch.zeros(num_images, 4, dtype=torch.float64) for kind in kinds}  # top-1, top-5, loss, seen
+    was_training = student.training
+    student.eval()
+    with torch.inference_mode():
+        for batch in (batch.to(world.device) for batch in batches):
+            images = pixels(batch.images)
+            for kind in kinds:
+                with precision():
+                    kept = rank(images) if kind == "ticket" and rank is not None else batch.patches[kind]
+                    logits = student(images, kept).float()
+                columns[kind].index_add_(0, batch.ids.cpu(), _scores(logits, batch.labels).cpu())
+    student.train(was_training)
+    return {kind: _results(world.sum_(table)) for kind, table in columns.items()}
+
+
+def _scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Top-1, top-5, loss and a one, float64 [B, 4]; a tie of logits goes to the lower class."""
+    order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]
+    hits = order == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return torch.stack([hits[:, 0], hits.any(dim=1), loss, torch.ones_like(loss)], dim=1).double()
+
+
+def _results(table: torch.Tensor) -> ImageResults:
+    top1, top5, loss, seen = table.numpy().T
+    if seen.max(initial=0) > 1:
+        raise AssertionError("an image was measured more than once: ranks or batches overlap")
+    return ImageResults(top1 > 0, top5 > 0, loss.astype(np.float32), seen > 0)

@@ -1,0 +1,128 @@
+"""How a run ends: with a result, in divergence, or refused because a checkpoint is of another run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from dlth.tickets.errors import DlthError, MismatchError, shown
+from dlth.training.checkpoint import Checkpoint, write_text
+from dlth.training.signals import EXIT_RESUMABLE
+
+PACKAGES = ("dlth", "torch", "torchvision", "timm", "numpy", "zarr")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that takes part in a result."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One training of one arm with one seed; result.json is this, once the run is finished.
+
+    status: "finished", or "stopped" when a signal asked for it (then a checkpoint holds the rest)
+    arm, mode: what was trained on; the mode is empty where no ticket was used
+    k, keep, num_patches: patches kept at the end, as asked for, and in all
+    tickets, val_tickets: identities of the ticket files, empty where there is none
+    evaluation: weights ("model", "ema") -> kind of tokens -> top1, top5, loss, images, tokens
+    best: epoch, metric and value of model_best.safetensors, empty without validation
+    throughput: images and tokens per second over all ranks, seconds in data and in compute, over the whole run
+    """
+
+    status: Literal["finished", "stopped"]
+    arm: str
+    mode: str
+    model: str
+    k: int
+    keep: str
+    num_patches: int
+    tickets: str
+    val_tickets: str
+    seed: int
+    epochs: int
+    steps: int
+    data: dict[str, Any]
+    device: str
+    world_size: int
+    parameters: int
+    peak_memory_bytes: int
+    throughput: dict[str, float]
+    evaluation: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    train_loss: float | None = None
+    weights_sha256: str = ""
+    config_sha256: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when finished; `EXIT_RESUMABLE` when stopped on request."""
+        return 0 if self.status == "finished" else EXIT_RESUMABLE
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON holds it."""
+        return asdict(self)
+
+
+class DivergedError(DlthError, ArithmeticError):
+    """Training has lost its numbers: the loss or the weights are NaN or infinite."""
+
+    code = "E_DIVERGED"
+
+
+def diverged(out: Path, rank: int, step: int, bad_steps: int, loss: float, keys: Sequence[str]) -> DivergedError:
+    """Write down the batch on which a run diverged, and make the error that says so.
+
+    Args:
+        out: the run's folder; each rank writes ``diverged-rank<R>.json`` there
+        rank, step: where; together with the seed they name every random number of the step
+        bad_steps: how many steps in a row had no number as loss
+        loss: the last loss
+        keys: this rank's images whose loss was no number
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"step": step, "rank": rank, "bad_steps": bad_steps, "loss": str(loss), "keys": list(keys)}
+    write_text(out / f"diverged-rank{rank}.json", json.dumps(record, indent=1))
+    named = ", ".join(shown(key, 60) for key in keys[:10]) or "none of this rank's"
+    more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
+    return DivergedError(
+        f"the loss was {loss} for {bad_steps} steps in a row, up to step {step}; the last batch's images without a"
+        f" number: {named}{more} (all in diverged-rank{rank}.json). The checkpoints hold the last good weights; a lower"
+        " --lr, --clip-grad 1 or --amp-dtype bfloat16 may help."
+    )
+
+
+STRICT, LOOSE = "must_agree", "may_change"
+"""Keys of a checkpoint's state: what a resumed run must have alike, and what changes rounding at most."""
+
+
+def check_resumable(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Compare a checkpoint with the run that wants to go on from it; gives back what changed without doing harm.
+
+    Raises:
+        MismatchError: names every setting, file or number that differs
+    """
+    wrong = _differences(saved.state[STRICT], ours[STRICT])
+    if wrong:
+        raise MismatchError(
+            f"{saved.path} is of another run:\n  " + "\n  ".join(wrong) + "\nResume with the same settings and files,"
+            " or start anew in another --out (--init-from takes over the weights alone)."
+        )
+    loose = _differences(saved.state[LOOSE], ours[LOOSE])
+    return [f"{line}: the run goes on with the same batches, and may round differently" for line in loose]
+
+
+def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    plain = json.loads(json.dumps(ours))  # tuples become lists, as in the checkpoint
+    return [
+        f"{name}: the checkpoint has {shown(saved.get(name))}, this run {shown(plain.get(name))}"
+        for name in dict.fromkeys((*saved, *plain))
+        if saved.get(name) != plain.get(name)
+    ]
