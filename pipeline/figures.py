@@ -17,6 +17,8 @@ from dlth.tickets import Grid
 
 COLOURS = {"ticket": "#0b7a53", "random": "#c8501e", "dense": "#3d4f7c"}
 """One colour per arm, the same in every figure; distinguishable with the common colour blindnesses."""
+ALONE = ("#1d5cc8", "#d65414")
+"""Patches that one of two tickets keeps alone: blue the first's, orange the second's."""
 GREY = "#8a8f98"
 
 
@@ -55,7 +57,7 @@ def ticket_sheet(
         row, column = divmod(at, columns)
         whole, kept = axes[2 * row, column], axes[2 * row + 1, column]
         whole.imshow(image)
-        whole.set_title(titles[at], fontsize=9)
+        whole.set_title(titles[at], fontsize=9, parse_math=False)
         kept.imshow(kept_only(image, rankings[at], k, grid))
         if informative is not None:
             for axis in (whole, kept):
@@ -65,11 +67,77 @@ def ticket_sheet(
 
 def kept_only(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
     """An image [height, width, 3] in which the patches outside the ticket are nearly white."""
+    kept = _on_pixels(_kept(ranking, k, grid), image, grid)
+    return np.where(kept, image, _faded(image))
+
+
+def order_shade(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
+    """An image [height, width, 3] in grey, its kept patches shaded by order: the deepest green is the best patch."""
+    strength = np.zeros(grid.num_patches)
+    strength[ranking[:k]] = 0.92 - 0.8 * np.arange(k) / k
+    return _tinted(image, strength, COLOURS["ticket"], _kept(ranking, k, grid), grid)
+
+
+def difference(image: np.ndarray, one: np.ndarray, two: np.ndarray, k: int, grid: Grid) -> np.ndarray:
+    """An image [height, width, 3] with the patches of ranking `one` alone in blue, of `two` alone in orange."""
+    in_one, in_two = _kept(one, k, grid), _kept(two, k, grid)
+    plain = np.where(_on_pixels(in_one | in_two, image, grid), image, _faded(image))
+    for alone, colour in ((in_one & ~in_two, ALONE[0]), (in_two & ~in_one, ALONE[1])):
+        layer = _on_pixels(alone, image, grid)
+        plain = np.where(layer, (0.3 * plain + 0.7 * _rgb(colour)).astype(np.uint8), plain)
+    return plain
+
+
+def panel_sheet(panels: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str]) -> Figure:
+    """A strip of panels for each image, three strips in a row.
+
+    Args:
+        panels: for each image, pictures uint8 [height, width, 3] of one size
+        titles: a text above each strip; it may come from outside
+        names: what the panels show, said once above the whole
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    height = 3.9 / len(names) + 0.25 + 0.16 * titles[0].count("\n")
+    figure = Figure(figsize=(columns * 4.0, rows * height + 0.4), layout="constrained")
+    for axis in figure.subplots(rows, columns, squeeze=False).flat:
+        axis.set_axis_off()
+    for axis, pictures, title in zip(figure.axes, panels, titles, strict=False):
+        gap = np.full((pictures[0].shape[0], max(1, pictures[0].shape[1] // 24), 3), 255, dtype=np.uint8)
+        strip = [part for picture in pictures for part in (picture, gap)][:-1]
+        axis.imshow(np.concatenate(strip, axis=1), interpolation="nearest" if gap.shape[1] < 6 else None)
+        axis.set_title(title, fontsize=8, loc="left", parse_math=False)
+    figure.suptitle("From left to right: " + ", ".join(names), fontsize=9, color=GREY, x=0.01, ha="left")
+    return figure
+
+
+def _kept(ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
+    """Bool [patches]."""
     kept = np.zeros(grid.num_patches, dtype=bool)
     kept[ranking[:k]] = True
-    height, width = image.shape[0] // grid.rows, image.shape[1] // grid.cols
-    mask = kept.reshape(grid.rows, grid.cols).repeat(height, axis=0).repeat(width, axis=1)[..., None]
-    return np.where(mask, image, 255 - (255 - image) // 10).astype(np.uint8)
+    return kept
+
+
+def _on_pixels(values: np.ndarray, image: np.ndarray, grid: Grid) -> np.ndarray:
+    """One value a patch [patches] as one value a pixel [height, width, 1]."""
+    rows = np.arange(image.shape[0]) * grid.rows // image.shape[0]
+    columns = np.arange(image.shape[1]) * grid.cols // image.shape[1]
+    return values.reshape(grid.rows, grid.cols)[rows[:, None], columns[None]][..., None]
+
+
+def _faded(image: np.ndarray) -> np.ndarray:
+    return 255 - (255 - image) // 7
+
+
+def _tinted(image: np.ndarray, strength: np.ndarray, colour: str, kept: np.ndarray, grid: Grid) -> np.ndarray:
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    weight = _on_pixels(strength, image, grid)
+    mixed = (1 - weight) * grey + weight * _rgb(colour)
+    return np.where(_on_pixels(kept, image, grid), mixed, _faded(grey.astype(np.uint8))).astype(np.uint8)
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], dtype=np.float64)
 
 
 def _outline(axis: Axes, patches: np.ndarray, shape: tuple[int, ...], grid: Grid) -> None:

@@ -1,0 +1,177 @@
+"""Tickets on their images, as one HTML page and as PNG sheets: values in, pictures out; no file is read here.
+
+The page holds each image once, all rankings as packed bytes, and a script that draws the kept patches over the images
+that are on the screen: a slider over keep then costs a few thousand rectangles, not a new picture. Images are encoded
+anew, so nothing of a stranger's image file but its pixels gets into the page. Rejected: one picture per keep (a
+hundred times the size) and HTML elements for patches (40,000 of them for 200 images).
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torchvision.io import encode_jpeg, encode_png
+
+from dlth.pipeline import figures
+from dlth.pipeline.page import data_url, render_page
+from dlth.tickets import Grid
+from dlth.tickets.errors import shown
+
+SMALL = 128
+"""Views up to this side are kept without loss and drawn with sharp pixels."""
+SHEET = 24
+"""Images on one PNG sheet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Card:
+    """One image and its ticket.
+
+    image: uint8 [height, width, 3], in the view that the grid divides
+    ranking: int [ranked], patches best first
+    other: int [ranked], the other file's ranking on the same grid, where two files are compared
+    label: class number, -1 for none; name: what the class is called
+    gap: score of the k-th patch minus that of the next
+    note: a short warning about this image
+    """
+
+    key: str
+    image: np.ndarray
+    ranking: np.ndarray
+    other: np.ndarray | None = None
+    label: int = -1
+    name: str = ""
+    gap: float = math.inf
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """What a page shows: cards that agree in grid, number of ranked patches, and in whether they have another ranking.
+
+    k: patches kept at first; files: a name and its facts for each ticket file
+    """
+
+    title: str
+    lead: str
+    grid: Grid
+    k: int
+    cards: Sequence[Card]
+    files: Sequence[tuple[str, Mapping[str, object]]] = field(default=())
+
+    @property
+    def compared(self) -> bool:
+        """Whether every card has the ranking of a second file."""
+        return all(card.other is not None for card in self.cards)
+
+
+def page(gallery: Gallery) -> str:
+    """The whole gallery as the text of one HTML file that needs nothing from outside."""
+    compared, first = gallery.compared, gallery.cards[0]
+    if compared:
+        views = [("diff", "Difference"), ("a", "A"), ("b", "B"), ("image", "Image")]
+        large = [("diff", "Difference"), ("a", "A: numbers are ranks"), ("b", "B: numbers are ranks")]
+    else:
+        views = [("patches", "Patches"), ("order", "Order"), ("image", "Image")]
+        large = [("patches", "What the ticket keeps"), ("order", "Order: numbers are ranks")]
+    return render_page(
+        "gallery.html",
+        title=shown(gallery.title),
+        lead=gallery.lead,
+        files=[
+            (shown(name), {fact: shown(value, 1000) for fact, value in facts.items()}) for name, facts in gallery.files
+        ],
+        other=compared,
+        ranked=len(first.ranking),
+        k=gallery.k,
+        views=views,
+        large=large,
+        classes=_classes(gallery.cards),
+        small=max(first.image.shape[:2]) <= SMALL,
+        cards=[_drawn(card) for card in gallery.cards],
+        data=_data(gallery),
+    )
+
+
+def sheets(gallery: Gallery) -> list[Figure]:
+    """The same as figures of at most SHEET images: image, kept patches, order as shade; compared: A, B, difference."""
+    parts = [gallery.cards[start : start + SHEET] for start in range(0, len(gallery.cards), SHEET)]
+    return [
+        figures.panel_sheet(
+            [_panels(card, gallery.k, gallery.grid) for card in part],
+            [_title(card, gallery.k) for card in part],
+            ("image", "A", "B", "difference") if gallery.compared else ("image", "kept", "order"),
+        )
+        for part in parts
+    ]
+
+
+def shared(one: np.ndarray, two: np.ndarray, k: int) -> float:
+    """The share of the k best patches that two rankings [ranked] have in common."""
+    return len(np.intersect1d(one[:k], two[:k])) / k
+
+
+def _drawn(card: Card) -> dict[str, object]:
+    pixels = torch.from_numpy(np.ascontiguousarray(card.image.transpose(2, 0, 1)))
+    height, width = card.image.shape[:2]
+    if max(height, width) <= SMALL:
+        url = data_url(encode_png(pixels).numpy().tobytes(), "png")
+    else:
+        url = data_url(encode_jpeg(pixels, quality=85).numpy().tobytes(), "jpeg")
+    return {
+        "key": shown(card.key),
+        "name": shown(card.name),
+        "label": card.label,
+        "note": card.note,
+        "url": url,
+        "height": height,
+        "width": width,
+    }
+
+
+def _classes(cards: Sequence[Card]) -> list[tuple[int, str, int]]:
+    """Number, name and count of each class that occurs."""
+    counts = Counter((card.label, card.name) for card in cards if card.label >= 0)
+    return [(label, shown(name), count) for (label, name), count in sorted(counts.items())]
+
+
+def _data(gallery: Gallery) -> dict[str, object]:
+    """What the script needs: numbers and packed bytes, no text from outside."""
+    width = 1 if gallery.grid.num_patches <= 256 else 2
+    data: dict[str, object] = {
+        "rows": gallery.grid.rows,
+        "cols": gallery.grid.cols,
+        "ranked": len(gallery.cards[0].ranking),
+        "bytes": width,
+        "compared": gallery.compared,
+        "gap": [float(f"{card.gap:.4g}") if math.isfinite(card.gap) else None for card in gallery.cards],
+        "ranking": _packed([card.ranking for card in gallery.cards], width),
+    }
+    if gallery.compared:
+        data["other"] = _packed([card.other for card in gallery.cards if card.other is not None], width)
+    return data
+
+
+def _packed(rankings: Sequence[np.ndarray], width: int) -> str:
+    """Rankings one after another as base64 of little-endian numbers of `width` bytes."""
+    return base64.b64encode(np.stack(rankings).astype(f"<u{width}").tobytes()).decode()
+
+
+def _panels(card: Card, k: int, grid: Grid) -> list[np.ndarray]:
+    one = figures.kept_only(card.image, card.ranking, k, grid)
+    if card.other is None:
+        return [card.image, one, figures.order_shade(card.image, card.ranking, k, grid)]
+    two = figures.kept_only(card.image, card.other, k, grid)
+    return [card.image, one, two, figures.difference(card.image, card.ranking, card.other, k, grid)]
+
+
+def _title(card: Card, k: int) -> str:
+    text = shown(card.key, 24)
+    return text if card.other is None else f"{text}\n{shared(card.ranking, card.other, k):.0%} shared"
