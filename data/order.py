@@ -13,9 +13,10 @@ short batch is kept, and weights say what counts.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import generator
-from numpy.typing import NDArray
 
 DEFAULT_WINDOW = 16_384
 """Samples: about 13 of ImageNet's usual shards, 2 GB of images that the page cache holds."""

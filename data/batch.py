@@ -1,0 +1,69 @@
+"""What the loaders hand out: batches of pixels with the patches that a student sees of them.
+
+Axes: B images of the batch, k patches kept. Pixels travel as uint8 (a quarter of the bytes); the trainer normalises,
+and mixes with the plan that is given, on its device.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+
+from dlth.data.mixing import MixPlan
+
+
+class _Movable:
+    """Batches move to a device, or into pinned memory, as a whole."""
+
+    def _mapped(self, change: Any) -> Self:
+        def apply(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: apply(item) for name, item in value.items()}
+            return change(value) if isinstance(value, torch.Tensor) else value
+
+        changed = {item.name: apply(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`; from pinned memory the copy does not wait."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same batch in pinned memory (called by torch's DataLoader)."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(_Movable):
+    """A micro-batch of training; a step of a rank is every batch up to the one that says `last`.
+
+    `images` uint8 [B, 3, height, width] and `labels` int64 [B] as they are before mixing, `mix` says how to mix them;
+    `patches` int64 [B, k], best first, mixed already, None: all patches. `ids` int64 [B]: the samples' numbers in the
+    index. `weights` float32 [B]: 1, or 0 for what counts nothing (a repeat on a rank that ran out, a bad image). `bad`:
+    the key and what was wrong of each bad image met here.
+    """
+
+    images: torch.Tensor
+    patches: torch.Tensor | None
+    labels: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    mix: MixPlan
+    epoch: int
+    step: int
+    last: bool
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class EvalBatch(_Movable):
+    """Images of an evaluation, each exactly once over all ranks.
+
+    `images` uint8 [B, 3, height, width], `labels` int64 [B], `ids` int64 [B]; `patches`: for every arm evaluated, int64
+    [B, k], best first, or None: all patches.
+    """
+
+    images: torch.Tensor
+    patches: dict[str, torch.Tensor | None]
+    labels: torch.Tensor
+    ids: torch.Tensor

@@ -1,0 +1,123 @@
+"""Evaluation batches: every image exactly once over all ranks, in the order of the shards, nothing padded.
+
+Ranks take contiguous parts, which may differ by one image and so by one batch: evaluation has no step that ranks take
+together. One pass over the images serves all arms side by side, since decoding costs as much as a small model. Tickets
+made in another frame than the evaluation crop are projected to it; in the same frame they are taken as they are.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dlth.data.batch import EvalBatch
+from dlth.data.index import ShardIndex
+from dlth.data.join import Join, check_compatible
+from dlth.data.order import Ids
+from dlth.data.patches import ARMS, Arm, Frame, PatchChoice
+from dlth.data.reader import BadImages, Reader, require_labels
+from dlth.data.views import render
+from dlth.data.workers import Failure, Queue, make_loader, results
+from dlth.tickets.errors import DlthError, InputError
+from dlth.tickets.grid import Grid
+from dlth.tickets.header import ViewSpec
+
+
+class EvalLoader:
+    """One rank's share of an evaluation; iterating gives EvalBatches, as often as one likes.
+
+    `view`: how images are shown (timm's centre crop, usually); `arms`: which choices of patches each batch carries;
+    `k`: patches kept; `seed` names the random arm's draw, one per image. Images that stage 1 marked bad, and with
+    `missing='skip'` those without a ticket, are left out on all ranks. Raises InputError or MismatchError for what does
+    not fit.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        *,
+        view: ViewSpec,
+        grid: Grid,
+        seed: int,
+        batch_size: int,
+        arms: Sequence[Arm] = ARMS,
+        k: int | None = None,
+        join: Join | None = None,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        bad_images: BadImages = "error",
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world:
+            raise InputError(f"a batch has at least 1 image, and rank < world: got {batch_size}, {rank} of {world}")
+        if k is None and set(arms) != {"dense"}:
+            raise InputError("the ticket and random arms need k, the number of patches to keep")
+        if k is not None and not 1 <= k <= grid.num_patches:
+            raise InputError(f"k must be from 1 to {grid.num_patches} (the patches of the {grid} grid), got {k}")
+        require_labels(index)
+        if join is not None and "ticket" in arms:
+            check_compatible(join.store.header, grid=grid, k=k, moved=join.store.header.view != view)
+        ids = np.arange(index.num_samples) if join is None else np.flatnonzero(~join.removed)
+        self._ids = ids[rank * len(ids) // world : (rank + 1) * len(ids) // world]
+        self.num_images = len(ids)
+        self.batch_size = batch_size
+        self.bad_images: dict[str, str] = {}
+        choices = [PatchChoice(arm, grid, seed, join if arm == "ticket" else None) for arm in arms]
+        self._requests = Queue()
+        dataset = _EvalDataset(Reader(index, join, bad_images), view, grid, choices, k)
+        self._loader = make_loader(dataset, self._requests, workers)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        """This rank's batches. Raises WorkerError, BadImageError, DamageError."""
+        self._requests.items = (
+            self._ids[start : start + self.batch_size] for start in range(0, len(self._ids), self.batch_size)
+        )
+        for result in results(self._loader):
+            batches, bad = result
+            self.bad_images.update(bad)
+            yield from batches
+
+
+@dataclass(frozen=True, eq=False)
+class _EvalDataset(Dataset[tuple[list[EvalBatch], dict[str, str]] | Failure]):
+    """The worker's side: ids in, batches out (two where some images have no ticket and are shown whole)."""
+
+    reader: Reader
+    view: ViewSpec
+    grid: Grid
+    choices: list[PatchChoice]
+    k: int | None
+
+    def __getitem__(self, ids: Ids) -> tuple[list[EvalBatch], dict[str, str]] | Failure:
+        try:
+            images, bad = self.reader.read(ids)
+            good = [i for i, image in enumerate(images) if image is not None]
+            return (self._batches(ids[good], [image for image in images if image is not None]), bad)
+        except DlthError as error:
+            return Failure(error)
+
+    def _batches(self, ids: Ids, images: list[torch.Tensor]) -> list[EvalBatch]:
+        if not images:
+            return []
+        index = self.reader.index
+        pixels = torch.stack([render(image, self.view) for image in images])
+        frames = []
+        for sample_id, image in zip(ids.tolist(), images, strict=True):
+            size = (image.shape[1], image.shape[2])
+            frames.append(Frame(sample_id, index.key(sample_id), size, self.view.view_of(*size, self.grid)))
+        labels = torch.from_numpy(index.label[ids].astype(np.int64))
+        kept = {choice.arm: choice.has_patches(frames) for choice in self.choices}
+        rankings = {choice.arm: choice.rankings(frames, 0) for choice in self.choices if choice.arm != "dense"}
+        with_ticket = kept.get("ticket", np.ones(len(ids), dtype=bool))
+        batches = []
+        for rows in (np.flatnonzero(with_ticket), np.flatnonzero(~with_ticket)):
+            if len(rows):
+                patches = {
+                    arm: torch.from_numpy(rankings[arm][rows, : self.k].copy()) if there[rows[0]] else None
+                    for arm, there in kept.items()
+                }
+                at = torch.from_numpy(rows)
+                batches.append(EvalBatch(pixels[at], patches, labels[at], torch.from_numpy(ids[rows])))
+        return batches

@@ -1,0 +1,217 @@
+"""Batches for training and evaluation: torch's DataLoader over a plan that is computed, never discovered.
+
+The main process knows the whole epoch (`order`) and sends each worker one request after another: these samples, this
+step. A worker reads and decodes them, augments, takes their tickets, projects them in one call and returns batches.
+What a batch holds is a function of the request alone, so workers and ranks change nothing, and resuming means to start
+sending at a step. Rejected: an IterableDataset (each worker would have to know which part is its own, and a resumed one
+skips by reading) and webdataset's pipeline here (order depends on the number of workers; no exact epochs under several
+ranks).
+
+With `missing='dense'` images of one micro-batch keep different numbers of patches, which no single tensor holds: such a
+micro-batch comes as two batches, one with patches and one without, whose weights add up to the whole. Pairs that mix
+stay together: where one of them has no ticket, both are trained on all patches. Rejected: padding with masked tokens,
+which costs what tickets save and needs another attention.
+
+A bad image that stage 1 did not list is found only when it is read; by then the order is fixed on every rank. With
+`bad_images='skip'` its neighbour of the pair takes its place with weight 0 (so that mixing does not show a black
+square), it is named in the batch and in `TrainLoader.bad_images`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from dlth.data.augment import Augmentation, augment
+from dlth.data.batch import Batch
+from dlth.data.index import ShardIndex
+from dlth.data.join import Join, check_compatible
+from dlth.data.mixing import Mixing, MixPlan, mix_plan, mix_rankings, partners
+from dlth.data.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, live_shards
+from dlth.data.patches import Arm, Frame, PatchChoice, RandomTokens
+from dlth.data.reader import BadImages, Reader, require_labels
+from dlth.data.workers import Failure, Queue, make_loader, results
+from dlth.tickets.errors import DlthError, InputError
+from dlth.tickets.grid import Grid
+from dlth.tickets.view import View
+
+NumKept = int | Callable[[int, int], int]
+"""Patches kept: a number, or a function of (epoch, step)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One micro-batch as the main process asks for it."""
+
+    part: Part
+    epoch: int
+    step: int
+    last: bool
+    k: int | None
+    mix: MixPlan
+
+
+class TrainLoader:
+    """Augmented, ticketed training batches of one rank.
+
+    `grid`: the model's; `k`: patches kept (None only in the dense arm); `view_epochs`: None for new views every epoch,
+    n for n seeded views of each image, replayed in turn ('frozen'); `workers`: processes that read, 0 for none. Raises
+    InputError for settings that do not fit, MismatchError where the tickets do not.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        *,
+        grid: Grid,
+        batching: Batching,
+        augmentation: Augmentation,
+        seed: int,
+        arm: Arm = "ticket",
+        k: NumKept | None = None,
+        join: Join | None = None,
+        random_tokens: RandomTokens = "epoch",
+        mixing: Mixing | None = None,
+        window: int = DEFAULT_WINDOW,
+        view_epochs: int | None = None,
+        rank: int = 0,
+        workers: int = 0,
+        bad_images: BadImages = "error",
+    ) -> None:
+        self.batching, self.seed, self.window, self.rank, self.k = batching, seed, window, rank, k
+        self.mixing, self.size = mixing or Mixing(), augmentation.size
+        self.bad_images: dict[str, str] = {}
+        self._check(index, grid, arm, view_epochs)
+        if join is not None and arm == "ticket":
+            check_compatible(join.store.header, grid=grid, k=k if isinstance(k, int) else None)
+        self._shard_rows = np.diff(index.row_start)
+        self._removed = None if join is None else join.removed
+        self.num_samples = index.num_samples - (0 if join is None else int(join.removed.sum()))
+        if self.num_samples == 0:
+            raise InputError("no image is left to train on: every one is bad or without a ticket")
+        if join is not None:
+            _keep_open(join, self._order(0))
+        choice = PatchChoice(arm, grid, seed, join, random_tokens)
+        dataset = _TrainDataset(Reader(index, join, bad_images), augmentation, choice, seed, view_epochs)
+        self._requests = Queue()
+        self._loader = make_loader(dataset, self._requests, workers)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch, on every rank."""
+        return self.batching.num_steps(self.num_samples)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's batches of an epoch from `start_step` on. Raises WorkerError, BadImageError, DamageError."""
+        self._requests.items = self._plan(epoch, start_step)
+        for batches in results(self._loader):
+            for batch in batches:
+                self.bad_images.update(batch.bad)
+                yield batch
+
+    def _check(self, index: ShardIndex, grid: Grid, arm: Arm, view_epochs: int | None) -> None:
+        if self.k is None and arm != "dense":
+            raise InputError(f"the {arm} arm needs k, the number of patches to keep")
+        if isinstance(self.k, int) and not 1 <= self.k <= grid.num_patches:
+            raise InputError(f"k must be from 1 to {grid.num_patches} (the patches of the {grid} grid), got {self.k}")
+        if not 0 <= self.rank < self.batching.world:
+            raise InputError(f"rank {self.rank} is not one of {self.batching.world}")
+        if view_epochs is not None and view_epochs < 1:
+            raise InputError(f"view_epochs must be at least 1, got {view_epochs}")
+        if self.mixing.active and not self.batching.paired:
+            raise InputError(
+                f"mixing works on pairs: a micro-batch must have an even size, got {self.batching.part_size} images"
+            )
+        require_labels(index)
+
+    def _order(self, epoch: int) -> Ids:
+        return epoch_order(self._shard_rows, self.seed, epoch, self.window, self._removed)
+
+    def _plan(self, epoch: int, start_step: int) -> Iterator[Request]:
+        order = self._order(epoch)
+        for step in range(start_step, self.num_steps):
+            plan = mix_plan(self.mixing, self.size, self.seed, epoch, step)
+            k = self.k(epoch, step) if callable(self.k) else self.k
+            parts = self.batching.parts(order, step, self.rank)
+            for number, part in enumerate(parts, start=1):
+                yield Request(part, epoch, step, number == len(parts), k, plan)
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainDataset(Dataset[list[Batch] | Failure]):
+    """The worker's side: a request in, batches out."""
+
+    reader: Reader
+    augmentation: Augmentation
+    choice: PatchChoice
+    seed: int
+    view_epochs: int | None
+
+    def __getitem__(self, request: Request) -> list[Batch] | Failure:
+        try:
+            return self._batches(request)
+        except DlthError as error:
+            return Failure(error)
+
+    def _batches(self, request: Request) -> list[Batch]:
+        images, bad = self.reader.read(request.part.ids)
+        pixels, frames = self._augmented(request, images)
+        patches, kept = self._patches(request, frames)
+        labels = self.reader.index.label[[frame.sample_id for frame in frames]].astype(np.int64)
+        weights = request.part.weights * np.array([image is not None for image in images], dtype=np.float32)
+        groups = [rows for rows in (np.flatnonzero(kept), np.flatnonzero(~kept)) if len(rows)]
+        return [
+            Batch(
+                images=pixels if len(groups) == 1 else pixels[torch.from_numpy(rows)],
+                patches=torch.from_numpy(patches[rows]) if kept[rows[0]] else None,
+                labels=torch.from_numpy(labels[rows]),
+                ids=torch.from_numpy(request.part.ids[rows]),
+                weights=torch.from_numpy(weights[rows]),
+                mix=request.mix,
+                epoch=request.epoch,
+                step=request.step,
+                last=request.last and number == len(groups),
+                bad=bad if number == 1 else {},
+            )
+            for number, rows in enumerate(groups, start=1)
+        ]
+
+    def _augmented(self, request: Request, images: list[torch.Tensor | None]) -> tuple[torch.Tensor, list[Frame]]:
+        """Pixels uint8 [B, 3, height, width] and what they show; a bad image shows its neighbour, or nothing."""
+        grid, index = self.choice.grid, self.reader.index
+        epoch = request.epoch if self.view_epochs is None else request.epoch % self.view_epochs
+        pixels = torch.zeros(len(images), 3, *self.augmentation.size, dtype=torch.uint8)
+        frames: list[Frame] = []
+        for i, (sample_id, image) in enumerate(zip(request.part.ids.tolist(), images, strict=True)):
+            key = index.key(sample_id)
+            if image is None:
+                frames.append(Frame(sample_id, key, (1, 1), View.whole(grid)))
+                continue
+            shown = augment(image, self.augmentation, grid, self.seed, epoch, key)
+            pixels[i] = shown.image
+            frames.append(Frame(sample_id, key, (image.shape[1], image.shape[2]), shown.view, shown.hidden))
+        others = partners(len(images))
+        for i in (i for i, image in enumerate(images) if image is None):
+            if images[others[i]] is not None:
+                pixels[i], frames[i] = pixels[others[i]], frames[others[i]]
+        return pixels, frames
+
+    def _patches(self, request: Request, frames: list[Frame]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Int64 [B, k], and bool [B]: whether the row keeps a choice of patches (else the first says nothing)."""
+        kept = self.choice.has_patches(frames)
+        if request.mix.kind != "none":
+            kept &= kept[partners(len(frames))]
+        if not kept.any():
+            return np.empty((len(frames), 0), dtype=np.int64), kept
+        rankings = mix_rankings(self.choice.rankings(frames, request.epoch), self.choice.grid, request.mix)
+        return np.ascontiguousarray(rankings[:, : request.k]), kept
+
+
+def _keep_open(join: Join, order: Ids) -> None:
+    """Let the store keep as many ticket shards as are in use at once, so that each is read once an epoch and worker."""
+    store, with_ticket = join.store, order[join.ticket_row[order] >= 0]
+    in_use = live_shards(with_ticket, join.ticket_row // store.max_rows) if len(with_ticket) else 0
+    store.cache_shards = max(store.cache_shards, in_use + 2)

@@ -1,0 +1,203 @@
+"""The join: every image finds its own ticket or is counted as missing, and what does not belong together is refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlth.data.index import ShardIndex, open_index
+from dlth.data.join import BAD_IMAGE, NO_TICKET, Join, check_compatible, join
+from dlth.tickets import Grid, TicketStore
+from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
+
+Make = Callable[..., TicketStore]
+
+
+def stored_keys(found: Join, index: ShardIndex) -> list[str | None]:
+    """The key that each image's ticket row bears in the file, by sample id; None without a ticket."""
+    store = found.store
+    places = [divmod(int(row), store.max_rows) if row >= 0 else None for row in found.ticket_row]
+    return [store.keys(place[0])[place[1]] if place else None for place in places]
+
+
+def keys_of(index: ShardIndex) -> list[str]:
+    return [index.key(i) for i in range(index.num_samples)]
+
+
+def test_same_packing_joins_by_position(make_shards: Callable[..., Any], make_tickets: Make) -> None:
+    """On the shards that the tickets were made from every image is matched by position, reading each key chunk once."""
+    index = open_index(make_shards(3, [4, 2, 5]).spec)
+    store = make_tickets(index)
+    found = join(index, store)
+    assert stored_keys(found, index) == keys_of(index)
+    assert (found.coverage.by_position, found.coverage.by_key, found.coverage.missing) == (11, 0, 0)
+    assert found.coverage.identical
+    assert not found.removed.any()
+    assert "tickets for 11 of 11 images (11 by position)" in str(found.coverage)
+    assert store.chunk_reads <= 2 * 3, "keys of each shard, and hashes of the few that are compared"
+
+
+def test_other_packing_joins_by_key(
+    make_shards: Callable[..., Any], make_tar: Callable[..., Any], make_tickets: Make, tmp_path: Path
+) -> None:
+    """The same images in other shards and another order find their tickets by key."""
+    shards = make_shards(2, 6)
+    index = open_index(shards.spec)
+    store = make_tickets(index)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    order = np.random.default_rng(1).permutation(12)
+    for number, part in enumerate(np.array_split(order, 3)):
+        members = []
+        for i in part:
+            members += [(f"{index.key(i)}.jpg", index.read(i)), (f"{index.key(i)}.cls", b"0")]
+        make_tar(folder / f"part-{number}.tar", members)
+    other = open_index(str(folder))
+    found = join(other, store)
+    assert stored_keys(found, other) == keys_of(other)
+    assert found.coverage.by_position + found.coverage.by_key == 12
+    assert found.coverage.by_key > 6
+    assert found.coverage.identical
+
+
+def _renamed(index: ShardIndex, order: np.ndarray, folder: Path, make_tar: Callable[..., Any]) -> ShardIndex:
+    """The index's images in one shard, in `order`, under running numbers."""
+    folder.mkdir()
+    members = []
+    for number, i in enumerate(order):
+        members += [(f"{number:06d}.jpg", index.read(int(i))), (f"{number:06d}.cls", b"0")]
+    make_tar(folder / "data-000.tar", members)
+    return open_index(str(folder))
+
+
+def test_other_names_join_by_content(
+    make_shards: Callable[..., Any], make_tar: Callable[..., Any], make_tickets: Make, tmp_path: Path
+) -> None:
+    """Images under other keys find the tickets of the same bytes; the progress of reading them is reported."""
+    index = open_index(make_shards(2, 6).spec)
+    store = make_tickets(index)
+    order = np.random.default_rng(2).permutation(12)
+    other = _renamed(index, order, tmp_path / "numbers", make_tar)
+    seen = []
+    found = join(other, store, progress=lambda done, total: seen.append((done, total)))
+    assert stored_keys(found, other) == [index.key(int(i)) for i in order]
+    assert found.coverage.by_content == 12
+    assert found.coverage.identical
+    assert seen == [(12, 12)]
+
+
+def test_running_numbers_are_not_believed(
+    make_shards: Callable[..., Any], make_tar: Callable[..., Any], make_tickets: Make, tmp_path: Path
+) -> None:
+    """Two packings both numbered 000000 … match by key yet show other images: joined by content instead."""
+    index = open_index(make_shards(2, 6).spec)
+    first = _renamed(index, np.arange(12), tmp_path / "first", make_tar)
+    second = _renamed(index, np.random.default_rng(3).permutation(12), tmp_path / "second", make_tar)
+    store = make_tickets(first)
+    assert join(first, store).coverage.by_position == 12
+    found = join(second, store)
+    assert (found.coverage.by_position, found.coverage.by_key, found.coverage.by_content) == (0, 0, 12)
+    for i, row in enumerate(found.ticket_row):
+        assert first.read(int(row)) == second.read(i)
+
+
+def test_missing_tickets_follow_the_policy(make_shards: Callable[..., Any], make_tickets: Make) -> None:
+    """Images without a row: an error that counts and names them, or marked, and with 'skip' removed from the order."""
+    index = open_index(make_shards(2, 6).spec)
+    lost = [index.key(2), index.key(9)]
+    store = make_tickets(index, leave_out=lost)
+    with pytest.raises(MissingTicketError, match=rf"(?s)tickets for 10 of 12.*2 images without.*{lost[0]}, {lost[1]}"):
+        join(index, store)
+    for policy, removed in (("dense", 0), ("random", 0), ("skip", 2)):
+        found = join(index, store, missing=policy)
+        assert np.flatnonzero(found.ticket_row == NO_TICKET).tolist() == [2, 9]
+        assert found.removed.sum() == removed
+        assert found.coverage.examples == tuple(lost)
+    with pytest.raises(InputError, match="missing must be one of error, dense, random, skip, got 'pad'"):
+        join(index, store, missing="pad")  # type: ignore[arg-type]
+
+
+def test_only_the_first_ten_missing_are_listed(make_shards: Callable[..., Any], make_tickets: Make) -> None:
+    """A long list of missing images is cut to ten with the number of the rest."""
+    index = open_index(make_shards(2, 8).spec)
+    store = make_tickets(index, leave_out=keys_of(index)[:14])
+    text = str(join(index, store, missing="skip").coverage)
+    assert "14 images without a ticket (left out)" in text
+    assert "and 4 more" in text
+
+
+def test_bad_images_are_removed_under_every_policy(make_shards: Callable[..., Any], make_tickets: Make) -> None:
+    """What stage 1 could not read is left out in stage 2, counted, and is no missing ticket."""
+    index = open_index(make_shards(2, 6).spec)
+    store = make_tickets(index, bad=[index.key(7)])
+    for policy in ("error", "dense", "random", "skip"):
+        found = join(index, store, missing=policy)
+        assert found.ticket_row[7] == BAD_IMAGE
+        assert np.flatnonzero(found.removed).tolist() == [7]
+        assert "1 bad images were skipped" in str(found.coverage)
+        assert found.coverage.missing == 0
+
+
+def test_other_images_are_refused_with_both_sides(make_shards: Callable[..., Any], make_tickets: Make) -> None:
+    """Tickets of another data set match nothing: refused under every policy, showing keys of both."""
+    index = open_index(make_shards(1, 4).spec)
+    other = open_index(make_shards(1, 4, split="val", seed=7).spec)
+    store = make_tickets(index)
+    with pytest.raises(MismatchError, match=rf"(?s)made for other images.*{index.key(0)}.*{other.key(0)}"):
+        join(other, store, missing="random")
+
+
+def test_reencoded_images_are_told(make_shards: Callable[..., Any], make_tickets: Make, tmp_path: Path) -> None:
+    """The same keys with other bytes: matched by key, and the report says that bytes differ."""
+    shards = make_shards(1, 6)
+    index = open_index(shards.spec)
+    store = make_tickets(index)
+    again = open_index(make_shards(1, 6, quality=50, folder=tmp_path / "again").spec)
+    found = join(again, store)
+    assert found.coverage.by_position == 6
+    assert not found.coverage.identical
+    assert "re-encoded" in str(found.coverage)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"grid": Grid(8, 8)}, r"grid: the file has 4x4 patches, the model 8x8"),
+        ({"k": 17}, r"keep: the file holds the 16 best patches \(keep 0.5\), asked for 17"),
+        ({"split": "validation"}, "split: the file is for 'train', the images are 'validation'"),
+        ({"dataset": "imagenet"}, "dataset: the file is for 'digits', the images are 'imagenet'"),
+    ],
+    ids=["grid", "keep", "split", "dataset"],
+)
+def test_what_does_not_fit_is_refused(
+    asked: dict[str, object], message: str, make_shards: Callable[..., Any], make_tickets: Make
+) -> None:
+    """A wrong grid, keep, split or data set is refused before an image is read, both sides shown."""
+    header = make_tickets(open_index(make_shards(1, 2).spec)).header
+    check_compatible(header, grid=Grid(4, 4), k=16, split="train", dataset="digits")
+    with pytest.raises(MismatchError, match=message):
+        check_compatible(header, **{"grid": Grid(4, 4), **asked})  # type: ignore[arg-type]
+
+
+def test_best_patches_alone_cannot_move(make_shards: Callable[..., Any], make_tickets: Make) -> None:
+    """A file of form 'top' serves its own view up to its k, and is refused for crops; all reasons come at once."""
+    header = make_tickets(open_index(make_shards(1, 2).spec), form="top").header
+    check_compatible(header, grid=Grid(4, 4), k=8, moved=False)
+    with pytest.raises(MismatchError, match=r"(?s)holds the 8 best patches.*form: the file is 'top'"):
+        check_compatible(header, grid=Grid(4, 4), k=9)
+
+
+def test_a_lost_shard_is_counted(make_shards: Callable[..., Any], make_tickets: Make, tmp_path: Path) -> None:
+    """Images of fewer shards than the file has find their tickets, matched by the shard's name."""
+    shards = make_shards(3, 4)
+    store = make_tickets(open_index(shards.spec))
+    folder = tmp_path / "fewer"
+    folder.mkdir()
+    shutil.copy(shards.paths[2], folder)
+    index = open_index(str(folder))
+    found = join(index, store)
+    assert found.coverage.by_position == 4
+    assert stored_keys(found, index) == list(shards.keys[2])
