@@ -42,7 +42,7 @@ from dlth.data.split_info import (
 )
 from dlth.data.tar import BLOCK, pread
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
-from dlth.tickets.files import space_errors, sync_folder, write_file
+from dlth.tickets.files import space_errors, sync_folder, write_files
 from dlth.tickets.seeding import generator
 
 Progress = Callable[[int, int], None]
@@ -181,8 +181,8 @@ def _pack(
         CLASSES: merged_classes(out, split, names, [counts[name] for name in names]),
         INFO: merged_info(out, split_entry(split, records, recorded, len(listing.ignored))),
     }
-    for name, content in beside.items():  # the split counts as packed from the moment `_info.json` names it
-        write_file(out / name, json.dumps(content, indent=1).encode(), work / f"{name}.partial")
+    texts = {out / name: json.dumps(content, indent=1).encode() for name, content in beside.items()}
+    write_files(texts, work / "beside.partial")  # the split counts as packed once `_info.json`, the last, names it
     shutil.rmtree(work)
     kept = sum(was_there for _, was_there in made.values())
     return PackReport(out, split, records, names, kept, listing.ignored, listing.renamed)
@@ -232,15 +232,19 @@ class _Digesting:
 
 def _write_shard(path: Path, temporary: Path, samples: Sequence[Sample], labels: dict[str, int]) -> ShardRecord:
     """Write one shard whole or not at all."""
-    with space_errors(path, sum(map(_stored_size, samples))), temporary.open("wb") as file:
-        digesting = _Digesting(file)
-        # nothing of the machine, the user or the hour goes into the headers
-        with TarWriter(digesting, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
-            for sample in samples:
-                label = str(labels[sample.class_name]).encode()
-                tar.write({"__key__": sample.key, sample.suffix: _encoded(sample), "cls": label})
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with space_errors(path.parent, sum(map(_stored_size, samples))), temporary.open("wb") as file:
+            digesting = _Digesting(file)
+            # nothing of the machine, the user or the hour goes into the headers
+            with TarWriter(digesting, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+                for sample in samples:
+                    label = str(labels[sample.class_name]).encode()
+                    tar.write({"__key__": sample.key, sample.suffix: _encoded(sample), "cls": label})
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # give a full disk its space back
+        raise
     temporary.replace(path)
     sync_folder(path.parent)
     return ShardRecord(path.name, len(samples), digesting.size, digesting.sha256.hexdigest())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_records
 from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
-from dlth.tickets.files import read_file, write_file
+from dlth.tickets.files import read_file, write_files
 from dlth.tickets.jsontext import parse
 
 _PLAN, _RECORD = "plan.json", ".tar.json"
@@ -54,10 +54,10 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
         differences = "; ".join(f"{name}: there {shown(before.get(name))}, now {settings.get(name)}" for name in names)
         raise MismatchError(
             f"{shown(out)} holds the split {split} from other settings or images. {differences}. Give another folder, "
-            "use the same settings, or write the split anew (resume=False)."
+            "use the same settings, or write the split anew (--restart, or resume=False)."
         )
     work.mkdir(exist_ok=True)
-    write_file(work / _PLAN, json.dumps(settings).encode(), work / f"{_PLAN}.partial")
+    write_files({work / _PLAN: json.dumps(settings).encode()}, work / f"{_PLAN}.partial")
     if entry is not None:
         return {record.name: record for record in shard_records(entry, str(out / INFO))}
     records = [_json(path) for path in sorted(work.glob(f"*{_RECORD}"))]
@@ -67,7 +67,7 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
 def record_shard(work: Path, record: ShardRecord) -> None:
     """Remember a finished shard."""
     path = work / (record.name.removesuffix(".tar") + _RECORD)
-    write_file(path, json.dumps(asdict(record)).encode(), path.with_suffix(".partial"))
+    write_files({path: json.dumps(asdict(record)).encode()}, path.with_suffix(".partial"))
 
 
 def _forget(out: Path, work: Path, split: str, shards: list[Path]) -> None:
@@ -75,7 +75,7 @@ def _forget(out: Path, work: Path, split: str, shards: list[Path]) -> None:
     info = read_info(out)
     work.mkdir(exist_ok=True)
     if info["splits"].pop(split, None) is not None:
-        write_file(out / INFO, json.dumps(info, indent=1).encode(), work / f"{INFO}.partial")
+        write_files({out / INFO: json.dumps(info, indent=1).encode()}, work / f"{INFO}.partial")
     for path in [*shards, *work.glob("*.json")]:
         path.unlink()
 
