@@ -93,9 +93,9 @@ def encoded_keys(keys: Sequence[str], key_width: int) -> NDArray[np.uint8]:
         try:
             raws.append(key.encode("utf-8"))
         except UnicodeEncodeError as error:
-            raise RuleError(f"the key {shown(key)!r} of row {row} is not valid Unicode") from error
+            raise RuleError(f"the key '{shown(key)}' of row {row} is not valid Unicode") from error
         if not 1 <= len(raws[-1]) <= key_width or b"\0" in raws[-1]:
-            raise RuleError(f"the key {shown(key)!r} of row {row} must be 1 to {key_width} bytes without NUL")
+            raise RuleError(f"the key '{shown(key)}' of row {row} must be 1 to {key_width} bytes without NUL")
     _check_unique(keys)
     return np.array(raws, dtype=f"S{key_width}").view(np.uint8).reshape(len(keys), key_width)
 
@@ -119,7 +119,7 @@ def _check_unique(keys: Sequence[str]) -> None:
     if len(set(keys)) != len(keys):
         first: dict[str, int] = {}
         row, key = next((row, key) for row, key in enumerate(keys) if first.setdefault(key, row) != row)
-        raise RuleError(f"the key {shown(key)!r} stands in rows {first[key]} and {row}")
+        raise RuleError(f"the key '{shown(key)}' stands in rows {first[key]} and {row}")
 
 
 def check_tickets(tickets: ShardTickets, num_rows: int, layout: Layout) -> None:

@@ -11,8 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
-from dlth.tickets.budget import exact_rate
-from dlth.tickets.errors import DlthError, InputError, SchemaError, shown
+from dlth.tickets.errors import DlthError, SchemaError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.jsontext import Json, canonical
 from dlth.tickets.view import View
@@ -25,6 +24,7 @@ MAX_ITEMS = 64
 MAX_SIDE = 65_536
 
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
+_RATE = re.compile(r"1(?:\.0*)?|0?\.[0-9]*[1-9][0-9]*")
 
 
 def _require(ok: bool, name: str, message: str) -> None:
@@ -34,6 +34,11 @@ def _require(ok: bool, name: str, message: str) -> None:
 
 def _sha256_or_empty(value: str, name: str) -> None:
     _require(_SHA256.fullmatch(value) is not None, name, f"must be 64 hexadecimal digits or empty, got {shown(value)}")
+
+
+def _rate(value: str, name: str) -> None:
+    fine = len(value) <= 32 and _RATE.fullmatch(value) is not None
+    _require(fine, name, f"must be plain decimal text above 0 and at most 1, got '{shown(value, 60)}'")
 
 
 def _side(value: int, name: str) -> None:
@@ -168,9 +173,9 @@ class TicketHeader:
     version: str = VERSION
 
     def __post_init__(self) -> None:
-        _require(self.format == FORMAT, "format", f"must be {FORMAT!r}, got {shown(self.format)!r}")
+        _require(self.format == FORMAT, "format", f"must be {FORMAT!r}, got '{shown(self.format)}'")
         check_version(self.version)
-        _require(self.form in FORMS, "form", f"must be one of {', '.join(FORMS)}, got {shown(self.form)!r}")
+        _require(self.form in FORMS, "form", f"must be one of {', '.join(FORMS)}, got '{shown(self.form)}'")
         _side(self.patch_size, "patch_size")
         patches = self.grid.num_patches
         _require(1 <= self.k <= patches, "k", f"must be from 1 to {patches} (the patches of the grid), got {self.k}")
@@ -203,7 +208,7 @@ class TicketHeader:
 def check_version(version: str) -> None:
     """Accept every 1.x; raises SchemaError for another major version, saying what to do."""
     match = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", version)
-    _require(match is not None, "version", f"must look like {VERSION}, got {shown(version)!r}")
+    _require(match is not None, "version", f"must look like {VERSION}, got '{shown(version)}'")
     if match is not None and match[1] != VERSION.split(".")[0]:
         raise SchemaError(f"version: the file is version {version}, this dlth reads {VERSION[0]}.x; update dlth")
 
@@ -217,13 +222,6 @@ def differences(left: TicketHeader, right: TicketHeader) -> list[str]:
         for path in paths
         if ours.get(path) != theirs.get(path)
     ]
-
-
-def _rate(text: str, name: str) -> None:
-    try:
-        exact_rate(text, name)
-    except InputError as error:
-        raise SchemaError(f"{name}: {error}") from error
 
 
 def _flat(value: Json, path: str = "") -> dict[str, str]:

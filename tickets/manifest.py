@@ -138,11 +138,11 @@ def check_shards(shards: Iterable[tuple[str, int]]) -> None:
             or not 1 <= len(name) <= MAX_TEXT
             or any("\ud800" <= char <= "\udfff" for char in name)
         ):
-            raise SchemaError(f"shards: a name must be text of 1 to {MAX_TEXT} characters, got {shown(name)!r}")
+            raise SchemaError(f"shards: a name must be text of 1 to {MAX_TEXT} characters, got '{shown(name)}'")
         if name in names:
-            raise SchemaError(f"shards: the name {shown(name)!r} appears twice")
+            raise SchemaError(f"shards: the name '{shown(name)}' appears twice")
         if type(rows) is not int or rows < 0:
-            raise SchemaError(f"shards: the rows of {shown(name)!r} must be a whole number, got {shown(rows)}")
+            raise SchemaError(f"shards: the rows of '{shown(name)}' must be a whole number, got {shown(rows)}")
         names.add(name)
         total += rows
     if not 1 <= total <= MAX_ROWS or len(names) > MAX_SHARDS:

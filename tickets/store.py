@@ -142,7 +142,7 @@ class TicketStore:
         """(shard index, row) of a key; raises MissingTicketError. The first call reads the keys of the whole file."""
         place = self._place(key)
         if place < 0:
-            raise MissingTicketError(f"{shown(self.path.name)} has no ticket for the key {shown(key)!r}")
+            raise MissingTicketError(f"{shown(self.path.name)} has no ticket for the key '{shown(key)}'")
         return divmod(place, self.max_rows)
 
     def find_many(self, keys: Sequence[str]) -> NDArray[np.int64]:

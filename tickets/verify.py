@@ -58,7 +58,7 @@ def _repeated_keys(store: "TicketStore", hashes: list[NDArray[np.uint64]]) -> It
         key = store.keys(first)[row]
         if key == store.keys(second)[other]:
             names = f"{shown(store.shards[first].name)} and {shown(store.shards[second].name)}"
-            yield DamageError(f"the key {shown(key)!r} stands in the shards {names}; keys must be unique", file="keys")
+            yield DamageError(f"the key '{shown(key)}' stands in the shards {names}; keys must be unique", file="keys")
 
 
 def _content(store: "TicketStore", images: list[NDArray[np.uint8]]) -> Iterator[DamageError]:
