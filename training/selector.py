@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dlth.tickets.budget import Budget, Rate
 from dlth.tickets.errors import InputError, shown
-from dlth.training.class_attention import attend, class_row, class_row_only, feed_forward, key_of, value_of
+from dlth.training.class_attention import TimmBlock, attend, class_row, class_row_only, feed_forward, key_of, value_of
 from dlth.training.embedding import embed, rotary_of_block, take, take_rotary
 from dlth.training.models import check_can_select, grid_of
 
@@ -130,7 +130,8 @@ class Selector:
         stage_tokens = self._budget_of(num_patches).stage_tokens
         rotary = table
         stages: list[_Stage] = []
-        for index, block in enumerate(vit.blocks):
+        blocks: list[TimmBlock] = [*vit.blocks]
+        for index, block in enumerate(blocks):
             rope = rotary_of_block(vit, rotary, index)
             if index not in self.blocks:
                 tokens = block(tokens, rope=rope) if isinstance(vit, Eva) else block(tokens)

@@ -94,9 +94,9 @@ def weights_digest(vit: nn.Module) -> str:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: eight bytes of length, then a JSON object."""
+    """By name, or by content: eight bytes of length, then a JSON object."""
     with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,86 @@
+"""Selector and student against values that the paper's released code computed (`golden/`, float32 on a CPU)."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from dlth.training import Selector, TicketViT
+from dlth.training.models import build
+
+FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
+
+
+class Golden(NamedTuple):
+    vit: nn.Module
+    images: Tensor
+    tensors: dict[str, Tensor]
+    selector: Selector
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    with safe_open(request.param, "pt") as file:
+        facts = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
+    vit = build("deit_tiny", **{name: int(facts[name]) for name in sizes})
+    vit.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    mean, std = (torch.tensor([float(x) for x in facts[name].split(",")]).view(3, 1, 1) for name in ("mean", "std"))
+    images = (tensors["images"].float() / 255 - mean) / std
+    blocks = tuple(int(block) for block in facts["drop_loc"].split(","))
+    selector = Selector(vit, facts["stage_keep"], blocks, fuse_tokens=facts["fuse_token"] == "True")
+    return Golden(vit, images, tensors, selector)
+
+
+def test_files_are_there() -> None:
+    """Plain and fused selection, two patch sizes."""
+    assert len(FILES) == 3
+
+
+def test_selector_logits(golden: Golden) -> None:
+    """The whole forward pass with dropping (and fusing) switched on ends within 1e-4."""
+    torch.testing.assert_close(
+        golden.selector.logits(golden.images), golden.tensors["selector_logits"], atol=1e-4, rtol=0
+    )
+
+
+def test_every_stage_keeps_the_same_patches(golden: Golden) -> None:
+    """Index sets of all stages are equal; order is equal wherever neighbouring scores differ by more than 1e-6."""
+    if "ticket" not in golden.tensors:
+        assert golden.selector.fuse_tokens  # the authors' code gives no indices there: the logits are the check
+        return
+    stages, _ = golden.selector._forward(golden.images, to_the_end=False)
+    before = torch.arange(golden.selector.grid.num_patches).expand(len(golden.images), -1)
+    for number, stage in enumerate(stages):
+        theirs = before.gather(1, golden.tensors[f"stage{number}_idx"])  # theirs count among the stage's own tokens
+        kept = theirs.shape[1]
+        assert kept == stage.kept
+        assert (stage.patches[:, :kept].sort().values == theirs.sort().values).all()
+        scores = golden.tensors[f"stage{number}_cls_attn"].gather(1, golden.tensors[f"stage{number}_idx"])
+        torch.testing.assert_close(stage.scores[:, :kept], scores, atol=1e-6, rtol=0)
+        steps = scores.diff(dim=1).abs() > 1e-6
+        clear = torch.ones_like(scores, dtype=torch.bool)
+        clear[:, 1:] &= steps
+        clear[:, :-1] &= steps
+        assert (stage.patches[:, :kept] == theirs)[clear].all()
+        before = theirs
+
+
+def test_ticket_and_student(golden: Golden) -> None:
+    """The ticket is the first of the ranking; the student's logits on all patches and on the ticket end within 1e-4."""
+    if "ticket" not in golden.tensors:
+        assert golden.selector.fuse_tokens
+        return
+    ticket = golden.tensors["ticket"]
+    student = TicketViT(golden.vit)
+    assert golden.selector.budget.k == ticket.shape[1]
+    ranking = golden.selector.rank(golden.images)
+    assert (ranking[:, : ticket.shape[1]].sort().values == ticket.sort().values).all()
+    with torch.no_grad():
+        dense, sparse = student(golden.images), student(golden.images, ticket)
+    torch.testing.assert_close(dense, golden.tensors["student_dense_logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(sparse, golden.tensors["student_sparse_logits"], atol=1e-4, rtol=0)
