@@ -64,9 +64,13 @@ class Augmentation:
         for name, (low, high), top in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
             if not 0 < low <= high <= top:
                 raise InputError(f"{name} must be two rising numbers above 0 (up to {top}), got ({low}, {high})")
-        for name, value in (("hflip", self.hflip), ("reprob", self.reprob), ("color_jitter", self.color_jitter)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{name} must lie between 0 and 1, got {value}")
+        for name, value, top in (
+            ("hflip", self.hflip, 1),
+            ("reprob", self.reprob, 1),
+            ("color_jitter", self.color_jitter, 10),
+        ):
+            if not 0 <= value <= top:
+                raise InputError(f"{name} must lie between 0 and {top}, got {value}")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise InputError(f"interpolation must be bicubic or bilinear, got {self.interpolation!r}")
         if self.rand_augment:

@@ -29,11 +29,12 @@ def hidden_by_warps(affines: Sequence[Floats], grid: Grid) -> Floats:
     `affines`: maps [2, 3] from output to input points of the unit square, in the order in which they were applied. A
     point shows the image only if it lies inside the square before every warp.
     """
-    x, y = np.meshgrid(_lattice(grid.cols), _lattice(grid.rows))
-    shown = np.ones(x.shape, dtype=bool)
-    for (a, b, c), (d, e, f) in reversed(affines):
-        x, y = a * x + b * y + c, d * x + e * y + f
-        shown &= (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+    x, y = _lattice(grid.cols)[None, :] - 0.5, _lattice(grid.rows)[:, None] - 0.5
+    shown = np.ones((len(y), x.shape[1]), dtype=bool)
+    for (a, b, c), (d, e, f) in reversed(affines):  # about the middle, where being inside is one comparison
+        right, down = c + (a + b - 1) / 2, f + (d + e - 1) / 2
+        x, y = a * x + (b * y + right), d * x + (e * y + down)
+        shown &= np.maximum(np.abs(x), np.abs(y)) <= 0.5
     blocks = shown.reshape(grid.rows, _SAMPLES, grid.cols, _SAMPLES)
     hidden: Floats = 1.0 - blocks.mean(axis=(1, 3)).reshape(grid.num_patches)
     return hidden

@@ -1,0 +1,219 @@
+"""What tickets cost in the loader: with join and projection against without, and a usual webdataset pipeline beside them.
+
+    python benchmarks/bench_loader.py --images 512 --repeats 7 --json loader.json
+
+ImageNet-like JPEGs (500x375, some 110 kB) in tars, one process, one thread, no workers, page cache warm; every pipeline
+gives batches of uint8 pixels. Rounds are interleaved, so that a noisy machine is noisy for all; a ratio is taken within
+one round, and the table shows its median and range. 'crop' is random resized crop and mirror, 'deit' the paper's recipe
+(RandAugment, erasing, rankings mixed for mixup and cutmix). The rival reads the same tars through webdataset and PIL
+with torchvision ('crop') or timm ('deit') transforms.
+"""
+
+import argparse
+import io
+import json
+import platform
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import v2
+
+from dlth.data.augment import Augmentation
+from dlth.data.decode import content_hash
+from dlth.data.index import ShardIndex, open_index
+from dlth.data.join import Join, join
+from dlth.data.loader import TrainLoader
+from dlth.data.mixing import Mixing
+from dlth.data.order import Batching
+from dlth.tickets import (
+    DatasetInfo,
+    Grid,
+    Preprocessing,
+    SelectorInfo,
+    ShardSpec,
+    ShardTickets,
+    TicketHeader,
+    TicketStore,
+    TicketWriter,
+    ViewSpec,
+    generator,
+)
+
+GRID = Grid(14, 14)
+K = 138
+SHARD_ROWS = 128
+RECIPES = {
+    "crop": (Augmentation(), Mixing()),
+    "deit": (
+        Augmentation(rand_augment="rand-m9-mstd0.5-inc1", reprob=0.25),
+        Mixing(mixup_alpha=0.8, cutmix_alpha=1.0),
+    ),
+}
+
+
+def write_shards(folder: Path, num_images: int) -> None:
+    """JPEGs with structure at several scales, so that they are as large and as slow to decode as photographs."""
+    folder.mkdir()
+    for shard in range(-(-num_images // SHARD_ROWS)):
+        with tarfile.open(folder / f"bench-{shard:06d}.tar", "w") as tar:
+            for number in range(shard * SHARD_ROWS, min(num_images, (shard + 1) * SHARD_ROWS)):
+                rng = np.random.default_rng(number)
+                pixels = np.zeros((375, 500, 3))
+                for side in (4, 16, 64, 256):
+                    noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+                    pixels += np.asarray(noise.resize((500, 375), Image.Resampling.BICUBIC), np.float64) / 4
+                buffer = io.BytesIO()
+                Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=92)
+                for suffix, content in (("jpg", buffer.getvalue()), ("cls", str(number % 1000).encode())):
+                    member = tarfile.TarInfo(f"n{number % 1000:08d}_{number}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def write_tickets(path: Path, index: ShardIndex) -> TicketStore:
+    """A ticket file with random rankings: what they say does not change what moving them costs."""
+    header = TicketHeader(
+        form="full",
+        grid=GRID,
+        patch_size=16,
+        k=K,
+        keep="0.7",
+        stage_keep="0.887905",
+        stage_tokens=(175, 156, 138),
+        view=ViewSpec("whole", 224, 224),
+        preprocessing=Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "torchvision"),
+        selector=SelectorInfo("fake", "", "bench", (3, 6, 9)),
+        dataset=DatasetInfo("bench", "train", index.num_samples, index.fingerprint),
+    )
+    writer = TicketWriter(path, header, [ShardSpec(shard.name, shard.rows) for shard in index.shards], key_width=24)
+    for place, shard in enumerate(index.shards):
+        rng = generator("bench_loader", place)
+        ids = range(int(index.row_start[place]), int(index.row_start[place + 1]))
+        patches = np.argsort(rng.random((shard.rows, GRID.num_patches)), axis=1).astype(np.uint8)
+        hashes = b"".join(content_hash(encoded) for encoded in index.read_many(list(ids)))
+        images = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
+        gap, skipped = np.zeros(shard.rows, np.float32), np.zeros(shard.rows, dtype=bool)
+        with writer.claim(place) as mine:
+            if mine:
+                writer.write(place, ShardTickets(tuple(index.keys(place)), images, patches, gap, skipped))
+    writer.finish()
+    return TicketStore(path)
+
+
+def ours(index: ShardIndex, found: Join | None, recipe: str, batch: int) -> Callable[[int], Iterator[torch.Tensor]]:
+    """dlth's loader: with tickets, or, without a join, all patches."""
+    augmentation, mixing = RECIPES[recipe]
+    loader = TrainLoader(
+        index,
+        grid=GRID,
+        batching=Batching(batch),
+        augmentation=augmentation,
+        seed=0,
+        arm="dense" if found is None else "ticket",
+        k=None if found is None else K,
+        join=found,
+        mixing=mixing,
+    )
+    return lambda epoch: (one.images for one in loader.epoch(epoch))
+
+
+def rival(folder: Path, recipe: str, batch: int) -> Callable[[int], Iterator[torch.Tensor]]:
+    """webdataset, PIL and the usual transforms."""
+    if recipe == "crop":
+        crop = v2.RandomResizedCrop(224, interpolation=v2.InterpolationMode.BICUBIC)
+        transform: Any = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    else:
+        transform = create_transform(
+            224,
+            is_training=True,
+            auto_augment="rand-m9-inc1",  # with mstd, timm's posterize fails in Pillow at 0 bits
+            interpolation="bicubic",
+            re_prob=0.25,
+            re_mode="pixel",
+        )
+    shards = sorted(str(path) for path in folder.glob("*.tar"))
+
+    def batches(epoch: int) -> Iterator[torch.Tensor]:
+        dataset = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=epoch).shuffle(1000)
+        pairs = dataset.decode("pilrgb").to_tuple("jpg", "cls").map_tuple(transform, int).batched(batch)
+        return (images for images, _ in pairs)
+
+    return batches
+
+
+def seconds_per_image(batches: Iterator[torch.Tensor]) -> float:
+    """Wall time of one pass, divided by the images that came."""
+    start, count = time.perf_counter(), 0
+    for images in batches:
+        count += len(images)
+    return (time.perf_counter() - start) / count
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def measure(folder: Path, index: ShardIndex, found: Join, recipe: str, batch: int, repeats: int) -> dict[str, Any]:
+    """Rounds of all pipelines in turn; ratios within a round."""
+    pipelines = {
+        "tickets": ours(index, found, recipe, batch),
+        "without": ours(index, None, recipe, batch),
+        "rival": rival(folder, recipe, batch),
+    }
+    times: dict[str, list[float]] = {name: [] for name in pipelines}
+    for epoch in range(-1, repeats):
+        for name, batches in pipelines.items():
+            spent = seconds_per_image(batches(max(epoch, 0)))
+            if epoch >= 0:  # the first round warms up
+                times[name].append(spent)
+    return {
+        "us_per_image": {name: spread([1e6 * value for value in values]) for name, values in times.items()},
+        "tickets/without": spread([a / b for a, b in zip(times["tickets"], times["without"], strict=True)]),
+        "tickets/rival": spread([a / b for a, b in zip(times["tickets"], times["rival"], strict=True)]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bench"
+        write_shards(folder, options.images)
+        index = open_index(str(folder))
+        store = write_tickets(Path(scratch) / "tickets.zarr", index)
+        start = time.perf_counter()
+        found = join(index, store)
+        results: dict[str, Any] = {"join_s": time.perf_counter() - start, "images": options.images}
+        for recipe in RECIPES:
+            results[recipe] = measure(folder, index, found, recipe, options.batch, options.repeats)
+    results["machine"] = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
+    print("recipe  tickets µs/image  without  rival    tickets/without      tickets/rival")
+    for recipe in RECIPES:
+        figures, micro = results[recipe], results[recipe]["us_per_image"]
+        ratios = [
+            "{median:.3f} ({low:.3f}-{high:.3f})".format(**figures[f"tickets/{other}"])
+            for other in ("without", "rival")
+        ]
+        medians = [f"{micro[name]['median']:.0f}" for name in ("tickets", "without", "rival")]
+        print(f"{recipe:7} {medians[0]:>16} {medians[1]:>8} {medians[2]:>6}    {ratios[0]}  {ratios[1]}")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
