@@ -209,7 +209,7 @@ def _accuracy_section(runs: Runs) -> Section:
         cells = [_spread(runs.top1(arm, way)) for way in WAYS]
         rows.append((f"{arm} arm", *cells))
     values = {arm: {way: runs.top1(arm, way) for way in WAYS} for arm in ARMS}
-    caption = "Bars are means, dots are seeds. Each trained model is evaluated on all patches, the selector's, and random ones."
+    caption = "Bars are means, dots are seeds. Every model is evaluated on all patches, the selector's, and random ones."
     return Section(
         "Accuracy",
         texts=("Top-1 accuracy in percent, mean ± standard deviation over the seeds, on the whole validation set.",),

@@ -2,7 +2,7 @@
 
 Writing sixty `Annotated[..., typer.Option(...)]` parameters beside sixty fields is how help texts and defaults drift
 apart. Here the pydantic field is the source: its name gives the flag, its description the help, its default the text
-in brackets. A flag that is not given is absent from the overrides, so a recipe or a file can speak.
+in parentheses. A flag that is not given is absent from the overrides, so a recipe or a file can speak.
 """
 
 from __future__ import annotations
@@ -73,4 +73,4 @@ def _help(field: FieldInfo) -> str:
     if field.is_required() or default in (None, "", (), {}):
         return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
-    return f"{text} [default: {shown}]"
+    return f"{text} (Default: {shown}.)"
