@@ -1,0 +1,143 @@
+"""Fewer or more rows: shards made by two labs put together, and rows chosen by key or class.
+
+Both keep every ticket as it is. Rejected: a merge that lets one file's rows win over another's, because then nobody can
+say whose ticket an image has; shards and keys of the files merged must be different ones.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlth.tickets.checks import ShardTickets
+from dlth.tickets.derive import Draft, made_header
+from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
+from dlth.tickets.header import TicketHeader, differences
+from dlth.tickets.jsontext import Json
+from dlth.tickets.keyindex import KeyIndex, key_hashes
+from dlth.tickets.labels import Labels, RowLabels
+from dlth.tickets.manifest import ShardSpec
+from dlth.tickets.store import TicketStore
+
+
+def merge(stores: Sequence[TicketStore]) -> Draft:
+    """The shards of several files in one, sorted by name as `dlth select` sorts them.
+
+    The headers must agree in everything but the size of the data set, creator, date, library versions and extensions;
+    no shard name and no key may stand in two files. Raises MismatchError naming every difference; a key that stands
+    twice is found when the draft is written (InputError). The merged file's data set has no fingerprint.
+    """
+    if len(stores) < 2:
+        raise InputError(f"a merge needs at least two ticket files, got {len(stores)}")
+    for other in stores[1:]:
+        _check_mergeable(stores[0], other)
+    owner: dict[str, tuple[TicketStore, int]] = {}
+    for store in stores:
+        for shard_index, shard in enumerate(store.shards):
+            if shard.name in owner:
+                raise MismatchError(
+                    f"the shard {shown(shard.name)} stands in {shown(owner[shard.name][0].path.name)} and in "
+                    f"{shown(store.path.name)}; files to be merged hold different shards"
+                )
+            owner[shard.name] = store, shard_index
+    names = sorted(owner)
+    places = [owner[name] for name in names]
+    shards = tuple(
+        ShardSpec(name, store.shards[index].rows) for name, (store, index) in zip(names, places, strict=True)
+    )
+    dataset = replace(stores[0].header.dataset, count=sum(store.num_rows for store in stores), fingerprint="")
+    header = made_header(stores, "merge", dataset=dataset)
+
+    def rows(shard_index: int) -> ShardTickets:
+        store, index = places[shard_index]
+        return store.read(index)
+
+    return Draft(header, shards, max(store.layout.key_width for store in stores), rows)
+
+
+def subset_by_keys(store: TicketStore, keys: Collection[str]) -> Draft:
+    """The rows with the given keys, in the file's order; shards without any are left out.
+
+    Raises MissingTicketError, naming the first ten, when the file lacks a key; InputError when `keys` is empty.
+    """
+    if not keys:
+        raise InputError("no key was given; a subset needs at least one")
+    wanted = list(dict.fromkeys(keys))
+    found = store.find_many(wanted)
+    lost = [wanted[item] for item in np.flatnonzero(found < 0)]
+    if lost:
+        raise MissingTicketError(
+            f"{shown(store.path.name)} lacks {len(lost)} of {len(wanted)} keys: "
+            + ", ".join(shown(key, 60) for key in lost[:10])
+        )
+    places = np.sort(found)
+
+    def chosen(shard_index: int) -> NDArray[np.int64]:
+        start = shard_index * store.max_rows
+        first, last = np.searchsorted(places, [start, start + store.max_rows])
+        return places[first:last] - start
+
+    return _subset(store, chosen, {"by": "keys"})
+
+
+def subset_by_classes(store: TicketStore, classes: Iterable[int], labels: Labels) -> Draft:
+    """The rows of the given classes, in the file's order; `labels` as in `ticket_stats`.
+
+    Raises InputError when no row has one of the classes.
+    """
+    wanted = sorted(set(classes))
+    row_labels = RowLabels(labels, store)
+
+    def chosen(shard_index: int) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(row_labels.of(shard_index), wanted)).astype(np.int64)
+
+    listed = ",".join(map(str, wanted))
+    return _subset(store, chosen, {"by": "classes", "classes": listed if len(listed) <= 1_000 else len(wanted)})
+
+
+def common_rows(store: TicketStore, other: TicketStore) -> Draft:
+    """The rows whose keys stand in `other` too, in this file's order. Memory: 16 bytes a row of `other`."""
+    hashes = [key_hashes(other.keys(shard_index)) for shard_index in range(len(other.shards))]
+    index = KeyIndex(hashes, other.max_rows)
+
+    def chosen(shard_index: int) -> NDArray[np.int64]:
+        return np.flatnonzero(index.first_candidates(store.keys(shard_index)) >= 0).astype(np.int64)
+
+    return _subset(store, chosen, {"by": "keys of", "other": other.identity})
+
+
+def _subset(store: TicketStore, chosen: Callable[[int], NDArray[np.int64]], details: dict[str, Json]) -> Draft:
+    counts = np.array([len(chosen(shard_index)) for shard_index in range(len(store.shards))])
+    kept = np.flatnonzero(counts)
+    if not len(kept):
+        raise InputError(f"no row of {shown(store.path.name)} is chosen, and a ticket file has at least one")
+    shards = tuple(ShardSpec(store.shards[index].name, int(counts[index])) for index in kept)
+    dataset = replace(store.header.dataset, count=int(counts.sum()), fingerprint="")
+
+    def rows(shard_index: int) -> ShardTickets:
+        source = int(kept[shard_index])
+        return taken(store.read(source), chosen(source))
+
+    return Draft(made_header([store], "subset", details, dataset=dataset), shards, store.layout.key_width, rows)
+
+
+def taken(tickets: ShardTickets, at: NDArray[np.int64]) -> ShardTickets:
+    """Rows `at` of a shard."""
+    keys = tuple(tickets.keys[row] for row in at)
+    return ShardTickets(keys, tickets.images[at], tickets.patches[at], tickets.gap[at], tickets.skipped[at])
+
+
+def _check_mergeable(first: TicketStore, other: TicketStore) -> None:
+    found = differences(_bare(first.header), _bare(other.header))
+    if found:
+        raise MismatchError(
+            f"{shown(other.path.name)} was made in another way than {shown(first.path.name)} ('file' is the latter): "
+            "they cannot be one ticket file\n  " + "\n  ".join(found)
+        )
+
+
+def _bare(header: TicketHeader) -> TicketHeader:
+    """The header without what may differ between the parts of a merge."""
+    dataset = replace(header.dataset, count=0, fingerprint="")
+    return replace(header, dataset=dataset, creator="", created="", versions={}, extensions={})

@@ -1,0 +1,89 @@
+"""Two ticket files side by side: the rows of one in the order of the other.
+
+By position first (the same keys in the same shard), else by key through one pass over the other file. Keys that are
+running numbers (`000123`) name an image only within their own packing: a pair with such a key counts only when the
+content hashes of both rows agree.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlth.tickets.checks import ShardTickets
+from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.tickets.keyindex import KeyIndex, key_hashes
+from dlth.tickets.reorder import Reordered
+from dlth.tickets.store import TicketStore
+
+
+class Pairing:
+    """Pairs each row of `base` with the row of `other` that has its key.
+
+    Memory: nothing that grows with the rows while both files are packed alike, else 32 bytes a row.
+    """
+
+    def __init__(self, base: TicketStore, other: TicketStore) -> None:
+        self.base = base
+        self.other = other
+        self._starts = np.cumsum([0, *(shard.rows for shard in base.shards)])
+        self._reordered: Reordered | None = None
+
+    def rows(self, shard_index: int) -> tuple[ShardTickets, NDArray[np.bool_]]:
+        """The rows of `other` that belong to one shard of `base`, and bool [rows], whether there is one."""
+        keys = self.base.keys(shard_index)
+        if self._reordered is None and self._aligned(shard_index, keys):
+            found = np.ones(len(keys), dtype=bool)
+            return self.other.read(shard_index), self._trusted(shard_index, self.other.images(shard_index), found)
+        if self._reordered is None:
+            self._reordered = Reordered(self.other, self._places())
+        start, stop = self._starts[shard_index : shard_index + 2]
+        tickets = self._reordered.rows(int(start), int(stop))
+        found = np.array([own == key for own, key in zip(keys, tickets.keys, strict=True)], dtype=bool)
+        return tickets, self._trusted(shard_index, tickets.images, found)
+
+    def _aligned(self, shard_index: int, keys: tuple[str, ...]) -> bool:
+        others = self.other.shards
+        if shard_index >= len(others) or others[shard_index].rows != len(keys):
+            return False
+        return self.other.keys(shard_index) == keys
+
+    def _trusted(self, shard_index: int, images: NDArray[np.uint8], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        numbered = np.array([is_running_number(key) for key in self.base.keys(shard_index)], dtype=bool)
+        if not numbered.any():
+            return found
+        same: NDArray[np.bool_] = (self.base.images(shard_index) == images).all(axis=1)
+        return found & (same | ~numbered)
+
+    def _places(self) -> NDArray[np.int64]:
+        """Int64 [rows of base]: where `other` has the key, by 64-bit hash; `rows` compares the keys themselves."""
+        hashes = [key_hashes(self.other.keys(shard)) for shard in range(len(self.other.shards))]
+        index = KeyIndex(hashes, self.other.max_rows)
+        return np.concatenate([index.first_candidates(self.base.keys(shard)) for shard in range(len(self.base.shards))])
+
+
+def is_running_number(key: str) -> bool:
+    """Whether a key is digits alone, so that another packing may use it for another image."""
+    return key.isdigit()
+
+
+def check_all_found(base: TicketStore, other: TicketStore, shard_index: int, found: NDArray[np.bool_]) -> None:
+    """Raises MismatchError, naming rows, unless every row of a shard was found."""
+    if found.all():
+        return
+    missing = [shown(key, 60) for key, there in zip(base.keys(shard_index), found, strict=True) if not there]
+    raise MismatchError(
+        f"{shown(other.path.name)} has no row for {len(missing)} keys of shard "
+        f"{shown(base.shards[shard_index].name)} of {shown(base.path.name)}: {', '.join(missing[:10])}; "
+        "both files must be about the same images (keys that are running numbers count only with equal content hashes)"
+    )
+
+
+def check_same_size(stores: list[TicketStore]) -> None:
+    """Raises MismatchError unless all files have as many rows; InputError for fewer than two files."""
+    if len(stores) < 2:
+        raise InputError(f"at least two ticket files are needed, got {len(stores)}")
+    for other in stores[1:]:
+        if other.num_rows != stores[0].num_rows:
+            raise MismatchError(
+                f"{shown(stores[0].path.name)} has {stores[0].num_rows} rows, {shown(other.path.name)} "
+                f"{other.num_rows}; take the common ones with dlth tickets subset"
+            )
