@@ -75,10 +75,12 @@ def label_of(labels: Mapping[str, str], name: str, where: str) -> str:
 def synsets_by_number(meta: bytes, where: str) -> dict[int, str]:
     """ILSVRC2012's class numbers (1 to 1000) to synsets, from the devkit's ``meta.mat``."""
     rows = read_struct_array(meta, "synsets", ("ILSVRC2012_ID", "WNID", "num_children"), where)
-    # the synsets above the leaves have numbers too, and no images
-    leaves = {int(number): str(wnid) for number, wnid, children in rows if not isinstance(number, str) and not children}
-    if wrong := [wnid for wnid in leaves.values() if not WNID.fullmatch(wnid)]:
-        raise DamageError(f"{shown(where)}: {shown(wrong[0])} is no synset (n and 8 digits)")
+    leaves: dict[int, str] = {}
+    for number, wnid, children in rows:
+        if isinstance(number, str) or not number.is_integer() or not WNID.fullmatch(str(wnid)):
+            raise DamageError(f"{shown(where)}: {shown(number)} {shown(wnid)} is no class number with its synset")
+        if not children:  # the synsets above the leaves have numbers too, and no images
+            leaves[int(number)] = str(wnid)
     return leaves
 
 
