@@ -89,7 +89,7 @@ def pack(
     json: Json = False,
 ) -> None:
     """Pack images into WebDataset shards: bytes kept exactly, order shuffled by a seed, resumable."""
-    from dlth.data import pack as pack_images
+    from dlth.data.pack import pack as pack_images
 
     with console.counting(f"pack {split}", 0, "images", quiet=json) as counter:
         report = pack_images(
@@ -135,7 +135,7 @@ def index(
     json: Json = False,
 ) -> None:
     """List what the shards hold, once: keys, labels, offsets and sizes, kept beside them or in the cache."""
-    from dlth.data import open_index
+    from dlth.data.index import open_index
 
     with console.counting("index", 0, "shards", quiet=json) as counter:
         found = open_index(data, split=split, rebuild=rebuild, progress=counter)

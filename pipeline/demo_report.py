@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlth.data import ShardIndex, decode, open_index
+from dlth.data.decode import decode
+from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline import figures
 from dlth.pipeline.report import Picture, Report, Section, Table, Verdict, write_report
 from dlth.pipeline.statistics import PairedTest, paired_test
@@ -209,7 +210,9 @@ def _accuracy_section(runs: Runs) -> Section:
         cells = [_spread(runs.top1(arm, way)) for way in WAYS]
         rows.append((f"{arm} arm", *cells))
     values = {arm: {way: runs.top1(arm, way) for way in WAYS} for arm in ARMS}
-    caption = "Bars are means, dots are seeds. Every model is evaluated on all patches, the selector's, and random ones."
+    caption = (
+        "Bars are means, dots are seeds. Every model is evaluated on all patches, the selector's, and random ones."
+    )
     return Section(
         "Accuracy",
         texts=("Top-1 accuracy in percent, mean ± standard deviation over the seeds, on the whole validation set.",),

@@ -20,6 +20,8 @@ COLOURS = {"ticket": "#0b7a53", "random": "#c8501e", "dense": "#3d4f7c"}
 ALONE = ("#1d5cc8", "#d65414")
 """Patches that one of two tickets keeps alone: blue the first's, orange the second's."""
 GREY = "#8a8f98"
+VEIL = (216, 221, 228)
+"""Colour that lies over dropped patches."""
 
 
 def png(figure: Figure) -> bytes:
@@ -66,7 +68,7 @@ def ticket_sheet(
 
 
 def kept_only(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
-    """An image [height, width, 3] in which the patches outside the ticket are nearly white."""
+    """An image [height, width, 3] in which a pale veil lies over the patches outside the ticket."""
     kept = _on_pixels(_kept(ranking, k, grid), image, grid)
     return np.where(kept, image, _faded(image))
 
@@ -126,14 +128,15 @@ def _on_pixels(values: np.ndarray, image: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
-    return 255 - (255 - image) // 7
+    """An image under a pale grey veil, which neither a white sky nor a black ground can be mistaken for."""
+    return (0.2 * image + 0.8 * np.array(VEIL)).astype(np.uint8)
 
 
 def _tinted(image: np.ndarray, strength: np.ndarray, colour: str, kept: np.ndarray, grid: Grid) -> np.ndarray:
-    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    grey = 150 + 0.4 * np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)  # pale, so that depth is order alone
     weight = _on_pixels(strength, image, grid)
     mixed = (1 - weight) * grey + weight * _rgb(colour)
-    return np.where(_on_pixels(kept, image, grid), mixed, _faded(grey.astype(np.uint8))).astype(np.uint8)
+    return np.where(_on_pixels(kept, image, grid), mixed, _faded(grey)).astype(np.uint8)
 
 
 def _rgb(colour: str) -> np.ndarray:

@@ -21,7 +21,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlth.data import BadImageError, ShardIndex, open_index
+from dlth.data.decode import BadImageError
+from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline.ranker import Ranked, Ranker, rank_batches
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.shard_reader import ShardBatch, read_shards
@@ -32,6 +33,7 @@ from dlth.tickets import (
     ShardSpec,
     ShardTickets,
     TicketHeader,
+    TicketStore,
     TicketWriter,
     ViewSpec,
 )
@@ -116,10 +118,9 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
     model_name = resolve(config.model)
     vit, source = _load_selector(config)
     blocks = config.blocks or default_blocks(vit)
-    budget = {"stage_keep": config.stage_keep, "tokens": config.tokens, "keep": config.keep}
-    if all(value is None for value in budget.values()):
-        budget["keep"] = "0.7"
-    selector = Selector(vit, blocks=blocks, fuse_tokens=config.fuse_tokens, **budget)
+    given = (config.keep, config.stage_keep, config.tokens)
+    keep = "0.7" if given == (None, None, None) else config.keep
+    selector = Selector(vit, config.stage_keep, blocks, config.fuse_tokens, keep=keep, tokens=config.tokens)
     if model_name != config.model:
         say(f"{config.model} is timm's {model_name}")
     header = _header(config, selector, index, model_name, source)
@@ -160,7 +161,7 @@ def select(
         _rank_missing(plan, writer, todo, report, progress, say)
         report.complete = writer.finish()
     report.left_to_others = 0 if report.complete else len(writer.missing())
-    report.identity = writer.identity if report.complete else ""
+    report.identity = TicketStore(config.out).identity if report.complete else ""
     return report
 
 
@@ -211,14 +212,14 @@ def _from_own_start(todo: list[int]) -> list[int]:
 def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> ShardTickets:
     """One shard's rows from its batches; a bad image keeps its row, key and hash and has no ticket."""
     shard = parts[0][0].shard
-    dtype = np.uint8 if plan.header.grid.num_patches < 256 else np.uint16
+    dtype: type[np.unsignedinteger] = np.uint8 if plan.header.grid.num_patches < 256 else np.uint16
     good = np.concatenate([batch.good for batch, _ in parts])
     patches = np.concatenate([ranking for _, (ranking, _) in parts])[:, : plan.stored_patches].astype(dtype)
     gap = np.concatenate([gaps for _, (_, gaps) in parts]).astype(np.float32)
     patches[~good] = np.iinfo(dtype).max
     gap[~good] = np.nan
     hashes = np.concatenate([batch.hashes for batch, _ in parts])
-    return ShardTickets(keys=tuple(plan.index.keys(shard)), images=hashes, patches=patches, gap=gap)
+    return ShardTickets(tuple(plan.index.keys(shard)), hashes, patches, gap, skipped=~good)
 
 
 def _load_selector(config: SelectConfig) -> tuple[torch.nn.Module, str]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dlth.data import BadImageError, ShardIndex, content_hash, decode
+from dlth.data.decode import BadImageError, content_hash, decode
+from dlth.data.index import ShardIndex
 from dlth.data.views import render
 from dlth.tickets import ViewSpec
 from dlth.tickets.errors import shown
