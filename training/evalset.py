@@ -9,7 +9,9 @@ from typing import Literal
 import timm.data
 import torch
 
-from dlth.data import EvalLoader, Join, ShardIndex, check_compatible, join
+from dlth.data.evaluation import EvalLoader
+from dlth.data.index import ShardIndex
+from dlth.data.join import Join, check_compatible, join
 from dlth.tickets import Grid, TicketStore, ViewSpec
 from dlth.training.distributed import World
 from dlth.training.measure import EvalResult, measure

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dlth.data import open_index
+from dlth.data.index import open_index
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.training.config import MODEL, RUN, WHAT

@@ -10,18 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlth.data import (
-    Augmentation,
-    Batch,
-    Batching,
-    Join,
-    Mixing,
-    ShardIndex,
-    TrainLoader,
-    check_compatible,
-    join,
-    open_index,
-)
+from dlth.data.augment import Augmentation
+from dlth.data.batch import Batch
+from dlth.data.index import ShardIndex, open_index
+from dlth.data.join import Join, check_compatible, join
+from dlth.data.loader import TrainLoader
+from dlth.data.mixing import Mixing
+from dlth.data.order import Batching
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.errors import InputError
 from dlth.training.config import TrainConfig

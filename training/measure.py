@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dlth.data import EvalBatch
+from dlth.data.batch import EvalBatch
 from dlth.training.distributed import World
 from dlth.training.step import Pixels, Precision, Rank
 from dlth.training.ticket_vit import TicketViT

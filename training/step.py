@@ -24,7 +24,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dlth.data import Batch, mix_images, mix_targets
+from dlth.data.batch import Batch
+from dlth.data.mixing import mix_images, mix_targets
 from dlth.tickets.seeding import derive
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
