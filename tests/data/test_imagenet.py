@@ -150,7 +150,7 @@ def test_every_layout_of_the_training_set_gives_the_same_shards(
 def test_the_validation_archive_takes_its_labels_from_the_devkit(
     train_tar: Path, val_tar: Path, val_images: dict[str, bytes], devkit: Path, tmp_path: Path
 ) -> None:
-    """Devkit folder or archive, the text beside meta.mat, a list of synsets, Kaggle's table: all say the same labels."""
+    """Devkit folder or archive, the text beside meta.mat, a list of synsets, Kaggle's table: all say the same."""
     wnids = [NUMBERS[number] for number in VAL_NUMBERS]
     with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
         tar.add(devkit, devkit.name)
