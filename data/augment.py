@@ -162,7 +162,8 @@ def _in_unit_square(affine: NDArray[np.float64], size: tuple[int, int]) -> NDArr
     """A map of pixels [2, 3] as a map of the unit square."""
     height, width = size
     scale = np.array([width, height], dtype=np.float64)
-    return affine * np.array([width, height, 1.0]) / scale[:, None]
+    result: NDArray[np.float64] = affine * np.array([width, height, 1.0]) / scale[:, None]
+    return result
 
 
 @contextmanager

@@ -109,12 +109,14 @@ class _EvalDataset(Dataset[tuple[list[EvalBatch], dict[str, str]] | Failure]):
             frames.append(Frame(sample_id, index.key(sample_id), size, self.view.view_of(*size, self.grid)))
         labels = torch.from_numpy(index.label[ids].astype(np.int64))
         kept = {choice.arm: choice.has_patches(frames) for choice in self.choices}
-        rankings = {choice.arm: choice.rankings(frames, 0) for choice in self.choices if choice.arm != "dense"}
+        rankings: dict[str, Ids] = {
+            choice.arm: choice.rankings(frames, 0) for choice in self.choices if choice.arm != "dense"
+        }
         with_ticket = kept.get("ticket", np.ones(len(ids), dtype=bool))
         batches = []
         for rows in (np.flatnonzero(with_ticket), np.flatnonzero(~with_ticket)):
             if len(rows):
-                patches = {
+                patches: dict[str, torch.Tensor | None] = {
                     arm: torch.from_numpy(rankings[arm][rows, : self.k].copy()) if there[rows[0]] else None
                     for arm, there in kept.items()
                 }

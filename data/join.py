@@ -196,7 +196,7 @@ def _bytes_agree(index: ShardIndex, store: TicketStore, rows: Rows) -> bool:
         content_hash(encoded) == store.images(int(row) // store.max_rows)[int(row) % store.max_rows].tobytes()
         for encoded, row in zip(index.read_many(sample), rows[sample], strict=True)
     ]
-    return 2 * sum(agreed) > len(agreed)
+    return bool(2 * sum(agreed) > len(agreed))
 
 
 def _sample(index: ShardIndex, matched: Rows) -> Rows:

@@ -89,7 +89,8 @@ def _cut(side: int, weight: float, rng: np.random.Generator) -> tuple[int, int]:
 
 def partners(num_samples: int) -> Ranking:
     """Whom each sample of a batch mixes with, int64 [num_samples]: its neighbour, or itself at an odd end."""
-    return np.minimum(np.arange(num_samples) ^ 1, num_samples - 1)
+    result: Ranking = np.minimum(np.arange(num_samples) ^ 1, num_samples - 1)
+    return result
 
 
 def mix_images(images_B3HW: torch.Tensor, plan: MixPlan) -> torch.Tensor:

@@ -43,7 +43,8 @@ def epoch_order(
     else:
         starts = np.cumsum(shard_rows) - shard_rows
         turns = [np.arange(starts[s], starts[s] + shard_rows[s]) for s in rng.permutation(len(shard_rows))]
-        order = np.concatenate(turns)[np.argsort(np.arange(num_samples) + rng.random(num_samples) * window)]
+        places = np.arange(num_samples) + rng.random(num_samples) * window
+        order = np.concatenate(turns)[np.argsort(places, kind="stable")]
     order = order.astype(np.int64, copy=False)
     return order if removed is None else order[~removed[order]]
 

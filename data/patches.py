@@ -85,16 +85,16 @@ class PatchChoice:
 
     def _tickets(self, frames: Sequence[Frame], epoch: int, join: Join) -> Ranking:
         places = join.ticket_row[[frame.sample_id for frame in frames]]
-        header, there = join.store.header, np.flatnonzero(places >= 0)
+        header, there = join.store.header, np.flatnonzero(places >= 0).tolist()
         rankings = np.tile(np.arange(header.ranked), (len(frames), 1))
-        if len(there):
+        if there:
             seen = [frames[i] for i in there]
             if header.view.kind == "whole":
                 source = View.whole(header.grid)
             else:
                 source = View.stack([header.view.view_of(*frame.size, header.grid) for frame in seen])
             rankings[there] = self._moved(stored_rankings(join, places[there]), source, seen)
-        for i in np.flatnonzero(places < 0):
+        for i in np.flatnonzero(places < 0).tolist():
             rankings[i] = self._missing(frames[i], int(places[i]), epoch, join)[: header.ranked]
         return rankings
 
@@ -107,17 +107,17 @@ class PatchChoice:
         why = "was bad when the tickets were made" if place == BAD_IMAGE else f"has none (missing='{policy}')"
         raise MissingTicketError(f"a ticket was asked for an image that {why}: key {shown(frame.key)}")
 
-    def _moved(self, rows: Ranking, source: View, frames: Sequence[Frame]) -> Ranking:
+    def _moved(self, rows: NDArray[np.integer], source: View, frames: Sequence[Frame]) -> Ranking:
         """Rankings in the frames' views, what these hide demoted."""
         target = View.stack([frame.view for frame in frames])
         matrix = np.broadcast_to(source.matrix, target.matrix.shape)
         if source.grid != target.grid or not np.array_equal(matrix, target.matrix):
             rows = project(rows, source, target)
-        rows = rows.astype(np.int64)
+        moved = rows.astype(np.int64)
         hidden = {i: frame.hidden for i, frame in enumerate(frames) if frame.hidden is not None}
         if hidden:
-            rows[list(hidden)] = demote(rows[list(hidden)], np.stack(list(hidden.values())))
-        return rows
+            moved[list(hidden)] = demote(moved[list(hidden)], np.stack(list(hidden.values())))
+        return moved
 
     def _random(self, key: str, *draw: Part) -> Ranking:
         return generator(self.seed, "patches", key, *draw).permutation(self.grid.num_patches)

@@ -116,7 +116,8 @@ Operation = Callable[[torch.Tensor, Level, Fill], tuple[torch.Tensor, Affine | N
 
 def _posterize(image: torch.Tensor, level: Level) -> torch.Tensor:
     dropped = int(level.value * 4)
-    return F.posterize(image, max(1, 4 - dropped if level.increasing else dropped))
+    kept: torch.Tensor = F.posterize(image, max(1, 4 - dropped if level.increasing else dropped))
+    return kept
 
 
 def _solarize(image: torch.Tensor, level: Level) -> torch.Tensor:

@@ -24,4 +24,5 @@ def render(image: torch.Tensor, spec: ViewSpec) -> torch.Tensor:
     height, width = image.shape[-2:]
     image = F.resize(image, list(spec.resized(height, width)), interpolation, antialias=spec.antialias)
     top, left = spec.crop(height, width)
-    return F.crop(image, top, left, spec.height, spec.width)
+    shown_pixels: torch.Tensor = F.crop(image, top, left, spec.height, spec.width)
+    return shown_pixels

@@ -61,4 +61,6 @@ def _lattice(cells: int) -> Floats:
 
 def _cover(start: float, stop: float, cells: int) -> Floats:
     edges = np.arange(cells, dtype=np.float64)
-    return np.clip(np.minimum(stop * cells, edges + 1.0) - np.maximum(start * cells, edges), 0.0, 1.0)
+    covered = np.minimum(stop * cells, edges + 1.0) - np.maximum(start * cells, edges)
+    result: Floats = np.clip(covered, 0.0, 1.0)
+    return result

@@ -42,7 +42,7 @@ def make_loader(dataset: Dataset[Any], queue: Queue, workers: int) -> DataLoader
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=queue,  # type: ignore[arg-type]
+        sampler=queue,
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,

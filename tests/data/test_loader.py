@@ -431,3 +431,14 @@ def test_images_without_labels_are_refused(make_tar: Callable[..., Path], make_i
     index = open_index(str(tmp_path / "plain-000.tar"))
     with pytest.raises(InputError, match=r"1 images have no label .*; the first is b"):
         loader(index, None, arm="random")
+
+
+def test_batches_move_as_a_whole(index: ShardIndex, store: TicketStore) -> None:
+    """`to` moves every tensor of a training or evaluation batch, those of the arms among them, and nothing else."""
+    trained = next(loader(index, store, mixing=MIXED).epoch(0))
+    moved = trained.to("meta")
+    assert {moved.images.device.type, moved.patches.device.type, moved.weights.device.type} == {"meta"}
+    assert (moved.mix, moved.step, moved.last) == (trained.mix, trained.step, trained.last)
+    evaluated = next(iter(evaluation(index, store))).to("meta")
+    assert evaluated.patches["ticket"].device.type == "meta"
+    assert evaluated.patches["dense"] is None
