@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, generator
 from dlth.tickets.compare import compare
 from dlth.tickets.derive import Draft
