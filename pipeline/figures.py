@@ -90,6 +90,15 @@ def difference(image: np.ndarray, one: np.ndarray, two: np.ndarray, k: int, grid
     return plain
 
 
+def outlined(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
+    """An image [height, width, 3] with a thin dark line around its kept patches."""
+    kept = _on_pixels(_kept(ranking, k, grid), image, grid)
+    edge = np.zeros_like(kept)
+    edge[1:] |= kept[1:] != kept[:-1]
+    edge[:, 1:] |= kept[:, 1:] != kept[:, :-1]
+    return np.where(edge, (0.3 * image).astype(np.uint8), image)
+
+
 def panel_sheet(panels: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str]) -> Figure:
     """A strip of panels for each image, three strips in a row.
 

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -116,6 +117,19 @@ def sheets(gallery: Gallery) -> list[Figure]:
     ]
 
 
+def write_gallery(gallery: Gallery, out: Path, with_sheets: bool = True) -> list[Path]:
+    """Write `gallery.html` and `sheet-000.png` … to a folder, in the place of earlier ones; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("sheet-[0-9][0-9][0-9].png"):
+        old.unlink()
+    paths = [out / "gallery.html"]
+    paths[0].write_text(page(gallery), "utf-8")
+    for number, figure in enumerate(sheets(gallery) if with_sheets else ()):
+        paths.append(out / f"sheet-{number:03d}.png")
+        paths[-1].write_bytes(figures.png(figure))
+    return paths
+
+
 def shared(one: np.ndarray, two: np.ndarray, k: int) -> float:
     """The share of the k best patches that two rankings [ranked] have in common."""
     return len(np.intersect1d(one[:k], two[:k])) / k
@@ -168,11 +182,14 @@ def _packed(rankings: Sequence[np.ndarray], width: int) -> str:
 
 
 def _panels(card: Card, k: int, grid: Grid) -> list[np.ndarray]:
-    one = figures.kept_only(card.image, card.ranking, k, grid)
+    times = -(-SMALL // max(card.image.shape[:2]))  # small pictures are enlarged, so that outlines are thin
+    image = card.image.repeat(times, axis=0).repeat(times, axis=1)
+    kept = figures.outlined(figures.kept_only(image, card.ranking, k, grid), card.ranking, k, grid)
     if card.other is None:
-        return [card.image, one, figures.order_shade(card.image, card.ranking, k, grid)]
-    two = figures.kept_only(card.image, card.other, k, grid)
-    return [card.image, one, two, figures.difference(card.image, card.ranking, card.other, k, grid)]
+        order = figures.order_shade(image, card.ranking, k, grid)
+        return [image, kept, figures.outlined(order, card.ranking, k, grid)]
+    other = figures.outlined(figures.kept_only(image, card.other, k, grid), card.other, k, grid)
+    return [image, kept, other, figures.difference(image, card.ranking, card.other, k, grid)]
 
 
 def _title(card: Card, k: int) -> str:

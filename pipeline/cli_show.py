@@ -1,0 +1,55 @@
+"""`dlth tickets show`: look at tickets on their images, and at where two ticket files differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlth.pipeline import console
+from dlth.pipeline.cli_tickets import File, Json, describe, tickets
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import shown
+
+
+@tickets.command()
+def show(
+    file: File,
+    data: Annotated[str, typer.Option(help="The images: shards, as `dlth select` takes them.")],
+    out: Annotated[Path, typer.Option(help="Folder for gallery.html and the sheets.")] = Path("gallery"),
+    split: Annotated[str | None, typer.Option(help="Split to take from an _info.json.")] = None,
+    keys: Annotated[list[str] | None, typer.Option(help="Show these images; may be given several times.")] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Show this class, by name or number; may be given several times."),
+    ] = None,
+    num: Annotated[int, typer.Option(help="Images to show, at most; evenly spread, or the least agreeing.")] = 60,
+    against: Annotated[
+        Path | None, typer.Option(help="A second ticket file: show where the two differ, least overlap first.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Share of the patches kept at first; the file's own if not given.")
+    ] = None,
+    sheets: Annotated[bool, typer.Option(help="Draw PNG sheets beside the page.")] = True,
+    json: Json = False,
+) -> None:
+    """Draw tickets on their images: one HTML page that needs no network, and PNG sheets."""
+    from dlth.data import open_index
+    from dlth.pipeline.gallery import write_gallery
+    from dlth.pipeline.show import Choice, gallery_of
+
+    choice = Choice(num, tuple(keys or ()), tuple(class_ or ()), keep)
+    stores = [TicketStore(path) for path in (file, against) if path is not None]
+    letters = ("A: ", "B: ") if against else ("",)
+    facts = [
+        (f"{letter}{shown(store.path.name)}", describe(store)) for letter, store in zip(letters, stores, strict=True)
+    ]
+    index = open_index(data, split=split)
+    other = stores[1] if against else None
+    gallery = gallery_of(stores[0], index, choice, other, facts, say=console.note)
+    written = write_gallery(gallery, out, with_sheets=sheets)
+    if json:
+        console.as_json({"images": len(gallery.cards), "k": gallery.k, "page": written[0], "sheets": written[1:]})
+        return
+    console.note(f"{len(gallery.cards)} images: {written[0]}" + (f" and {len(written) - 1} sheets" if sheets else ""))

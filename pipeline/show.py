@@ -1,0 +1,218 @@
+"""Which images a gallery shows, and everything it says of them: from ticket files and shards to a `Gallery`.
+
+One file: images evenly spread over it. Two files: those whose tickets agree least, out of at most MAX_COMPARED evenly
+spread ones, so that a comparison of two files of ImageNet's size takes seconds. Rankings that lie in another frame
+(other grid, crop instead of whole image) are projected into the first file's before they are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from dlth.data.decode import BadImageError, content_hash, decode, image_size
+from dlth.data.index import ShardIndex
+from dlth.data.join import Join, join
+from dlth.data.patches import stored_rankings
+from dlth.data.split_info import CLASSES
+from dlth.data.views import render
+from dlth.pipeline.gallery import Card, Gallery
+from dlth.tickets import TicketHeader, TicketStore, View, num_kept, project
+from dlth.tickets.errors import InputError, MismatchError, SchemaError, shown
+from dlth.tickets.files import read_file
+from dlth.tickets.jsontext import parse
+
+MAX_COMPARED = 20_000
+MAX_SHOWN = 2_000
+MAX_SIDE = 448
+"""Pixels of a picture's longer side in the page; larger views are drawn smaller."""
+_CHUNK = 256
+_MAX_CLASSES_BYTES = 64 * 1024 * 1024
+
+Say = Callable[[str], None]
+Ids = np.ndarray
+"""int64 [images], positions in the index."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to show: at most `num` images, of these keys or classes (names or numbers) where any are given, at `keep`
+    (of all patches; None: the file's own).
+    """
+
+    num: int = 60
+    keys: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    keep: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num <= MAX_SHOWN:
+            raise InputError(f"--num {self.num}: a page shows 1 to {MAX_SHOWN} images")
+
+
+def gallery_of(
+    store: TicketStore,
+    index: ShardIndex,
+    choice: Choice,
+    other: TicketStore | None = None,
+    files: Sequence[tuple[str, Mapping[str, object]]] = (),
+    say: Say = lambda text: None,
+) -> Gallery:
+    """The chosen images with their tickets, and with those of a second file where one is given.
+
+    `files`: a name and facts of each file, to be told on the page. `say` is told of coverage and of images that cannot
+    be read. Raises MismatchError (files for other images; a keep above what they hold; frames that cannot be compared),
+    MissingTicketError (a key without a ticket), InputError (nothing to show).
+    """
+    joins = [join(index, each, missing="skip") for each in (store, other) if each is not None]
+    for each in joins:
+        say(str(each.coverage))
+    names = class_names(index)
+    candidates = _candidates(index, joins, choice, names)
+    k = _kept([each.store.header for each in joins], choice)
+    if other is None:
+        ids, how = _spread(candidates, choice.num), f"of {len(candidates):,}, evenly spread over the file"
+    else:
+        compared = _spread(candidates, MAX_COMPARED)
+        ids = _least_shared(index, joins, compared, k, choice.num)
+        how = f"whose tickets agree least, of {len(compared):,} compared"
+    cards = list(_cards(index, joins, ids, names, say))
+    if not cards:
+        raise InputError("none of the chosen images can be read")
+    header, dataset = store.header, store.header.dataset
+    title = " ".join(text for text in (dataset.name, dataset.split) if text) or store.path.name
+    lead = f"{len(cards):,} images {how}. {shown(header.selector.model)} kept {header.k} of {header.grid.num_patches}"
+    return Gallery(title, f"{lead} patches.", header.grid, k, cards, files)
+
+
+def class_names(index: ShardIndex) -> tuple[str, ...]:
+    """The names in `classes.json` beside local shards, in label order; empty where there is none."""
+    path = Path(index.shards[0].url).parent / CLASSES
+    if not path.is_file():
+        return ()
+    value = parse(read_file(path, _MAX_CLASSES_BYTES, shown(path)), shown(path))
+    names = value.get("names") if isinstance(value, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SchemaError(f"{shown(path)}: 'names' must be a list of texts")
+    return tuple(names)
+
+
+def shares(one: np.ndarray, two: np.ndarray, k: int, num_patches: int) -> np.ndarray:
+    """Float64 [images]: the share of the k best patches that two rankings [images, ranked] have in common."""
+    kept = np.zeros((2, len(one), num_patches), dtype=bool)
+    for layer, rankings in zip(kept, (one, two), strict=True):
+        np.put_along_axis(layer, rankings[:, :k].astype(np.int64), True, axis=1)
+    return kept.all(axis=0).sum(axis=1) / k
+
+
+def _candidates(index: ShardIndex, joins: Sequence[Join], choice: Choice, names: Sequence[str]) -> Ids:
+    """Images that every file has a ticket for, narrowed to the chosen keys and classes."""
+    fits = np.all([each.ticket_row >= 0 for each in joins], axis=0)
+    if choice.keys:
+        store = joins[0].store
+        places = [shard * store.max_rows + row for shard, row in map(store.find, choice.keys)]
+        fits &= np.isin(joins[0].ticket_row, places)
+    if choice.classes:
+        fits &= np.isin(index.label, [_label(text, names) for text in choice.classes])
+    ids = np.flatnonzero(fits)
+    if not len(ids):
+        raise InputError("no image of these shards has a ticket and fits the chosen keys and classes")
+    return ids
+
+
+def _label(text: str, names: Sequence[str]) -> int:
+    if text in names:
+        return names.index(text)
+    if text.isdecimal():
+        return int(text)
+    some = ", ".join(shown(name, 40) for name in names[:5])
+    raise InputError(f"--class {shown(text)!r} is no class number and no name in {CLASSES} ({some or 'none'} …)")
+
+
+def _kept(headers: Sequence[TicketHeader], choice: Choice) -> int:
+    """Patches kept at first, held by every file."""
+    grid = headers[0].grid
+    held = min(header.ranked if header.form == "top" else grid.num_patches for header in headers)
+    k = headers[0].k if choice.keep is None else num_kept(choice.keep, grid.num_patches)
+    if k > held and choice.keep is not None:
+        raise MismatchError(f"--keep {shown(choice.keep)} means {k} patches, the file holds the {held} best alone")
+    return min(k, held)
+
+
+def _spread(ids: Ids, num: int) -> Ids:
+    """At most `num` of the ids, evenly spaced."""
+    return ids[np.unique(np.linspace(0, len(ids) - 1, min(num, len(ids))).astype(np.int64))]
+
+
+def _least_shared(index: ShardIndex, joins: Sequence[Join], ids: Ids, k: int, num: int) -> Ids:
+    """The `num` ids whose tickets in two files have the fewest patches in common, fewest first."""
+    found = []
+    for start in range(0, len(ids), _CHUNK):
+        part = ids[start : start + _CHUNK]
+        one, two = (_rankings(index, each, part, joins[0].store.header) for each in joins)
+        found.append(shares(one, two, k, joins[0].store.header.grid.num_patches))
+    return ids[np.argsort(np.concatenate(found), kind="stable")[:num]]
+
+
+def _rankings(index: ShardIndex, joined: Join, ids: Ids, frame: TicketHeader) -> np.ndarray:
+    """The file's rankings [images, ranked] of `ids`, on the grid and in the view of `frame`."""
+    rows, header = stored_rankings(joined, joined.ticket_row[ids]), joined.store.header
+    if header.grid == frame.grid and _same_view(header, frame):
+        return rows
+    if header.form != "full":
+        raise MismatchError(
+            f"{shown(joined.store.path.name)} lies in another frame (grid {header.grid}, view {header.view.kind}) than "
+            f"the first file (grid {frame.grid}, view {frame.view.kind}), and holds too few patches to be projected"
+        )
+    sizes = [image_size(encoded) for encoded in index.read_many(ids.tolist())]
+    source, target = (View.stack([each.view.view_of(*size, each.grid) for size in sizes]) for each in (header, frame))
+    return project(rows, source, target)
+
+
+def _same_view(one: TicketHeader, two: TicketHeader) -> bool:
+    if one.view.kind == two.view.kind == "whole":
+        return True
+    frames = [(view.kind, view.height, view.width, view.crop_pct) for view in (one.view, two.view)]
+    return frames[0] == frames[1]
+
+
+def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[str], say: Say) -> Iterator[Card]:
+    """One card for each image that can be read."""
+    store = joins[0].store
+    rankings = [_rankings(index, each, ids, store.header) for each in joins]
+    ranked = min(rows.shape[1] for rows in rankings)
+    for at, i in enumerate(ids.tolist()):
+        [encoded] = index.read_many([i])
+        key, label, (shard, row) = (
+            index.key(i),
+            int(index.label[i]),
+            divmod(int(joins[0].ticket_row[i]), store.max_rows),
+        )
+        try:
+            image = render(decode(encoded, where=f"key {shown(key)}"), store.header.view)
+        except BadImageError as error:
+            say(f"left out: {error}")
+            continue
+        same = content_hash(encoded) == store.images(shard)[row].tobytes()
+        yield Card(
+            key=key,
+            image=_fitted(image).permute(1, 2, 0).numpy(),
+            ranking=rankings[0][at, :ranked],
+            other=rankings[1][at, :ranked] if len(rankings) > 1 else None,
+            label=label,
+            name=names[label] if 0 <= label < len(names) else f"class {label}" if label >= 0 else "",
+            gap=float(store.gap(shard)[row]),
+            note="" if same else "not the bytes the ticket was made from",
+        )
+
+
+def _fitted(image: torch.Tensor) -> torch.Tensor:
+    """The image uint8 [3, height, width], smaller where its longer side is above MAX_SIDE."""
+    height, width = image.shape[-2:]
+    scale = MAX_SIDE / max(height, width)
+    return image if scale >= 1 else F.resize(image, [round(height * scale), round(width * scale)], antialias=True)
