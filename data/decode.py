@@ -100,7 +100,7 @@ def decode(encoded: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> torch
         if sniff(encoded) == "png":
             encoded = sound_png(encoded)
         buffer = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        pixels = decode_image(buffer, ImageReadMode.RGB)
+        pixels: torch.Tensor = decode_image(buffer, ImageReadMode.RGB)
     except BadImageError as error:
         raise BadImageError(f"{shown(where)}: {error}") from None
     except ValueError as error:
@@ -111,7 +111,9 @@ def decode(encoded: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> torch
     if pixels.shape != (3, height, width):
         found = " x ".join(str(size) for size in pixels.shape)
         raise BadImageError(f"{shown(where)}: decoded to {found}, its header claims 3 x {height} x {width}")
-    return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
+    if pixels.dtype == torch.uint16:
+        pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
+    return pixels
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int]:

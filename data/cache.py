@@ -1,0 +1,161 @@
+"""A bounded cache of remote shards on the local disk, shared by all processes of a machine.
+
+``$DLTH_CACHE`` (or ``~/.cache/dlth``) holds at most ``$DLTH_CACHE_GB`` (200 by default) of shards; the least recently
+used go first, and a shard larger than the bound is refused. An entry's name is a hash of address, stamp and size, so a
+changed shard is another entry and an old one is never mistaken for it. A shard stands under its name only when whole:
+downloaded under a lock into a temporary file, its length and (where declared) digest compared, synced, renamed. What is
+handed out is an open descriptor: clearing an entry that a process still reads does it no harm.
+
+Rejected: fsspec's ``filecache`` (no bound, no check of the length, whole files under their final name while they grow).
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from dlth.data.remote import Facts, facts, filesystem, is_remote, open_regular
+from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
+from dlth.tickets.files import space_errors
+
+_BLOCK = 16 * 1024 * 1024  # bytes asked for at a time
+_WAITS = (0.1, 0.5, 2.0)  # seconds before another try; then the error is the user's
+
+
+def cache_root(folder: str | os.PathLike[str] | None = None) -> Path:
+    """The folder asked for, else ``$DLTH_CACHE``, else ``~/.cache/dlth``."""
+    return Path(folder or os.environ.get("DLTH_CACHE") or Path.home() / ".cache" / "dlth")
+
+
+def cache_limit() -> int:
+    """Bytes that remote shards may take: ``$DLTH_CACHE_GB`` times 10^9. Raises InputError if that is no number."""
+    text = os.environ.get("DLTH_CACHE_GB") or "200"
+    try:
+        limit = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        raise InputError(f"DLTH_CACHE_GB must be a number of gigabytes, got {shown(text)!r}") from None
+    return limit
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; the kernel releases it when the process dies. No lock on a read-only disk."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 (closed below: the except must not cover the body)
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def open_shard(url: str, known: Facts, root: Path, sha256: str = "") -> int:
+    """A descriptor for reading a shard by position; remote ones are fetched into the cache at `root` first.
+
+    `known` is what `facts` told when the index was made: a shard that has changed since is a DamageError, not other
+    images. `sha256` (hexadecimal) is compared when a remote shard is fetched. Close the descriptor with `os.close`.
+    """
+    if is_remote(url):
+        return _open_cached(url, known, root, sha256)
+    descriptor, status = open_regular(url)
+    found = Facts(status.st_size, str(status.st_mtime_ns))
+    if found != known:
+        os.close(descriptor)
+        raise _changed(url, known, found)
+    return descriptor
+
+
+def _changed(url: str, known: Facts, found: Facts) -> DamageError:
+    return DamageError(
+        f"{shown(url)} changed after its index was made: it had {known.size} bytes and stamp {shown(known.stamp)}, "
+        f"it has {found.size} and {shown(found.stamp)}. Start again: the index will be made anew.",
+        shard=url,
+    )
+
+
+def _open_cached(url: str, known: Facts, root: Path, sha256: str) -> int:
+    name = hashlib.sha256(f"{url}\n{known.stamp}\n{known.size}".encode()).hexdigest()[:40]
+    path = root / "shards" / f"{name}.tar"
+    with locked(root / "locks" / name):
+        with suppress(MissingFileError):
+            descriptor, status = open_regular(str(path))
+            if status.st_size == known.size:
+                os.utime(path)
+                return descriptor
+            os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(path.parent, known.size, url)
+        part = path.with_suffix(".part")
+        try:
+            with space_errors(part.parent, known.size), open(part, "wb") as file:
+                _download(url, known, file, sha256)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return open_regular(str(path))[0]
+
+
+def _make_room(folder: Path, needed: int, url: str) -> None:
+    """Remove the least recently used shards until `needed` bytes fit under the bound."""
+    limit = cache_limit()
+    if needed > limit:
+        raise LimitError(f"{shown(url)} has {needed} bytes, the cache may hold {limit}. Set DLTH_CACHE_GB higher.")
+    entries = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process makes room too
+            status = path.stat()
+            entries.append((status.st_mtime_ns, status.st_size, path))
+    total = needed + sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= limit:
+            return
+        if path.suffix == ".tar":
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
+    """Copy a remote shard block by block, each of the length asked for; then compare digest and stamp."""
+    digest, position = hashlib.sha256(), 0
+    while position < known.size:
+        block = _fetch(url, position, min(known.size, position + _BLOCK), known.size)
+        file.write(block)
+        digest.update(block)
+        position += len(block)
+    if sha256 and digest.hexdigest() != sha256:
+        raise DamageError(
+            f"{shown(url)}: sha256 {digest.hexdigest()}, declared is {shown(sha256)}. Ask whoever made it.",
+            shard=url,
+        )
+    if (found := facts(url)) != known:
+        raise _changed(url, known, found)
+
+
+def _fetch(url: str, start: int, end: int, size: int) -> bytes:
+    """Bytes [start, end) of a remote file; a server that knows no ranges may give the whole of it at once."""
+    cause: object = ""
+    for wait in (*_WAITS, None):
+        try:
+            system, path = filesystem(url)
+            block: bytes = system.cat_file(path, start=start, end=end)
+            if len(block) == end - start or (start == 0 and len(block) == size):
+                return block
+            cause = f"the server sent {len(block)} bytes"
+        except FileNotFoundError:
+            raise MissingFileError(f"{shown(url)} is missing") from None
+        except Exception as error:  # every file system has its own errors for a cut connection
+            cause = error
+        if wait is not None:
+            time.sleep(wait)
+    raise DamageError(
+        f"{shown(url)}: bytes {start} to {end} of {size} did not come in {len(_WAITS) + 1} tries: {shown(cause)}",
+        shard=url,
+    )
