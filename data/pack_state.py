@@ -71,13 +71,13 @@ def record_shard(work: Path, record: ShardRecord) -> None:
 
 
 def _forget(out: Path, work: Path, split: str, shards: list[Path]) -> None:
-    """Remove a split: first from `_info.json`, so that nothing names a shard that is gone."""
-    info = read_info(out)
-    work.mkdir(exist_ok=True)
-    if info["splits"].pop(split, None) is not None:
-        write_files({out / INFO: json.dumps(info, indent=1).encode()}, work / f"{INFO}.partial")
-    for path in [*shards, *work.glob("*.json")]:
+    """Remove a split, its settings last: a run that is killed on the way leaves nothing that looks like another's."""
+    for path in [*work.glob(f"*{_RECORD}"), *shards]:
         path.unlink()
+    info = read_info(out)
+    if info["splits"].pop(split, None) is not None:
+        work.mkdir(exist_ok=True)
+        write_files({out / INFO: json.dumps(info, indent=1).encode()}, work / f"{INFO}.partial")
 
 
 def _json(path: Path) -> Json | None:
