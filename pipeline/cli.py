@@ -175,6 +175,7 @@ def main() -> None:
 
 def _registered() -> None:
     """Attach the command groups that live in files of their own."""
+    from dlth.pipeline import cli_show  # noqa: F401  (adds its command to `tickets`)
     from dlth.pipeline.cli_tickets import tickets
     from dlth.pipeline.cli_train import train
 

@@ -35,7 +35,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Draw tickets on their images: one HTML page that needs no network, and PNG sheets."""
-    from dlth.data import open_index
+    from dlth.data.index import open_index
     from dlth.pipeline.gallery import write_gallery
     from dlth.pipeline.show import Choice, gallery_of
 

@@ -6,15 +6,13 @@ keys and names come from files that others made.
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from dlth.pipeline.figures import png
+from dlth.pipeline.page import data_url, render_page
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ def write_report(report: Report, out: Path) -> Path:
         for picture in section.pictures:
             data = png(picture.figure)
             (out / f"{picture.name}.png").write_bytes(data)
-            url = "data:image/png;base64," + base64.b64encode(data).decode()
-            pictures.append({"data": url, "caption": picture.caption})
+            pictures.append({"data": data_url(data, "png"), "caption": picture.caption})
         sections.append(
             {
                 "title": section.title,
@@ -84,9 +81,13 @@ def write_report(report: Report, out: Path) -> Path:
                 "commands": section.commands,
             }
         )
-    template = Environment(autoescape=True).from_string((files("dlth.pipeline") / "report.html").read_text("utf-8"))
-    page = template.render(
-        title=report.title, lead=report.lead, verdicts=report.verdicts, sections=sections, footer=report.footer
+    page = render_page(
+        "report.html",
+        title=report.title,
+        lead=report.lead,
+        verdicts=report.verdicts,
+        sections=sections,
+        footer=report.footer,
     )
     path = out / "report.html"
     path.write_text(page, "utf-8")
