@@ -105,7 +105,10 @@ class TrainLoader:
         return self.batching.num_steps(self.num_samples)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's batches of an epoch from `start_step` on. Raises WorkerError, BadImageError, DamageError."""
+        """This rank's batches of an epoch from `start_step` on; one epoch at a time.
+
+        Raises WorkerError, BadImageError or DamageError.
+        """
         self._requests.items = self._plan(epoch, start_step)
         for batches in results(self._loader):
             for batch in batches:

@@ -244,11 +244,13 @@ def test_missing_as_random_or_skip(index: ShardIndex, make_tickets: Callable[...
 
 
 def _damage(index: ShardIndex, sample: int, content: bytes) -> None:
-    """Overwrite the beginning of an image within its shard."""
-    shard = index.shards[index.shard_of(sample)]
-    with open(shard.url.removeprefix("file://"), "r+b") as file:
+    """Overwrite the beginning of an image within its shard as a failing disk does: the file's time stays."""
+    path = index.shards[index.shard_of(sample)].url
+    before = os.stat(path)
+    with open(path, "r+b") as file:
         file.seek(int(index.image_offset[sample]))
         file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_bad_image_stops_or_is_named(index: ShardIndex) -> None:
@@ -427,10 +429,11 @@ def test_evaluation_refuses_wrong_settings(index: ShardIndex, store: TicketStore
 def test_images_without_labels_are_refused(make_tar: Callable[..., Path], make_image: Any, tmp_path: Path) -> None:
     """Training and evaluation need labels: the first image without one is named."""
     image = make_image(np.zeros((16, 16, 3), np.uint8))
-    make_tar(tmp_path / "plain-000.tar", [("a.jpg", image), ("a.cls", b"0"), ("b.jpg", image)])
+    make_tar(tmp_path / "plain-000.tar", [("a.jpg", image), ("b.jpg", image)])
     index = open_index(str(tmp_path / "plain-000.tar"))
-    with pytest.raises(InputError, match=r"1 images have no label .*; the first is b"):
-        loader(index, None, arm="random")
+    for build in (lambda: loader(index, None, arm="random"), lambda: evaluation(index, None, arms=("dense",))):
+        with pytest.raises(InputError, match=r"2 images have no label .*; the first is a"):
+            build()
 
 
 def test_batches_move_as_a_whole(index: ShardIndex, store: TicketStore) -> None:

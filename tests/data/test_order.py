@@ -57,9 +57,9 @@ def test_removed_images_leave_the_order_as_it_was() -> None:
     assert Batching(4).num_steps(len(left)) == 5
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
-    samples=st.integers(1, 200),
+    samples=st.integers(1, 120),
     size=st.integers(1, 9),
     world=st.integers(1, 5),
     micro=st.integers(1, 4),
