@@ -114,9 +114,11 @@ class Partial:
         some.
         """
         if self.root.exists():
-            with suppress(OSError), locked(self.lock("finish")) as mine:
-                if mine:
-                    self.clear()
+            with suppress(OSError):
+                (self.root / "locks").mkdir(exist_ok=True)  # a kill within `clear` may have taken it
+                with locked(self.lock("finish")) as mine:
+                    if mine:
+                        self.clear()
 
     @property
     def _plan_file(self) -> Path:

@@ -77,6 +77,16 @@ def write_store(path: Path, rows: Sequence[int] = ROWS, skipped: Sequence[int] =
     return path
 
 
+def resume_store(path: Path) -> None:
+    """Write what `write_store(path)` left undone and finish: what a second `dlth select` does."""
+    writer = TicketWriter(path, header(), shard_specs(), key_width=12)
+    for index in writer.missing():
+        with writer.claim(index) as mine:
+            assert mine
+            writer.write(index, tickets(index, ROWS[index]))
+    assert writer.finish()
+
+
 def resign_store(path: Path, **fields: Any) -> None:
     """What an attacker does after changing files: list and digest everything anew; `fields` replace manifest fields."""
     manifest_file = path / "manifest/c.0"
@@ -119,6 +129,11 @@ def make_specs() -> Callable[..., list[ShardSpec]]:
 @pytest.fixture(scope="session")
 def make_store() -> Callable[..., Path]:
     return write_store
+
+
+@pytest.fixture(scope="session")
+def resume() -> Callable[[Path], None]:
+    return resume_store
 
 
 @pytest.fixture(scope="session")
