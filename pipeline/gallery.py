@@ -13,12 +13,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torchvision.io import encode_jpeg, encode_png
+from PIL import Image
 
 from dlth.pipeline import figures
 from dlth.pipeline.page import data_url, render_page
@@ -136,18 +136,16 @@ def shared(one: np.ndarray, two: np.ndarray, k: int) -> float:
 
 
 def _drawn(card: Card) -> dict[str, object]:
-    pixels = torch.from_numpy(np.ascontiguousarray(card.image.transpose(2, 0, 1)))
     height, width = card.image.shape[:2]
-    if max(height, width) <= SMALL:
-        url = data_url(encode_png(pixels).numpy().tobytes(), "png")
-    else:
-        url = data_url(encode_jpeg(pixels, quality=85).numpy().tobytes(), "jpeg")
+    kind = "png" if max(height, width) <= SMALL else "jpeg"
+    buffer = BytesIO()
+    Image.fromarray(card.image).save(buffer, kind, **({"quality": 85} if kind == "jpeg" else {}))
     return {
         "key": shown(card.key),
         "name": shown(card.name),
         "label": card.label,
         "note": card.note,
-        "url": url,
+        "url": data_url(buffer.getvalue(), kind),
         "height": height,
         "width": width,
     }
