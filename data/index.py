@@ -4,8 +4,7 @@
 describes exactly these shards it is loaded; otherwise the tars' headers are read again, shards in parallel, and the
 result kept beside the shards, or in the cache where that folder is remote or read-only. Threads and not processes: the
 work is waiting for disks and servers. Everything that would lose or mix up samples later is an error here, with names
-and places: duplicate keys anywhere, images without a label among labelled ones, another number of samples than an
-``_info.json`` declares.
+and places: duplicate keys anywhere, another number of samples than an ``_info.json`` declares.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ import numpy as np
 from dlth.data.cache import cache_root, locked, open_shard
 from dlth.data.index_file import read_index, write_index
 from dlth.data.remote import Facts, facts, is_remote
-from dlth.data.scan import UNLABELLED, Rows, scan
+from dlth.data.scan import Rows, scan
 from dlth.data.shard_index import ShardIndex, ShardInfo
 from dlth.data.sources import Listing, Source, resolve
 from dlth.tickets.errors import DamageError, DlthError, InputError, MismatchError, shown
@@ -159,7 +158,6 @@ def _check_shard(source: Source, root: Path) -> None:
 def _joined(name: str, shards: list[ShardInfo], rows: list[Rows], root: Path) -> ShardIndex:
     """One flat index of all shards' rows; the lists of each shard are let go of on the way."""
     keys = [key for part in rows for key in part.keys]
-    label = np.array([value for part in rows for value in part.labels], dtype=np.int64)
     filled = [
         ShardInfo(shard.name, shard.url, shard.size, shard.stamp, len(part.keys), shard.sha256)
         for shard, part in zip(shards, rows, strict=True)
@@ -169,7 +167,7 @@ def _joined(name: str, shards: list[ShardInfo], rows: list[Rows], root: Path) ->
         filled,
         image_offset=np.array([value for part in rows for value in part.offsets], dtype=np.int64),
         image_size=np.array([value for part in rows for value in part.sizes], dtype=np.int64),
-        label=np.maximum(label, -1),
+        label=np.array([value for part in rows for value in part.labels], dtype=np.int64),
         key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
         key_start=np.concatenate([[0], np.cumsum([len(key) for key in keys], dtype=np.int64)]).astype(np.int64),
         fingerprint="",
@@ -179,8 +177,6 @@ def _joined(name: str, shards: list[ShardInfo], rows: list[Rows], root: Path) ->
     keys.sort()
     if twice := next((a for a, b in itertools.pairwise(keys) if a == b), None):
         _raise_duplicate(index, twice.decode())
-    if (label == UNLABELLED).any() and (label != UNLABELLED).any():
-        _raise_unlabelled(index, label)
     index.fingerprint = hashlib.sha256(b"".join(key + b"\0" for key in keys)).hexdigest()
     return index
 
@@ -200,13 +196,3 @@ def _raise_duplicate(index: ShardIndex, key: str) -> None:
 def _samples_named(index: ShardIndex, shard: int, key: str) -> list[int]:
     start = int(index.row_start[shard])
     return [start + row for row, name in enumerate(index.keys(shard)) if name == key]
-
-
-def _raise_unlabelled(index: ShardIndex, label: np.ndarray) -> None:
-    bare = np.flatnonzero(label == UNLABELLED)
-    sample = int(bare[0])
-    raise DamageError(
-        f"{len(bare)} of {len(label)} images have no label (.cls) while the others have one; the first is "
-        f"{shown(index.key(sample))!r} ({_place(index, sample)}). Fetch the shards again, or label all images or none.",
-        shard=index.shards[index.shard_of(sample)].name,
-    )

@@ -82,8 +82,9 @@ def read_index(path: Path, name: str, shards: list[ShardInfo], cache_dir: Path) 
             return None
         filled = [replace(found, rows=entry[3]) for found, entry in zip(shards, facts["shards"], strict=True)]
         fingerprint, ignored = str(facts["fingerprint"]), int(facts["num_ignored"])
-        ordered = (arrays[array] for array in _ARRAYS)
-        return _checked(ShardIndex(name, filled, *ordered, fingerprint, ignored, cache_dir))
+        offset, size, label, key_bytes, key_start = (arrays[array] for array in _ARRAYS)
+        index = ShardIndex(name, filled, offset, size, label, key_bytes, key_start, fingerprint, ignored, cache_dir)
+        return _checked(index)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, DlthError):
         return None
 

@@ -20,7 +20,6 @@ IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))
 LABEL_SUFFIX = "cls"
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 MAX_KEY_BYTES = 1024
-UNLABELLED = -2  # no .cls member; -1 is a .cls member that says so
 _PICTURES = IMAGE_SUFFIXES | {"gif", "bmp", "tif", "tiff", "ppm", "avif", "heic", "jxl", "jp2"}
 _MAX_LABEL_BYTES = 32
 _MAX_LABEL = 2**31
@@ -76,7 +75,7 @@ def scan(descriptor: int, size: int, where: str) -> Rows:
         rows.keys.append(_checked_key(key, member, where))
         rows.offsets.append(member.offset)
         rows.sizes.append(member.size)
-        rows.labels.append(_label(descriptor, labels[key], where, key) if key in labels else UNLABELLED)
+        rows.labels.append(_label(descriptor, labels[key], where, key) if key in labels else -1)
         if not 0 < member.size <= MAX_IMAGE_BYTES:
             raise LimitError(
                 f"{shown(where)}: byte {member.offset}: image {shown(member.name)} has {member.size} bytes; "
