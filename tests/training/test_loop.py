@@ -1,0 +1,348 @@
+"""Stage 2 end to end on real shards: what it writes and counts, how it stops, that resuming changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from dlth.tickets.errors import InputError, MismatchError
+from dlth.training import checkpoint
+from dlth.training.config import TrainConfig
+from dlth.training.layers import layered, to_toml
+from dlth.training.loop import planned, train
+from dlth.training.outcome import DivergedError, RunResult
+from dlth.training.reporter import Reporter
+
+MakeRun = Callable[..., TrainConfig]
+TIMES = {"images_per_second", "tokens_per_second", "data_seconds", "compute_seconds", "peak_memory_bytes"}
+EVERYTHING = {
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "smoothing": 0.1,
+    "aa": "rand-m9-mstd0.5-inc1",
+    "reprob": 0.25,
+    "drop_path": 0.2,
+    "model_ema": True,
+    "model_ema_decay": 0.9,
+    "clip_grad": 1.0,
+    "layer_decay": 0.8,
+    "grad_accum_steps": 2,
+    "batch_size": 4,
+    "sched_on_updates": True,
+}
+"""All that could carry a state from step to step."""
+
+
+class Listener(Reporter):
+    """Remembers what a run says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[dict[str, Any]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stepped(self, record: Any) -> None:
+        self.steps.append(dict(record))
+
+
+def lines(out: str | Path, kind: str) -> list[dict[str, Any]]:
+    """Records of a run's log, without times."""
+    records = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in row if name not in TIMES} for row in records if row["kind"] == kind]
+
+
+def saved(out: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a run's newest checkpoint, and its generator-free state as the loop left it."""
+    newest = checkpoint.newest(Path(out) / "checkpoints")
+    assert newest is not None
+    read = checkpoint.load(newest)
+    return {f"{part}.{name}": tensor for part, tensors in read.parts.items() for name, tensor in tensors.items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_run_leaves_weights_that_timm_loads_and_every_record(make_run: MakeRun) -> None:
+    """Weights under timm's names, result, table, log, curves, per-image results: each where it is said to be."""
+    config = make_run(model_ema=True, model_ema_decay=0.5)
+    result = train(config)
+    out = Path(config.out)
+    model = timm.create_model(
+        config.model, img_size=32, num_classes=4, checkpoint_path=str(out / "model.safetensors"), **config.model_kwargs
+    )
+    assert same(dict(model.state_dict()), load_file(out / "model.safetensors"))
+    ema = timm.create_model(config.model, img_size=32, num_classes=4, **config.model_kwargs)
+    ema.load_state_dict(load_file(out / "model_ema.safetensors"))
+    assert (result.status, result.exit_code, result.steps, result.epochs) == ("finished", 0, 6, 2)
+    written = json.loads((out / "result.json").read_text())
+    assert written == json.loads(json.dumps(result.to_json()))
+    assert (written["arm"], written["mode"], written["k"], written["num_patches"]) == ("ticket", "projected", 8, 16)
+    assert len(written["tickets"]) == len(written["val_tickets"]) == 64
+    assert written["evaluation"].keys() == {"model", "ema"}
+    assert {kind: row["tokens"] for kind, row in written["evaluation"]["model"].items()} == {
+        "dense": 16,
+        "ticket": 8,
+        "random": 8,
+    }
+    assert all(row["images"] == 11 for row in written["evaluation"]["ema"].values())
+    assert {"torch", "timm", "zarr", "python"} <= written["versions"].keys()
+    assert layered({}, config_file=out / "config.toml") == config
+    rows = list(csv.DictReader((out / "summary.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"train_loss", "eval_ticket_top1", "eval_dense_top5", "eval_random_loss", "lr"} <= rows[0].keys()
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(out / "eval.npz", allow_pickle=False) as images:
+        accuracy = 100 * images["ticket_top1"].mean()
+        assert len(set(images["keys"].tolist())) == 11
+    assert accuracy == pytest.approx(written["evaluation"]["model"]["ticket"]["top1"])
+
+
+def test_every_image_counts_once_an_epoch_the_last_short_batch_too(make_run: MakeRun) -> None:
+    """21 images in batches of 8: three steps, 21 images and 21 · 9 tokens (8 patches and the class token)."""
+    config = make_run(epochs=1, warmup_epochs=0, val=None, val_tickets=None)
+    result = train(config)
+    seconds = result.throughput["data_seconds"] + result.throughput["compute_seconds"]
+    assert result.throughput["images_per_second"] * seconds == pytest.approx(21)
+    assert result.throughput["tokens_per_second"] * seconds == pytest.approx(21 * 9)
+    assert result.evaluation == {}
+    assert len(lines(config.out, "train")) == 3
+
+
+def test_cutting_a_step_into_micro_batches_changes_rounding_only(make_run: MakeRun) -> None:
+    """Accumulation weighs by images: 8 at once, twice 4, four times 2: one loss curve to 1e-5, short batch too."""
+    losses = []
+    for accumulate in (1, 2, 4):
+        config = make_run(f"run{accumulate}", batch_size=8 // accumulate, grad_accum_steps=accumulate, mixup=0.8)
+        train(config)
+        losses.append([row["loss"] for row in lines(config.out, "train")])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_killed_twice_and_resumed_is_the_unbroken_run_bit_for_bit(
+    make_run: MakeRun, train_process: Callable[..., Any]
+) -> None:
+    """SIGKILL mid-epoch, twice, between checkpoints: weights, optimizer, average, losses and order are the same."""
+    whole = make_run("whole", workers=1, **EVERYTHING)
+    train(whole)
+    broken = make_run("broken", checkpoint_steps=2, **EVERYTHING)
+    for step in (3, 5):  # of 6, three an epoch; saved are 2, 3 and 4
+        assert train_process(broken, signals={step: signal.SIGKILL}).returncode == -signal.SIGKILL
+    assert not (Path(broken.out) / "result.json").exists()
+    listener = Listener()
+    result = train(broken.model_copy(update={"resume": "auto"}), reporter=listener)
+    assert "resumed at step 4, epoch 1" in " ".join(listener.notes)
+    assert result.steps == 6
+    assert same(saved(whole.out), saved(broken.out))
+    for kind in ("train", "epoch"):
+        assert lines(broken.out, kind) == lines(whole.out, kind)
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        assert same(load_file(Path(whole.out) / name), load_file(Path(broken.out) / name))
+
+
+def test_a_signal_finishes_the_step_saves_and_leaves_with_75(
+    make_run: MakeRun, train_process: Callable[..., Any]
+) -> None:
+    """Asked to stop, a run finishes its step, saves it and exits with 75; going on gives the unbroken run."""
+    config = make_run()
+    for step, number in ((2, signal.SIGTERM), (4, signal.SIGINT)):
+        process = train_process(config, signals={step: number})
+        assert process.returncode == 75, process.stderr
+        newest = checkpoint.newest(Path(config.out) / "checkpoints")
+        assert newest is not None
+        assert newest.name == f"step-{step:08d}"
+        assert not (Path(config.out) / "result.json").exists()
+    assert train(config.model_copy(update={"resume": "auto"})).exit_code == 0
+    whole = make_run("whole")
+    train(whole)
+    assert same(saved(whole.out), saved(config.out))
+
+
+def test_resume_refuses_another_run_and_says_what_differs(make_run: MakeRun) -> None:
+    """Other settings or other tickets would silently change the experiment; paths and logging may change."""
+    config = make_run(epochs=1, warmup_epochs=0)
+    train(config)
+    with pytest.raises(InputError, match=r"holds a run already .*--resume auto goes on with it"):
+        train(config)
+    resume = {"resume": "auto", "log_interval": 7}
+    with pytest.raises(MismatchError, match=r"lr: the checkpoint has 0\.001, this run 0\.5"):
+        train(config.model_copy(update=resume | {"lr": 0.5}))
+    with pytest.raises(MismatchError, match=r"global batch: the checkpoint has 8, this run 4"):
+        train(config.model_copy(update=resume | {"batch_size": 4}))
+    with pytest.raises(MismatchError, match=r"val_tickets: the checkpoint has [0-9a-f]+, this run \n"):
+        train(config.model_copy(update=resume | {"val_tickets": None}))
+    listener = Listener()
+    halves = resume | {"batch_size": 4, "grad_accum_steps": 2}
+    assert train(config.model_copy(update=halves), reporter=listener).status == "finished"
+
+
+def test_nan_ends_the_run_and_keeps_the_last_good_checkpoint(make_run: MakeRun) -> None:
+    """A learning rate that explodes: the batch's keys are named, weights that are no numbers are never saved."""
+    config = make_run(epochs=30, opt="sgd", lr=1e30, warmup_lr=1e30, nan_patience=2, checkpoint_steps=1)
+    train(config.model_copy(update={"epochs": 2, "warmup_epochs": 0, "lr": 1e-3, "out": config.out}))
+    good = saved(config.out)
+    with pytest.raises(MismatchError):
+        train(config.model_copy(update={"resume": "auto"}))
+    exploding = config.model_copy(update={"out": config.out + "-2", "warmup_epochs": 0})
+    with pytest.raises(DivergedError, match=r"no longer numbers|for 2 steps in a row, .* n0000000\d_\d+"):
+        train(exploding)
+    kept = checkpoint.newest(Path(exploding.out) / "checkpoints")
+    assert kept is None or all(torch.isfinite(tensor).all() for tensor in saved(exploding.out).values())
+    assert same(saved(config.out), good)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"arm": "dense", "tickets": None, "val_tickets": None}, ("dense", "", 16, {"dense"})),
+        ({"arm": "dense"}, ("dense", "", 16, {"dense", "ticket", "random"})),
+        ({"arm": "random"}, ("random", "", 8, {"dense", "ticket", "random"})),
+        (
+            {"arm": "random", "tickets": None, "val_tickets": None, "keep": "0.25"},
+            ("random", "", 4, {"dense", "random"}),
+        ),
+        ({"keep": "0.25"}, ("ticket", "projected", 4, {"dense", "ticket", "random"})),
+        ({"mode": "frozen", "frozen_views": 2}, ("ticket", "frozen", 8, {"dense", "ticket", "random"})),
+    ],
+    ids=["dense alone", "dense", "random", "random alone", "smaller keep", "frozen"],
+)
+def test_arms_and_modes_name_themselves(make_run: MakeRun, options: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """Each arm trains on its tokens and is measured on every kind of tokens that can be had."""
+    result = train(make_run(epochs=1, warmup_epochs=0, **options))
+    assert (result.arm, result.mode, result.k, result.evaluation["model"].keys()) == expected
+
+
+def test_the_arms_see_the_same_images_in_the_same_order(make_run: MakeRun) -> None:
+    """With every patch kept, ticket, random and dense arms are one experiment: equal losses."""
+    losses = []
+    for arm in ("ticket", "random", "dense"):
+        train(make_run(arm, arm=arm, keep="1", mixup=0.8, val=None, val_tickets=None))
+        losses.append([row["loss"] for row in lines(make_run(arm).out, "train")])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_online_selects_on_the_augmented_batch_and_needs_no_tickets(make_run: MakeRun) -> None:
+    """The selector's own k patches of each mixed image are trained on, and its gradient is never taken."""
+    dense = train(make_run("teacher", arm="dense", tickets=None, val_tickets=None))
+    teacher = str(Path(make_run("teacher").out) / "model.safetensors")
+    online = {
+        "mode": "online",
+        "tickets": None,
+        "val_tickets": None,
+        "keep": "0.5",
+        "selector": "vit_tiny_patch16_224",
+        "selector_kwargs": make_run().model_kwargs | {"num_classes": 4},
+        "selector_checkpoint": teacher,
+        "selector_blocks": (0, 1),
+        "mixup": 0.8,
+    }
+    config = make_run("online", **online)
+    result = train(config)
+    assert (dense.arm, result.mode, result.k, result.tickets) == ("dense", "online", 8, "")
+    assert result.evaluation["model"].keys() == {"dense", "ticket", "random"}
+    other = str(Path(make_run("teacher").out) / "model_best.safetensors")
+    checkpoint.write_tensors(Path(other), {name: tensor + 1 for name, tensor in load_file(other).items()})
+    with pytest.raises(MismatchError, match="selector weights"):
+        train(config.model_copy(update={"resume": "auto", "selector_checkpoint": other}))
+
+
+def test_a_keep_schedule_trains_on_fewer_patches_each_epoch(make_run: MakeRun) -> None:
+    """k falls from 16 to 8 over three epochs, and the log says so."""
+    schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 2}
+    config = make_run(epochs=3, val=None, val_tickets=None, **schedule)
+    train(config)
+    assert [row["k"] for row in lines(config.out, "train")] == [16] * 3 + [12] * 3 + [8] * 3
+
+
+def test_compiled_training_gives_the_same_losses_short_batch_included(make_run: MakeRun) -> None:
+    """The last short batch goes through the same student uncompiled: one graph, no image dropped."""
+    losses = []
+    for backend in (None, "aot_eager"):
+        config = make_run(str(backend), torchcompile=backend, epochs=1, warmup_epochs=0, val=None, val_tickets=None)
+        train(config)
+        losses.append([row["loss"] for row in lines(config.out, "train")])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_close_to_float32(make_run: MakeRun, dtype: str) -> None:
+    """Under autocast losses stay within 0.02 of float32; float16 scales its loss and a resume keeps the scale."""
+    options = {"epochs": 2, "val": None, "val_tickets": None}
+    plain, half = make_run("plain", **options), make_run("half", amp=True, amp_dtype=dtype, **options)
+    train(plain)
+    train(half)
+    expected = [row["loss"] for row in lines(plain.out, "train")]
+    assert [row["loss"] for row in lines(half.out, "train")] == pytest.approx(expected, abs=0.02)
+
+
+def test_best_weights_are_those_of_the_best_epoch(make_run: MakeRun) -> None:
+    """model_best.safetensors holds the epoch with the highest top-1 on the arm's own tokens, the first of equals."""
+    config = make_run(epochs=3)
+    result = train(config)
+    top1 = [row["eval_ticket_top1"] for row in lines(config.out, "epoch")]
+    assert result.best == {"epoch": int(np.argmax(top1)), "tokens": "ticket", "top1": max(top1)}
+
+
+def test_starting_from_weights_is_not_resuming(make_run: MakeRun) -> None:
+    """--init-from takes over weights alone: step 1 of the new run has the loss that those weights give."""
+    first = make_run("first", epochs=1, warmup_epochs=0, val=None, val_tickets=None)
+    train(first)
+    listener = Listener()
+    second = make_run("second", init_from=str(Path(first.out) / "model.safetensors"), seed=7)
+    train(second, reporter=listener)
+    assert listener.steps[0]["step"] == 1
+    assert listener.steps[0]["loss"] != lines(first.out, "train")[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        ({"img_size": 48}, MismatchError, r"grid: the file has 4x4 patches, the model 6x6"),
+        ({"num_classes": 3}, InputError, r"labels up to 3; a head of 3 classes has no place"),
+        ({"opt": "adamww"}, InputError, r"timm has no optimizer 'adamww' \(did you mean 'adamw'\?\)"),
+        ({"model": "swin_tiny_patch4_window7_224", "model_kwargs": {}}, InputError, r"What can: "),
+        ({"device": "cuda:99"}, InputError, r"GPU"),
+    ],
+    ids=["grid", "classes", "optimizer", "model", "device"],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    make_run: MakeRun, overrides: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """Both sides are shown, and the folder of the run is not even made."""
+    config = make_run(**overrides)
+    with pytest.raises(error, match=message):
+        train(config)
+    assert not Path(config.out).exists()
+
+
+def test_a_plan_shows_what_would_run_and_writes_nothing(make_run: MakeRun) -> None:
+    """--dry-run: the same checks, the same words, no folder."""
+    config = make_run()
+    facts = planned(config)
+    assert facts["tokens"] == "8 of 16 patches"
+    assert facts["steps"] == "2 epochs of 3 steps of 8 images"
+    assert not Path(config.out).exists()
+    assert "lr = 0.001" in to_toml(config)
+
+
+def test_results_name_the_experiment_and_not_the_machine(make_run: MakeRun) -> None:
+    """The same experiment in another folder has the same digest; another seed has another."""
+    results: list[RunResult] = []
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        results.append(train(make_run(out, seed=seed, epochs=1, warmup_epochs=0, val=None, val_tickets=None)))
+    assert results[0].config_sha256 == results[1].config_sha256 != results[2].config_sha256
+    assert results[0].weights_sha256 == results[1].weights_sha256 != results[2].weights_sha256
