@@ -3,11 +3,15 @@
 Factories and not modules: pytest runs with ``--import-mode=importlib``, so a test file cannot import its neighbour.
 """
 
+import hashlib
 import io
 import os
+import re
 import tarfile
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault(
@@ -64,6 +68,83 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], tar_format: int 
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes and remote shards go to a folder of this test run, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLTH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+class Server(ThreadingHTTPServer):
+    """A real HTTP server of a folder on loopback, with byte ranges, that can be told to fail."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, ranges: bool) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.ranges = folder, ranges
+        self.num_cuts = 0  # so many answers will break off half-way
+        self.requests: list[tuple[str, str]] = []  # (method, path) of what was asked
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        self.server.requests.append((self.command, self.path))
+        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, end = 0, len(content)
+        if wanted and self.server.ranges and with_body:
+            start, end = int(wanted[1]), min(len(content), int(wanted[2] or len(content)) + 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(end - start))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.end_headers()
+        body = content[start:end] if with_body else b""
+        if body and self.server.num_cuts > 0:
+            self.server.num_cuts -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """``serve(folder, ranges=True)`` -> a running `Server`; stopped after the test."""
+    servers: list[Server] = []
+
+    def start(folder: Path, ranges: bool = True) -> Server:
+        servers.append(Server(folder, ranges))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture(scope="session")
