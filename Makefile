@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check lint types format lock clean
+.PHONY: demo test test-browser check lint types format lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/dlth demo --out demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto tests
+
+# Needs a Chromium besides (Debian: apt-get install chromium); `make test` does without.
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pytest tests/browser
 
 check: lint types test
 
