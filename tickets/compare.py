@@ -252,7 +252,8 @@ def _rank_correlation(left: NDArray[np.int64], right: NDArray[np.int64]) -> Floa
     """Spearman's rank correlation of each row of two rank matrices [rows, P]."""
     size = left.shape[1]
     squares: Floats = ((left - right).astype(np.float64) ** 2).sum(axis=1)
-    return 1.0 - 6.0 * squares / (size * (size**2 - 1))
+    result: Floats = 1.0 - 6.0 * squares / (size * (size**2 - 1))
+    return result
 
 
 def _rho_tally(steps: int = _RHO_STEPS) -> _Tally:

@@ -51,7 +51,8 @@ class Pairing:
         if not numbered.any():
             return found
         same: NDArray[np.bool_] = (self.base.images(shard_index) == images).all(axis=1)
-        return found & (same | ~numbered)
+        trusted: NDArray[np.bool_] = found & (same | ~numbered)
+        return trusted
 
     def _places(self) -> NDArray[np.int64]:
         """Int64 [rows of base]: where `other` has the key, by 64-bit hash; `rows` compares the keys themselves."""

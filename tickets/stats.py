@@ -102,7 +102,8 @@ def central_area(grid: Grid) -> Floats:
 
     def inside(cells: int) -> Floats:
         edges = np.arange(cells, dtype=np.float64)
-        return np.clip(np.minimum(0.75 * cells, edges + 1) - np.maximum(0.25 * cells, edges), 0.0, 1.0)
+        share: Floats = np.clip(np.minimum(0.75 * cells, edges + 1) - np.maximum(0.25 * cells, edges), 0.0, 1.0)
+        return share
 
     return np.outer(inside(grid.rows), inside(grid.cols)).ravel()
 
