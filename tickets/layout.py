@@ -4,6 +4,7 @@ Writer and reader both ask here, so that they cannot drift apart. The metadata t
 than zarr's: zarr's optional fields differ between its versions, and the same tickets must give the same bytes.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,8 +154,9 @@ def group_text(header: TicketHeader) -> bytes:
     return canonical({"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: header.to_json()}})
 
 
-def manifest_meta_text(length: int) -> bytes:
-    """The zarr.json of the array that holds `length` bytes of manifest."""
+def manifest_meta_text(manifest: bytes) -> bytes:
+    """The zarr.json of the array that holds the manifest's text; it repeats the identity: no flipped bit goes unseen."""
+    length = len(manifest)
     return canonical(
         {
             "zarr_format": 3,
@@ -165,9 +167,14 @@ def manifest_meta_text(length: int) -> bytes:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": 0,
             "codecs": [{"name": "bytes"}],
-            "attributes": {},
+            "attributes": {"identity": identity_of(manifest)},
         }
     )
+
+
+def identity_of(manifest: bytes) -> str:
+    """The identity of a ticket file: sha256 of its manifest's text."""
+    return hashlib.sha256(manifest).hexdigest()
 
 
 def partial_path(path: Path) -> Path:

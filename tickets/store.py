@@ -7,7 +7,6 @@ it takes and every value in them, so a fill value is never handed out as a ticke
 which a deleted chunk is fill values, a link is a file, and a FIFO is forever.
 """
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -45,6 +44,7 @@ from dlth.tickets.layout import (
     Array,
     ArraySpec,
     Layout,
+    identity_of,
     manifest_meta_text,
 )
 from dlth.tickets.manifest import Manifest, ShardEntry, check_digest
@@ -78,9 +78,9 @@ class TicketStore:
         self.cache_shards = cache_shards
         self.chunk_reads = 0
         sizes = self._scan()
-        text = read_file(self.path / MANIFEST_FILE, MAX_MANIFEST_BYTES, MANIFEST_FILE)
+        text = self._read_manifest()
         manifest = Manifest.from_text(text)
-        self.identity = hashlib.sha256(text).hexdigest()
+        self.identity = identity_of(text)
         self.content = manifest.content
         self.shards: tuple[ShardEntry, ...] = manifest.shards
         self.num_rows = sum(shard.rows for shard in self.shards)
@@ -90,8 +90,8 @@ class TicketStore:
         self.header = self._read_header(manifest.version)
         self.layout = Layout.of(self.header, len(self.shards), self.max_rows, self._read_key_width())
         manifest.check_files(self.layout)
-        self._check_tree(sizes, len(text))
-        self._check_metadata(len(text))
+        self._check_tree(sizes, text)
+        self._check_metadata()
         self._forget()
 
     @property
@@ -260,9 +260,19 @@ class TicketStore:
         if not self.path.is_dir():
             raise InputError(f"{name} is a single file; a ticket file is a folder (unpack it first)")
         sizes = scan_sizes(self.path, _MAX_ENTRIES)
-        if MANIFEST_FILE not in sizes:
+        if not {MANIFEST_FILE, MANIFEST_META_FILE} <= sizes.keys():
             raise IncompleteError(f"{name} has no manifest: it is unfinished, partly copied, or no ticket file")
         return sizes
+
+    def _read_manifest(self) -> bytes:
+        """The manifest's text; its zarr.json repeats its length and digest."""
+        text = read_file(self.path / MANIFEST_FILE, MAX_MANIFEST_BYTES, MANIFEST_FILE)
+        if read_file(self.path / MANIFEST_META_FILE, MAX_META_BYTES, MANIFEST_META_FILE) != manifest_meta_text(text):
+            raise DamageError(
+                f"{MANIFEST_FILE} is damaged: {MANIFEST_META_FILE} states another length or sha256; fetch both again",
+                file=MANIFEST_FILE,
+            )
+        return text
 
     def _read_header(self, version: str) -> TicketHeader:
         group = self._json(GROUP_FILE)
@@ -287,11 +297,11 @@ class TicketStore:
             raise LimitError(f"{name}: must be listed with at most {MAX_META_BYTES} bytes")
         return parse(self._bytes(name), name)
 
-    def _check_tree(self, sizes: dict[str, int], manifest_bytes: int) -> None:
+    def _check_tree(self, sizes: dict[str, int], manifest: bytes) -> None:
         """The folder holds exactly the listed files with the listed sizes."""
         expected = {name: size for name, (size, _) in self._files.items()}
-        expected[MANIFEST_FILE] = manifest_bytes
-        expected[MANIFEST_META_FILE] = len(manifest_meta_text(manifest_bytes))
+        expected[MANIFEST_FILE] = len(manifest)
+        expected[MANIFEST_META_FILE] = len(manifest_meta_text(manifest))
         foreign = sorted(sizes.keys() - expected.keys())
         if foreign:
             raise UnsafeError(
@@ -309,13 +319,9 @@ class TicketStore:
         parts = name.partition("/c.")[2].split(".")
         return self.shards[int(parts[0])].name if parts[0] and not name.startswith("manifest") else ""
 
-    def _check_metadata(self, manifest_bytes: int) -> None:
+    def _check_metadata(self) -> None:
         """Each array's zarr.json says what header and sizes ask for, nothing else."""
         for spec in self.layout.arrays:
             name = f"{spec.name}/zarr.json"
             if not same(self._json(name), spec.meta(len(self.shards))):
                 raise SchemaError(f"{name}: is not what the header and {len(self.shards)} shards ask for")
-        if read_file(self.path / MANIFEST_META_FILE, MAX_META_BYTES, MANIFEST_META_FILE) != manifest_meta_text(
-            manifest_bytes
-        ):
-            raise SchemaError(f"{MANIFEST_META_FILE}: does not describe {manifest_bytes} bytes of manifest")

@@ -200,7 +200,7 @@ class TicketWriter:
         store = self._partial.store
         text = self._manifest().text()
         (store / MANIFEST_FILE).unlink(missing_ok=True)
-        files = {store / MANIFEST_META_FILE: manifest_meta_text(len(text)), store / MANIFEST_FILE: text}
+        files = {store / MANIFEST_META_FILE: manifest_meta_text(text), store / MANIFEST_FILE: text}
         self._partial.publish(files, "finish")
         damages = TicketStore(store).verify()
         if damages:

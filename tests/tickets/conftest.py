@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,11 @@ def resign_store(path: Path, **fields: Any) -> None:
 
 
 def publish_manifest(path: Path, text: bytes) -> None:
+    """Put another manifest in place, with the zarr.json that belongs to it."""
     (path / "manifest/c.0").write_bytes(text)
     meta = json.loads((path / "manifest/zarr.json").read_bytes())
     meta["shape"] = meta["chunk_grid"]["configuration"]["chunk_shape"] = [len(text)]
+    meta["attributes"] = {"identity": hashlib.sha256(text).hexdigest()}
     (path / "manifest/zarr.json").write_text(json.dumps(meta, sort_keys=True, separators=(",", ":")))
 
 
@@ -151,7 +154,12 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
     return tree_bytes
 
 
+@pytest.fixture(scope="session")
+def _master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("master") / "toy.zarr", skipped=[4])
+
+
 @pytest.fixture
-def store_path(tmp_path: Path) -> Path:
-    """A fresh small ticket file: shards of 3, 5 and 2 rows, row 4 of shard 1 skipped."""
-    return write_store(tmp_path / "toy.zarr", skipped=[4])
+def store_path(tmp_path: Path, _master: Path) -> Path:
+    """A fresh copy of a small ticket file: shards of 3, 5 and 2 rows, row 4 of shard 1 skipped."""
+    return Path(shutil.copytree(_master, tmp_path / "toy.zarr"))
