@@ -177,9 +177,10 @@ def _registered() -> None:
     """Attach the command groups that live in files of their own."""
     from dlth.pipeline import cli_show  # noqa: F401  (adds its command to `tickets`)
     from dlth.pipeline.cli_tickets import tickets
-    from dlth.pipeline.cli_train import train
+    from dlth.pipeline.cli_train import evaluate, train
 
     app.command()(train)
+    app.command()(evaluate)
     app.add_typer(tickets, name="tickets", help="Look at ticket files and check them.")
 
 

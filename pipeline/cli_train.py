@@ -12,7 +12,8 @@ import typer
 from dlth.pipeline import console
 from dlth.pipeline.flags import with_flags
 from dlth.training.config import RECIPES, TrainConfig
-from dlth.training.layers import layered, to_toml
+from dlth.training.eval_config import EvalConfig
+from dlth.training.layers import checked, layered, to_toml
 from dlth.training.reporter import Reporter
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
@@ -82,12 +83,14 @@ def train(
     if print_config:
         typer.echo(to_toml(settings), nl=False)
         return
-    from dlth.training.loop import planned
+    from dlth.training.distributed import joined
     from dlth.training.loop import train as run
+    from dlth.training.setup import prepare
 
     reporter = ConsoleReporter(quiet=json)
     if dry_run:
-        facts = planned(settings, reporter=reporter)
+        with joined(settings.device) as world:
+            facts = prepare(settings, world, reporter).facts()
         console.as_json(facts) if json else console.facts("dlth train, dry run: nothing is trained", facts)
         return
     try:
@@ -100,6 +103,23 @@ def train(
         else:
             show_result(result.to_json(), settings.out)
     raise typer.Exit(result.exit_code)
+
+
+@with_flags(EvalConfig)
+def evaluate(overrides: dict[str, Any], json: Json = False) -> None:
+    """Measure any checkpoint on all patches, the selector's patches and random ones, side by side."""
+    settings = checked(EvalConfig, overrides)
+    from dlth.training.evaluate import evaluate as run
+
+    table = run(settings).table()
+    if not console.leads():
+        return
+    if json:
+        console.as_json(table)
+        return
+    show_evaluation({Path(settings.checkpoint).name: table})
+    if settings.out is not None:
+        console.note(f"per-image results are in {settings.out}")
 
 
 def show_result(result: Mapping[str, Any], out: str) -> None:
