@@ -105,10 +105,9 @@ def sheets(gallery: Gallery) -> list[Figure]:
     """The same as figures of at most SHEET images: image, kept patches, order as shade; compared: A, B, difference."""
     parts = [gallery.cards[start : start + SHEET] for start in range(0, len(gallery.cards), SHEET)]
     kept = f"{gallery.k} of {gallery.grid.num_patches} patches kept"
+    names = ["image", kept, "their order (the deepest is the first)"]
     if gallery.compared:
-        names = ("image", f"A ({kept})", f"B ({kept})", "in A alone (blue) and in B alone (orange)")
-    else:
-        names = ("image", kept, "their order (the deepest is the first)")
+        names = ["image", f"A ({kept})", f"B ({kept})", "in A alone (blue) and in B alone (orange)"]
     return [
         figures.panel_sheet(
             [_panels(card, gallery.k, gallery.grid) for card in part], [_title(card, gallery.k) for card in part], names
