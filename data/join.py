@@ -7,26 +7,34 @@ believed only if the sample's bytes agree. Where the bytes agree, the loader goe
 reads. Rejected: joining while streaming, where a missing ticket is found after hours; a dict of a million keys.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.data.decode import content_hash
 from dlth.data.index import ShardIndex
+from dlth.data.matching import (
+    NO_TICKET,
+    READ_AT_ONCE,
+    ContentIndex,
+    Progress,
+    Rows,
+    content_hashes,
+    match_by_key,
+    match_by_position,
+)
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.store import TicketStore
 
+__all__ = ["BAD_IMAGE", "MISSING", "NO_TICKET", "Coverage", "Join", "Missing", "check_compatible", "join"]
+
 Missing = Literal["error", "dense", "random", "skip"]
 MISSING: tuple[Missing, ...] = ("error", "dense", "random", "skip")
-NO_TICKET, BAD_IMAGE = -1, -2
-
-Rows = NDArray[np.int64]
-Progress = Callable[[int, int], None]
+BAD_IMAGE = -2
 
 _SAMPLE_SHARDS, _SAMPLE_ROWS = 4, 8
 _EXAMPLES = 10
@@ -130,9 +138,9 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
     """
     if missing not in MISSING:
         raise InputError(f"missing must be one of {', '.join(MISSING)}, got {shown(missing)!r}")
-    rows = _by_position(index, store)
+    rows = match_by_position(index, store)
     by_position = int((rows >= 0).sum())
-    _by_key(index, store, rows)
+    match_by_key(index, store, rows)
     by_key = int((rows >= 0).sum()) - by_position
     identical = _bytes_agree(index, store, rows)
     if not identical and _running_numbers(index):
@@ -163,38 +171,14 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
     return Join(store, rows, coverage)
 
 
-def _by_position(index: ShardIndex, store: TicketStore) -> Rows:
-    """Rows of images that stand where their key stands in the file: in the shard of the same name, or place."""
-    rows = np.full(index.num_samples, NO_TICKET, dtype=np.int64)
-    named = {shard.name: place for place, shard in enumerate(store.shards)}
-    for place, shard in enumerate(index.shards):
-        theirs = named.get(shard.name, place)
-        if theirs >= len(store.shards):
-            continue
-        ours, stored = index.keys(place), store.keys(theirs)
-        if tuple(ours) == stored:
-            same = np.arange(len(stored))
-        else:
-            same = np.flatnonzero([a == b for a, b in zip(ours, stored, strict=False)])
-        rows[int(index.row_start[place]) + same] = theirs * store.max_rows + same
-    return rows
-
-
-def _by_key(index: ShardIndex, store: TicketStore, rows: Rows) -> None:
-    """Fill in rows that stand elsewhere in the file, by key."""
-    left = np.flatnonzero(rows == NO_TICKET)
-    if len(left):
-        rows[left] = store.find_many([index.key(int(i)) for i in left])
-
-
 def _bytes_agree(index: ShardIndex, store: TicketStore, rows: Rows) -> bool:
     """Whether most of a sample of matched images, from a few shards, have the bytes that the tickets were made from."""
     sample = _sample(index, np.flatnonzero(rows >= 0))
     if not len(sample):
         return False
     agreed = [
-        content_hash(encoded) == store.images(int(row) // store.max_rows)[int(row) % store.max_rows].tobytes()
-        for encoded, row in zip(index.read_many(sample), rows[sample], strict=True)
+        np.array_equal(found, store.images(int(row) // store.max_rows)[int(row) % store.max_rows])
+        for found, row in zip(content_hashes(index, sample), rows[sample], strict=True)
     ]
     return bool(2 * sum(agreed) > len(agreed))
 
@@ -220,25 +204,13 @@ def _by_content(index: ShardIndex, store: TicketStore, rows: Rows, progress: Pro
     left = np.flatnonzero(rows == NO_TICKET)
     if not len(left) or len(np.unique(rows[rows >= 0])) >= store.num_rows:
         return 0
-    hashes = np.concatenate([store.images(place) for place in range(len(store.shards))])
-    places = np.concatenate(
-        [place * store.max_rows + np.arange(shard.rows) for place, shard in enumerate(store.shards)]
-    )
-    heads = np.ascontiguousarray(hashes[:, :8]).view("<u8").ravel()
-    order = np.argsort(heads, kind="stable")
-    heads, hashes, places = heads[order], hashes[order], places[order]
-    found = 0
-    for start in range(0, len(left), 256):
-        ids = left[start : start + 256]
-        for i, encoded in zip(ids, index.read_many(ids), strict=True):
-            digest = np.frombuffer(content_hash(encoded), dtype=np.uint8)
-            at = int(np.searchsorted(heads, digest[:8].view("<u8")[0]))
-            if at < len(heads) and (hashes[at] == digest).all():
-                rows[i] = places[at]
-                found += 1
+    contents = ContentIndex(store)
+    for start in range(0, len(left), READ_AT_ONCE):
+        ids = left[start : start + READ_AT_ONCE]
+        rows[ids] = contents.find(content_hashes(index, ids))
         if progress:
-            progress(min(start + 256, len(left)), len(left))
-    return found
+            progress(min(start + READ_AT_ONCE, len(left)), len(left))
+    return int((rows[left] >= 0).sum())
 
 
 def _bad_rows(store: TicketStore) -> Rows:

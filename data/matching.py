@@ -1,0 +1,74 @@
+"""The ways in which an image's row in a ticket file is found: position, key, content hash.
+
+The join (for training), `match` and `remap` (for sharing) put them together differently; each way stands here once.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlth.data.decode import content_hash
+from dlth.data.index import ShardIndex
+from dlth.tickets.store import TicketStore
+
+NO_TICKET = -1
+READ_AT_ONCE = 256
+"""Images read for their hash before any is let go."""
+
+Rows = NDArray[np.int64]
+"""Int64 [images]: shard index · store.max_rows + row in the ticket file, or NO_TICKET."""
+Hashes = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+
+
+def match_by_position(index: ShardIndex, store: TicketStore) -> Rows:
+    """Rows of images that stand where their key stands in the file: in the shard of the same name, or place."""
+    rows = np.full(index.num_samples, NO_TICKET, dtype=np.int64)
+    named = {shard.name: place for place, shard in enumerate(store.shards)}
+    for place, shard in enumerate(index.shards):
+        theirs = named.get(shard.name, place)
+        if theirs >= len(store.shards):
+            continue
+        ours, stored = index.keys(place), store.keys(theirs)
+        if tuple(ours) == stored:
+            same = np.arange(len(stored))
+        else:
+            same = np.flatnonzero([a == b for a, b in zip(ours, stored, strict=False)])
+        rows[int(index.row_start[place]) + same] = theirs * store.max_rows + same
+    return rows
+
+
+def match_by_key(index: ShardIndex, store: TicketStore, rows: Rows) -> None:
+    """Fill in rows that stand elsewhere in the file, by key."""
+    left = np.flatnonzero(rows == NO_TICKET)
+    if len(left):
+        rows[left] = store.find_many([index.key(int(i)) for i in left])
+
+
+def content_hashes(index: ShardIndex, ids: Rows) -> Hashes:
+    """Uint8 [ids, 16]: the content hash of each image; reads them all."""
+    raw = b"".join(content_hash(encoded) for encoded in index.read_many(ids))
+    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, 16)
+
+
+class ContentIndex:
+    """Finds rows by content hash. Memory: 32 bytes a row of the file."""
+
+    def __init__(self, store: TicketStore) -> None:
+        hashes = np.concatenate([store.images(place) for place in range(len(store.shards))])
+        places = [place * store.max_rows + np.arange(shard.rows) for place, shard in enumerate(store.shards)]
+        heads = _heads(hashes)
+        order = np.argsort(heads, kind="stable")
+        self._heads, self._hashes, self._places = heads[order], hashes[order], np.concatenate(places)[order]
+
+    def find(self, hashes: Hashes) -> Rows:
+        """Int64 [n]: the row of each of `hashes` uint8 [n, 16], NO_TICKET where there is none."""
+        at = np.minimum(np.searchsorted(self._heads, _heads(hashes)), len(self._heads) - 1)
+        found = (self._hashes[at] == hashes).all(axis=1)
+        return np.where(found, self._places[at], NO_TICKET).astype(np.int64)
+
+
+def _heads(hashes: Hashes) -> NDArray[np.uint64]:
+    """Uint64 [n]: the first eight bytes of each hash."""
+    return np.ascontiguousarray(hashes[:, :8]).view("<u8").ravel()
