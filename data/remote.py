@@ -6,12 +6,14 @@ cache (`cache.py`): reading single images by range would cost a request each, an
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 
-from dlth.tickets.errors import InputError, LimitError, MissingFileError, UnsafeError, shown
+from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, UnsafeError, shown
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "memory")
 _STAMPS = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
@@ -28,6 +30,20 @@ class Facts:
 def is_remote(address: str) -> bool:
     """Whether `address` is a URL that needs fsspec (``file://`` does not)."""
     return "://" in address and not address.startswith("file://")
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turn what file systems raise (each has its own errors) into MissingFileError with address and cause."""
+    try:
+        yield
+    except DlthError:
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"{shown(url)} is missing") from None
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise MissingFileError(f"{shown(url)} cannot be reached: {shown(cause)}") from error
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -60,12 +76,10 @@ def facts(url: str) -> Facts:
         except OSError:
             raise MissingFileError(f"{shown(url)} is missing") from None
         return Facts(status.st_size, str(status.st_mtime_ns))
-    system, path = filesystem(url)
-    try:
+    with reaching(url):
+        system, path = filesystem(url)
         system.invalidate_cache()
         info = system.info(path)
-    except FileNotFoundError:
-        raise MissingFileError(f"{shown(url)} is missing") from None
     if type(info.get("size")) is not int:
         raise InputError(f"{shown(url)}: the server tells no size. Copy the shards to a disk first.")
     return Facts(info["size"], next((str(info[field]) for field in _STAMPS if info.get(field)), ""))
@@ -74,11 +88,12 @@ def facts(url: str) -> Facts:
 def read_small(url: str, limit: int) -> bytes | None:
     """A whole file of at most `limit` bytes, None where there is none. Raises LimitError."""
     if is_remote(url):
-        system, path = filesystem(url)
-        try:
-            raw: bytes = system.cat_file(path, start=0, end=limit + 1)
-        except FileNotFoundError:
-            return None
+        with reaching(url):
+            system, path = filesystem(url)
+            try:
+                raw: bytes = system.cat_file(path, start=0, end=limit + 1)
+            except FileNotFoundError:
+                return None
     else:
         try:
             descriptor, _ = open_regular(url)

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dlth.data.remote import SCHEMES, filesystem, is_remote, read_small
+from dlth.data.remote import SCHEMES, filesystem, is_remote, reaching, read_small
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError, shown
 from dlth.tickets.jsontext import parse
 
@@ -172,8 +172,9 @@ def _expand_one(address: str, split: str | None) -> list[Source]:
 def _glob(pattern: str) -> list[str]:
     if not is_remote(pattern):
         return glob.glob(pattern)
-    system, path = filesystem(pattern)
-    return [system.unstrip_protocol(match) for match in system.glob(path)]
+    with reaching(pattern):
+        system, path = filesystem(pattern)
+        return [system.unstrip_protocol(match) for match in system.glob(path)]
 
 
 def _from_folder(folder: str, split: str | None) -> list[Source]:
@@ -292,12 +293,12 @@ def _of_split(splits: dict[str, list[Source]], split: str | None, where: str) ->
 
 
 def _declared_beside(sources: Iterable[Source]) -> list[Source]:
-    """Add what an ``_info.json`` in the shards' own folders declares; an unusable one is passed over here."""
+    """Add what an ``_info.json`` in local shards' own folders declares; an unusable one is passed over here."""
     known: dict[str, dict[str, Source]] = {}
     result = []
     for source in sources:
         folder = posixpath.dirname(source.url)
-        if source.rows is None and folder not in known:
+        if source.rows is None and folder not in known and not is_remote(folder):
             try:
                 raw = read_small(f"{folder}/{INFO_NAME}", MAX_JSON)
                 splits = _read_info(raw, folder) if raw else {}

@@ -96,7 +96,7 @@ def test_every_cut_is_an_error_or_loses_nothing(tmp_path: Path, make_tar: Callab
 def test_flips_in_headers_are_all_found(tar_format: int, tmp_path: Path, make_tar: Callable[..., Path]) -> None:
     """Every single flipped bit of a header is an error; flips in content, padding aside, leave every member in place.
 
-    (Three bits swap a NUL, a space or a leading zero of the checksum's own text: nothing is lost.) Python's tarfile ends
+    (Three bits swap a NUL, a space or a leading zero of the checksum's own text: nothing is lost.) tarfile ends
     the archive there without a word. A flip inside an image is told by its content hash, in a label by the digest.
     """
     path = make_tar(tmp_path / "s.tar", CONTENTS, tar_format)
