@@ -12,6 +12,7 @@ import torch
 from dlth.data.evaluation import EvalLoader
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible, join
+from dlth.data.patches import Arm
 from dlth.tickets import Grid, TicketStore, ViewSpec
 from dlth.training.distributed import World
 from dlth.training.measure import EvalResult, measure
@@ -72,7 +73,7 @@ class EvalSet:
         """Identity of the ticket file, empty without one."""
         return "" if self.join is None else self.join.store.identity
 
-    def kinds(self, has_selector: bool = False) -> tuple[str, ...]:
+    def kinds(self, has_selector: bool = False) -> tuple[Arm, ...]:
         """Kinds of tokens to measure: dense always; with k, random, and ticket where tickets can be had."""
         if self.k is None:
             return ("dense",)
@@ -101,7 +102,7 @@ class EvalSet:
         results = measure(student, loader, kinds, self.index.num_samples, world, pixels, precision, self._best(rank))
         every = self.frame.grid.num_patches
         keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
-        tokens = {kind: every if kind == "dense" else self.k or every for kind in kinds}
+        tokens: dict[str, int] = {kind: every if kind == "dense" else self.k or every for kind in kinds}
         return EvalResult(keys, self.index.label, results, tokens)
 
     def _best(self, rank: Rank | None) -> Rank | None:

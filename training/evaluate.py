@@ -16,11 +16,15 @@ from dlth.training.distributed import World, joined
 from dlth.training.eval_config import EvalConfig
 from dlth.training.evalset import EvalSet, Frame, join_val
 from dlth.training.inputs import check_labels
+from dlth.training.layers import checked
 from dlth.training.measure import EvalResult
 from dlth.training.models import build
 from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights import checkpoint_classes, load_weights
+
+SAID_BY_FILE = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std", "keep")
+"""What a weights file of dlth says of itself, and a setting may say otherwise."""
 
 
 def evaluate(config: EvalConfig) -> EvalResult:
@@ -58,15 +62,14 @@ def note_of(path: Path) -> dict[str, Any]:
 
 def _evaluate(config: EvalConfig, weights: Path, world: World) -> EvalResult:
     note = note_of(weights)
+    said = {name: note[name] for name in SAID_BY_FILE if note.get(name) is not None}
+    config = checked(EvalConfig, said | config.model_dump(exclude_none=True))
     index = open_index(config.val, split=config.val_split)
     store = TicketStore(config.val_tickets) if config.val_tickets is not None else None
-    names = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std", "keep")
-    said = {name: getattr(config, name) for name in names}
-    model = {name: value if value is not None else note.get(name) for name, value in said.items()}
-    vit = _load(config, weights, model, written_by_dlth=bool(note))
+    vit = _load(config, weights, written_by_dlth=bool(note))
     check_labels(int(getattr(vit, "num_classes", 0)), index)
-    frame = Frame.of(vit, model["mean"], model["std"], config.crop_pct)
-    keep = model["keep"] or (store.header.keep if store is not None else "")
+    frame = Frame.of(vit, config.mean, config.std, config.crop_pct)
+    keep = config.keep or (store.header.keep if store is not None else None)
     k = num_kept(keep, frame.grid.num_patches) if keep else None
     found = join_val(index, store, frame, k, config.val_split, config.missing, lambda text: None)
     images = EvalSet(index, frame, k, found, config.seed, config.batch_size, config.workers, config.bad_images)
@@ -74,11 +77,11 @@ def _evaluate(config: EvalConfig, weights: Path, world: World) -> EvalResult:
     return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
 
 
-def _load(config: EvalConfig, weights: Path, model: dict[str, Any], written_by_dlth: bool) -> torch.nn.Module:
-    """The model that the settings or the file name, with the file's weights."""
-    if model["model"] is None:
+def _load(config: EvalConfig, weights: Path, written_by_dlth: bool) -> torch.nn.Module:
+    """The model that the settings name, with the file's weights."""
+    if config.model is None:
         raise InputError(f"{shown(config.checkpoint)} does not say of which model it is: give --model")
-    classes = model["num_classes"] or checkpoint_classes(weights)
-    vit = build(model["model"], num_classes=classes, img_size=model["img_size"], **(model["model_kwargs"] or {}))
+    classes = config.num_classes or checkpoint_classes(weights)
+    vit = build(config.model, num_classes=classes, img_size=config.img_size, **(config.model_kwargs or {}))
     load_weights(vit, weights, use_ema=config.use_ema and not written_by_dlth)
     return vit

@@ -34,8 +34,9 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: in
         InputError: no such optimizer, or one that cannot be made with these settings
     """
     name = config.opt.lower()
-    if name not in list_optimizers():
-        raise InputError(f"timm has no optimizer {shown(config.opt)!r}{nearest(name, list_optimizers())}")
+    known = [str(known) for known in list_optimizers()]
+    if name not in known:
+        raise InputError(f"timm has no optimizer {shown(config.opt)!r}{nearest(name, known)}")
     options: dict[str, Any] = {}
     if config.opt_eps is not None:
         options["eps"] = config.opt_eps

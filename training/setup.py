@@ -172,7 +172,9 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     frame = Frame.of(vit, config.mean, config.std, config.crop_pct)
     inputs.join_tickets(frame, reporter.note)
     pixels = Pixels(frame.mean, frame.std, config.channels_last)
-    vit.to(world.device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    vit.to(world.device)
+    if config.channels_last:
+        vit.to(memory_format=torch.channels_last)
     ema = make_ema(vit, config)
     optimizer = make_optimizer(vit, config, inputs.global_batch)
     set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from dlth.data.index import open_index
 from dlth.tickets.errors import InputError, MismatchError
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
@@ -189,19 +191,27 @@ def test_resume_refuses_another_run_and_says_what_differs(make_run: MakeRun) -> 
     assert train(config.model_copy(update=halves), reporter=listener).status == "finished"
 
 
-def test_nan_ends_the_run_and_keeps_the_last_good_checkpoint(make_run: MakeRun) -> None:
-    """A learning rate that explodes: the batch's keys are named, weights that are no numbers are never saved."""
-    config = make_run(epochs=30, opt="sgd", lr=1e30, warmup_lr=1e30, nan_patience=2, checkpoint_steps=1)
-    train(config.model_copy(update={"epochs": 2, "warmup_epochs": 0, "lr": 1e-3, "out": config.out}))
-    good = saved(config.out)
-    with pytest.raises(MismatchError):
-        train(config.model_copy(update={"resume": "auto"}))
-    exploding = config.model_copy(update={"out": config.out + "-2", "warmup_epochs": 0})
-    with pytest.raises(DivergedError, match=r"no longer numbers|for 2 steps in a row, .* n0000000\d_\d+"):
-        train(exploding)
-    kept = checkpoint.newest(Path(exploding.out) / "checkpoints")
-    assert kept is None or all(torch.isfinite(tensor).all() for tensor in saved(exploding.out).values())
-    assert same(saved(config.out), good)
+def test_a_loss_without_a_number_ends_the_run_and_names_the_images(make_run: MakeRun) -> None:
+    """A step whose loss is NaN moves nothing; the second in a row ends the run; the last good checkpoint stays."""
+    config = make_run(epochs=9, opt="sgd", lr=1e25, warmup_epochs=0, nan_patience=2, checkpoint_steps=1)
+    listener = Listener()
+    with pytest.raises(DivergedError, match=r"for 2 steps in a row, up to step \d+; .*: n0000000\d_\d+, n"):
+        train(config, reporter=listener)
+    bad = [row["step"] for row in listener.steps if not math.isfinite(row["loss"])]
+    assert bad == [bad[0], bad[0] + 1]
+    assert all(torch.isfinite(tensor).all() for tensor in saved(config.out).values())
+    written = json.loads((Path(config.out) / "diverged-rank0.json").read_text())
+    assert written["step"] == bad[1]
+    index = open_index(config.data)
+    assert set(written["keys"]) <= {index.key(number) for number in range(index.num_samples)}
+
+
+def test_weights_that_are_no_numbers_are_never_saved(make_run: MakeRun) -> None:
+    """A step can end in infinite weights while its loss was finite: the checkpoint before it stays the newest."""
+    config = make_run(opt="sgd", lr=1e38, weight_decay=1e6, warmup_epochs=0, checkpoint_steps=1)
+    with pytest.raises(DivergedError, match=r"no longer numbers after step 1: not saved"):
+        train(config)
+    assert checkpoint.newest(Path(config.out) / "checkpoints") is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Evaluation: exact averages, the same from a run and from its checkpoint, per image, for any weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from dlth.data.decode import decode
+from dlth.data.index import open_index
+from dlth.data.views import render
+from dlth.tickets import TicketStore, ViewSpec
+from dlth.tickets.errors import InputError, MismatchError
+from dlth.training.config import TrainConfig
+from dlth.training.eval_config import EvalConfig
+from dlth.training.evaluate import evaluate
+from dlth.training.loop import train
+from dlth.training.ticket_vit import TicketViT
+
+MakeRun = Callable[..., TrainConfig]
+
+
+def settings(config: TrainConfig, **overrides: object) -> EvalConfig:
+    values = {"checkpoint": config.out, "val": config.val, "val_tickets": config.val_tickets}
+    return EvalConfig(**{**values, "workers": 0, "batch_size": 4, "device": "cpu", **overrides})
+
+
+def test_a_checkpoint_gives_what_its_run_reported_whatever_the_batch(make_run: MakeRun, tmp_path: Path) -> None:
+    """The file names its model and budget; accuracies are equal and losses agree to 1e-6, in batches of 4 or 8."""
+    config = make_run(model_ema=True, model_ema_decay=0.5, mean=(0.4, 0.4, 0.4))
+    reported = train(config).evaluation
+    for weights, use_ema in (("model", False), ("ema", True)):
+        table = evaluate(settings(config, use_ema=use_ema, out=str(tmp_path / "images.npz"))).table()
+        for kind, row in reported[weights].items():
+            assert {name: table[kind][name] for name in ("top1", "top5", "images", "tokens")} == {
+                name: row[name] for name in ("top1", "top5", "images", "tokens")
+            }
+            assert table[kind]["loss"] == pytest.approx(row["loss"], abs=1e-6)
+    with np.load(tmp_path / "images.npz", allow_pickle=False) as images:
+        assert images["keys"].tolist() == [key for s in range(2) for key in open_index(config.val).keys(s)]
+        assert images["random_loss"].mean(dtype=np.float64) == pytest.approx(
+            reported["ema"]["random"]["loss"], abs=1e-6
+        )
+
+
+def test_the_numbers_are_those_of_a_hand_made_loop(make_run: MakeRun) -> None:
+    """Every image alone, through timm's model and its ticket from the file: the same loss and the same hits."""
+    config = make_run(epochs=1, warmup_epochs=0)
+    train(config)
+    result = evaluate(settings(config))
+    model = timm.create_model(config.model, img_size=32, num_classes=4, **config.model_kwargs).eval()
+    model.load_state_dict(load_file(Path(config.out) / "model.safetensors"))
+    student, index, store = TicketViT(model), open_index(config.val), TicketStore(config.val_tickets)
+    losses, hits = {"dense": [], "ticket": []}, {"dense": [], "ticket": []}
+    for number in range(index.num_samples):
+        pixels = render(decode(index.read(number), where="test"), ViewSpec("center", 32, 32, "0.9", "bicubic"))
+        image = (pixels[None] / 255 - 0.5) / 0.5
+        shard, row = store.find(index.key(number))
+        ticket = torch.from_numpy(store.patches(shard)[row][None, :8].astype(np.int64))
+        for kind, patches in (("dense", None), ("ticket", ticket)):
+            with torch.inference_mode():
+                logits = student(image, patches)
+            losses[kind].append(F.cross_entropy(logits, torch.tensor([int(index.label[number])])).item())
+            hits[kind].append(int(logits.argmax()) == int(index.label[number]))
+    for kind in losses:
+        assert result.results[kind].loss == pytest.approx(np.array(losses[kind]), abs=1e-5)
+        assert result.results[kind].top1.tolist() == hits[kind]
+
+
+def test_a_checkpoint_folder_of_the_loop_evaluates_too(make_run: MakeRun) -> None:
+    """Weights inside a training checkpoint are a file like any other, and know what they are."""
+    config = make_run(epochs=1, warmup_epochs=0)
+    result = train(config)
+    inside = next(Path(config.out).glob("checkpoints/step-*/model.safetensors"))
+    table = evaluate(settings(config, checkpoint=str(inside))).table()
+    assert table["ticket"]["top1"] == result.evaluation["model"]["ticket"]["top1"]
+
+
+def test_foreign_weights_need_a_model_name(make_run: MakeRun, tmp_path: Path) -> None:
+    """A .pth of timm's form says nothing of its model: the name is asked for, and then it is measured densely."""
+    config = make_run()
+    index = open_index(config.val)
+    model = timm.create_model(config.model, img_size=32, num_classes=4, **config.model_kwargs)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "foreign.pth")
+    foreign = settings(config, checkpoint=str(tmp_path / "foreign.pth"), val_tickets=None)
+    with pytest.raises(InputError, match=r"foreign\.pth does not say of which model it is: give --model"):
+        evaluate(foreign)
+    named = {"model": config.model, "model_kwargs": config.model_kwargs, "img_size": 32}
+    result = evaluate(foreign.model_copy(update=named))
+    assert json.dumps(sorted(result.table())) == '["dense"]'
+    assert result.labels.tolist() == index.label.tolist()
+    with pytest.raises(MismatchError, match="does not fit"):
+        evaluate(foreign.model_copy(update=named | {"img_size": 48}))
