@@ -155,7 +155,7 @@ def group_text(header: TicketHeader) -> bytes:
 
 
 def manifest_meta_text(manifest: bytes) -> bytes:
-    """The zarr.json of the array that holds the manifest's text; it repeats the identity: no flipped bit goes unseen."""
+    """The zarr.json of the array that holds the manifest's text; it repeats the identity: no flipped bit is unseen."""
     length = len(manifest)
     return canonical(
         {
