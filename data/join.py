@@ -28,6 +28,7 @@ from dlth.data.matching import (
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import TicketHeader
+from dlth.tickets.pairing import is_running_number
 from dlth.tickets.store import TicketStore
 
 __all__ = ["BAD_IMAGE", "MISSING", "NO_TICKET", "Coverage", "Join", "Missing", "check_compatible", "join"]
@@ -196,7 +197,7 @@ def _spread(values: Rows, count: int) -> Rows:
 
 
 def _running_numbers(index: ShardIndex) -> bool:
-    return all(key.isdigit() for place in range(len(index.shards)) for key in index.keys(place))
+    return all(is_running_number(key) for place in range(len(index.shards)) for key in index.keys(place))
 
 
 def _by_content(index: ShardIndex, store: TicketStore, rows: Rows, progress: Progress | None) -> int:

@@ -4,6 +4,7 @@ Both keep every ticket as it is. Rejected: a merge that lets one file's rows win
 say whose ticket an image has; shards and keys of the files merged must be different ones.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
@@ -25,8 +26,8 @@ def merge(stores: Sequence[TicketStore]) -> Draft:
     """The shards of several files in one, sorted by name as `dlth select` sorts them.
 
     The headers must agree in everything but the size of the data set, creator, date, library versions and extensions;
-    no shard name and no key may stand in two files. Raises MismatchError naming every difference; a key that stands
-    twice is found when the draft is written (InputError). The merged file's data set has no fingerprint.
+    no shard name and no key may stand in two files. Raises MismatchError naming every difference, and the shard or a
+    key that stands twice.
     """
     if len(stores) < 2:
         raise InputError(f"a merge needs at least two ticket files, got {len(stores)}")
@@ -46,14 +47,16 @@ def merge(stores: Sequence[TicketStore]) -> Draft:
     shards = tuple(
         ShardSpec(name, store.shards[index].rows) for name, (store, index) in zip(names, places, strict=True)
     )
-    dataset = replace(stores[0].header.dataset, count=sum(store.num_rows for store in stores), fingerprint="")
+    key_width = max(store.layout.key_width for store in stores)
+    fingerprint = keys_fingerprint((store.keys(index) for store, index in places), key_width)
+    dataset = replace(stores[0].header.dataset, count=sum(store.num_rows for store in stores), fingerprint=fingerprint)
     header = made_header(stores, "merge", dataset=dataset)
 
     def rows(shard_index: int) -> ShardTickets:
         store, index = places[shard_index]
         return store.read(index)
 
-    return Draft(header, shards, max(store.layout.key_width for store in stores), rows)
+    return Draft(header, shards, key_width, rows)
 
 
 def subset_by_keys(store: TicketStore, keys: Collection[str]) -> Draft:
@@ -113,13 +116,30 @@ def _subset(store: TicketStore, chosen: Callable[[int], NDArray[np.int64]], deta
     if not len(kept):
         raise InputError(f"no row of {shown(store.path.name)} is chosen, and a ticket file has at least one")
     shards = tuple(ShardSpec(store.shards[index].name, int(counts[index])) for index in kept)
-    dataset = replace(store.header.dataset, count=int(counts.sum()), fingerprint="")
+    keys = ([store.keys(int(index))[row] for row in chosen(int(index))] for index in kept)
+    fingerprint = keys_fingerprint(keys, store.layout.key_width)
+    dataset = replace(store.header.dataset, count=int(counts.sum()), fingerprint=fingerprint)
 
     def rows(shard_index: int) -> ShardTickets:
         source = int(kept[shard_index])
         return taken(store.read(source), chosen(source))
 
     return Draft(made_header([store], "subset", details, dataset=dataset), shards, store.layout.key_width, rows)
+
+
+def keys_fingerprint(shards: Iterable[Sequence[str]], key_width: int) -> str:
+    """sha256 over the sorted keys of all shards, each followed by NUL, as in every header; `key_width` bytes of memory
+    a key. Raises MismatchError for a key that stands twice.
+    """
+    parts = [np.array([key.encode("utf-8") for key in keys], dtype=f"S{key_width}") for keys in shards]
+    ordered = np.sort(np.concatenate(parts))
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        raise MismatchError(f"the key {shown(ordered[twice[0]].decode())!r} stands in two places; keys must be unique")
+    digest = hashlib.sha256()
+    for start in range(0, len(ordered), 10_000):
+        digest.update(b"".join(key + b"\0" for key in ordered[start : start + 10_000].tolist()))
+    return digest.hexdigest()
 
 
 def taken(tickets: ShardTickets, at: NDArray[np.int64]) -> ShardTickets:

@@ -61,9 +61,16 @@ class Pairing:
         return np.concatenate([index.first_candidates(self.base.keys(shard)) for shard in range(len(self.base.shards))])
 
 
+def base_name(key: str) -> str:
+    """A key without folders and extension."""
+    return key.rpartition("/")[2].partition(".")[0]
+
+
 def is_running_number(key: str) -> bool:
-    """Whether a key is digits alone, so that another packing may use it for another image."""
-    return key.isdigit()
+    """Whether a base name has no letter (`000123`, `07-000123`), so that another packing may use it for another
+    image.
+    """
+    return not any(char.isalpha() for char in base_name(key))
 
 
 def check_all_found(base: TicketStore, other: TicketStore, shard_index: int, found: NDArray[np.bool_]) -> None:
