@@ -49,17 +49,21 @@ __all__ = ["ShardSpec", "TicketWriter"]
 class TicketWriter:
     """Writes `path`, resuming what other processes or earlier runs began.
 
-    `shards` in order; `key_width` the bytes kept for a key. Raises MismatchError, naming every difference, when
-    `path` or its unfinished form belongs to another header or shard list; InputError when something else stands at
-    `path`; SpaceError.
+    `shards` in order (those of an open store will do); `key_width` the bytes kept for a key. Raises MismatchError,
+    naming every difference, when `path` or its unfinished form belongs to another header or shard list; InputError
+    when something else stands at `path`; SpaceError.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], header: TicketHeader, shards: Sequence[ShardSpec], key_width: int
+        self,
+        path: str | os.PathLike[str],
+        header: TicketHeader,
+        shards: Sequence[ShardSpec | ShardEntry],
+        key_width: int,
     ) -> None:
         self.path = Path(os.path.abspath(path))
         self.header = header
-        self.shards = tuple(shards)
+        self.shards = tuple(ShardSpec(shard.name, shard.rows) for shard in shards)
         check_shards((shard.name, shard.rows) for shard in self.shards)
         self.layout = Layout.of(header, len(self.shards), max(shard.rows for shard in self.shards), key_width)
         self._partial = Partial(self.path)
