@@ -1,10 +1,11 @@
 """A bounded cache of remote shards on the local disk, shared by all processes of a machine.
 
-``$DLTH_CACHE`` (or ``~/.cache/dlth``) holds at most ``$DLTH_CACHE_GB`` (200 by default) of shards; the least recently
-used go first, and a shard larger than the bound is refused. An entry's name is a hash of address, stamp and size, so a
-changed shard is another entry and an old one is never mistaken for it. A shard stands under its name only when whole:
-downloaded under a lock into a temporary file, its length and (where declared) digest compared, synced, renamed. What is
-handed out is an open descriptor: clearing an entry that a process still reads does it no harm.
+``$DLTH_CACHE`` (or ``~/.cache/dlth``) holds at most ``$DLTH_CACHE_GB`` (200 by default) of shards beside those on their
+way; the least recently used go first, and a shard larger than the bound is refused. An entry's name is a hash of
+address, stamp and size, so a changed shard is another entry and an old one is never mistaken for it. A shard stands
+under its name only when whole: downloaded under a lock into a temporary file, its length and (where declared) digest
+compared, synced, renamed. What is handed out is an open descriptor: clearing an entry that a process still reads does
+it no harm.
 
 Rejected: fsspec's ``filecache`` (no bound, no check of the length, whole files under their final name while they grow).
 """
@@ -97,14 +98,16 @@ def _open_cached(url: str, known: Facts, root: Path, sha256: str) -> int:
                 _download(url, known, file, sha256)
                 file.flush()
                 os.fsync(file.fileno())
+            descriptor, _ = open_regular(str(part))
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-        return open_regular(str(path))[0]
+        _make_room(path.parent, 0, url)  # again, as others may have come at the same time
+        return descriptor
 
 
 def _make_room(folder: Path, needed: int, url: str) -> None:
-    """Remove the least recently used shards until `needed` bytes fit under the bound."""
+    """Remove what a kill left over, and the least recently used shards until `needed` bytes fit under the bound."""
     limit = cache_limit()
     if needed > limit:
         raise LimitError(f"{shown(url)} has {needed} bytes, the cache may hold {limit}. Set DLTH_CACHE_GB higher.")
@@ -112,14 +115,26 @@ def _make_room(folder: Path, needed: int, url: str) -> None:
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process makes room too
             status = path.stat()
-            entries.append((status.st_mtime_ns, status.st_size, path))
+            if path.suffix == ".tar":
+                entries.append((status.st_mtime_ns, status.st_size, path))
+            elif _abandoned(folder.parent / "locks" / path.stem):
+                path.unlink()
     total = needed + sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
         if total <= limit:
             return
-        if path.suffix == ".tar":
-            path.unlink(missing_ok=True)
-            total -= size
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _abandoned(lock: Path) -> bool:
+    """Whether nobody downloads under this lock."""
+    with open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
