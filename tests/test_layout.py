@@ -55,7 +55,7 @@ def test_tickets_need_numpy_and_zarr_alone() -> None:
 def test_no_dangerous_calls_in_the_source() -> None:
     """What comes from outside is never unpickled, evaluated or run: those calls do not stand in the source."""
     banned = re.compile(
-        r"\bimport pickle\b|\bpickle\.load|weights_only=False|shell=True|\beval\(|\bexec\(|yaml\.load|allow_pickle=True"
+        r"\bpickle\.loads?\b|\bUnpickler\(|weights_only=False|shell=True|\beval\(|\bexec\(|yaml\.load|allow_pickle=True"
     )
     # `.eval()` is a torch module's switch to inference, not the builtin
     lines = [
@@ -71,11 +71,13 @@ def test_no_dangerous_calls_in_the_source() -> None:
 def test_no_machine_paths_or_index_addresses_in_tracked_files() -> None:
     """Nothing that was committed names a machine's folders or a package index."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    banned = re.compile("/" + r"work/|/root/|index-url|pypi\.org|files\.pythonhosted|uv\.lo" + "ck")
+    # each word is cut in two, or this file would find itself
+    words = ("/wo" + "rk/", "/ro" + "ot/", "--index" + "-url", "pypi" + r"\.org", "pythonho" + "sted", "uv" + r"\.lock")
+    banned = re.compile("|".join(words))
     found = [
         name
         for name in tracked
-        if name != "Makefile" and (ROOT / name).suffix in {".py", ".md", ".toml", ".lock", ".txt", ".cff", ".html", ""}
+        if (ROOT / name).suffix in {".py", ".md", ".toml", ".lock", ".txt", ".cff", ".html", ""}
         if (ROOT / name).is_file() and banned.search((ROOT / name).read_text(errors="replace"))
     ]
     assert found == []

@@ -26,7 +26,10 @@ def is_free(field: FieldInfo) -> bool:
 class Settings(BaseModel):
     """Frozen, and strict about names: a misspelt setting must not be silently a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    # Defaults are validated too: 90 becomes 90.0, so that settings printed and read back are the same settings.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, validate_default=True
+    )
 
 
 def _comma_list(value: object) -> object:

@@ -1,0 +1,218 @@
+"""The commands as a user types them: the whole way from images to a trained student, and what mistakes look like."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+from safetensors.torch import load_file
+
+from dlth.pipeline import cli
+
+MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
+SMALL = (*MODEL, "--img-size", "32")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def dlth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dlth", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def images(tmp_path: Path, make_picture: Callable[..., Any], make_image: Callable[..., bytes]) -> Path:
+    """A folder of 3 class folders with 8 JPEGs each."""
+    root = tmp_path / "images"
+    for number in range(24):
+        folder = root / f"n{number % 3:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"n{number % 3:08d}_{number}.JPEG").write_bytes(make_image(make_picture(number)))
+    return root
+
+
+def test_from_a_folder_of_images_to_a_trained_student(images: Path, tmp_path: Path) -> None:
+    """pack, index, select, verify, train and evaluate as separate processes, each on what the one before left."""
+
+    def dlth(*words: object) -> dict[str, Any]:
+        command = [str(Path(sys.executable).with_name("dlth")), *map(str, words), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    packed = dlth("pack", images, "--out", "shards", "--shard-size", 10)
+    assert (packed["images"], packed["classes"], packed["shards"]) == (24, 3, 3)
+    assert dlth("index", "shards")["images"] == 24
+    for name, view in (("train", "whole"), ("val", "center")):
+        chosen = dlth(
+            *("select", *SMALL, "--data", "shards", "--out", f"{name}.zarr", "--view", view, "--split", "train"),
+            *("--random-weights", "--keep", "0.5", "--blocks", "0,1", "--num-classes", 3, "--workers", 1),
+        )
+        assert (chosen["complete"], chosen["images"]) == (True, 24)
+    checked = dlth("tickets", "verify", "train.zarr")
+    assert checked["ok"]
+    assert checked["identity"] == dlth("tickets", "info", "train.zarr")["identity"]
+    arms = {}
+    for arm in ("ticket", "random", "dense"):
+        arms[arm] = dlth(
+            *("train", *SMALL, "--recipe", "smoke", "--arm", arm, "--data", "shards", "--val", "shards"),
+            *("--tickets", "train.zarr", "--val-tickets", "val.zarr", "--out", arm, "--epochs", 2, "--batch-size", 8),
+        )
+    assert [(run["arm"], run["mode"], run["k"], run["steps"]) for run in arms.values()] == [
+        ("ticket", "projected", 8, 6),
+        ("random", "", 8, 6),
+        ("dense", "", 16, 6),
+    ]
+    assert arms["ticket"]["tickets"] == checked["identity"]
+    table = arms["ticket"]["evaluation"]["model"]
+    assert {kind: (row["images"], row["tokens"]) for kind, row in table.items()} == {
+        "dense": (24, 16),
+        "ticket": (24, 8),
+        "random": (24, 8),
+    }
+    again = dlth("evaluate", "--checkpoint", "ticket", "--val", "shards", "--val-tickets", "val.zarr")
+    assert again["ticket"]["top1"] == table["ticket"]["top1"]
+    assert again["ticket"]["loss"] == pytest.approx(table["ticket"]["loss"], abs=1e-5)
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    weights = tmp_path / "ticket" / "model.safetensors"
+    loaded = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(weights), **kwargs)
+    assert set(load_file(weights)) == set(loaded.state_dict())
+
+
+@pytest.fixture
+def tickets(dlth: Run, make_shards: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path]:
+    """Shards of 12 images and their finished ticket file."""
+    shards = make_shards(2, 6)
+    path = tmp_path / "t.zarr"
+    words = (
+        "--random-weights",
+        "--keep",
+        "0.5",
+        "--blocks",
+        "0,1",
+        "--num-classes",
+        4,
+        "--workers",
+        0,
+        "--split",
+        "train",
+    )
+    code, _, err = dlth("select", *SMALL, "--data", shards.spec, "--out", path, *words)
+    assert code == 0, err
+    return shards, path
+
+
+def test_verify_names_the_damage_and_exits_with_1(dlth: Run, tickets: tuple[Any, Path]) -> None:
+    """One flipped bit in one chunk is found, with the shard's and the file's name."""
+    shards, path = tickets
+    assert dlth("tickets", "verify", path)[0] == 0
+    chunk = path / "patches" / "c.1.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    code, _, err = dlth("tickets", "verify", path)
+    assert code == 1
+    assert "train-000001.tar" in err
+    assert "patches/c.1.0.0" in err
+
+
+def test_info_shows_the_header_and_draws_a_ticket(dlth: Run, tickets: tuple[Any, Path]) -> None:
+    """The drawing has the grid's shape and k marks."""
+    shards, path = tickets
+    code, out, _ = dlth("tickets", "info", path, "--key", shards.all_keys[7])
+    assert code == 0
+    assert "8 of 16 patches" in out
+    drawn = out.split("the last):\n")[1].splitlines()
+    assert len(drawn) == 4
+    assert sum(line.count(mark) for line in drawn for mark in "■▣□") == 8
+
+
+def test_an_unfinished_file_is_refused_everywhere(dlth: Run, tickets: tuple[Any, Path]) -> None:
+    """info, verify and train say that it is unfinished and what to do, with exit code 2."""
+    shards, path = tickets
+    shutil.copytree(path, path.with_name("u.zarr.partial") / "store")
+    for words in (("tickets", "info"), ("tickets", "verify")):
+        code, _, err = dlth(*words, path.with_name("u.zarr"))
+        assert code == 2, err
+        assert "select" in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(("--keep", "1.5"), "keep", id="more than all patches"),
+        pytest.param(("--tickets", "nowhere.zarr"), "nowhere.zarr", id="no such ticket file"),
+        pytest.param(("--img-size", "64"), "grid", id="another grid"),
+        pytest.param(("--train-split", "val"), "val", id="another split"),
+        pytest.param(("--learning-rate", "1"), "No such option", id="unknown flag"),
+        pytest.param(("--epochs", "many"), "--epochs", id="not a number"),
+        pytest.param(("--mixup", "-1"), "--mixup", id="out of range"),
+        pytest.param(("--resume", "nowhere"), "nowhere", id="no such checkpoint"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    dlth: Run, tickets: tuple[Any, Path], tmp_path: Path, change: tuple[str, ...], message: str
+) -> None:
+    """Exit code 2, one message that names it, no traceback, no step taken."""
+    shards, path = tickets
+    words = ["train", *SMALL, "--recipe", "smoke", "--data", shards.spec, "--tickets", path, "--out", tmp_path / "run"]
+    code, _, err = dlth(*words, "--workers", 0, "--num-classes", 4, *change)
+    assert code == 2, err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_print_config_gives_a_file_that_config_reads_back(dlth: Run, tmp_path: Path) -> None:
+    """The merged settings, printed and read again, are the same settings."""
+    words = (
+        "train",
+        "--recipe",
+        "deit",
+        "--data",
+        "d",
+        "--tickets",
+        "t",
+        "--out",
+        "o",
+        "--lr",
+        "0.001",
+        "--print-config",
+    )
+    code, first, _ = dlth(*words)
+    assert code == 0
+    assert 'aa = "rand-m9-mstd0.5-inc1"' in first
+    assert "lr = 0.001" in first
+    (tmp_path / "c.toml").write_text(first)
+    assert dlth("train", "--config", tmp_path / "c.toml", "--print-config")[1] == first
+
+
+def test_a_dry_run_of_training_takes_no_step(dlth: Run, tickets: tuple[Any, Path], tmp_path: Path) -> None:
+    """The plan is printed, and nothing is written."""
+    shards, path = tickets
+    words = ("train", *SMALL, "--recipe", "smoke", "--data", shards.spec, "--tickets", path, "--out", tmp_path / "run")
+    code, out, err = dlth(*words, "--workers", 0, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["tokens"] == "8 of 16 patches"
+    assert not (tmp_path / "run").exists()
