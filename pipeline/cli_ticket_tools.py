@@ -1,0 +1,278 @@
+"""`dlth tickets stats`, `diff`, and the commands that make ticket files from ticket files.
+
+Each parses, calls one library function and shows what came back. What writes takes `--dry-run` and never overwrites:
+a command that was killed goes on where it was, and one that is run again finds its file done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlth.pipeline import console
+from dlth.pipeline.cli_tickets import File, Json, tickets
+from dlth.tickets import TicketStore, num_kept
+from dlth.tickets.derive import Draft
+from dlth.tickets.errors import InputError, shown
+
+Files = Annotated[list[Path], typer.Argument(help="Ticket files, two or more.")]
+Out = Annotated[Path, typer.Option(help="The ticket file to write; nothing is overwritten.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and say what would be written; write nothing.")
+]
+Data = Annotated[str | None, typer.Option(help="Shards of the images, for figures by class.")]
+Split = Annotated[str | None, typer.Option(help="Split to take from an _info.json.")]
+Keep = Annotated[
+    str | None, typer.Option(help="Share of all patches that a ticket keeps; the file's own if not given.")
+]
+Tokens = Annotated[int | None, typer.Option(help="The same as a number of patches.")]
+
+_CLASSES_SHOWN = 20
+
+
+def opened(path: Path) -> TicketStore:
+    """A file for one pass over its shards: no more than two are kept in memory."""
+    return TicketStore(path, cache_shards=2)
+
+
+@tickets.command()
+def stats(
+    file: File, data: Data = None, split: Split = None, keep: Keep = None, tokens: Tokens = None, json: Json = False
+) -> None:
+    """Coverage, centre bias, entropy of positions and fragile rows of a ticket file, by class where --data is given.
+
+    Centre bias: how much more often than evenly the central quarter of the view is kept. Fragile: the score of the last
+    patch kept is hardly above that of the next.
+    """
+    from dlth.tickets.stats import ticket_stats
+
+    store = opened(file)
+    classes = _classes(data, split, store)
+    with console.counting("stats", len(store.shards), "shards", quiet=json) as counter:
+        found = ticket_stats(store, classes and classes.labels, _count(store, keep, tokens), progress=counter)
+    if json:
+        fields = {name: value for name, value in vars(found).items() if name not in ("overall", "classes", "frequency")}
+        by_class = {str(label): asdict(part) for label, part in found.classes.items()}
+        console.as_json(
+            fields
+            | {"overall": asdict(found.overall), "classes": by_class, "frequency": found.frequency.round(6).tolist()}
+        )
+        return
+    part, patches = found.overall, store.header.grid.num_patches
+    fragile = ", ".join(f"{share:.2%} below {threshold:g}" for threshold, share in part.fragile.items())
+    console.facts(
+        f"tickets of {shown(file)}, {found.k} of {patches} patches",
+        {
+            "coverage": f"{part.num_tickets:,} of {found.num_rows:,} images have a ticket, "
+            f"{found.num_skipped:,} skipped",
+            "positions used": f"{found.positions_used} of {patches}",
+            "centre bias": f"{part.centre_bias:.3f} (1: the central quarter is kept as often as the rest)",
+            "entropy of positions": f"{part.entropy_bits:.3f} bits, {part.entropy_share:.1%} of the most there can be",
+            "fragile rows": f"gap {fragile}" + (f"; {found.unscored:.1%} without scores" if found.unscored else ""),
+        },
+    )
+    if classes is not None:
+        rows = [
+            (classes.name(label), each.num_tickets, each.centre_bias, each.entropy_share, each.fragile[1e-4])
+            for label, each in list(found.classes.items())[:_CLASSES_SHOWN]
+        ]
+        console.table("by class", ("class", "tickets", "centre bias", "entropy share", "gap < 1e-4"), rows)
+        _more(len(found.classes))
+
+
+@tickets.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A ticket file.")],
+    second: Annotated[Path, typer.Argument(help="Another one, about the same images in any packing.")],
+    data: Data = None,
+    split: Split = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Compare this many best patches; may be given several times.")
+    ] = None,
+    worst: Annotated[int, typer.Option(help="Images to list, least overlap first.")] = 10,
+    json: Json = False,
+) -> None:
+    """Overlap of two files' tickets at several sizes, rank correlation, spread, by class, and the worst images."""
+    from dlth.tickets.compare import compare
+
+    stores = opened(first), opened(second)
+    classes = _classes(data, split, stores[0])
+    with console.counting("diff", len(stores[0].shards), "shards", quiet=json) as counter:
+        found = compare(*stores, tuple(tokens) if tokens else None, classes and classes.labels, worst, counter)
+    if json:
+        console.as_json(asdict(found))
+        return
+    console.facts(
+        f"{shown(first)} and {shown(second)}",
+        {
+            "compared": f"{found.num_compared:,} images with a ticket in both files",
+            "in one file alone": f"{found.only_first:,} and {found.only_second:,}",
+            "other bytes": f"{found.num_other_bytes:,} images (re-encoded, or no hash known)",
+        },
+    )
+    spread = ("mean", "std", "least", "5%", "median", "95%")
+    rows: list[tuple[object, ...]] = [
+        (f"IoU of the {each.k} best", *list(vars(each.iou).values())[1:], each.share.mean, each.chance)
+        for each in found.overlaps
+    ]
+    if found.rank_correlation is not None:
+        rows.append(("rank correlation", *list(vars(found.rank_correlation).values())[1:], "", ""))
+    console.table("agreement over images", ("", *spread, "share", "share by chance"), rows)
+    if classes is not None:
+        by_class = sorted(found.classes.items(), key=lambda item: item[1].iou.mean)[:_CLASSES_SHOWN]
+        table = [(classes.name(label), each.iou.count, each.iou.mean, each.iou.std) for label, each in by_class]
+        console.table(f"by class, {found.main_k} best, least first", ("class", "images", "IoU", "std"), table)
+        _more(len(found.classes))
+    if found.worst:
+        listed = [(shown(row.key, 60), shown(row.shard, 60), row.iou) for row in found.worst]
+        console.table(f"least overlap, {found.main_k} best", ("image", "shard", "IoU"), listed)
+
+
+@tickets.command()
+def merge(files: Files, out: Out, dry_run: DryRun = False, json: Json = False) -> None:
+    """One file of the shards of several, made in the same way by different labs or machines."""
+    from dlth.tickets.edit import merge as merge_files
+
+    write(merge_files([opened(path) for path in files]), out, dry_run, json)
+
+
+@tickets.command()
+def subset(
+    file: File,
+    out: Out,
+    keys: Annotated[Path | None, typer.Option(help="A text file with the keys to keep, one a line.")] = None,
+    keys_of: Annotated[
+        Path | None, typer.Option(help="Keep the rows whose keys stand in this ticket file too.")
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Keep this class, by name or number; may be given several times; needs --data."),
+    ] = None,
+    data: Data = None,
+    split: Split = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Some of a file's rows: by key, by class, or those that another file has too."""
+    from dlth.tickets import edit
+
+    if sum(choice is not None for choice in (keys, keys_of, class_)) != 1:
+        raise InputError("say which rows to keep with one of --keys, --keys-of and --class")
+    store = opened(file)
+    if keys is not None:
+        draft = edit.subset_by_keys(store, _lines(keys))
+    elif keys_of is not None:
+        draft = edit.common_rows(store, opened(keys_of))
+    else:
+        classes = _classes(data, split, store)
+        if classes is None:
+            raise InputError("--class needs --data: the labels stand in the shards, not in the ticket file")
+        draft = edit.subset_by_classes(store, [classes.number(text) for text in class_ or ()], classes.labels)
+    write(draft, out, dry_run, json)
+
+
+@tickets.command()
+def union(
+    files: Files, out: Out, keep: Keep = None, tokens: Tokens = None, dry_run: DryRun = False, json: Json = False
+) -> None:
+    """Tickets of what any of the files ranks high: the union of their n best patches is a prefix, for every n."""
+    from dlth.tickets.algebra import union as unite
+
+    stores = [opened(path) for path in files]
+    write(unite(stores, _count(stores[0], keep, tokens)), out, dry_run, json)
+
+
+@tickets.command()
+def intersect(
+    files: Files, out: Out, keep: Keep = None, tokens: Tokens = None, dry_run: DryRun = False, json: Json = False
+) -> None:
+    """Tickets of what all files rank high: the intersection of their n best patches is a prefix, for every n."""
+    from dlth.tickets.algebra import intersection
+
+    stores = [opened(path) for path in files]
+    write(intersection(stores, _count(stores[0], keep, tokens)), out, dry_run, json)
+
+
+@tickets.command()
+def inverse(file: File, out: Out, dry_run: DryRun = False, json: Json = False) -> None:
+    """Tickets of exactly the patches that a file's tickets leave out, the worst first."""
+    from dlth.tickets.algebra import inverse as invert
+
+    write(invert(opened(file)), out, dry_run, json)
+
+
+@tickets.command()
+def control(
+    file: File,
+    out: Out,
+    kind: Annotated[str, typer.Option(help="One of random, centre, edges, inverse, other-image.")],
+    seed: Annotated[int, typer.Option(help="Seed of random and other-image.")] = 0,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """A control: as many patches of the same images, chosen at random, by place, backwards, or by another image."""
+    from dlth.tickets.controls import control as make_control
+
+    write(make_control(opened(file), kind, seed), out, dry_run, json)  # type: ignore[arg-type]
+
+
+def write(draft: Draft, out: Path, dry_run: bool, json: bool, facts: dict[str, object] | None = None) -> None:
+    """Write a draft and say what it is; with `dry_run` only say it."""
+    header = draft.header
+    found: dict[str, Any] = {
+        "file": str(out),
+        "made by": header.extensions["derived"]["operation"],
+        "rows": draft.num_rows,
+        "shards": len(draft.shards),
+        "kept": f"{header.k} of {header.grid.num_patches} patches, form {header.form}",
+        **(facts or {}),
+    }
+    if dry_run:
+        console.as_json(found) if json else console.facts("dry run: nothing is written", found)
+        return
+    with console.counting("write", len(draft.shards), "shards", quiet=json) as counter:
+        store = draft.write(out, counter)
+    found["identity"] = store.identity
+    if json:
+        console.as_json(found)
+        return
+    for name, value in (facts or {}).items():
+        console.note(f"{name}: {value}")
+    console.note(
+        f"{out}: {store.num_rows:,} rows in {len(store.shards):,} shards, {header.k} of {header.grid.num_patches} "
+        f"patches kept; its identity is {store.identity}"
+    )
+
+
+def _count(store: TicketStore, keep: str | None, tokens: int | None) -> int | None:
+    """The number of patches that --keep or --tokens asks for."""
+    if keep is not None and tokens is not None:
+        raise InputError("--keep and --tokens say the same thing; give one of them")
+    return tokens if keep is None else num_kept(keep, store.header.grid.num_patches)
+
+
+def _classes(data: str | None, split: str | None, store: TicketStore) -> Any:
+    if data is None:
+        return None
+    from dlth.pipeline.row_labels import row_classes
+
+    classes = row_classes(data, split, store)
+    console.note(classes.coverage)
+    return classes
+
+
+def _lines(path: Path) -> Sequence[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{shown(path)} cannot be read as a list of keys: {shown(error)}") from error
+    return [line for line in text.splitlines() if line]
+
+
+def _more(total: int) -> None:
+    if total > _CLASSES_SHOWN:
+        console.note(f"{total - _CLASSES_SHOWN} more classes; --json lists all")

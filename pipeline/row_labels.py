@@ -1,0 +1,55 @@
+"""Labels for a ticket file's rows, taken from the shards of its images: the file itself holds none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlth.data.index import open_index
+from dlth.data.join import join
+from dlth.pipeline.show import class_names
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import InputError, shown
+from dlth.tickets.labels import NO_LABEL
+
+
+@dataclass(frozen=True, eq=False)
+class RowClasses:
+    """Labels by row and what the classes are called.
+
+    labels: int64 [rows of the file], -1 for rows whose image is not in the shards
+    names: by label; empty where nothing says them
+    coverage: how the images were joined, as text
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    coverage: str
+
+    def name(self, label: int) -> str:
+        """What a class is called."""
+        return shown(self.names[label], 60) if label < len(self.names) else str(label)
+
+    def number(self, text: str) -> int:
+        """The label of a class given by name or number; raises InputError."""
+        if text in self.names:
+            return self.names.index(text)
+        if text.isdecimal():
+            return int(text)
+        some = ", ".join(shown(name, 40) for name in self.names[:5])
+        raise InputError(f"no class is called {shown(text)!r}" + (f"; there are {some} …" if some else ""))
+
+
+def row_classes(data: str, split: str | None, store: TicketStore) -> RowClasses:
+    """The labels of a file's rows from the shards `data`, joined as for training.
+
+    Raises what `open_index` and `join` raise.
+    """
+    index = open_index(data, split=split)
+    joined = join(index, store, missing="skip")
+    by_place = np.full(len(store.shards) * store.max_rows, NO_LABEL, dtype=np.int64)
+    found = joined.ticket_row >= 0
+    by_place[joined.ticket_row[found]] = index.label[found]
+    parts = [by_place[start * store.max_rows :][: shard.rows] for start, shard in enumerate(store.shards)]
+    return RowClasses(np.concatenate(parts), class_names(index), str(joined.coverage))
