@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 
-from dlth.tickets import Grid, derive
+from dlth.tickets import Grid
 from dlth.tickets.errors import InputError
+from dlth.tickets.seeding import derive
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.evalset import Frame

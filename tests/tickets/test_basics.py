@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlth.tickets import Budget, Grid, derive, errors, generator, num_kept
+from dlth.tickets import Budget, Grid, errors, generator, num_kept
 from dlth.tickets.errors import DlthError, InputError, LimitError, shown
+from dlth.tickets.seeding import derive
 
 FAMILY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DlthError)]
 
