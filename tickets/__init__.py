@@ -18,7 +18,7 @@ from dlth.tickets.header import (
 )
 from dlth.tickets.manifest import ShardEntry, ShardSpec
 from dlth.tickets.project import blend, paste, project
-from dlth.tickets.seeding import derive, generator
+from dlth.tickets.seeding import generator
 from dlth.tickets.store import TicketStore
 from dlth.tickets.view import View
 from dlth.tickets.writer import TicketWriter
@@ -38,7 +38,6 @@ __all__ = [
     "View",
     "ViewSpec",
     "blend",
-    "derive",
     "differences",
     "exact_rate",
     "generator",
