@@ -69,10 +69,12 @@ def check_patches(patches: NDArray[np.integer], num_patches: int) -> None:
     if low < 0 or high >= num_patches:
         row = int(np.argmax(((patches < 0) | (patches >= num_patches)).any(axis=1)))
         raise RuleError(f"row {row} names a patch outside 0 … {num_patches - 1} (found {low if low < 0 else high})")
+    index_type = np.int32 if rows * num_patches < 2**31 else np.int64
+    starts = np.arange(0, rows * num_patches, num_patches, dtype=index_type)
     seen = np.zeros(rows * num_patches, dtype=bool)
-    seen[(patches + np.arange(0, rows * num_patches, num_patches, dtype=np.int64)[:, None]).ravel()] = True
-    counts = seen.reshape(rows, num_patches).sum(axis=1)
-    if (counts != ranked).any():
+    seen[(patches + starts[:, None]).ravel()] = True
+    if np.count_nonzero(seen) != rows * ranked:  # a row that names a patch twice marks fewer than `ranked`
+        counts = seen.reshape(rows, num_patches).sum(axis=1)
         raise RuleError(f"row {int(np.argmax(counts != ranked))} names a patch twice")
 
 

@@ -4,7 +4,6 @@ A sorted array of 64-bit key hashes with the row of each; a hit is compared with
 dict of strings (100 MB per million) and numpy's own string arrays (as wide as the longest key).
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,13 +37,19 @@ class KeyIndex:
         result[hit] = self._rows[place[hit]]
         return result
 
-    def collisions(self) -> list[tuple[int, int]]:
-        """Pairs of global rows with one hash: the same key twice, or (one in 10^7 for a million keys) chance."""
-        places = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        return [(int(self._rows[place]), int(self._rows[place + 1])) for place in places]
+    def repeated(self) -> list[list[int]]:
+        """Groups of global rows with one hash: the same key several times, or (one in 10^7 for a million keys)
+        chance.
+        """
+        _, starts, counts = np.unique(self._hashes, return_index=True, return_counts=True)
+        several = counts > 1
+        groups = zip(starts[several].tolist(), counts[several].tolist(), strict=True)
+        return [self._rows[start : start + count].tolist() for start, count in groups]
 
 
 def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
-    """Uint64 [keys]: the first 8 bytes of blake2b of each key."""
-    digests = b"".join(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest() for key in keys)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+    """Uint64 [keys]: Python's own hash of each key.
+
+    Keyed anew in each process, so nobody can prepare a file whose keys collide, and so never to be stored or sent.
+    """
+    return np.fromiter(map(hash, keys), dtype=np.int64, count=len(keys)).view(np.uint64)

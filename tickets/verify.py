@@ -53,12 +53,16 @@ def verify_store(store: "TicketStore", progress: Progress | None, subset: tuple[
 
 
 def _repeated_keys(store: "TicketStore", hashes: list[NDArray[np.uint64]]) -> Iterator[DamageError]:
-    for places in KeyIndex(hashes, store.max_rows).collisions():
-        (first, row), (second, other) = (divmod(place, store.max_rows) for place in places)
-        key = store.keys(first)[row]
-        if key == store.keys(second)[other]:
-            names = f"{shown(store.shards[first].name)} and {shown(store.shards[second].name)}"
-            yield DamageError(f"the key '{shown(key)}' stands in the shards {names}; keys must be unique", file="keys")
+    for group in KeyIndex(hashes, store.max_rows).repeated():
+        seen: dict[str, int] = {}
+        for shard_index, row in (divmod(place, store.max_rows) for place in group):
+            key = store.keys(shard_index)[row]
+            first = seen.setdefault(key, shard_index)
+            if first != shard_index:
+                names = f"{shown(store.shards[first].name)} and {shown(store.shards[shard_index].name)}"
+                yield DamageError(
+                    f"the key '{shown(key)}' stands in the shards {names}; keys must be unique", file="keys"
+                )
 
 
 def _content(store: "TicketStore", images: list[NDArray[np.uint8]]) -> Iterator[DamageError]:
