@@ -55,6 +55,8 @@ def open_index(
         if not rebuild:
             for path in (beside, cached):
                 if path and (index := read_index(path, listing.name, shards, root)):
+                    for source, shard in zip(listing.sources, index.shards, strict=True):
+                        _check_declared("samples", source, source.rows, shard.rows)
                     return index
         rows = _each(lambda pair: _scan_shard(*pair, root), list(zip(shards, listing.sources, strict=True)), progress)
         index = _joined(listing.name, shards, list(rows), root)

@@ -53,6 +53,7 @@ def write_index(path: Path, index: ShardIndex) -> bool:
         save_file(arrays, temporary, metadata)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # safetensors writes for its owner alone, shards are often shared
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, SafetensorError):  # safetensors wraps the system's errors

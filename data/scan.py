@@ -1,9 +1,10 @@
 """One shard's samples: which member is an image, which a label, and what would lose a sample without a word.
 
 A member's key is its path up to the first dot of the base name, as webdataset has it, folders included and a leading
-``./`` left out; the rest is its suffix. Images are ``jpg jpeg png webp``, labels ``cls`` (digits), in any case; other
-members are counted and left alone, never read and never unpickled. Members of a sample need not stand side by side. A
-sample's row is the position of its image among the shard's images.
+``./`` left out; the rest is its suffix. Names that begin with a dot (macOS writes ``._x.jpg``) have no key. Images are
+``jpg jpeg png webp``, labels ``cls`` (digits), in any case; other members are counted and left alone, never read and
+never unpickled. Members of a sample need not stand side by side. A sample's row is the position of its image among the
+shard's images.
 
 Refused by name, because a sample would be missing: two images or labels for one key, a label without an image, and a
 member that looks like an image but whose key has none (``IMG.01.jpg`` has the key ``IMG``; ``a.tiff`` is not decoded).

@@ -11,7 +11,7 @@ Rejected: webdataset's streaming (lengths unknown, order depends on the workers)
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,17 @@ class _Descriptor:
         os.close(self.number)
 
 
+def _table_of_open_shards(shards: Sequence[ShardInfo], cache_dir: Path) -> Callable[[int], _Descriptor]:
+    """A function from a shard's number to its open file, which keeps the most recently used ones open."""
+
+    @functools.lru_cache(_OPEN_SHARDS)  # not around a method: a cycle would keep files open until the next collection
+    def open_one(shard: int) -> _Descriptor:
+        info = shards[shard]
+        return _Descriptor(open_shard(info.url, Facts(info.size, info.stamp), cache_dir, info.sha256))
+
+    return open_one
+
+
 class ShardIndex:
     """Samples 0 … num_samples-1 of a data set, shard after shard, row after row.
 
@@ -77,7 +88,7 @@ class ShardIndex:
         self.key_bytes, self.key_start = key_bytes, key_start
         self.fingerprint, self.num_ignored = fingerprint, num_ignored
         self.cache_dir: Path = cache_root(cache_dir)
-        self._open = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
+        self._open = _table_of_open_shards(self.shards, self.cache_dir)
 
     @property
     def num_samples(self) -> int:
@@ -153,13 +164,9 @@ class ShardIndex:
             shard=name,
         )
 
-    def _open_shard(self, shard: int) -> _Descriptor:
-        info = self.shards[shard]
-        return _Descriptor(open_shard(info.url, Facts(info.size, info.stamp), self.cache_dir, info.sha256))
-
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_open"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._open = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
+        self._open = _table_of_open_shards(self.shards, self.cache_dir)
