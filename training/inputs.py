@@ -188,6 +188,11 @@ class Inputs:
             switch_prob=config.mixup_switch_prob,
         )
 
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """Keys of the corrupt training images that this rank has met so far, and what was wrong with each."""
+        return {} if self._loader is None else self._loader.bad_images
+
     def keys(self, ids: Sequence[int]) -> list[str]:
         """Keys of training images."""
         return [self.index.key(number) for number in ids]
@@ -202,8 +207,13 @@ class Inputs:
             "k": self.k,
         }
 
+    def coverage(self) -> dict[str, str]:
+        """How images and tickets met, as the join reports it, by set."""
+        joins = {"data": self.join, "val": self.val.join if self.val is not None else None}
+        return {name: str(found.coverage) for name, found in joins.items() if found is not None}
+
     def facts(self) -> dict[str, Any]:
-        """Tickets and coverage as a person would read them."""
+        """Tickets as a person would read them."""
         facts = {"tickets": self.identity, "validation tickets": self.val_identity}
         return {name: value for name, value in facts.items() if value}
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from dlth.tickets.errors import InputError
+from dlth.tickets.errors import InputError, shown
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
@@ -173,6 +173,8 @@ class Training:
             self._keep_best(table)
             if last:
                 self._save_images(result)
+        if self.config.bad_images == "skip":
+            row["bad_images"] = self._count_bad_images()
         row["lr"] = self.parts.set_rate(at.epoch, max(at.step - 1, 0))
         row |= at.in_epoch.rates() | {"peak_memory_bytes": peak_memory(self.world.device)}
         if self.log is not None:
@@ -180,6 +182,13 @@ class Training:
             self.log.write_summary()
         self.reporter.epoch_ended(row)
         at.epoch, at.batch, at.in_epoch = at.epoch + 1, 0, Totals()
+
+    def _count_bad_images(self) -> int:
+        """Corrupt images met so far, over all ranks; this rank's are named."""
+        bad = self.parts.inputs.bad_images
+        for key, problem in bad.items():
+            self.reporter.note(f"left out: {shown(key)}: {problem}")
+        return int(self.world.sums([len(bad)])[0])
 
     def _keep_best(self, table: Mapping[str, Mapping[str, float]]) -> None:
         kind = self.parts.headline(table)

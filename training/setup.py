@@ -135,7 +135,8 @@ class Parts:
             "num_patches": self.grid.num_patches,
             "seed": config.seed,
             "val_tickets": inputs.val_identity,
-            "data": {"images": inputs.num_train, "validation_images": inputs.num_val} | inputs.identities(),
+            "data": inputs.identities()
+            | {"images": inputs.num_train, "validation_images": inputs.num_val, "coverage": inputs.coverage()},
             "parameters": self.parameters,
             "config": config.model_dump(mode="json"),
             "config_sha256": self.config_sha256,

@@ -72,7 +72,7 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"lr": float("nan")}, None, r"--lr: .*finite"),
         ({"tickets": None}, None, r"the ticket arm needs a ticket file"),
         ({"mode": "online"}, None, r"name the selector"),
-        ({"arm": "random", "tickets": None}, None, r"how many patches to keep"),
+        ({"arm": "random", "tickets": None}, None, r"how many patches the random arm keeps"),
         ({"arm": "dense", "mode": "frozen"}, None, r"the dense arm uses none"),
         ({"arm": "dense", "keep_schedule": "cosine"}, None, r"has no meaning"),
         ({"epochs": 3}, None, r"5 epochs of warm-up do not fit in 3"),

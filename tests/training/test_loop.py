@@ -16,8 +16,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from dlth.data.decode import BadImageError
 from dlth.data.index import open_index
-from dlth.tickets.errors import InputError, MismatchError
+from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
 from dlth.training.layers import layered, to_toml
@@ -79,9 +80,10 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 def test_a_run_leaves_weights_that_timm_loads_and_every_record(make_run: MakeRun) -> None:
     """Weights under timm's names, result, table, log, curves, per-image results: each where it is said to be."""
-    config = make_run(model_ema=True, model_ema_decay=0.5)
+    config = make_run(model_ema=True, model_ema_decay=0.5, log_tensorboard=True)
     result = train(config)
     out = Path(config.out)
+    assert list((out / "tensorboard").glob("events.*"))
     model = timm.create_model(
         config.model, img_size=32, num_classes=4, checkpoint_path=str(out / "model.safetensors"), **config.model_kwargs
     )
@@ -233,6 +235,32 @@ def test_arms_and_modes_name_themselves(make_run: MakeRun, options: dict[str, An
     """Each arm trains on its tokens and is measured on every kind of tokens that can be had."""
     result = train(make_run(epochs=1, warmup_epochs=0, **options))
     assert (result.arm, result.mode, result.k, result.evaluation["model"].keys()) == expected
+
+
+@pytest.mark.parametrize(("missing", "trained_on"), [("dense", 32), ("random", 32), ("skip", 21)])
+def test_images_without_a_ticket_are_treated_as_told(make_run: MakeRun, missing: str, trained_on: int) -> None:
+    """11 of 32 images have no ticket: refused by default, else all patches, random ones, or left out."""
+    config = make_run(val=None, val_tickets=None, mixup=0.8)
+    both = config.model_copy(update={"data": str(Path(config.data).parent / "*" / "*.tar")})
+    with pytest.raises(MissingTicketError, match=r"11 images without a ticket \(an error\)"):
+        train(both)
+    result = train(both.model_copy(update={"missing": missing}))
+    assert result.data["images"] == trained_on
+    assert result.steps == 2 * -(-trained_on // 8)
+    assert "tickets for 21 of 32 images" in result.data["coverage"]["data"]
+
+
+def test_a_corrupt_image_stops_the_run_or_is_named_and_left_out(make_run: MakeRun, make_tar: Any) -> None:
+    """An image of another shard that cannot be decoded: an error by default, else counted in the epoch's row."""
+    config = make_run(arm="dense", tickets=None, val=None, val_tickets=None)
+    make_tar(Path(config.data) / "train-000009.tar", [("broken.jpg", b"\xff\xd8 no image"), ("broken.cls", b"0")])
+    with pytest.raises(BadImageError, match="broken"):
+        train(config)
+    listener = Listener()
+    skipping = config.model_copy(update={"bad_images": "skip", "resume": "auto"})
+    train(skipping, reporter=listener)
+    assert [row["bad_images"] for row in lines(config.out, "epoch")] == [1, 1]
+    assert any("left out: broken: " in note for note in listener.notes)
 
 
 def test_the_arms_see_the_same_images_in_the_same_order(make_run: MakeRun) -> None:
