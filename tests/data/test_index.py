@@ -265,7 +265,7 @@ def test_a_changed_shard_makes_the_index_stale(make_shards: Any, tmp_path: Path)
 
 
 def test_where_the_index_cannot_lie_beside_the_shards(make_shards: Any, cache: Path) -> None:
-    """A folder that takes no file (a folder stands in its place here; a read-only mount) is passed over for the cache."""
+    """A folder that takes no file (a read-only mount; here a folder in its place) is passed over for the cache."""
     shards = make_shards(1, 3)
     first = open_index(shards.spec)
     beside = index_file(shards.folder)
