@@ -109,7 +109,7 @@ def content_id(images: Iterable[Array]) -> str:
     """
     stacked = np.concatenate([np.asarray(rows, dtype=np.uint8).reshape(-1, HASH_BYTES) for rows in images])
     stacked.view(f"S{HASH_BYTES}").ravel().sort()  # in place: a million hashes are 16 MB
-    return hashlib.sha256(stacked).hexdigest()
+    return hashlib.sha256(stacked.data).hexdigest()
 
 
 def check_digest(raw: bytes, expected: FileDigest, name: str, shard: str = "") -> None:
