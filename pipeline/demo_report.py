@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.data import resolve_model_data_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.data.decode import decode
@@ -117,7 +118,8 @@ def recall_by_block(
     images = torch.stack(
         [decode(data, where=key) for key, data in zip(keys, index.read_many(list(range(count))), strict=True)]
     )
-    mean, std = (torch.tensor(vit.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    frame = resolve_model_data_config(vit)
+    mean, std = (torch.tensor(frame[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     pixels = (images.float() / 255 - mean) / std
     depth = model["model_kwargs"]["depth"]
     choices = [(block,) for block in range(depth)] + [tuple(range(depth - 3, depth))]

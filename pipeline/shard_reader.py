@@ -85,7 +85,7 @@ def read_shards(
     loader = DataLoader(
         ShardRows(index, view, max_pixels),
         batch_size=None,
-        sampler=requests,  # type: ignore[arg-type]
+        sampler=requests,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )

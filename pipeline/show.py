@@ -137,8 +137,11 @@ def _label(text: str, names: Sequence[str]) -> int:
 def _kept(headers: Sequence[TicketHeader], choice: Choice) -> int:
     """Patches kept at first, held by every file."""
     grid = headers[0].grid
-    held = min(header.ranked if header.form == "top" else grid.num_patches for header in headers)
+    held = min(grid.num_patches if header.form == "full" else header.ranked for header in headers)
     k = headers[0].k if choice.keep is None else num_kept(choice.keep, grid.num_patches)
+    for header in headers:
+        if header.form == "mask":
+            header.check_serves(k)
     if k > held and choice.keep is not None:
         raise MismatchError(f"--keep {shown(choice.keep)} means {k} patches, the file holds the {held} best alone")
     return min(k, held)
