@@ -48,13 +48,14 @@ def read_file(path: Path, limit: int, where: str) -> bytes:
 def scan_sizes(root: Path, max_entries: int) -> dict[str, int]:
     """Relative path -> size of every file of a folder and its direct subfolders.
 
-    Raises UnsafeError for anything but regular files in at most one level of folders and for names that differ by case
-    only, LimitError above `max_entries`. Nothing is opened.
+    Raises UnsafeError for anything but regular files in at most one level of folders, for an empty folder, and for names
+    that differ by case only, LimitError above `max_entries`. Nothing is opened.
     """
     sizes: dict[str, int] = {}
     folders = [""]
     folded: set[str] = set()
     for prefix in folders:
+        before = len(folded)
         with os.scandir(root / prefix) as entries:
             for entry in entries:
                 name = f"{prefix}{entry.name}"
@@ -70,6 +71,8 @@ def scan_sizes(root: Path, max_entries: int) -> dict[str, int]:
                     raise UnsafeError(f"{shown(name)}: another entry has the same name but for its case")
                 if len(folded) > max_entries:
                     raise LimitError(f"more than {max_entries} entries stand in {shown(root.name)}")
+        if prefix and len(folded) == before:
+            raise UnsafeError(f"{shown(prefix)} is an empty folder: a ticket file holds none")
     return sizes
 
 

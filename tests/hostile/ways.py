@@ -1,0 +1,365 @@
+"""The ways to change a ticket file: each takes a tree, changes it, and knows nothing of the checks.
+
+A tree is what stands in the folder: path -> bytes of a regular file, or one of the few other things a folder can hold.
+Trees are values, so a mutant is put in place and taken back by their difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from dlth.tickets.chunks import encode
+from dlth.tickets.layout import Layout
+from dlth.tickets.header import TicketHeader
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Fifo:
+    """A named pipe that nobody writes to."""
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A socket that nobody listens at."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An empty folder."""
+
+
+Tree = dict[str, "bytes | Link | Fifo | Socket | Folder"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the attacker has besides: other sound files, and the path of a file outside that must not be read."""
+
+    others: list[Tree]
+    secret: Path
+
+
+Way = Callable[[Tree, random.Random, Material], Tree]
+
+
+def load(path: Path) -> Tree:
+    """The tree of a sound file."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def put(path: Path, now: Tree, wanted: Tree) -> None:
+    """Make the folder, which holds `now`, hold `wanted`."""
+    for name in sorted((name for name in now if now[name] != wanted.get(name)), reverse=True):
+        target = path / name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+    kept = {str(parent) for name in wanted for parent in Path(name).parents}
+    for name in now:
+        for folder in map(str, Path(name).parents):
+            if folder not in kept and (path / folder).is_dir():
+                shutil.rmtree(path / folder)
+    here = os.getcwd()
+    for name in sorted(name for name in wanted if now.get(name) != wanted[name] or not os.path.lexists(path / name)):
+        item, target = wanted[name], path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(item, bytes):
+            target.write_bytes(item)
+        elif isinstance(item, Link):
+            target.symlink_to(item.target)
+        elif isinstance(item, Fifo):
+            os.mkfifo(target)
+        elif isinstance(item, Folder):
+            target.mkdir()
+        else:
+            os.chdir(target.parent)  # the name of a socket is short
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(target.name)
+            os.chdir(here)
+
+
+def signed_anew(tree: Tree) -> Tree:
+    """What an attacker does who can do all that a writer can: list and digest everything that the manifest lists."""
+    try:
+        manifest = json.loads(tree["manifest/c.0"])
+        for name in list(manifest["files"]):
+            item = tree.get(name)
+            if isinstance(item, bytes):
+                manifest["files"][name] = [len(item), hashlib.sha256(item).hexdigest()]
+        shards = manifest["shards"]
+        manifest["rows"] = sum(shard["rows"] for shard in shards)
+        manifest["skipped"] = sum(shard["skipped"] for shard in shards)
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        meta = json.loads(tree["manifest/zarr.json"])
+        meta["shape"] = meta["chunk_grid"]["configuration"]["chunk_shape"] = [len(text)]
+        meta["attributes"] = {"identity": hashlib.sha256(text).hexdigest()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return tree  # he broke the manifest itself beyond repair
+    changed = dict(tree)
+    changed["manifest/c.0"] = text
+    changed["manifest/zarr.json"] = json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()
+    return changed
+
+
+def _files(tree: Tree, part: str = "") -> list[str]:
+    return sorted(name for name, item in tree.items() if isinstance(item, bytes) and part in name)
+
+
+def _chunks(tree: Tree) -> list[str]:
+    return [name for name in _files(tree, "/c.") if not name.startswith("manifest")]
+
+
+def flip(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """One bit of one file."""
+    return _flipped(tree, rng, 1)
+
+
+def flips(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """2 to 64 bits of one file."""
+    return _flipped(tree, rng, rng.randint(2, 64))
+
+
+def _flipped(tree: Tree, rng: random.Random, count: int) -> Tree:
+    name = rng.choice(_files(tree))
+    raw = bytearray(tree[name])
+    for _ in range(count):
+        place = rng.randrange(len(raw))
+        raw[place] ^= 1 << rng.randrange(8)
+    return tree | {name: bytes(raw)}
+
+
+def cut(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """A file ends early; at 0 often."""
+    name = rng.choice(_files(tree))
+    return tree | {name: tree[name][: rng.choice((0, 1, -1, rng.randrange(len(tree[name]))))]}
+
+
+def grow(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """Bytes after the end: zeros, noise, or the file again."""
+    name = rng.choice(_files(tree))
+    return tree | {name: tree[name] + rng.choice((bytes(rng.randint(1, 40)), rng.randbytes(9), tree[name], b"\n"))}
+
+
+def blank(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """A stretch of a file becomes zeros, ones or noise, as a lost disk block does."""
+    name = rng.choice(_files(tree))
+    raw = bytearray(tree[name])
+    start = rng.randrange(len(raw))
+    size = rng.randint(1, len(raw) - start)
+    raw[start : start + size] = rng.choice((bytes(size), b"\xff" * size, rng.randbytes(size)))
+    return tree | {name: bytes(raw)}
+
+
+def delete(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """One file, or one folder, is gone."""
+    gone = rng.choice([*_files(tree), *sorted({name.split("/")[0] for name in tree if "/" in name})])
+    return {name: item for name, item in tree.items() if name != gone and not name.startswith(f"{gone}/")}
+
+
+def swap(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """Two files change places."""
+    first, second = rng.sample(_chunks(tree) if rng.random() < 0.8 else _files(tree), 2)
+    return tree | {first: tree[second], second: tree[first]}
+
+
+def duplicate(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """One shard's chunk stands in another's place too."""
+    first, second = rng.sample(_chunks(tree), 2)
+    return tree | {first: tree[second]}
+
+
+def mix(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """Files of another sound ticket file under the same names."""
+    other = rng.choice(material.others)
+    shared = sorted(tree.keys() & other.keys())
+    chosen = rng.sample(shared, min(len(shared), rng.choice((1, 1, 2, 5))))
+    return tree | {name: other[name] for name in chosen}
+
+
+def link(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """A link in place of a file: within, outside, to a device, to itself, to nothing, to a folder."""
+    name = rng.choice([*_files(tree), "patches", "keys", "extra", "patches/extra"])
+    targets = ("zarr.json", "../patches/c.0.0.0", str(material.secret), "/dev/zero", "/dev/random", ".", "/", "/nowhere")
+    return {path: item for path, item in tree.items() if not path.startswith(f"{name}/")} | {
+        name: Link(rng.choice((*targets, Path(name).name, "/proc/self/mem")))
+    }
+
+
+def special(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """A FIFO, a socket or a folder in place of a file or beside."""
+    name = rng.choice([*_files(tree), "patches/c.9.0.0", "extra"])
+    return tree | {name: rng.choice((Fifo(), Socket(), Folder()))}
+
+
+FOREIGN = ("patches/.zarray", ".zgroup", ".zattrs", ".zmetadata", "patches/.zattrs", "patches/c.9.0.0", "patches/C.0.0.0",
+           "Zarr.json", "ZARR.JSON", "patches/c.0.0.0.tmp", "patches/c/0/0/0", "extra/zarr.json", "a" * 255,
+           "patches/c.0.0.0 ", "patches/c.0.0.0\u200b", "\u202egnp.exe", "\x1b[2J", "\n", "k\u0435ys/zarr.json",
+           "__init__.py", "sitecustomize.py", "zarr.py", "numpy.py", ".partial", "manifest/c.1", "manifest/c.0.0",
+           "keys/deep/er/file", "-rf", "con", "x\\..\\y")  # fmt: skip
+
+
+def foreign(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """A file that does not belong: Zarr v2 metadata, twins, code, odd names."""
+    content = (b"", b"{}", b'{"zarr_format":2,"filters":[{"id":"pickle"}]}', b"import os; os.abort()")
+    return tree | {rng.choice(FOREIGN): rng.choice(content)}
+
+
+def foreign_folder(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """An empty folder that does not belong."""
+    return tree | {rng.choice(("extra", "c", "Patches", "patches/c", "\x1b", "store")): Folder()}
+
+
+def rename(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """A file under a name that is almost its own."""
+    name = rng.choice(_files(tree))
+    new = rng.choice((name.upper(), name + "0", name.replace("c.", "c/", 1), name.replace("/", "//", 1), f"x/{name}"))
+    return {path: item for path, item in tree.items() if path != name} | {str(Path(new)): tree[name]}
+
+
+VALUES: tuple[Any, ...] = (None, True, False, 0, 1, -1, 2**31, 2**63, 2**70, 10**18, 1e308, 0.5, "", "x", "\x1b[2J\u202e",
+                           "../../etc/passwd", [], [1] * 1000, {})  # fmt: skip
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in _places(item, (*path, key)))]
+
+
+def _edited(raw: bytes, rng: random.Random) -> bytes:
+    root = {"": json.loads(raw)}
+    place = ("", *rng.choice(_places(root[""])))
+    parent: Any = root
+    for key in place[:-1]:
+        parent = parent[key]
+    action = rng.random()
+    if action < 0.1 and len(place) > 1:
+        del parent[place[-1]]
+    elif action < 0.2 and isinstance(parent[place[-1]], dict):
+        parent[place[-1]][rng.choice(("more", "", "__class__", "storage_transformers", "consolidated_metadata"))] = 1
+    elif action < 0.3 and type(parent[place[-1]]) is int:
+        parent[place[-1]] += rng.choice((-1, 1))
+    else:
+        parent[place[-1]] = rng.choice(VALUES)
+    return json.dumps(root[""], sort_keys=True, separators=(",", ":")).encode()
+
+
+def field(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """One place of one metadata file: another value, one more field, one less."""
+    name = rng.choice(_files(tree, "zarr.json"))
+    return tree | {name: _edited(tree[name], rng)}
+
+
+def manifest_field(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """One place of the manifest."""
+    return tree | {"manifest/c.0": _edited(tree["manifest/c.0"], rng)}
+
+
+def text(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """JSON that parsers disagree on: a key twice, NaN, depth, spaces, byte order marks, other encodings, long numbers."""
+    name = rng.choice([*_files(tree, "zarr.json"), "manifest/c.0"])
+    raw = tree[name]
+    forms: tuple[Callable[[], bytes], ...] = (
+        lambda: raw.replace(b"{", b'{"zarr_format":2,', 1),
+        lambda: raw.replace(b"{", b'{"shape":[1],', 1),
+        lambda: raw.replace(b":3", b":NaN", 1),
+        lambda: raw.replace(b":", b":" + b"[" * rng.choice((20, 5_000)), 1),
+        lambda: raw.replace(b":3", b":" + b"3" * rng.choice((20, 5_000)), 1),
+        lambda: b"\xef\xbb\xbf" + raw,
+        lambda: raw.decode().encode("utf-16"),
+        lambda: raw + rng.choice((b" ", b"\n", b"{}", b"\0")),
+        lambda: raw.replace(b",", b", ", 1),
+        lambda: raw.replace(b'"zarr', b'"\\u007aarr', 1),
+        lambda: raw.replace(b"{", b"{" + b" " * 70_000, 1),
+        lambda: b"",
+        lambda: rng.choice((b"null", b"[]", b"{}", b'"x"', b"1", b"- &a [*a]")),
+    )
+    return tree | {name: rng.choice(forms)()}
+
+
+def _decoded(tree: Tree, name: str) -> tuple[Any, np.ndarray]:
+    header = TicketHeader.from_json(json.loads(tree["zarr.json"])["attributes"]["dlth_tickets"])
+    shape = json.loads(tree["keys/zarr.json"])["shape"]
+    layout = Layout.of(header, shape[0], shape[1], shape[2])
+    spec = next(spec for spec in layout.arrays if name.startswith(f"{spec.name}/"))
+    flat = np.frombuffer(Zstd().decode(tree[name][:-4]), np.dtype(spec.dtype).newbyteorder("<"))
+    return spec, flat.reshape(spec.chunk).copy()
+
+
+def value(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """Well-encoded chunks with other values: one cell, one row, rows exchanged, everything."""
+    name = rng.choice(_chunks(tree))
+    spec, chunk = _decoded(tree, name)
+    row = rng.randrange(len(chunk))
+    floats = spec.dtype == "float32"
+    new = rng.choice((np.nan, np.inf, -np.inf, -1.0, 0.0, 1e30)) if floats else rng.choice((0, 1, 15, 16, 128, 254, 255))
+    kind = rng.randrange(5)
+    if kind == 0:
+        chunk.reshape(-1)[rng.randrange(chunk.size)] = new
+    elif kind == 1:
+        chunk[row] = new
+    elif kind == 2:
+        chunk[[0, row]] = chunk[[row, 0]]
+    elif kind == 3:
+        chunk[row] = chunk[0]
+    else:
+        chunk[...] = new
+    return tree | {name: encode(spec, chunk)}
+
+
+def _lying(content: bytes, claimed: int) -> bytes:
+    """A frame of `content` whose header states another size."""
+    frame = bytes(Zstd(level=1).encode(content))
+    return b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", claimed) + frame[5 + (1, 2, 4, 8)[frame[4] >> 6] :]
+
+
+def frame(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """zstd frames that lie: bombs, other sizes, several frames, no size, dictionaries, other formats."""
+    name = rng.choice(_chunks(tree))
+    content = bytes(Zstd().decode(tree[name][:-4]))
+    whole = bytes(Zstd(level=1).encode(content))
+    forms: tuple[Callable[[], bytes], ...] = (
+        lambda: bytes(Zstd(level=1).encode(bytes(2**22))),
+        lambda: _lying(bytes(2**22), len(content)),
+        lambda: _lying(content, 2**32 - 1),
+        lambda: whole + whole,
+        lambda: b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + whole,
+        lambda: whole[:4] + bytes([whole[4] | rng.choice((1, 2, 3, 8, 16))]) + whole[5:],
+        lambda: b"\x28\xb5\x2f\xfd\0\x58" + ((len(content) << 3) | 1).to_bytes(3, "little") + content,
+        lambda: bytes(Zstd().encode(content[:-1])),
+        lambda: bytes(Zstd().encode(content + b"\0")),
+        lambda: bytes(Zstd(level=rng.randint(2, 19)).encode(content)),
+        lambda: rng.choice((b"\x1f\x8b", b"\x02\x01\x13\x01", b"BZh9", b"\xfd7zXZ\0", b"")) + content,
+        lambda: content,
+    )
+    return tree | {name: rng.choice(forms)() + tree[name][-4:]}
+
+
+def untouched(tree: Tree, rng: random.Random, material: Material) -> Tree:
+    """Nothing is changed; must open."""
+    return tree
+
+
+WAYS: dict[str, Way] = {way.__name__: way for way in (
+    flip, flips, cut, grow, blank, delete, swap, duplicate, mix, link, special, foreign, foreign_folder, rename, field,
+    manifest_field, text, value, frame, untouched)}  # fmt: skip

@@ -1,0 +1,124 @@
+"""Builds of dlth with one defence switched off, to show that the tests would notice: each must lead to findings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlth.tickets import checks, header, manifest, store, verify
+from dlth.tickets.layout import MANIFEST_FILE
+
+
+def no_digests() -> None:
+    """Sizes and digests are not compared, and a missing chunk is fill: what plain zarr does."""
+
+    def read_manifest(self: store.TicketStore) -> bytes:
+        return (self.path / MANIFEST_FILE).read_bytes()
+
+    def rows(self: store.TicketStore, spec: Any, shard_index: int) -> Any:
+        path = self.path / spec.chunk_file(shard_index)
+        if not path.exists():
+            return np.full(spec.chunk, spec.fill, spec.dtype)[: self.shards[shard_index].rows]
+        return sound_rows(self, spec, shard_index)
+
+    def read_bytes(self: store.TicketStore, name: str, shard: str = "") -> bytes:
+        return (self.path / name).read_bytes()
+
+    sound_rows = store.TicketStore._rows
+    store.TicketStore._read_manifest = read_manifest
+    store.TicketStore._bytes = read_bytes
+    store.TicketStore._check_tree = lambda self, sizes, text: None
+    store.TicketStore._rows = rows
+
+
+def follow_links() -> None:
+    """The tree is not looked at and files are opened as anybody would."""
+
+    def sizes(root: Path, max_entries: int) -> dict[str, int]:
+        found = {str(path.relative_to(root)): 0 for path in root.rglob("*")}
+        return found | {MANIFEST_FILE: 0, "manifest/zarr.json": 0}
+
+    store.scan_sizes = sizes
+    store.read_file = lambda path, limit, where: Path(path).read_bytes()
+    store.TicketStore._check_tree = lambda self, sizes, text: None
+
+
+def any_tree() -> None:
+    """Entries that do not belong are passed over."""
+    store.TicketStore._check_tree = lambda self, sizes, text: None
+    sound = store.scan_sizes
+
+    def sizes(root: Path, max_entries: int) -> dict[str, int]:
+        try:
+            return sound(root, max_entries)
+        except store.UnsafeError:
+            return {name: 0 for name in (MANIFEST_FILE, "manifest/zarr.json")}
+
+    store.scan_sizes = sizes
+
+
+def any_metadata() -> None:
+    """An array's zarr.json may say what it likes; whole numbers may be of any length, JSON of any depth."""
+    store.TicketStore._check_metadata = lambda self: None
+    store.same = lambda left, right: True
+    header._require = lambda ok, name, message: None
+    manifest.check_shards = lambda shards: None
+
+
+def any_text() -> None:
+    """JSON as Python reads it: a key twice, NaN, and another text for the same manifest."""
+    import json
+
+    store.parse = manifest.parse = lambda raw, where: json.loads(raw)
+    store.manifest_meta_text = lambda text: (os.fsencode("") or b"")
+    store.TicketStore._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
+    store.TicketStore._check_tree = lambda self, sizes, text: None
+    store.check_digest = lambda raw, expected, name, shard="": None
+
+
+def any_value() -> None:
+    """Patches out of range or twice, keys twice, odd gaps: whatever decodes is used."""
+    store.check_patches = lambda patches, num_patches: None
+    store.check_gap = lambda gap, skipped: None
+    checks._check_unique = lambda keys: None
+    verify._repeated_keys = lambda *arguments: iter(())
+    verify._content = lambda *arguments: iter(())
+    store.TicketStore._ranked = _unchecked
+
+
+def _unchecked(self: store.TicketStore, shard_index: int) -> Any:
+    spec, layout = self.layout.choice, self.layout
+    patches = self._rows(spec, shard_index)
+    skipped = (patches == spec.fill).all(axis=1)
+    return (np.zeros((len(patches), layout.ranked), spec.dtype) if layout.masked else patches), skipped
+
+
+def any_frame() -> None:
+    """A chunk is decoded to whatever size its frame unpacks to."""
+    from numcodecs.zstd import Zstd
+
+    def decode(spec: Any, raw: bytes, where: str) -> Any:
+        content = Zstd().decode(raw[:-4])
+        return np.frombuffer(content, spec.dtype)[: int(np.prod(spec.chunk))].reshape(spec.chunk).copy()
+
+    store.decode = decode
+
+
+BUILDS: dict[str, Callable[[], None]] = {
+    build.__name__: build
+    for build in (no_digests, follow_links, any_tree, any_metadata, any_text, any_value, any_frame)
+}
+
+CLASS_FAILS_IN = {
+    "flip": "no_digests", "flips": "no_digests", "cut": "no_digests", "grow": "no_digests", "blank": "no_digests",
+    "delete": "no_digests", "swap": "no_digests", "duplicate": "no_digests", "mix": "no_digests",
+    "link": "follow_links", "special": "follow_links", "foreign": "any_tree", "foreign_folder": "any_tree",
+    "rename": "no_digests", "field": "any_metadata", "manifest_field": "any_text", "text": "any_text",
+    "value": "any_value", "frame": "any_frame",
+}  # fmt: skip
+"""Each class of mutants, and the build in which it must lead to findings."""
+
