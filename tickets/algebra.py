@@ -65,6 +65,12 @@ def inverse(store: TicketStore) -> Draft:
     return Draft(changed, specs(store), store.layout.key_width, rows)
 
 
+def require_order(store: TicketStore, what: str) -> None:
+    """Raises InputError for a file of form 'mask'."""
+    if store.header.form == "mask":
+        raise InputError(f"{what} needs an order of patches; {shown(store.path.name)} is of form 'mask' and has none")
+
+
 def require_full(store: TicketStore, what: str) -> None:
     """Raises InputError unless the file ranks all patches."""
     if store.header.form != "full":
@@ -89,6 +95,8 @@ def fused(rankings: Sequence[NDArray[np.integer]], num_patches: int, operation: 
 def _fused(stores: Sequence[TicketStore], operation: str, k: int | None) -> Draft:
     check_same_size(list(stores))
     check_same_frame(stores)
+    for store in stores:
+        require_order(store, f"the {operation}")
     base, num_patches = stores[0], stores[0].header.grid.num_patches
     ks = {store.header.k for store in stores}
     if k is None and len(ks) > 1:

@@ -106,9 +106,9 @@ def compare(
     """
     check_same_frame([first, second])
     held = min(first.num_patches_stored, second.num_patches_stored)
-    counts = _chosen(ks, first, held)
+    counts = _chosen(ks, first, second, held)
     main_k = first.header.k if first.header.k in counts else counts[-1]
-    ranked = held == first.header.grid.num_patches
+    ranked = first.header.form == second.header.form == "full"
     state = _State(counts, main_k, first.header.grid.num_patches, ranked, num_worst)
     row_labels = None if labels is None else RowLabels(labels, first)
     pairing = Pairing(first, second)
@@ -264,11 +264,15 @@ def _rho_place(rho: Floats, steps: int = _RHO_STEPS) -> NDArray[np.int64]:
     return np.rint(rho * steps).astype(np.int64) + steps
 
 
-def _chosen(ks: tuple[int, ...] | None, first: TicketStore, held: int) -> tuple[int, ...]:
+def _chosen(ks: tuple[int, ...] | None, first: TicketStore, second: TicketStore, held: int) -> tuple[int, ...]:
+    headers = first.header, second.header
     if ks is None:
-        wanted = {first.header.k, *(num_kept(keep, first.header.grid.num_patches) for keep in KEEPS)}
-        return tuple(sorted(k for k in wanted if k <= held)) or (held,)
+        wanted = {headers[0].k, *(num_kept(keep, headers[0].grid.num_patches) for keep in KEEPS)}
+        ks = tuple(k for k in wanted if all(header.serves(k) for header in headers)) or (headers[1].k,)
     wrong = [k for k in ks if not 1 <= k <= held]
     if wrong or not ks:
         raise InputError(f"k must be from 1 to {held} (the patches both files hold), got {wrong[0] if wrong else ks}")
+    for header in headers:
+        for k in ks:
+            header.check_serves(k)
     return tuple(sorted(set(ks)))

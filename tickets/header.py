@@ -11,14 +11,20 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
-from dlth.tickets.errors import DlthError, SchemaError, shown
+from dlth.tickets.errors import DlthError, MismatchError, SchemaError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.jsontext import Json, canonical
 from dlth.tickets.view import View
 
 FORMAT = "dlth-tickets"
 VERSION = "1.0"
-FORMS = ("full", "top")
+LOST_BY_FORM = {
+    "full": (),
+    "top": ("keeps above its own", "projection to crops and other views"),
+    "mask": ("any keep but its own", "projection to crops and other views", "the order of patches"),
+}
+"""What a ticket file of each form cannot give, in words for a person."""
+FORMS = tuple(LOST_BY_FORM)
 MAX_TEXT = 1_000
 MAX_ITEMS = 64
 MAX_SIDE = 65_536
@@ -149,7 +155,7 @@ class DatasetInfo:
 class TicketHeader:
     """The header of a ticket file; raises SchemaError, naming the field, when made with values that cannot be.
 
-    form 'full': all patches ranked, 'top': the k best alone. `keep` and `stage_keep` are decimal text, `stage_tokens`
+    form 'full': all patches ranked, 'top': the k best alone, 'mask': the k best as a set without order. `keep` and `stage_keep` are decimal text, `stage_tokens`
     the tokens kept at each selection stage. `extensions` is the only place for fields this version does not know.
     """
 
@@ -188,8 +194,30 @@ class TicketHeader:
 
     @property
     def ranked(self) -> int:
-        """Patches stored per row: all of the grid in form 'full', k in form 'top'."""
+        """Patches stored per row: all of the grid in form 'full', k in the other forms."""
         return self.grid.num_patches if self.form == "full" else self.k
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What the file's form cannot give, in words for a person."""
+        return LOST_BY_FORM[self.form]
+
+    def serves(self, k: int) -> bool:
+        """Whether the file can say which k patches of every image are the best."""
+        return k == self.k if self.form == "mask" else 1 <= k <= self.ranked
+
+    def check_serves(self, k: int) -> None:
+        """Raises MismatchError, naming the form, unless the file `serves` k patches."""
+        if self.form == "mask" and k != self.k:
+            raise MismatchError(
+                f"the file is of form 'mask': it keeps a set of {self.k} patches (keep {self.keep}) without order, so "
+                f"it cannot say which {k} are best; use the file that it was made from"
+            )
+        if not self.serves(k):
+            raise MismatchError(
+                f"the file is of form '{self.form}' and holds the {self.ranked} best patches (keep {self.keep}), "
+                f"asked for {k}"
+            )
 
     def to_json(self) -> dict[str, Json]:
         """The header as a JSON object; every field is written."""

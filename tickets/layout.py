@@ -87,6 +87,7 @@ class Layout:
     key_width: int
     num_patches: int
     ranked: int
+    masked: bool = False
 
     def __post_init__(self) -> None:
         for name, value, bound in (
@@ -106,13 +107,27 @@ class Layout:
     @classmethod
     def of(cls, header: TicketHeader, num_shards: int, max_rows: int, key_width: int) -> "Layout":
         """The layout that a header and the sizes of its shards ask for."""
-        return cls(num_shards, max_rows, key_width, header.grid.num_patches, header.ranked)
+        masked = header.form == "mask"
+        return cls(num_shards, max_rows, key_width, header.grid.num_patches, header.ranked, masked)
 
     @property
     def patches(self) -> ArraySpec:
-        """Patch indices, best first; 255 would be a valid patch from 256 patches on, so those take two bytes."""
+        """Patch indices as rows are read, best first (in form 'mask', whose `mask` is stored instead, ascending).
+
+        255 would be a valid patch from 256 patches on, so those take two bytes.
+        """
         dtype, fill = ("uint8", 255) if self.num_patches <= 255 else ("uint16", 65_535)
         return ArraySpec("patches", dtype, (self.max_rows, self.ranked), ("row", "rank"), fill)
+
+    @property
+    def mask(self) -> ArraySpec:
+        """Kept sets, one bit a patch."""
+        return ArraySpec("mask", "uint8", (self.max_rows, (self.num_patches + 7) // 8), ("row", "byte"), 0)
+
+    @property
+    def choice(self) -> ArraySpec:
+        """The array that holds the choice of patches: `mask` in form 'mask', else `patches`."""
+        return self.mask if self.masked else self.patches
 
     @property
     def keys(self) -> ArraySpec:
@@ -132,7 +147,7 @@ class Layout:
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays, in the order in which a shard is written."""
-        return self.patches, self.keys, self.images, self.gap
+        return self.choice, self.keys, self.images, self.gap
 
     def chunk_files(self, shard_index: int) -> list[str]:
         """Paths of one shard's chunks."""

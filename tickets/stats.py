@@ -74,6 +74,7 @@ def ticket_stats(
     k = store.header.k if k is None else k
     if not 1 <= k <= store.num_patches_stored:
         raise InputError(f"k must be from 1 to {store.num_patches_stored} (the patches stored), got {k}")
+    store.header.check_serves(k)
     overall = _Counts(store.header.grid, k, thresholds)
     by_class = _Counts(store.header.grid, k, thresholds)
     row_labels = None if labels is None else RowLabels(labels, store)

@@ -48,6 +48,7 @@ from dlth.tickets.layout import (
     manifest_meta_text,
 )
 from dlth.tickets.manifest import Manifest, ShardEntry, check_digest
+from dlth.tickets.masks import from_bits, kept_sets
 from dlth.tickets.partial import Partial
 from dlth.tickets.verify import verify_store
 
@@ -96,7 +97,7 @@ class TicketStore:
 
     @property
     def num_patches_stored(self) -> int:
-        """Patches per row: all of the grid in form 'full', k in form 'top'."""
+        """Patches per row: all of the grid in form 'full', k in the other forms."""
         return self.layout.ranked
 
     def read(self, shard_index: int) -> ShardTickets:
@@ -105,14 +106,19 @@ class TicketStore:
         return ShardTickets(self.keys(shard_index), self.images(shard_index), patches, self.gap(shard_index), skipped)
 
     def patches(self, shard_index: int) -> NDArray[np.integer]:
-        """Unsigned [rows, ranked]: patches best first; skipped rows hold the fill value (see `skipped`). Reads one
-        chunk.
+        """Unsigned [rows, ranked]: patches best first (in form 'mask', which has no order, by number); skipped rows
+        hold the fill value (see `skipped`). Reads one chunk.
         """
         return self._ranked(shard_index)[0]
 
     def skipped(self, shard_index: int) -> NDArray[np.bool_]:
         """Bool [rows]: images that could not be read when the tickets were made. From the same chunk as `patches`."""
         return self._ranked(shard_index)[1]
+
+    def mask(self, shard_index: int) -> NDArray[np.bool_]:
+        """Bool [rows, P]: the k patches that each ticket keeps, in any form; none on skipped rows. Reads one chunk."""
+        patches, skipped = self._ranked(shard_index)
+        return kept_sets(patches[:, : self.header.k], skipped, self.layout.num_patches)
 
     def keys(self, shard_index: int) -> tuple[str, ...]:
         """The keys of one shard's rows. Reads one chunk."""
@@ -192,9 +198,15 @@ class TicketStore:
         """Patches and skipped rows of one shard, every value checked."""
 
         def load() -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-            patches: NDArray[np.integer] = self._rows(self.layout.patches, shard_index)
-            skipped = (patches == self.layout.patches.fill).all(axis=1)
-            check_patches(patches[~skipped] if skipped.any() else patches, self.layout.num_patches)
+            spec, num_patches = self.layout.patches, self.layout.num_patches
+            patches: NDArray[np.integer] = self._rows(self.layout.choice, shard_index)
+            if self.layout.masked:
+                chosen, skipped = from_bits(np.asarray(patches, dtype=np.uint8), num_patches, self.header.k)
+                patches = np.where(skipped[:, None], spec.fill, chosen).astype(spec.dtype)
+                patches.flags.writeable = False
+            else:
+                skipped = (patches == spec.fill).all(axis=1)
+                check_patches(patches[~skipped] if skipped.any() else patches, num_patches)
             if int(skipped.sum()) != self.shards[shard_index].skipped:
                 raise RuleError(
                     f"{skipped.sum()} rows are skipped, the manifest says {self.shards[shard_index].skipped}"
@@ -202,7 +214,7 @@ class TicketStore:
             skipped.flags.writeable = False
             return patches, skipped
 
-        return self._cached("patches", shard_index, load)
+        return self._cached(self.layout.choice.name, shard_index, load)
 
     def _rows(self, spec: ArraySpec, shard_index: int) -> Any:
         """One shard's rows of one array, from disk: digest, sizes and padding checked."""

@@ -40,6 +40,7 @@ from dlth.tickets.manifest import (
     content_id,
     digest_of,
 )
+from dlth.tickets.masks import kept_sets, to_bits
 from dlth.tickets.partial import Partial
 from dlth.tickets.store import TicketStore
 
@@ -193,11 +194,14 @@ class TicketWriter:
 
     def _rows(self, tickets: ShardTickets) -> list[tuple[ArraySpec, Array]]:
         layout = self.layout
-        patches = tickets.patches.astype(layout.patches.dtype)
-        patches[tickets.skipped] = layout.patches.fill
+        if layout.masked:
+            choice: Array = to_bits(kept_sets(tickets.patches, tickets.skipped, layout.num_patches))
+        else:
+            choice = tickets.patches.astype(layout.patches.dtype)
+            choice[tickets.skipped] = layout.patches.fill
         gap = np.where(tickets.skipped, np.float32(np.nan), tickets.gap)
         keys = encoded_keys(tickets.keys, layout.key_width)
-        return [(layout.patches, patches), (layout.keys, keys), (layout.images, tickets.images), (layout.gap, gap)]
+        return [(layout.choice, choice), (layout.keys, keys), (layout.images, tickets.images), (layout.gap, gap)]
 
     def _publish(self) -> None:
         """Manifest, a full check of everything by the reader itself, then the name."""

@@ -48,7 +48,7 @@ REFUSED = [
     ("format", "other", "format: must be 'dlth-tickets'"),
     ("version", "2.0", "version: the file is version 2.0, this dlth reads 1.x; update dlth"),
     ("version", "one", "version: must look like 1.0"),
-    ("form", "mask", "form: must be one of full, top, got 'mask'"),
+    ("form", "best", "form: must be one of full, top, mask, got 'best'"),
     ("surprise", 1, "unknown field surprise; version 1.0 allows new fields under 'extensions' only"),
     ("selector.surprise", 1, r"header.selector: unknown field surprise"),
     ("k", ..., "field k is missing"),

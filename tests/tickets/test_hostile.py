@@ -191,7 +191,7 @@ METADATA: list[tuple[str, Attack, type[DlthError], str]] = [
     ("list as group", lambda root: (root / GROUP).write_text("[]") and None, SchemaError, "must be a Zarr v3 group"),
     ("next major", edited(GROUP, *ATTRIBUTES, "version", value="2.0"), SchemaError, "this dlth reads 1.x; update dlth"),
     ("other minor", edited(GROUP, *ATTRIBUTES, "version", value="1.9"), SchemaError, "header is version 1.9, the man"),
-    ("unknown form", edited(GROUP, *ATTRIBUTES, "form", value="mask"), SchemaError, "must be one of full, top"),
+    ("unknown form", edited(GROUP, *ATTRIBUTES, "form", value="best"), SchemaError, "must be one of full, top, mask"),
     ("larger grid", edited(GROUP, *ATTRIBUTES, "grid", "rows", value=5), SchemaError, NOT_AS_ASKED),
     ("top of full", edited(GROUP, *ATTRIBUTES, "form", value="top"), SchemaError, NOT_AS_ASKED),
     (
