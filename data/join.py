@@ -119,10 +119,13 @@ def check_compatible(
     wrong = []
     if header.grid != grid:
         wrong.append(f"grid: the file has {header.grid} patches, the model {grid}")
-    if k is not None and k > header.ranked:
-        wrong.append(f"keep: the file holds the {header.ranked} best patches (keep {header.keep}), asked for {k}")
+    if k is not None and not header.serves(k):
+        held = f"a set of {header.k} without order" if header.form == "mask" else f"the {header.ranked} best patches"
+        wrong.append(f"keep: the file holds {held} (keep {header.keep}), asked for {k}")
     if moved and header.form != "full":
-        wrong.append(f"form: the file is '{header.form}' (best patches alone); moving tickets to crops needs 'full'")
+        wrong.append(
+            f"form: the file is '{header.form}' and cannot give {', '.join(header.lost)}; moving tickets to crops needs 'full'"
+        )
     for name, ours, other in (("dataset", dataset, theirs.name), ("split", split, theirs.split)):
         if ours and other and ours != other:
             wrong.append(f"{name}: the file is for {shown(other)!r}, the images are {shown(ours)!r}")

@@ -72,6 +72,10 @@ def gallery_of(
     joins = [join(index, each, missing="skip") for each in (store, other) if each is not None]
     for each in joins:
         say(str(each.coverage))
+        if each.store.header.form == "mask":
+            say(
+                f"{shown(each.store.path.name)} is of form 'mask': it has no order, so shades and smaller keeps mean nothing"
+            )
     names = class_names(index)
     candidates = _candidates(index, joins, choice, names)
     k = _kept([each.store.header for each in joins], choice)
