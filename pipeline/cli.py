@@ -132,11 +132,26 @@ def index(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Read the shards anew even if the index is fresh.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every byte instead, and compare with declared counts and digests.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List what the shards hold, once: keys, labels, offsets and sizes, kept beside them or in the cache."""
-    from dlth.data.index import open_index
+    from dlth.data.index import check_shards, open_index
 
+    if check:
+        with console.counting("check", 0, "shards", quiet=json) as counter:
+            damage = check_shards(data, split=split, progress=counter)
+        if json:
+            console.as_json({"ok": not damage, "damage": [str(problem) for problem in damage]})
+        for problem in [] if json else damage:
+            console.note(f"damaged[{problem.code}]: {problem}")
+        if damage:
+            raise typer.Exit(EXIT_DAMAGE)
+        if not json:
+            console.note(f"{data}: every shard is what was declared")
+        return
     with console.counting("index", 0, "shards", quiet=json) as counter:
         found = open_index(data, split=split, rebuild=rebuild, progress=counter)
     facts = {

@@ -124,7 +124,7 @@ def tickets(dlth: Run, make_shards: Callable[..., Any], tmp_path: Path) -> tuple
 
 def test_verify_names_the_damage_and_exits_with_1(dlth: Run, tickets: tuple[Any, Path]) -> None:
     """One flipped bit in one chunk is found, with the shard's and the file's name."""
-    shards, path = tickets
+    _, path = tickets
     assert dlth("tickets", "verify", path)[0] == 0
     chunk = path / "patches" / "c.1.0.0"
     data = bytearray(chunk.read_bytes())
@@ -149,7 +149,7 @@ def test_info_shows_the_header_and_draws_a_ticket(dlth: Run, tickets: tuple[Any,
 
 def test_an_unfinished_file_is_refused_everywhere(dlth: Run, tickets: tuple[Any, Path]) -> None:
     """info, verify and train say that it is unfinished and what to do, with exit code 2."""
-    shards, path = tickets
+    _, path = tickets
     shutil.copytree(path, path.with_name("u.zarr.partial") / "store")
     for words in (("tickets", "info"), ("tickets", "verify")):
         code, _, err = dlth(*words, path.with_name("u.zarr"))
@@ -216,3 +216,24 @@ def test_a_dry_run_of_training_takes_no_step(dlth: Run, tickets: tuple[Any, Path
     assert code == 0, err
     assert json.loads(out)["tokens"] == "8 of 16 patches"
     assert not (tmp_path / "run").exists()
+
+
+def test_check_finds_a_damaged_shard_and_exits_with_1(dlth: Run, images: Path, tmp_path: Path) -> None:
+    """A flipped bit inside an image leaves the tar whole; the declared digest finds it, and names the shard."""
+    assert dlth("pack", images, "--out", tmp_path / "shards", "--shard-size", 10)[0] == 0
+    assert dlth("index", tmp_path / "shards", "--check")[0] == 0
+    shard = tmp_path / "shards" / "train-000001.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 4
+    shard.write_bytes(data)
+    code, _, err = dlth("index", tmp_path / "shards", "--check")
+    assert code == 1
+    assert "train-000001.tar" in err
+    assert "train-000000.tar" not in err
+
+
+def test_help_needs_no_torch() -> None:
+    """`dlth --help` answers without importing torch, timm or torchvision."""
+    script = "import sys, dlth.pipeline.cli; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
