@@ -123,9 +123,8 @@ def check_compatible(
         held = f"a set of {header.k} without order" if header.form == "mask" else f"the {header.ranked} best patches"
         wrong.append(f"keep: the file holds {held} (keep {header.keep}), asked for {k}")
     if moved and header.form != "full":
-        wrong.append(
-            f"form: the file is '{header.form}' and cannot give {', '.join(header.lost)}; moving tickets to crops needs 'full'"
-        )
+        lost = ", ".join(header.lost)
+        wrong.append(f"form: the file is '{header.form}' and cannot give {lost}; moving tickets to crops needs 'full'")
     for name, ours, other in (("dataset", dataset, theirs.name), ("split", split, theirs.split)):
         if ours and other and ours != other:
             wrong.append(f"{name}: the file is for {shown(other)!r}, the images are {shown(ours)!r}")

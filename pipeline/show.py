@@ -73,9 +73,7 @@ def gallery_of(
     for each in joins:
         say(str(each.coverage))
         if each.store.header.form == "mask":
-            say(
-                f"{shown(each.store.path.name)} is of form 'mask': it has no order, so shades and smaller keeps mean nothing"
-            )
+            say(f"{shown(each.store.path.name)} has no order (form 'mask'): shades and smaller keeps mean nothing")
     names = class_names(index)
     candidates = _candidates(index, joins, choice, names)
     k = _kept([each.store.header for each in joins], choice)

@@ -155,8 +155,9 @@ class DatasetInfo:
 class TicketHeader:
     """The header of a ticket file; raises SchemaError, naming the field, when made with values that cannot be.
 
-    form 'full': all patches ranked, 'top': the k best alone, 'mask': the k best as a set without order. `keep` and `stage_keep` are decimal text, `stage_tokens`
-    the tokens kept at each selection stage. `extensions` is the only place for fields this version does not know.
+    form 'full': all patches ranked, 'top': the k best alone, 'mask': the k best as a set without order. `keep` and
+    `stage_keep` are decimal text, `stage_tokens` the tokens kept at each selection stage. `extensions` is the only
+    place for fields this version does not know.
     """
 
     form: str

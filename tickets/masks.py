@@ -1,7 +1,7 @@
-"""Kept sets as bits: patch p of a row is bit p % 8 (the lowest first) of byte p // 8, the bits after the last patch are 0.
+"""Kept sets as bits: patch p of a row is bit p % 8 (the lowest first) of byte p // 8; bits after the last patch are 0.
 
-A row without any bit is fill: a ticket keeps at least one patch. A set has no order, so its patches are read in the order
-of their numbers. Rejected: run lengths and coded differences, which save less than zstd does on the bits.
+A row without any bit is fill: a ticket keeps at least one patch. A set has no order, so its patches are read by their
+numbers. Rejected: run lengths and coded differences, which save less than zstd does on the bits.
 """
 
 import numpy as np
