@@ -22,7 +22,7 @@ from dlth.data.png import sound_png
 from dlth.tickets.errors import DlthError, shown
 
 MAX_PIXELS = 100_000_000
-MAX_SCANS = 1_000  # a progressive JPEG has about ten; each scan costs a pass over all pixels
+MAX_SCANS = 100  # a progressive JPEG has about ten; each scan costs a pass over all pixels
 
 # Said once in the module of torchvision 0.29; the replacement (torchcodec) is not on every platform dlth runs on.
 warnings.filterwarnings("ignore", message=r"(?s).*image decoding and encoding capabilities of TorchVision")

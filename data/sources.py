@@ -66,11 +66,11 @@ def resolve(spec: str, split: str | None = None) -> Listing:
     with that word in their names. Raises InputError, MissingFileError, SchemaError, LimitError, and UnsafeError for
     commands, foreign schemes and JSON files that point elsewhere.
     """
-    parts = [spec] if not is_remote(spec) and os.path.exists(spec) else _split_commas(spec)
+    exists = os.path.exists(spec)  # then its commas, braces and stars are just its name
     found: list[Source] = []
-    for part in parts:
+    for part in [spec] if exists else _split_commas(spec):
         check_address(part)
-        for address in expand_braces(part):
+        for address in [part] if exists else expand_braces(part):
             found += _expand_one(address if is_remote(address) else _local(address), split)
             if len(found) > MAX_SHARDS:
                 raise LimitError(f"{shown(spec)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
@@ -159,7 +159,7 @@ def _expand_one(address: str, split: str | None) -> list[Source]:
         raise InputError(f"{shown(address)}: a compressed tar cannot be read by position. Unpack it to a plain .tar.")
     if plain.endswith(".json"):
         return _from_json(address, split)
-    if any(mark in address for mark in ("*[" if is_remote(address) else "*?[")):
+    if any(mark in address for mark in ("*[" if is_remote(address) else "*?[")) and not os.path.exists(address):
         found = [match for match in _glob(address) if match.endswith(".tar")]
         if not found:
             raise MissingFileError(f"{shown(address)!r} matches no .tar file")
