@@ -68,11 +68,6 @@ class EvalSet:
     workers: int
     bad_images: Literal["error", "skip"]
 
-    @property
-    def identity(self) -> str:
-        """Identity of the ticket file, empty without one."""
-        return "" if self.join is None else self.join.store.identity
-
     def kinds(self, has_selector: bool = False) -> tuple[Arm, ...]:
         """Kinds of tokens to measure: dense always; with k, random, and ticket where tickets can be had."""
         if self.k is None:
