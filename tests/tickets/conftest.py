@@ -78,13 +78,13 @@ def write_store(path: Path, rows: Sequence[int] = ROWS, skipped: Sequence[int] =
     return path
 
 
-def resume_store(path: Path) -> None:
-    """Write what `write_store(path)` left undone and finish: what a second `dlth select` does."""
-    writer = TicketWriter(path, header(), shard_specs(), key_width=12)
+def resume_store(path: Path, rows: Sequence[int] = ROWS) -> None:
+    """Write what `write_store(path, rows)` left undone and finish: what a second `dlth select` does."""
+    writer = TicketWriter(path, header(), shard_specs(rows), key_width=12)
     for index in writer.missing():
         with writer.claim(index) as mine:
             assert mine
-            writer.write(index, tickets(index, ROWS[index]))
+            writer.write(index, tickets(index, rows[index]))
     assert writer.finish()
 
 

@@ -57,7 +57,7 @@ def killed_at(limit: int) -> int:
             if count == limit:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(step)
-    tools["write_store"](folder / f"{limit}.zarr")
+    tools["write_store"](folder / f"{limit}.zarr", (2, 1))
     os._exit(0)
 
 limit = 0
@@ -72,7 +72,7 @@ print(limit - 1)
 
 
 def test_killed_before_every_step(
-    tmp_path: Path, make_store: MakeStore, tree: Tree, resume: Callable[[Path], None]
+    tmp_path: Path, make_store: MakeStore, tree: Tree, resume: Callable[..., None]
 ) -> None:
     """One kill for every file-system step of a small run: open as finished only if whole, resumed to the same bytes."""
     done = subprocess.run(
@@ -83,7 +83,7 @@ def test_killed_before_every_step(
     )
     num_steps = int(done.stdout)
     assert num_steps > 100
-    expected = tree(make_store(tmp_path / "straight.zarr"))
+    expected = tree(make_store(tmp_path / "straight.zarr", (2, 1)))
     finished = 0
     for limit in range(1, num_steps + 1):
         path = tmp_path / f"{limit}.zarr"
@@ -93,7 +93,7 @@ def test_killed_before_every_step(
         else:
             with pytest.raises((IncompleteError, MissingFileError)):
                 TicketStore(path)
-        resume(path)
+        resume(path, (2, 1))
         assert tree(path) == expected, limit
         assert not path.with_name(f"{limit}.zarr.partial").exists(), limit
     assert 0 < finished < num_steps
