@@ -48,8 +48,8 @@ def read_file(path: Path, limit: int, where: str) -> bytes:
 def scan_sizes(root: Path, max_entries: int) -> dict[str, int]:
     """Relative path -> size of every file of a folder and its direct subfolders.
 
-    Raises UnsafeError for anything but regular files in at most one level of folders, for an empty folder, and for names
-    that differ by case only, LimitError above `max_entries`. Nothing is opened.
+    Raises UnsafeError for anything but regular files in at most one level of folders, for an empty folder, and for
+    names that differ by case only, LimitError above `max_entries`. Nothing is opened.
     """
     sizes: dict[str, int] = {}
     folders = [""]
