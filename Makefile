@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check lint types format lock clean
+.PHONY: demo test test-browser bench check lint types format lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/dlth demo --out demo
@@ -18,6 +18,13 @@ test: $(INSTALLED)
 # Needs a Chromium besides (Debian: apt-get install chromium); `make test` does without.
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest tests/browser
+
+# Ratios with their spread, against named rivals in the same run; about ten minutes. docs/benchmarks.md holds the tables.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_selector.py --batch-size 8 --rounds 5
+	$(BIN)/python benchmarks/bench_step.py --batch-size 4 --rounds 5
+	$(BIN)/python benchmarks/bench_loader.py
+	$(BIN)/python benchmarks/bench_store.py
 
 check: lint types test
 

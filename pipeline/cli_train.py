@@ -83,14 +83,12 @@ def train(
     if print_config:
         typer.echo(to_toml(settings), nl=False)
         return
-    from dlth.training.distributed import joined
+    from dlth.training.loop import planned
     from dlth.training.loop import train as run
-    from dlth.training.setup import prepare
 
     reporter = ConsoleReporter(quiet=json)
     if dry_run:
-        with joined(settings.device) as world:
-            facts = prepare(settings, world, reporter).facts()
+        facts = planned(settings, reporter=reporter)
         console.as_json(facts) if json else console.facts("dlth train, dry run: nothing is trained", facts)
         return
     try:
