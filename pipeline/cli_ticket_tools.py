@@ -112,23 +112,19 @@ def diff(
             "compared": f"{found.num_compared:,} images with a ticket in both files",
             "in one file alone": f"{found.only_first:,} and {found.only_second:,}",
             "other bytes": f"{found.num_other_bytes:,} images (re-encoded, or no hash known)",
+            "rank correlation": _correlation(found.rank_correlation),
         },
     )
-    spread = ("mean", "std", "least", "5%", "median", "95%")
-    rows: list[tuple[object, ...]] = [
-        (f"IoU of the {each.k} best", *list(vars(each.iou).values())[1:], each.share.mean, each.chance)
-        for each in found.overlaps
-    ]
-    if found.rank_correlation is not None:
-        rows.append(("rank correlation", *list(vars(found.rank_correlation).values())[1:], "", ""))
-    console.table("agreement over images", ("", *spread, "share", "share by chance"), rows)
+    columns = ("k", "mean", "std", "least", "5%", "median", "95%", "share", "chance")
+    rows = [(each.k, *_rounded(each.iou), round(each.share.mean, 3), round(each.chance, 3)) for each in found.overlaps]
+    console.table("intersection over union of the k best; share of a ticket in common", columns, rows)
     if classes is not None:
         by_class = sorted(found.classes.items(), key=lambda item: item[1].iou.mean)[:_CLASSES_SHOWN]
-        table = [(classes.name(label), each.iou.count, each.iou.mean, each.iou.std) for label, each in by_class]
+        table = [(classes.name(label), each.iou.count, *_rounded(each.iou)[:2]) for label, each in by_class]
         console.table(f"by class, {found.main_k} best, least first", ("class", "images", "IoU", "std"), table)
         _more(len(found.classes))
     if found.worst:
-        listed = [(shown(row.key, 60), shown(row.shard, 60), row.iou) for row in found.worst]
+        listed = [(shown(row.key, 60), shown(row.shard, 60), round(row.iou, 3)) for row in found.worst]
         console.table(f"least overlap, {found.main_k} best", ("image", "shard", "IoU"), listed)
 
 
@@ -246,6 +242,17 @@ def write(draft: Draft, out: Path, dry_run: bool, json: bool, facts: dict[str, o
         f"{out}: {store.num_rows:,} rows in {len(store.shards):,} shards, {header.k} of {header.grid.num_patches} "
         f"patches kept; its identity is {store.identity}"
     )
+
+
+def _rounded(spread: Any) -> list[float]:
+    """Mean, standard deviation, least, 5th, 50th and 95th percentile."""
+    return [round(value, 3) for name, value in vars(spread).items() if name != "count"]
+
+
+def _correlation(spread: Any) -> str:
+    if spread is None:
+        return "needs all patches ranked in both files"
+    return f"{spread.mean:.3f} ± {spread.std:.3f}, least {spread.least:.3f} (Spearman's, all patches)"
 
 
 def _count(store: TicketStore, keep: str | None, tokens: int | None) -> int | None:

@@ -104,6 +104,8 @@ def _fused(stores: Sequence[TicketStore], operation: str, k: int | None) -> Draf
     ranked = min(store.num_patches_stored for store in stores)
     fields = cut_to(base.header.k if k is None else k, num_patches, ranked)
     stored = num_patches if fields["form"] == "full" else fields["k"]
+    if fields["k"] == base.header.k:  # as its maker wrote it: 0.7 and not 0.704082
+        fields["keep"] = fields["stage_keep"] = base.header.keep
     changed = made_header(stores, operation, selector=unscored(operation, "derived"), **fields)
     pairings = [Pairing(base, other) for other in stores[1:]]
 
