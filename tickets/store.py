@@ -9,7 +9,7 @@ which a deleted chunk is fill values, a link is a file, and a FIFO is forever.
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,6 +170,20 @@ class TicketStore:
         parts only, and then not what spans shards: that no key stands twice, and the content digest.
         """
         return verify_store(self, progress, subset)
+
+    @property
+    def num_files(self) -> int:
+        """Files that the ticket file consists of."""
+        return len(self._files) + 2
+
+    def raw_files(self) -> Iterator[tuple[str, bytes]]:
+        """Every file's path and bytes, sorted by path, digests checked: what a copy consists of."""
+        text = self._read_manifest()
+        if identity_of(text) != self.identity:
+            raise DamageError(f"{MANIFEST_FILE} changed since the file was opened", file=MANIFEST_FILE)
+        manifest = {MANIFEST_FILE: text, MANIFEST_META_FILE: manifest_meta_text(text)}
+        for name in sorted([*self._files, *manifest]):
+            yield name, manifest[name] if name in manifest else self._bytes(name, self._shard_of(name))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_cache", "_key_index")}
