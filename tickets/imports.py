@@ -1,8 +1,8 @@
 """Rows from outside (another lab's rankings or masks) as a draft of an ordinary ticket file.
 
 A table says how many rows it has and hands out ranges of them; what they must be is checked by the writer's own rules,
-as for every other row. Masks say which patches are kept and not in which order, so they become a file of form 'top'
-with the kept patches by number; all images must keep the same number, as in every ticket file. What the table does not
+as for every other row. Masks say which patches are kept and not in which order, so they become a file of form 'mask';
+all images must keep the same number, as in every ticket file. What the table does not
 say stays unknown and is marked so: content hashes of zeros, gaps of infinity, no weights of a selector.
 """
 
@@ -134,10 +134,10 @@ def _header(table: Table, options: ImportOptions) -> TicketHeader:
         options.crop_pct if options.view == "center" or old is None else old.view.crop_pct,
     )
     source: dict[str, Any] = {"operation": "import", "file_sha256": table.digest}
-    if table.kind == "masks":
-        source["order"] = "by number"
     dataset = DatasetInfo(options.dataset, options.split, table.num_rows, "")
     cut = cut_to(k, grid.num_patches, ranked)
+    if table.kind == "masks" or (old is not None and old.form == "mask"):
+        cut["form"] = "mask"
     if old is None:
         return TicketHeader(
             grid=grid,
@@ -189,7 +189,7 @@ def _checked(rows: ForeignRows, table: Table, header: TicketHeader, start: int) 
     skipped = np.zeros(count, dtype=bool) if rows.skipped is None else rows.skipped
     gap = np.full(count, np.inf, np.float32) if rows.gap is None else rows.gap.astype(np.float32)
     images = np.zeros((count, HASH_BYTES), np.uint8) if rows.images is None else rows.images
-    ranking = rows.ranking
+    ranking = rows.ranking[:, : header.ranked] if table.kind == "patches" else rows.ranking
     if table.kind == "masks":
         ranking = _from_masks(ranking, skipped, header.k, table.name, start)
     return ShardTickets(rows.keys, images, ranking, gap, skipped)

@@ -100,12 +100,12 @@ def test_a_labs_rankings_in_one_large_row_group(tmp_path: Path) -> None:
 
 
 def test_masks_are_taken(tmp_path: Path) -> None:
-    """A column 'mask' of lists of booleans gives the kept patches by number."""
+    """A column 'mask' of lists of booleans gives a file of sets."""
     masks = np.zeros((4, 16), dtype=bool)
     masks[:, [1, 5, 7]] = True
     path = write(tmp_path / "a.parquet", key=list("abcd"), mask=[row.tolist() for row in masks])
     made = import_draft(ParquetTable(path), ImportOptions(grid=Grid(4, 4), patch_size=8)).write(tmp_path / "made")
-    assert (made.header.form, made.patches(0).tolist()) == ("top", [[1, 5, 7]] * 4)
+    assert (made.header.form, made.patches(0).tolist()) == ("mask", [[1, 5, 7]] * 4)
 
 
 def test_files_that_cannot_serve_are_refused_by_column(tmp_path: Path) -> None:

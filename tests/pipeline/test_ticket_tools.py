@@ -171,7 +171,7 @@ def test_masks_go_out_as_coco_and_come_in_from_numpy(file: Path, tmp_path: Path)
     words = ("import", tmp_path / "own.npz", "--grid", "4x4", "--patch-size", 8, "--selector", "by hand")
     made(*words, "--license", "CC0-1.0", "--out", tmp_path / "own.zarr")
     header = TicketStore(tmp_path / "own.zarr").header
-    assert (header.form, header.k, header.selector.model, header.license) == ("top", 4, "by hand", "CC0-1.0")
+    assert (header.form, header.k, header.selector.model, header.license) == ("mask", 4, "by hand", "CC0-1.0")
 
 
 def test_another_packing_is_matched_and_remapped(

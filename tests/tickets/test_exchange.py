@@ -82,16 +82,29 @@ def test_a_labs_own_rankings_become_an_ordinary_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 16), (5, 4, 4)])
-def test_masks_become_the_kept_patches_by_number(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """Of form 'top', since a mask says nothing about order."""
+def test_masks_become_sets(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Of form 'mask', since they say nothing about order."""
     masks = np.zeros((5, 16), dtype=bool)
     for row in range(5):
         masks[row, generator("mask", row).choice(16, 6, replace=False)] = True
     table = NpzTable(foreign(tmp_path / "a.npz", patches=None, masks=masks.reshape(shape)))
     made = import_draft(table, ImportOptions(grid=Grid(4, 4), patch_size=8)).write(tmp_path / "made")
-    assert (made.header.form, made.header.k) == ("top", 6)
-    assert [row.tolist() for row in made.patches(0)] == [np.flatnonzero(mask).tolist() for mask in masks]
-    assert made.header.extensions["derived"]["order"] == "by number"
+    assert (made.header.form, made.header.k) == ("mask", 6)
+    assert np.array_equal(made.mask(0), masks)
+    export_npz(made, tmp_path / "again.npz")
+    again = import_draft(NpzTable(tmp_path / "again.npz"), ImportOptions()).write(tmp_path / "again")
+    assert again.header.form == "mask"
+    same_rows(made, again)
+
+
+def test_partial_rankings_can_be_cut(tmp_path: Path) -> None:
+    """The ten best of sixteen are a file of form 'top'; fewer may be kept of them."""
+    best = generator("foreign").permuted(np.tile(np.arange(16), (5, 1)), axis=1)[:, :10]
+    table = NpzTable(foreign(tmp_path / "a.npz", patches=best))
+    ten = import_draft(table, ImportOptions(grid=Grid(4, 4), patch_size=8)).write(tmp_path / "ten")
+    six = import_draft(table, GRID).write(tmp_path / "six")
+    assert (ten.header.form, ten.header.k, six.header.form, six.header.k) == ("top", 10, "top", 6)
+    assert np.array_equal(six.patches(0), best[:, :6])
 
 
 def test_what_a_row_must_be_is_said_with_its_place(tmp_path: Path) -> None:
