@@ -86,6 +86,12 @@ class LockedError(DlthError):
     code = "E_LOCK"
 
 
+class TransferError(DlthError, ConnectionError):
+    """A transfer broke off; what came through is kept, and the same command goes on from there."""
+
+    code = "E_TRANSFER"
+
+
 class SpaceError(DlthError, OSError):
     """The disk is full; what was there before is whole."""
 
