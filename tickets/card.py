@@ -13,9 +13,11 @@ from dlth.tickets.errors import shown
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.store import TicketStore
 
-_LICENSES = frozenset(
-    "apache-2.0 mit cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 odbl odc-by pddl bsd-3-clause".split()
+_LICENSES = (
+    *("apache-2.0", "mit", "bsd-3-clause", "odbl", "odc-by", "pddl"),
+    *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
 )
+"""Those that the Hub knows by these names and that fit data."""
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _TAGS = ("dlth", "dlth-tickets", "vision-transformer", "token-pruning", "lottery-ticket", "zarr")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$^=:@/\"'])")
@@ -42,8 +44,8 @@ dlth tickets verify {folder}
 dlth train --tickets {folder} --data SHARDS --model deit_small
 ```
 
-Without dlth, the zip is a plain Zarr v3 group (`zarr.storage.ZipStore`). Your images may be packed in other shards: rows are
-found by position, key, or the hash of the image's bytes. Whoever was given the identity from elsewhere compares it:
+Without dlth, the zip is a plain Zarr v3 group (`zarr.storage.ZipStore`). Your images may be packed in other shards: rows
+are found by position, key, or the hash of the image's bytes. Whoever was given the identity from elsewhere compares it:
 `dlth tickets info {folder}` prints it, and `…/{name}#identity={store.identity}` as an address refuses any other file.
 """,
         f"""## Cite
@@ -100,7 +102,7 @@ def _facts(store: TicketStore, name: str, num_bytes: int) -> dict[str, str]:
         f"{store.num_skipped:,} could not be read",
         "shards": f"{len(store.shards):,}",
         "kept": f"{header.k} of {patches} patches (keep {header.keep})",
-        "grid": f"{header.grid.rows} x {header.grid.cols} patches of {header.patch_size} px, numbered row by row from 0",
+        "grid": f"{header.grid.rows} x {header.grid.cols} patches of {header.patch_size} px, numbered row by row",
         "form": f"{header.form}: {stored[header.form]}",
         "selector": f"{selector.model}{weights}{blocks}",
         "view": f"{view.kind}, {view.height} x {view.width} px, {view.interpolation}",
