@@ -141,7 +141,7 @@ def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
     """Copy a remote shard block by block, each of the length asked for; then compare digest and stamp."""
     digest, position = hashlib.sha256(), 0
     while position < known.size:
-        block = _fetch(url, position, min(known.size, position + _BLOCK), known.size)
+        block = fetch(url, position, min(known.size, position + _BLOCK), known.size)
         file.write(block)
         digest.update(block)
         position += len(block)
@@ -154,7 +154,7 @@ def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
         raise _changed(url, known, found)
 
 
-def _fetch(url: str, start: int, end: int, size: int) -> bytes:
+def fetch(url: str, start: int, end: int, size: int) -> bytes:
     """Bytes [start, end) of a remote file; a server that knows no ranges may give the whole of it at once."""
     cause: object = ""
     for wait in (*_WAITS, None):
