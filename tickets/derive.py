@@ -16,7 +16,7 @@ from typing import Any
 
 from dlth.tickets.budget import Budget
 from dlth.tickets.checks import ShardTickets
-from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.tickets.errors import InputError, LockedError, MismatchError, shown
 from dlth.tickets.header import SelectorInfo, TicketHeader, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.manifest import ShardSpec
@@ -59,7 +59,7 @@ class Draft:
             if progress is not None:
                 progress(done, len(self.shards))
         if not writer.finish():
-            raise InputError(f"{shown(path)}: another process is writing the same file; wait for it, it will finish")
+            raise LockedError(f"{shown(path)}: another process is writing the same file and will finish it")
         return TicketStore(path)
 
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, generator
+from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, TicketWriter, generator
 from dlth.tickets.algebra import fused, intersection, inverse, union
 from dlth.tickets.controls import KINDS, control, edges_first
 from dlth.tickets.derive import Draft
 from dlth.tickets.edit import common_rows, merge, subset_by_classes, subset_by_keys, taken
-from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingTicketError
+from dlth.tickets.errors import DlthError, InputError, LockedError, MismatchError, MissingTicketError
 
 P, K = 16, 6
 Header = Callable[..., TicketHeader]
@@ -274,6 +274,37 @@ def test_controls_refuse_what_they_cannot_make(store_path: Path, tmp_path: Path,
         control(TicketStore(make_store(tmp_path / "top", form="top")), "inverse")
     with pytest.raises(InputError, match="fewer than two tickets"):
         control(TicketStore(make_store(tmp_path / "one", (1,))), "other-image")
+
+
+def test_an_interrupted_operation_goes_on_where_it_was(store_path: Path, tmp_path: Path) -> None:
+    """Shards that were written stay; the finished file is the one an uninterrupted run gives."""
+    store = TicketStore(store_path)
+    draft = control(store, "random", 1)
+    asked: list[int] = []
+
+    def failing(shard_index: int) -> ShardTickets:
+        asked.append(shard_index)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        return draft.rows(shard_index)
+
+    with pytest.raises(KeyboardInterrupt):
+        dataclasses.replace(draft, rows=failing).write(tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    made = dataclasses.replace(draft, rows=failing).write(tmp_path / "made")
+    assert asked == [0, 1, 1, 2]
+    assert made.identity == draft.write(tmp_path / "straight").identity
+
+
+def test_a_file_that_another_process_writes_is_left_to_it(store_path: Path, tmp_path: Path) -> None:
+    """The command says so instead of waiting or writing over it."""
+    store = TicketStore(store_path)
+    draft = control(store, "random", 1)
+    writer = TicketWriter(tmp_path / "made", draft.header, draft.shards, draft.key_width)
+    with writer.claim(1) as mine:
+        assert mine
+        with pytest.raises(LockedError, match="another process is writing the same file"):
+            draft.write(tmp_path / "made")
 
 
 def test_nothing_is_overwritten_and_a_second_run_changes_nothing(store_path: Path, tmp_path: Path) -> None:
