@@ -22,8 +22,8 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from dlth.tickets.chunks import encode
-from dlth.tickets.layout import Layout
 from dlth.tickets.header import TicketHeader
+from dlth.tickets.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -177,30 +177,51 @@ def delete(tree: Tree, rng: random.Random, material: Material) -> Tree:
     return {name: item for name, item in tree.items() if name != gone and not name.startswith(f"{gone}/")}
 
 
+def _pair(tree: Tree, rng: random.Random) -> list[str]:
+    """Two chunks, of the same array more often than not."""
+    array = rng.choice(_chunks(tree)).split("/")[0]
+    return rng.sample(_files(tree, f"{array}/c.") if rng.random() < 0.7 else _chunks(tree), 2)
+
+
 def swap(tree: Tree, rng: random.Random, material: Material) -> Tree:
     """Two files change places."""
-    first, second = rng.sample(_chunks(tree) if rng.random() < 0.8 else _files(tree), 2)
+    first, second = _pair(tree, rng) if rng.random() < 0.9 else rng.sample(_files(tree), 2)
     return tree | {first: tree[second], second: tree[first]}
 
 
 def duplicate(tree: Tree, rng: random.Random, material: Material) -> Tree:
     """One shard's chunk stands in another's place too."""
-    first, second = rng.sample(_chunks(tree), 2)
+    first, second = _pair(tree, rng)
     return tree | {first: tree[second]}
 
 
 def mix(tree: Tree, rng: random.Random, material: Material) -> Tree:
-    """Files of another sound ticket file under the same names."""
+    """Files of another sound ticket file under the same names: a few, a shard's, an array's, all but the manifest's."""
     other = rng.choice(material.others)
     shared = sorted(tree.keys() & other.keys())
-    chosen = rng.sample(shared, min(len(shared), rng.choice((1, 1, 2, 5))))
-    return tree | {name: other[name] for name in chosen}
+    name = rng.choice(_chunks(tree))
+    choices = (
+        rng.sample(shared, min(len(shared), rng.choice((1, 2, 5)))),
+        [path for path in shared if f"c.{name.split('.')[1]}." in path and not path.startswith("manifest")],
+        [path for path in shared if path.startswith(name.split("/")[0])],
+        [path for path in shared if not path.startswith("manifest")],
+    )
+    return tree | {path: other[path] for path in rng.choice(choices)}
 
 
 def link(tree: Tree, rng: random.Random, material: Material) -> Tree:
     """A link in place of a file: within, outside, to a device, to itself, to nothing, to a folder."""
     name = rng.choice([*_files(tree), "patches", "keys", "extra", "patches/extra"])
-    targets = ("zarr.json", "../patches/c.0.0.0", str(material.secret), "/dev/zero", "/dev/random", ".", "/", "/nowhere")
+    targets = (
+        "zarr.json",
+        "../patches/c.0.0.0",
+        str(material.secret),
+        "/dev/zero",
+        "/dev/random",
+        ".",
+        "/",
+        "/nowhere",
+    )
     return {path: item for path, item in tree.items() if not path.startswith(f"{name}/")} | {
         name: Link(rng.choice((*targets, Path(name).name, "/proc/self/mem")))
     }
@@ -212,7 +233,9 @@ def special(tree: Tree, rng: random.Random, material: Material) -> Tree:
     return tree | {name: rng.choice((Fifo(), Socket(), Folder()))}
 
 
-FOREIGN = ("patches/.zarray", ".zgroup", ".zattrs", ".zmetadata", "patches/.zattrs", "patches/c.9.0.0", "patches/C.0.0.0",
+FOREIGN = (
+           "patches/.zarray", ".zgroup", ".zattrs", ".zmetadata", "patches/.zattrs", "patches/c.9.0.0",
+           "patches/C.0.0.0",
            "Zarr.json", "ZARR.JSON", "patches/c.0.0.0.tmp", "patches/c/0/0/0", "extra/zarr.json", "a" * 255,
            "patches/c.0.0.0 ", "patches/c.0.0.0\u200b", "\u202egnp.exe", "\x1b[2J", "\n", "k\u0435ys/zarr.json",
            "__init__.py", "sitecustomize.py", "zarr.py", "numpy.py", ".partial", "manifest/c.1", "manifest/c.0.0",
@@ -237,7 +260,9 @@ def rename(tree: Tree, rng: random.Random, material: Material) -> Tree:
     return {path: item for path, item in tree.items() if path != name} | {str(Path(new)): tree[name]}
 
 
-VALUES: tuple[Any, ...] = (None, True, False, 0, 1, -1, 2**31, 2**63, 2**70, 10**18, 1e308, 0.5, "", "x", "\x1b[2J\u202e",
+VALUES: tuple[Any, ...] = (
+                           None, True, False, 0, 1, -1, 2**31, 2**63, 2**70, 10**18, 1e308, 0.5, "",
+           "x", "\x1b[2J\u202e",
                            "../../etc/passwd", [], [1] * 1000, {})  # fmt: skip
 
 
@@ -276,7 +301,7 @@ def manifest_field(tree: Tree, rng: random.Random, material: Material) -> Tree:
 
 
 def text(tree: Tree, rng: random.Random, material: Material) -> Tree:
-    """JSON that parsers disagree on: a key twice, NaN, depth, spaces, byte order marks, other encodings, long numbers."""
+    """JSON that parsers disagree on: a key twice, NaN, depth, spaces, byte order marks, encodings, long numbers."""
     name = rng.choice([*_files(tree, "zarr.json"), "manifest/c.0"])
     raw = tree[name]
     forms: tuple[Callable[[], bytes], ...] = (
@@ -297,7 +322,7 @@ def text(tree: Tree, rng: random.Random, material: Material) -> Tree:
     return tree | {name: rng.choice(forms)()}
 
 
-def _decoded(tree: Tree, name: str) -> tuple[Any, np.ndarray]:
+def decoded(tree: Tree, name: str) -> tuple[Any, np.ndarray]:
     header = TicketHeader.from_json(json.loads(tree["zarr.json"])["attributes"]["dlth_tickets"])
     shape = json.loads(tree["keys/zarr.json"])["shape"]
     layout = Layout.of(header, shape[0], shape[1], shape[2])
@@ -309,10 +334,12 @@ def _decoded(tree: Tree, name: str) -> tuple[Any, np.ndarray]:
 def value(tree: Tree, rng: random.Random, material: Material) -> Tree:
     """Well-encoded chunks with other values: one cell, one row, rows exchanged, everything."""
     name = rng.choice(_chunks(tree))
-    spec, chunk = _decoded(tree, name)
+    spec, chunk = decoded(tree, name)
     row = rng.randrange(len(chunk))
     floats = spec.dtype == "float32"
-    new = rng.choice((np.nan, np.inf, -np.inf, -1.0, 0.0, 1e30)) if floats else rng.choice((0, 1, 15, 16, 128, 254, 255))
+    new = (
+        rng.choice((np.nan, np.inf, -np.inf, -1.0, 0.0, 1e30)) if floats else rng.choice((0, 1, 15, 16, 128, 254, 255))
+    )
     kind = rng.randrange(5)
     if kind == 0:
         chunk.reshape(-1)[rng.randrange(chunk.size)] = new

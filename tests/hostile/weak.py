@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def any_tree() -> None:
         try:
             return sound(root, max_entries)
         except store.UnsafeError:
-            return {name: 0 for name in (MANIFEST_FILE, "manifest/zarr.json")}
+            return dict.fromkeys((MANIFEST_FILE, "manifest/zarr.json"), 0)
 
     store.scan_sizes = sizes
 
@@ -74,10 +73,23 @@ def any_text() -> None:
     import json
 
     store.parse = manifest.parse = lambda raw, where: json.loads(raw)
-    store.manifest_meta_text = lambda text: (os.fsencode("") or b"")
     store.TicketStore._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
     store.TicketStore._check_tree = lambda self, sizes, text: None
     store.check_digest = lambda raw, expected, name, shard="": None
+
+
+def any_manifest() -> None:
+    """The manifest's fields are taken as they come."""
+    import json
+
+    def from_text(raw: bytes) -> manifest.Manifest:
+        value = json.loads(raw)
+        shards = tuple(manifest.ShardEntry(**shard) for shard in value["shards"])
+        files = {name: tuple(digest) for name, digest in value["files"].items()}
+        return manifest.Manifest(value["version"], shards, value["content"], files)
+
+    manifest.Manifest.from_text = staticmethod(from_text)
+    store.TicketStore._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
 
 
 def any_value() -> None:
@@ -110,15 +122,14 @@ def any_frame() -> None:
 
 BUILDS: dict[str, Callable[[], None]] = {
     build.__name__: build
-    for build in (no_digests, follow_links, any_tree, any_metadata, any_text, any_value, any_frame)
+    for build in (no_digests, follow_links, any_tree, any_metadata, any_text, any_manifest, any_value, any_frame)
 }
 
 CLASS_FAILS_IN = {
     "flip": "no_digests", "flips": "no_digests", "cut": "no_digests", "grow": "no_digests", "blank": "no_digests",
     "delete": "no_digests", "swap": "no_digests", "duplicate": "no_digests", "mix": "no_digests",
     "link": "follow_links", "special": "follow_links", "foreign": "any_tree", "foreign_folder": "any_tree",
-    "rename": "no_digests", "field": "any_metadata", "manifest_field": "any_text", "text": "any_text",
+    "rename": "no_digests", "field": "any_metadata", "manifest_field": "any_manifest", "text": "any_text",
     "value": "any_value", "frame": "any_frame",
 }  # fmt: skip
 """Each class of mutants, and the build in which it must lead to findings."""
-

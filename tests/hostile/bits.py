@@ -1,0 +1,65 @@
+"""Flip every bit of every file of a small ticket file, metadata included: each flip must be refused.
+
+    python bits.py [--stride 1] [--form full]
+
+Prints one JSON object with the number of flips; exit code 1 if one was not refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import DlthError
+
+TOOLS = runpy.run_path(str(Path(__file__).parents[1] / "tickets" / "conftest.py"))
+
+
+def refused(path: Path) -> bool:
+    """Whether opening, reading all and verifying ends in an error of dlth's family."""
+    try:
+        store = TicketStore(path)
+        for shard in range(len(store.shards)):
+            store.read(shard)
+        return bool(store.verify())
+    except DlthError:
+        return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stride", type=int, default=1, help="flip every n-th bit only")
+    parser.add_argument("--form", choices=("full", "top", "mask"), default="full")
+    arguments = parser.parse_args()
+    begun, flips, passed = time.perf_counter(), 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        path = TOOLS["write_store"](Path(folder) / "t.zarr", rows=(2, 1), form=arguments.form)
+        assert not refused(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        place = 0
+        for file in files:
+            sound = file.read_bytes()
+            with open(file, "r+b", buffering=0) as handle:
+                for bit in range(-place % arguments.stride, 8 * len(sound), arguments.stride):
+                    handle.seek(bit // 8)
+                    handle.write(bytes([sound[bit // 8] ^ 1 << bit % 8]))
+                    if not refused(path):
+                        passed.append(f"{file.relative_to(path)} bit {bit}")
+                    handle.seek(bit // 8)
+                    handle.write(sound[bit // 8 : bit // 8 + 1])
+                    flips += 1
+            place += 8 * len(sound)
+        assert not refused(path)
+    seconds = round(time.perf_counter() - begun, 1)
+    print(json.dumps({"bits": place, "flips": flips, "files": len(files), "findings": passed, "seconds": seconds}))
+    return 1 if passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

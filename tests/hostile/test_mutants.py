@@ -1,0 +1,54 @@
+"""Seeded mutants of ticket files: none crashes, hangs, escapes or reads wrong; weakened builds show that it counts."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+WEAK: dict[str, Any] = runpy.run_path(str(HERE / "weak.py"))
+CLASSES = sorted(WEAK["CLASS_FAILS_IN"])
+
+
+def run(script: str, *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run([sys.executable, str(HERE / script), *arguments], capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_ten_thousand_mutants() -> None:
+    """Of 10,000, half signed anew: each changed one is refused or opens under another identity, sound ones open."""
+    code, total = run("mutants.py", "--count", "10000", "--processes", "2")
+    assert total["findings"] == []
+    assert code == 0
+    assert (total["mutants"], total["signed"]) == (10_000, 5_000)
+    assert set(total["classes"]) == {*CLASSES, "untouched"}
+    assert min(total["classes"].values()) > 300
+    outcomes = total["outcomes"]
+    assert outcomes["opened under another identity"] > 50
+    assert outcomes["accepted unchanged"] > 300
+    assert sum(count for name, count in outcomes.items() if name.startswith("refused")) > 8_000
+    assert total["grown"] < 256 * 2**20
+
+
+@pytest.mark.parametrize("build", sorted(WEAK["BUILDS"]))
+def test_each_class_is_noticed_in_a_weakened_build(build: str) -> None:
+    """With one defence switched off, the same mutants lead to findings of every class that it keeps out."""
+    classes = {name for name in CLASSES if WEAK["CLASS_FAILS_IN"][name] == build}
+    count = 60 * len(classes) if build == "no_digests" else 30 * len(classes)
+    code, total = run("mutants.py", "--count", str(count), "--processes", "1", "--weaken", build)
+    assert code == 1
+    assert {finding.split(":")[0].split()[1] for finding in total["findings"]} == classes
+
+
+def test_flipped_bits() -> None:
+    """Every 23rd bit of every file, and so all eight positions; `make torture` flips every bit of all three forms."""
+    code, total = run("bits.py", "--stride", "23")
+    assert (code, total["findings"]) == (0, [])
+    assert total["flips"] > 1_500
