@@ -44,7 +44,7 @@ dlth tickets verify {folder}
 dlth train --tickets {folder} --data SHARDS --model deit_small
 ```
 
-Without dlth, the zip is a plain Zarr v3 group (`zarr.storage.ZipStore`). Your images may be packed in other shards: rows
+Without dlth, the zip is a plain Zarr v3 group (`zarr.storage.ZipStore`). Images may be packed in other shards: rows
 are found by position, key, or the hash of the image's bytes. Whoever was given the identity from elsewhere compares it:
 `dlth tickets info {folder}` prints it, and `…/{name}#identity={store.identity}` as an address refuses any other file.
 """,
