@@ -29,8 +29,10 @@ class TrainConfig(Settings):
     val: str | None = setting(None, WHAT, "Validation shards; without them nothing is evaluated.", free=True)
     train_split: str | None = setting(None, WHAT, "Split of an _info.json to train on.", free=True)
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.", free=True)
-    tickets: str | None = setting(None, WHAT, "Ticket file of the training shards.", free=True)
-    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards.", free=True)
+    tickets: str | None = setting(
+        None, WHAT, "Ticket file of the training shards: a folder, a .zip, or an address.", free=True
+    )
+    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards, likewise.", free=True)
     out: str = setting(..., WHAT, "Folder of the run: weights, logs, result, checkpoints.", free=True)
     arm: Arm = setting("ticket", WHAT, "Tokens trained on: the tickets, as many random patches, or all patches.")
     mode: Mode = setting(

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dlth.data.index import open_index
+from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.training.distributed import World, joined
@@ -65,7 +66,7 @@ def _evaluate(config: EvalConfig, weights: Path, world: World) -> EvalResult:
     said = {name: note[name] for name in SAID_BY_FILE if note.get(name) is not None}
     config = checked(EvalConfig, said | config.model_dump(exclude_none=True))
     index = open_index(config.val, split=config.val_split)
-    store = TicketStore(config.val_tickets) if config.val_tickets is not None else None
+    store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     vit = _load(config, weights, written_by_dlth=bool(note))
     check_labels(int(getattr(vit, "num_classes", 0)), index)
     frame = Frame.of(vit, config.mean, config.std, config.crop_pct)

@@ -17,6 +17,7 @@ from dlth.data.join import Join, check_compatible, join
 from dlth.data.loader import TrainLoader
 from dlth.data.mixing import Mixing
 from dlth.data.order import Batching
+from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.errors import InputError
 from dlth.training.config import TrainConfig
@@ -246,6 +247,6 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
         world.wait()
     if config.val_tickets is not None and val_index is None:
         raise InputError("--val-tickets was given without --val, the images they belong to")
-    store = TicketStore(config.tickets) if config.tickets is not None else None
-    val_store = TicketStore(config.val_tickets) if config.val_tickets is not None else None
+    store = TicketStore(local_tickets(config.tickets)) if config.tickets is not None else None
+    val_store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     return Inputs(config, world, index, val_index, store, val_store)
