@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dlth.tickets.errors import DamageError, LimitError, MissingFileError, SpaceError, UnsafeError, shown
+from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, SpaceError, UnsafeError, shown
 
 
 def read_file(path: Path, limit: int, where: str) -> bytes:
@@ -113,13 +113,20 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def space_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn 'disk full' and 'quota exceeded' into SpaceError."""
+    """Turn 'disk full' and 'quota exceeded' into SpaceError, 'read-only' and 'not allowed' into InputError."""
     try:
         yield
     except OSError as error:
+        refuse_read_only(error, folder)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise SpaceError(
             f"no space left for {needed} bytes in {shown(folder)}: free some and run the same command again; "
             "everything finished before is whole"
         ) from error
+
+
+def refuse_read_only(error: OSError, place: Path) -> None:
+    """Raises InputError when the system's error is that nothing may be written at `place`; else returns."""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        raise InputError(f"{shown(place)} cannot be written ({error.strerror}): choose another place") from error

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dlth.tickets.files import refuse_read_only
+
 _held: set[int] = set()
 
 
@@ -26,7 +28,10 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock file `path` for the block; yields False when another owns it or its folder is gone."""
+    """Hold the lock file `path` for the block; yields False when another owns it or its folder is gone.
+
+    Raises InputError where nothing may be written.
+    """
     handle = _acquire(path, wait)
     if handle is None:
         yield False
@@ -46,6 +51,9 @@ def _acquire(path: Path, wait: bool) -> int | None:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            refuse_read_only(error, path.parent)
+            raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):

@@ -14,7 +14,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from dlth.tickets.errors import DamageError, DlthError, shown
+from dlth.tickets.errors import DamageError, DlthError, InputError, shown
 from dlth.tickets.files import read_file, space_errors, sync_folder, write_files
 from dlth.tickets.jsontext import Json, canonical, parse
 from dlth.tickets.layout import MAX_MANIFEST_BYTES, partial_path
@@ -114,7 +114,7 @@ class Partial:
         some.
         """
         if self.root.exists():
-            with suppress(OSError):
+            with suppress(OSError, InputError):
                 (self.root / "locks").mkdir(exist_ok=True)  # a kill within `clear` may have taken it
                 with locked(self.lock("finish")) as mine:
                     if mine:
