@@ -86,6 +86,12 @@ class LockedError(DlthError):
     code = "E_LOCK"
 
 
+class SignatureError(DlthError, ValueError):
+    """A signature does not belong to this ticket file and this key."""
+
+    code = "E_SIGNATURE"
+
+
 class TransferError(DlthError, ConnectionError):
     """A transfer broke off; what came through is kept, and the same command goes on from there."""
 
