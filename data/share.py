@@ -90,10 +90,10 @@ def push(source: str | os.PathLike[str], target: str, note: Note, progress: Prog
     check_free(url)
     with tempfile.TemporaryDirectory(prefix="dlth-push-") as temporary:
         packed, text, identity = _prepared(local, Path(temporary), url.rpartition("/")[2])
-        beside = [_put_beside(f"{url.rpartition('/')[0] or '.'}/{CARD}", text.encode(), note)]
+        beside = [put_beside(f"{url.rpartition('/')[0] or '.'}/{CARD}", text.encode(), note)]
         signature = Path(f"{local}{SIGNATURE}")
         if signature.is_file():
-            beside.append(_put_beside(f"{url}{SIGNATURE}", signature.read_bytes(), note))
+            beside.append(put_beside(f"{url}{SIGNATURE}", signature.read_bytes(), note))
         upload(packed, url, progress)
         return Sent(url, identity, packed.stat().st_size, tuple(place for place in beside if place))
 
@@ -108,8 +108,8 @@ def _prepared(local: Path, temporary: Path, name: str) -> tuple[Path, str, str]:
     return packed, card(store, name, packed.stat().st_size), store.identity
 
 
-def _put_beside(url: str, raw: bytes, note: Note) -> str:
-    """Put a small file where none stands; the address, or nothing where another one stands there."""
+def put_beside(url: str, raw: bytes, note: Note) -> str:
+    """Put a small file where none stands; returns its address, or nothing where another stands (`note` is told)."""
     there = read_small(url, MAX_BESIDE)
     if there is None:
         if is_remote(url):

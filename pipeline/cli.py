@@ -190,7 +190,7 @@ def main() -> None:
 
 def _registered() -> None:
     """Attach the command groups that live in files of their own."""
-    from dlth.pipeline import cli_show, cli_ticket_exchange, cli_ticket_tools  # noqa: F401  (add to `tickets`)
+    from dlth.pipeline import cli_share, cli_show, cli_ticket_exchange, cli_ticket_tools  # noqa: F401  (add to `tickets`)
     from dlth.pipeline.cli_tickets import tickets
     from dlth.pipeline.cli_train import evaluate, train
 

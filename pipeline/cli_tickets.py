@@ -10,7 +10,7 @@ import typer
 
 from dlth.pipeline import console
 from dlth.tickets import TicketStore
-from dlth.tickets.errors import DamageError, InputError, shown
+from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown
 
 tickets = typer.Typer(no_args_is_help=True)
 
@@ -36,7 +36,8 @@ def info(
     if rows.skipped[row]:
         console.note(f"{shown(rows.keys[row])} was skipped as a bad image and has no ticket")
         return
-    console.out.print(f"\nticket of {shown(rows.keys[row])} ({store.header.k} patches, ■ the best third … □ the last):")
+    shades = "■ kept" if store.header.form == "mask" else "■ the best third … □ the last"
+    console.out.print(f"\nticket of {shown(rows.keys[row])} ({store.header.k} patches, {shades}):")
     console.out.print(draw(rows.patches[row], store), markup=False)
 
 
@@ -44,14 +45,17 @@ def info(
 def verify(
     file: File,
     subset: Annotated[str | None, typer.Option(help="Check part N of T of the shards only, e.g. 1/10.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Check the signature too, with this public key (PEM).")] = None,
+    signature: Annotated[Path | None, typer.Option(help="The signature (<FILE>.sig if not given).")] = None,
     json: Json = False,
 ) -> None:
     """Read every byte of a ticket file and check it; exit code 1 and the damage's name if something is wrong."""
     part = _part(subset)
+    damage: list[DlthError]
     try:
         store = TicketStore(file)
         with console.counting("verify", len(store.shards), "shards", quiet=json) as counter:
-            damage = store.verify(progress=counter, subset=part)
+            damage = [*_signature(store, key, signature), *store.verify(progress=counter, subset=part)]
         identity, rows = store.identity, store.num_rows
     except DamageError as error:
         damage, identity, rows = [error], "", 0
@@ -64,7 +68,23 @@ def verify(
     if damage:
         raise typer.Exit(1)
     if not json:
-        console.note(f"{file} is whole: {rows:,} rows in {len(store.shards):,} shards, identity {identity}")
+        signed = f" and signed with {key}" if key else ""
+        console.note(f"{file} is whole{signed}: {rows:,} rows in {len(store.shards):,} shards, identity {identity}")
+
+
+def _signature(store: TicketStore, key: Path | None, signature: Path | None) -> list[SignatureError]:
+    """What is wrong with the signature, where one is to be checked."""
+    if key is None:
+        if signature is not None:
+            raise InputError("--signature needs --key, the public key of whoever signed")
+        return []
+    from dlth.pipeline import signing
+
+    try:
+        signing.check_signature(store, key, signature or signing.beside(store.path))
+    except SignatureError as error:
+        return [error]
+    return []
 
 
 def describe(store: TicketStore) -> dict[str, Any]:
@@ -80,7 +100,12 @@ def describe(store: TicketStore) -> dict[str, Any]:
         "shards": len(store.shards),
         "grid": f"{header.grid.rows}x{header.grid.cols} patches of {header.patch_size} px",
         "kept": f"{header.k} of {patches} patches (keep {header.keep}, stage keep {header.stage_keep[:6] or '-'})",
-        "stored": "all patches, best first" if header.form == "full" else f"the {header.k} best, best first",
+        "stored": {
+            "full": "all patches, best first",
+            "top": f"the {header.k} best, best first",
+            "mask": f"the {header.k} best, without order",
+        }[header.form],
+        **({"cannot give": "; ".join(header.lost)} if header.lost else {}),
         "view": f"{header.view.kind}, {header.view.height}x{header.view.width}, {header.view.interpolation}",
         "selector": f"{header.selector.model}, weights {header.selector.weights_sha256[:16]}"
         f" ({shown(header.selector.weights_source)})",
@@ -93,10 +118,10 @@ def describe(store: TicketStore) -> dict[str, Any]:
 
 
 def draw(ranking: np.ndarray, store: TicketStore) -> str:
-    """A ticket as text, one character a patch: shade is order, a dot is a patch that is not kept."""
+    """A ticket as text, one character a patch: shade is order where there is one, a dot is a patch that is not kept."""
     grid, k = store.header.grid, store.header.k
     cells = np.full(grid.num_patches, "· ")
-    shades = ("■ ", "▣ ", "□ ")
+    shades = ("■ ",) if store.header.form == "mask" else ("■ ", "▣ ", "□ ")
     for position, patch in enumerate(ranking[:k]):
         cells[patch] = shades[position * len(shades) // k]
     return "\n".join("  " + "".join(row).rstrip() for row in cells.reshape(grid.rows, grid.cols))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dlth.pipeline import console
+from dlth.pipeline.cli_share import fetched
 from dlth.pipeline.flags import with_flags
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.eval_config import EvalConfig
@@ -86,6 +87,8 @@ def train(
     from dlth.training.loop import planned
     from dlth.training.loop import train as run
 
+    if console.leads():
+        fetched(settings.tickets, settings.val_tickets)
     reporter = ConsoleReporter(quiet=json)
     if dry_run:
         facts = planned(settings, reporter=reporter)

@@ -1,0 +1,143 @@
+"""`dlth tickets shrink`, `pack`, `unpack`, `push`, `pull` and `sign`: ticket files on their way to other labs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlth.pipeline import console
+from dlth.pipeline.cli_ticket_tools import DryRun, Out, write
+from dlth.pipeline.cli_tickets import File, Json, tickets
+from dlth.tickets import TicketStore
+from dlth.tickets.archive import Archive
+from dlth.tickets.archive import pack as pack_store
+from dlth.tickets.archive import unpack as unpack_archive
+from dlth.tickets.errors import InputError, shown
+
+Packed = Annotated[Path, typer.Argument(help="The packed ticket file (tickets.zarr.zip).")]
+
+
+@tickets.command()
+def shrink(
+    file: File,
+    out: Out,
+    form: Annotated[str, typer.Option(help="top: the best patches in order. mask: the best patches as a set.")],
+    keep: Annotated[str | None, typer.Option(help="Share of all patches to keep; the file's own if not given.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Write the same tickets in a smaller form; what that form cannot give any more is said and stands in the file."""
+    from dlth.tickets.shrink import SMALL_FORMS
+    from dlth.tickets.shrink import shrink as shrunk
+
+    if form not in SMALL_FORMS:
+        raise InputError(f"--form {shown(form)!r}: must be one of {', '.join(SMALL_FORMS)}")
+    draft = shrunk(TicketStore(file), form, keep)
+    write(draft, out, dry_run, json, {"cannot give": "; ".join(draft.header.lost)})
+
+
+@tickets.command()
+def pack(
+    file: File,
+    out: Annotated[Path | None, typer.Option(help="The zip to write (<FILE>.zip if not given).")] = None,
+    card: Annotated[bool, typer.Option(help="Write a README.md for data hubs beside it.")] = True,
+    json: Json = False,
+) -> None:
+    """Make one file of a ticket file, to send: the same bytes for the same tickets, from everyone."""
+    from dlth.data.share import CARD, put_beside
+    from dlth.tickets.card import card as card_text
+
+    store = TicketStore(file)
+    target = out or store.path.with_name(f"{store.path.name}.zip")
+    with console.counting("pack", store.num_files, "files", quiet=json) as counter:
+        pack_store(store, target, counter)
+    size = target.stat().st_size
+    if card:
+        put_beside(str(target.absolute().parent / CARD), card_text(store, target.name, size).encode(), console.note)
+    _say({"file": str(target), "bytes": size, "identity": store.identity}, json)
+
+
+@tickets.command()
+def unpack(
+    file: Packed,
+    out: Annotated[Path | None, typer.Option(help="The ticket file to write (<FILE> without .zip).")] = None,
+    json: Json = False,
+) -> None:
+    """Check every byte of a packed ticket file, then write it as a folder."""
+    if out is None and file.suffix != ".zip":
+        raise InputError(f"{shown(file)} does not end in .zip: say where to unpack it (--out)")
+    target = out or file.with_suffix("")
+    with Archive(file) as archive, console.counting("unpack", 2 * archive.num_files, "files", quiet=json) as counter:
+        store = unpack_archive(archive, target, counter)
+    _say({"file": str(target), "rows": store.num_rows, "identity": store.identity}, json)
+
+
+@tickets.command()
+def push(
+    file: Annotated[Path, typer.Argument(help="The ticket file, a folder or packed.")],
+    to: Annotated[str, typer.Argument(help="Folder or .zip address: hf://datasets/lab/name, s3://…, gs://…, a path.")],
+    json: Json = False,
+) -> None:
+    """Send a ticket file with its card, and its signature if there is one; nothing is overwritten."""
+    from dlth.data.share import push as send
+
+    with console.counting("push", 0, "bytes", quiet=json) as counter:
+        sent = send(file, to, console.note, counter)
+    facts = {"url": sent.url, "bytes": sent.num_bytes, "identity": sent.identity, "beside": list(sent.beside)}
+    if json:
+        console.as_json(facts | {"pinned": sent.pinned})
+        return
+    console.note(f"{sent.num_bytes:,} bytes sent, with {', '.join(sent.beside) or 'nothing beside'}. To fetch it:")
+    console.out.print(f"dlth tickets pull {sent.pinned}", markup=False)
+
+
+@tickets.command()
+def pull(
+    address: Annotated[str, typer.Argument(help="Address of a packed ticket file; #identity=… takes that one alone.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The ticket file to write, a folder; packed if it ends in .zip.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a ticket file, going on where a broken transfer stopped; it gets its name once all of it was checked."""
+    from dlth.data.share import pinned
+    from dlth.data.share import pull as fetch
+
+    url = pinned(address)[0].partition("?")[0]
+    target = out or Path(url.rpartition("/")[2].removesuffix(".zip") or "tickets.zarr")
+    with console.counting("pull", 0, "bytes", quiet=json) as counter:
+        identity = fetch(address, target, counter)
+    _say({"file": str(target), "identity": identity}, json)
+
+
+@tickets.command()
+def sign(
+    file: File,
+    key: Annotated[Path, typer.Option(help="Private key, PEM, elliptic curve; its password in $DLTH_KEY_PASSWORD.")],
+    out: Annotated[Path | None, typer.Option(help="The signature to write (<FILE>.sig if not given).")] = None,
+    json: Json = False,
+) -> None:
+    """Sign a ticket file with a key; the signature lies beside it, its identity stays what it is."""
+    from dlth.pipeline import signing
+
+    store = TicketStore(file)
+    target = out or signing.beside(store.path)
+    signing.sign(store, key, target)
+    _say({"signature": str(target), "identity": store.identity}, json)
+
+
+def fetched(*specs: str | None) -> None:
+    """Bring tickets that are named by address into the cache, with progress, before something needs them."""
+    from dlth.data.remote import is_remote
+    from dlth.data.ticket_cache import local_tickets
+
+    for spec in specs:
+        if spec is not None and is_remote(spec):
+            with console.counting("tickets", 0, "bytes") as counter:
+                local_tickets(spec, counter)
+
+
+def _say(facts: dict[str, Any], json: bool) -> None:
+    console.as_json(facts) if json else console.facts(str(next(iter(facts.values()))), facts)
