@@ -1,4 +1,4 @@
-"""A disk that is full, at 20 sizes: what stood there before is whole, the error says what is needed, and a retry ends well.
+"""A full disk, at 20 sizes: what stood there before is whole, the error says what is needed, and a retry ends well.
 
     python full_disk.py FOLDER [SIZES]
 

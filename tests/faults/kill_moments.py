@@ -2,10 +2,10 @@
 
     python kill_moments.py SHARDS FOLDER KILLS [SEED]
 
-A forked run gets SIGKILL after a seeded random part of an unbroken run's time; the same file is then run again, and killed
-again, until a run ends by itself; then the next file is begun, until KILLS kills have struck. After each kill nothing may
-stand under the file's name unless it is whole, and every finished file has the bytes of an unbroken run. Prints one
-JSON object: kills, files, and how many kills found the file unfinished.
+A forked run gets SIGKILL after a seeded random part of an unbroken run's time; the same file is then run again, and
+killed again, until a run ends by itself; then the next file is begun, until KILLS kills have struck. After each kill
+nothing may stand under the file's name unless it is whole, and every finished file has the bytes of an unbroken run.
+Prints one JSON object: kills, files, and how many kills found the file unfinished.
 """
 
 import json

@@ -1,0 +1,37 @@
+"""The table of errors is the source's: every class has its row, every row its class, codes are unique."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+from dlth.tickets.errors import DlthError
+
+ROOT = Path(__file__).parents[1]
+ROW = re.compile(r"^\| `(E_\w+)` \| `(\w+)`(?: \(`(\w+)`\))? \| (.+) \| (.+) \|$", re.M)
+
+
+def family(base: type[DlthError] = DlthError) -> set[type[DlthError]]:
+    return {base}.union(*(family(child) for child in base.__subclasses__()))
+
+
+def test_the_table_of_errors_is_complete() -> None:
+    """Code, class and builtin of each row agree with the source, both ways."""
+    for folder in ("tickets", "data", "training", "pipeline"):
+        for module in pkgutil.iter_modules([str(ROOT / folder)]):
+            if module.name != "__main__":
+                importlib.import_module(f"dlth.{folder}.{module.name}")
+    builtin = {
+        kind: next(
+            (base.__name__ for base in kind.__bases__ if base.__module__ == "builtins" and base != Exception), ""
+        )
+        for kind in family()
+        if kind.__module__.startswith("dlth.")
+    }
+    source = {(kind.code, kind.__name__, name) for kind, name in builtin.items()}
+    rows = {(code, name, base) for code, name, base, _, _ in ROW.findall((ROOT / "docs/errors.md").read_text())}
+    assert rows == source
+    codes = [code for code, _, _ in rows]
+    assert len(codes) == len(set(codes))
