@@ -270,21 +270,13 @@ def unpack(
 
 
 def _write(root: Path, contents: Iterable[tuple[str, bytes]]) -> None:
-    """Write files and make them survive a power cut: all are written before the first is waited for."""
-    paths = []
+    """Write files and make them survive a power cut, all at once: an fsync for each takes half a minute in all."""
     root.mkdir()
     for name, raw in contents:
-        paths.append(root / name)
-        paths[-1].parent.mkdir(exist_ok=True)
-        paths[-1].write_bytes(raw)
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    for folder in {path.parent for path in paths}:
-        sync_folder(folder)
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(raw)
+    os.sync()
 
 
 def _open_regular(path: Path) -> BinaryIO:
