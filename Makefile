@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser bench check lint types format lock clean
+.PHONY: demo test test-browser bench torture check lint types format lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/dlth demo --out demo
@@ -25,6 +25,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_step.py --batch-size 4 --rounds 5
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_store.py
+
+# The long forms of the reliability tests; writes the counts into docs/reliability.md. A part: make torture ARGS="--only bits"
+torture: $(INSTALLED)
+	$(BIN)/python tests/torture.py --write $(ARGS)
 
 check: lint types test
 
