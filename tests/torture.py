@@ -63,6 +63,15 @@ def mutants(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     return f"{text}, {other:,} opened under another identity, {sound:,} unchanged and accepted", told
 
 
+def checkpoints(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = script("hostile/checkpoints.py", "--count", arguments.checkpoints)
+    outcomes = told.get("outcomes", {})
+    refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
+    other, same = (outcomes.get(name, 0) for name in ("loaded under another digest", "loaded, the same weights"))
+    text = f"{told.get('mutants', 0):,} mutants of checkpoints: {refused:,} refused"
+    return f"{text}, {other:,} loaded under another digest, {same:,} with the same weights", told
+
+
 def bits(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = [script("hostile/bits.py", "--form", form, "--stride", arguments.stride) for form in ("full", "top", "mask")]
     flips, all_bits = (sum(part.get(name, 0) for part in told) for name in ("flips", "bits"))
@@ -127,7 +136,8 @@ def writers(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
-    part.__name__: part for part in (mutants, bits, exploits, steps, moments, disk, read_only, tars, machine, writers)
+    part.__name__: part
+    for part in (mutants, checkpoints, bits, exploits, steps, moments, disk, read_only, tars, machine, writers)
 }
 
 
@@ -150,6 +160,7 @@ def write_page(rows: dict[str, dict[str, str]]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutants", type=int, default=100_000)
+    parser.add_argument("--checkpoints", type=int, default=10_000)
     parser.add_argument("--stride", type=int, default=1, help="flip every n-th bit only")
     parser.add_argument("--step-stride", type=int, default=1)
     parser.add_argument("--kills", type=int, default=1_000)

@@ -52,3 +52,13 @@ def test_flipped_bits() -> None:
     code, total = run("bits.py", "--stride", "23")
     assert (code, total["findings"]) == (0, [])
     assert total["flips"] > 1_500
+
+
+def test_mutants_of_checkpoints() -> None:
+    """400 changed safetensors and .pth files: refused, or loaded under the digest of what they hold."""
+    code, total = run("checkpoints.py", "--count", "400")
+    assert (code, total["findings"]) == (0, [])
+    assert total["outcomes"]["loaded under another digest"] > 50
+    code, total = run("checkpoints.py", "--count", "60", "--weaken")
+    assert code == 1
+    assert "the digest does not tell what was loaded" in total["findings"][0]
