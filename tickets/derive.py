@@ -68,7 +68,8 @@ def made_header(
 ) -> TicketHeader:
     """The first parent's header with `changes`, and with operation, `details` and parents on record.
 
-    Creator, licence and versions stay where all parents agree. Raises InputError above MAX_PARENTS parents.
+    Creator, licence, versions and other extensions stay where all parents agree. Raises InputError above MAX_PARENTS
+    parents.
     """
     if not 1 <= len(parents) <= MAX_PARENTS:
         raise InputError(f"{operation} takes from 1 to {MAX_PARENTS} ticket files, got {len(parents)}")
@@ -88,7 +89,12 @@ def made_header(
         **(details or {}),
         "parents": [parent_record(parent) for parent in parents],
     }
-    return replace(first, **{**agreed, "versions": versions, "extensions": {"derived": record}, **changes})
+    extensions = {
+        name: value
+        for name, value in first.extensions.items()
+        if all(header.extensions.get(name) == value for header in headers)
+    }
+    return replace(first, **{**agreed, "versions": versions, "extensions": extensions | {"derived": record}, **changes})
 
 
 def parent_record(store: TicketStore) -> dict[str, Json]:

@@ -162,7 +162,7 @@ def _header(table: Table, options: ImportOptions) -> TicketHeader:
         dataset=dataset if said else replace(old.dataset, count=table.num_rows),
         creator=options.creator or old.creator,
         license=options.license or old.license,
-        extensions={"derived": source},
+        extensions=old.extensions | {"derived": source},
     )
 
 

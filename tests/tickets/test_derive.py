@@ -91,9 +91,12 @@ def test_union_and_intersection_of_files_packed_otherwise(store_path: Path, tmp_
 
 def test_a_derived_file_says_what_it_was_made_of(store_path: Path, tmp_path: Path) -> None:
     """Operation and parents stand in the header; no selector is claimed that did not choose."""
-    first = TicketStore(store_path)
-    second = repacked(first, tmp_path / "second", 1)
+    plain = TicketStore(store_path)
+    known = dataclasses.replace(plain.header, extensions={"lab": "x", "mine": 1})
+    first = repacked(plain, tmp_path / "first", 2, known)
+    second = repacked(plain, tmp_path / "second", 1, dataclasses.replace(known, extensions={"lab": "x", "mine": 2}))
     header = union([first, second], k=4).write(tmp_path / "made").header
+    assert header.extensions.keys() == {"lab", "derived"}
     derived = header.extensions["derived"]
     assert derived["operation"] == "union"
     assert [parent["identity"] for parent in derived["parents"]] == [first.identity, second.identity]

@@ -214,6 +214,7 @@ def test_run_lengths_are_what_coco_reads(seed: int, rows: int, cols: int, patch_
         assert coco.encode(np.asfortranarray(pixels))["counts"] == text.encode()
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_a_coco_file_holds_each_ticket_once(store_path: Path, tmp_path: Path, make_store: Callable[..., Path]) -> None:
     """pycocotools loads it: area, box and mask of each image with a ticket; a skipped image has no annotation."""
     from pycocotools.coco import COCO
