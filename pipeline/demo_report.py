@@ -174,7 +174,7 @@ def _verdicts(runs: Runs, recall: float, store: TicketStore) -> tuple[Verdict, .
         ),
         Verdict(
             recall > store.header.k / store.header.grid.num_patches,
-            f"The tickets hold {100 * recall:.0f} % of the patches that carry the digit, in"
+            f"The tickets hold {100 * recall:.1f} % of the patches that carry the digit, in"
             f" {store.header.k} of {store.header.grid.num_patches} patches.",
         ),
     )
