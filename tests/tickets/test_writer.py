@@ -271,11 +271,13 @@ for limit in limits:
 
 
 def test_only_space_errors_are_called_so(tmp_path: Path) -> None:
-    """Disk full, quota and file size become SpaceError; any other trouble keeps its own name."""
+    """Disk full, quota and file size become SpaceError, no permission InputError; other trouble keeps its own name."""
     from dlth.tickets.files import space_errors
 
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with pytest.raises(SpaceError, match=r"no space left for 7 bytes in .*: free some"), space_errors(tmp_path, 7):
             raise OSError(number, "full")
-    with pytest.raises(PermissionError), space_errors(tmp_path, 7):
+    with pytest.raises(InputError, match=r"cannot be written \(no\): choose another place"), space_errors(tmp_path, 7):
         raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(InterruptedError), space_errors(tmp_path, 7):
+        raise InterruptedError(errno.EINTR, "no")
