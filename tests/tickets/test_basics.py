@@ -31,7 +31,9 @@ def test_codes_are_stable_and_unique() -> None:
         "E_MISSING_FILE",
         "E_NO_TICKET",
         "E_SCHEMA",
+        "E_SIGNATURE",
         "E_SPACE",
+        "E_TRANSFER",
         "E_UNSAFE",
     ]
 
