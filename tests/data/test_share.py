@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dlth.data.index import open_index
+from dlth.data.remote import filesystem
 from dlth.data.share import pull, push
 from dlth.data.transfer import BLOCK, download, note_of, upload
 from dlth.tickets import TicketStore
@@ -197,8 +198,10 @@ def test_push_and_pull_give_back_every_byte(
     assert not list(tmp_path.glob("mine*download*"))
 
 
-def test_a_broken_upload_to_s3_goes_on_where_it_was(tmp_path: Path, s3_url: str) -> None:
-    """An upload that was killed after its first part: that part is not sent again, one changed part is."""
+def test_a_broken_upload_to_s3_goes_on_where_it_was(
+    tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload that was killed after two parts: the first is not sent again, the second, which differs, is."""
     import boto3
 
     client = boto3.client("s3")
@@ -209,10 +212,20 @@ def test_a_broken_upload_to_s3_goes_on_where_it_was(tmp_path: Path, s3_url: str)
     client.upload_part(**place, PartNumber=1, Body=raw[:length])
     client.upload_part(**place, PartNumber=2, Body=b"x" * length)
     seen: list[tuple[int, int]] = []
+    system, sent = filesystem(s3_url)[0], []
+    call = system.call_s3
+
+    def listening(method: str, **options: Any) -> Any:
+        if method == "upload_part":
+            sent.append(options["PartNumber"])
+        return call(method, **options)
+
+    monkeypatch.setattr(system, "call_s3", listening)
     upload(local, f"{s3_url}/a.zip", lambda done, total: seen.append((done, total)))
     assert client.get_object(Bucket="lab", Key="a.zip")["Body"].read() == raw
     assert client.list_multipart_uploads(Bucket="lab").get("Uploads", []) == []
     assert seen[-1] == (len(raw), len(raw))
+    assert sent == [2, 3]
 
 
 def test_a_server_that_is_gone_keeps_what_came(http: CuttingServer, store: TicketStore, tmp_path: Path) -> None:
