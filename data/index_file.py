@@ -102,7 +102,7 @@ def _checked(index: ShardIndex) -> ShardIndex | None:
     limits = np.repeat([shard.size for shard in index.shards], np.diff(index.row_start))
     sound = (
         (index.image_offset >= BLOCK).all()
-        and (index.image_size > 0).all()
+        and (index.image_size >= 0).all()
         and (index.image_size <= limits).all()
         and (ends <= limits).all()
         and (index.label >= -1).all()

@@ -77,10 +77,10 @@ def scan(descriptor: int, size: int, where: str) -> Rows:
         rows.offsets.append(member.offset)
         rows.sizes.append(member.size)
         rows.labels.append(_label(descriptor, labels[key], where, key) if key in labels else -1)
-        if not 0 < member.size <= MAX_IMAGE_BYTES:
+        if member.size > MAX_IMAGE_BYTES:
             raise LimitError(
                 f"{shown(where)}: byte {member.offset}: image {shown(member.name)} has {member.size} bytes; "
-                f"1 to {MAX_IMAGE_BYTES} are read. Leave it out of the shard."
+                f"at most {MAX_IMAGE_BYTES} are read. Leave it out of the shard."
             )
     return rows
 

@@ -4,6 +4,7 @@ The sampler is a queue that the main process fills, so the plan lives in one pla
 epochs. An error of ours travels back as a value: torch would wrap it in a traceback of the worker and change its type.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -48,7 +49,16 @@ def make_loader(dataset: Dataset[Any], queue: Queue, workers: int) -> DataLoader
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A scheduler or a terminal signals the whole process group; the main process needs its readers to finish its step.
+
+    A group of its own and not an ignored signal: Python ends its workers by that signal.
+    """
+    os.setpgid(0, 0)
 
 
 def results(loader: DataLoader[Any]) -> Iterator[Any]:

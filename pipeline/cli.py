@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 damage found by a check, 2 bad input, 75 stopped on reques
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything, print the plan and its cost, write nothing.")
+    bool, typer.Option("--dry-run", help="Check everything, print the plan and its cost, write no tickets.")
 ]
 
 
@@ -47,17 +48,21 @@ def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = Fals
             "dlth select, dry run: nothing is written", plan.facts()
         )
         return
-    if not json:
+    quiet = json or not console.leads()
+    if not quiet:
         console.facts("dlth select", plan.facts())
-    with console.counting("select", plan.index.num_samples, quiet=json) as counter:
+    with console.counting("select", plan.index.num_samples, quiet=quiet) as counter:
         report = select_stage.select(plan, counter.advance, counter.skip, console.note)
+    if not console.leads():
+        console.note(f"rank {os.environ['RANK']}: {report.images:,} images in {report.shards:,} shards")
+        return
     if json:
         console.as_json(report.__dict__ | {"rate": counter.rate})
         return
     for problem in report.skipped:
         console.note(f"skipped: {problem}")
     console.note(
-        f"{report.images:,} images ranked in {report.shards:,} shards ({report.shards_before:,} were done before),"
+        f"{report.images:,} images read in {report.shards:,} shards ({report.shards_before:,} were done before),"
         f" {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
     )
     if report.complete:

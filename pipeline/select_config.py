@@ -27,7 +27,6 @@ class SelectConfig(Settings):
     bad_images: Literal["error", "skip"] = setting(
         "error", WHAT, "A corrupt image stops the run, or is skipped, counted and remembered in the file."
     )
-    max_pixels: int = setting(100_000_000, WHAT, "Images that claim more pixels are refused undecoded.", gt=0)
 
     keep: Keep | None = setting(None, BUDGET, "Share of all patches to keep; 0.7 means 138 of 196. The default is 0.7.")
     stage_keep: Keep | None = setting(None, BUDGET, "EViT's rate of each stage instead; the paper's way of saying it.")

@@ -182,15 +182,20 @@ def _rank_missing(
         def claimed() -> Iterator[int]:
             for shard in _from_own_start(todo):
                 claim = claims.enter_context(contextlib.ExitStack())
-                if claim.enter_context(writer.claim(shard)):
-                    held[shard] = claim
-                    yield shard
+                if not claim.enter_context(writer.claim(shard)):
+                    continue
+                if index.shards[shard].rows == 0:
+                    writer.write(shard, _no_tickets(plan))
+                    claim.close()
+                    continue
+                held[shard] = claim
+                yield shard
 
-        batches = read_shards(claimed(), index, plan.header.view, config.batch_size, config.workers, config.max_pixels)
+        batches = read_shards(claimed(), index, plan.header.view, config.batch_size, config.workers)
         parts: list[tuple[ShardBatch, Ranked]] = []
         for batch, ranked in rank_batches(batches, ranker, config.threads):
             if batch.problems and config.bad_images == "error":
-                raise BadImageError(f"{batch.problems[0]} To go on without such images: --bad-images skip")
+                raise BadImageError(f"{batch.problems[0].rstrip('.')}. To go on without such images: --bad-images skip")
             report.skipped += batch.problems
             parts.append((batch, ranked))
             report.images += len(batch.good)
@@ -207,6 +212,14 @@ def _from_own_start(todo: list[int]) -> list[int]:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     start = len(todo) * rank // world
     return todo[start:] + todo[:start]
+
+
+def _no_tickets(plan: SelectPlan) -> ShardTickets:
+    """The rows of an empty shard."""
+    dtype = np.uint8 if plan.header.grid.num_patches < 256 else np.uint16
+    none = np.zeros(0, dtype=bool)
+    images = np.zeros((0, 16), dtype=np.uint8)
+    return ShardTickets((), images, np.zeros((0, plan.stored_patches), dtype), np.zeros(0, np.float32), skipped=none)
 
 
 def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> ShardTickets:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dlth.data.decode import BadImageError, content_hash, decode
 from dlth.data.index import ShardIndex
 from dlth.data.views import render
+from dlth.data.workers import Failure, Queue, make_loader, results
 from dlth.tickets import ViewSpec
-from dlth.tickets.errors import shown
+from dlth.tickets.errors import DlthError, shown
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,19 @@ class ShardBatch:
     problems: tuple[str, ...]
 
 
-class ShardRows(Dataset[ShardBatch]):
+class ShardRows(Dataset[ShardBatch | Failure]):
     """Reads and decodes rows [start, stop) of a shard into the selector's view."""
 
-    def __init__(self, index: ShardIndex, view: ViewSpec, max_pixels: int) -> None:
-        self.index, self.view, self.max_pixels = index, view, max_pixels
+    def __init__(self, index: ShardIndex, view: ViewSpec) -> None:
+        self.index, self.view = index, view
 
-    def __getitem__(self, request: tuple[int, int, int]) -> ShardBatch:
-        shard, start, stop = request
+    def __getitem__(self, request: tuple[int, int, int]) -> ShardBatch | Failure:
+        try:
+            return self._read(*request)
+        except DlthError as error:
+            return Failure(error)
+
+    def _read(self, shard: int, start: int, stop: int) -> ShardBatch:
         first = int(self.index.row_start[shard])
         encoded = self.index.read_many(list(range(first + start, first + stop)))
         images = torch.zeros(len(encoded), 3, self.view.height, self.view.width, dtype=torch.uint8)
@@ -57,7 +63,7 @@ class ShardRows(Dataset[ShardBatch]):
         for row, data in enumerate(encoded):
             where = f"shard {shown(self.index.shards[shard].name)}, key {shown(self.index.key(first + start + row))}"
             try:
-                images[row] = render(decode(data, where=where, max_pixels=self.max_pixels), self.view)
+                images[row] = render(decode(data, where=where), self.view)
             except BadImageError as error:
                 good[row] = False
                 problems.append(str(error))
@@ -65,28 +71,21 @@ class ShardRows(Dataset[ShardBatch]):
         return ShardBatch(shard, start, images, hashes, good, tuple(problems))
 
 
-class _Requests:
-    """Cuts a stream of shards into requests; iterated in the main process, a few batches ahead."""
-
-    def __init__(self, shards: Iterable[int], rows: list[int], batch_size: int) -> None:
-        self.shards, self.rows, self.batch_size = shards, rows, batch_size
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        for shard in self.shards:
-            for start in range(0, self.rows[shard], self.batch_size):
-                yield shard, start, min(start + self.batch_size, self.rows[shard])
-
-
 def read_shards(
-    shards: Iterable[int], index: ShardIndex, view: ViewSpec, batch_size: int, workers: int, max_pixels: int
+    shards: Iterable[int], index: ShardIndex, view: ViewSpec, batch_size: int, workers: int
 ) -> Iterator[ShardBatch]:
-    """Decoded batches of the shards, in the order in which `shards` names them."""
-    requests = _Requests(shards, [shard.rows for shard in index.shards], batch_size)
-    loader = DataLoader(
-        ShardRows(index, view, max_pixels),
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-    )
-    yield from loader
+    """Decoded batches of the shards, in the order in which `shards` names them; they are named a few batches ahead.
+
+    Raises:
+        DlthError: a shard that cannot be read, or a reading process that died
+    """
+    queue = Queue()
+    queue.items = _requests(shards, index, batch_size)
+    yield from results(make_loader(ShardRows(index, view), queue, workers))
+
+
+def _requests(shards: Iterable[int], index: ShardIndex, batch_size: int) -> Iterator[tuple[int, int, int]]:
+    for shard in shards:
+        rows = index.shards[shard].rows
+        for start in range(0, rows, batch_size):
+            yield shard, start, min(start + batch_size, rows)

@@ -157,7 +157,6 @@ REFUSED: dict[str, tuple[list[tuple[str, bytes]], type[DlthError], str]] = {
     "a pickled label": ([("a.jpg", JPEG), ("a.cls", b"\x80\x04K\x01.")], DamageError, r"found '\\x80"),
     "a long label": ([("a.jpg", JPEG), ("a.cls", b"1" * 33)], DamageError, r"\(33 bytes\)"),
     "a huge label": ([("a.jpg", JPEG), ("a.cls", b"2147483648")], DamageError, "found '2147483648'"),
-    "an empty image": ([("a.jpg", b"")], LimitError, "image a.jpg has 0 bytes"),
     "a path out": ([("../a.jpg", JPEG)], UnsafeError, "the key '../a' points out of its folder"),
     "an absolute path": ([("/etc/a.jpg", JPEG)], UnsafeError, "the key '/etc/a' points out of its folder"),
     "an escape in a key": ([("\x1b[2Ja.cls", b"1")], DamageError, r"label of '\\\\x1b\[2Ja' has no image"),

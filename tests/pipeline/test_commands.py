@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -237,3 +239,23 @@ def test_help_needs_no_torch() -> None:
     script = "import sys, dlth.pipeline.cli; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_signal_to_the_whole_process_group_saves_and_exits_with_75(
+    dlth: Run, make_shards: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Schedulers signal the loader's processes too: the step is finished and a checkpoint is written."""
+    shards = make_shards(2, 16)
+    words = ["train", *SMALL, "--recipe", "smoke", "--arm", "dense", "--data", shards.spec, "--out", tmp_path / "run"]
+    words += ["--workers", 1, "--num-classes", 4, "--batch-size", 4, "--epochs", 4000, "--warmup-epochs", 0]
+    command = [str(Path(sys.executable).with_name("dlth")), *map(str, words)]
+    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("epoch 2 "):
+            break
+    os.killpg(child.pid, signal.SIGTERM)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 75, err
+    assert "Traceback" not in err
+    assert (tmp_path / "run" / "checkpoints" / "latest").exists()

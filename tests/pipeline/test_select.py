@@ -19,7 +19,7 @@ from dlth.pipeline.ranker import Ranker
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import SelectReport, plan, select
 from dlth.tickets import Preprocessing, TicketStore
-from dlth.tickets.errors import InputError, MismatchError
+from dlth.tickets.errors import DlthError, InputError, MismatchError
 from dlth.training import Selector
 from dlth.training.layers import checked
 
@@ -195,7 +195,6 @@ def test_what_cannot_be_selected_is_refused_before_anything_is_written(
     make_shards: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     """Every mistake is an error of dlth's family that says what to do."""
-    from dlth.tickets.errors import DlthError
 
     shards = make_shards(1, 2)
     with pytest.raises(DlthError, match=message):
@@ -223,3 +222,45 @@ def test_the_batch_is_halved_until_it_fits_the_device() -> None:
     whole = Ranker(Selector(vit, 0.7, (1, 2)), preprocessing, torch.device("cpu"), batch_size=16)
     np.testing.assert_array_equal(small(images)[0], whole(images)[0])
     assert [text.split(":")[1] for text in said] == [f" going on with {size}" for size in (8, 4, 2)]
+
+
+def test_an_empty_shard_is_written_as_what_it_is(
+    make_shards: Callable[..., Any], make_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A tar without samples does not keep the file from being finished, and has no rows in it."""
+    shards = make_shards(1, 3)
+    make_tar(shards.folder / "train-000001.tar", [])
+    assert run(shards.spec, tmp_path / "t.zarr").complete
+    store = TicketStore(tmp_path / "t.zarr")
+    assert [shard.rows for shard in store.shards] == [3, 0]
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_empty_image_file_is_a_bad_image(
+    make_tar: Callable[..., Path],
+    make_picture: Callable[..., Any],
+    make_image: Callable[..., bytes],
+    tmp_path: Path,
+    workers: int,
+) -> None:
+    """Zero bytes are skipped like any corrupt image; the error is dlth's own even when another process read it."""
+    (tmp_path / "data").mkdir()
+    good = make_image(make_picture(1))
+    members = [("a.jpg", b""), ("a.cls", b"0"), ("b.jpg", good), ("b.cls", b"1")]
+    make_tar(tmp_path / "data" / "train-000000.tar", members)
+    with pytest.raises(DlthError, match=r"^shard train-000000.tar, key a.*--bad-images skip$"):
+        run(str(tmp_path / "data"), tmp_path / "t.zarr", workers=workers)
+    report = run(str(tmp_path / "data"), tmp_path / "t.zarr", workers=workers, bad_images="skip")
+    assert report.complete
+    assert len(report.skipped) == 1
+
+
+def test_a_shard_that_vanishes_is_an_error_that_names_it(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """A reading process's error arrives as itself, without that process's traceback."""
+    shards = make_shards(2, 3)
+    prepared = plan(config(shards.spec, tmp_path / "t.zarr", workers=1))
+    shards.paths[1].unlink()
+    with pytest.raises(DlthError, match=r"train-000001\.tar") as caught:
+        select(prepared)
+    assert "Traceback" not in str(caught.value)
