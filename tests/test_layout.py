@@ -1,4 +1,4 @@
-"""The project's shape, read from its source: which folder may import which, and nothing that a stranger must not see."""
+"""The project's shape, read from its source: which folder imports which, and nothing that a stranger must not see."""
 
 from __future__ import annotations
 
