@@ -65,6 +65,9 @@ class SelectConfig(Settings):
         if len(budgets) > 1:
             flags = " and ".join("--" + name.replace("_", "-") for name in budgets)
             raise ValueError(f"{flags} exclude each other: each says how many patches stay. Give one.")
+        for name in ("num_classes", "img_size", "pretrained"):
+            if name in self.model_kwargs:
+                raise ValueError(f"--model-kwargs {name} has a flag of its own: --{name.replace('_', '-')}")
         weights = [flag for flag in ("pretrained", "checkpoint", "random_weights") if getattr(self, flag)]
         if len(weights) != 1:
             raise ValueError(
