@@ -13,7 +13,7 @@ from dlth.data.evaluation import EvalLoader
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible, join
 from dlth.data.patches import Arm
-from dlth.tickets import Grid, TicketStore, ViewSpec
+from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
 from dlth.training.distributed import World
 from dlth.training.measure import EvalResult, measure
 from dlth.training.models import grid_of, patch_size_of
@@ -102,6 +102,19 @@ class EvalSet:
 
     def _best(self, rank: Rank | None) -> Rank | None:
         return None if rank is None else lambda images: rank(images)[:, : self.k]
+
+
+def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> int | None:
+    """How many patches are kept: the share asked for, else the number of the first ticket file; None without either.
+
+    The number is never worked out from a file's share, which has six digits: 7 of 9 patches would become 8.
+
+    Raises:
+        InputError: a share that makes no sense
+    """
+    if keep is not None:
+        return num_kept(keep, grid.num_patches)
+    return next((store.header.k for store in stores if store is not None), None)
 
 
 def join_val(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 
 from dlth.data.index import open_index
 from dlth.data.ticket_cache import local_tickets
-from dlth.tickets import TicketStore, num_kept
+from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.training.distributed import World, joined
 from dlth.training.eval_config import EvalConfig
-from dlth.training.evalset import EvalSet, Frame, join_val
+from dlth.training.evalset import EvalSet, Frame, join_val, tokens_kept
 from dlth.training.inputs import check_labels
 from dlth.training.layers import checked
 from dlth.training.measure import EvalResult
@@ -24,7 +25,7 @@ from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights import checkpoint_classes, load_weights
 
-SAID_BY_FILE = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std", "keep")
+SAID_BY_FILE = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std")
 """What a weights file of dlth says of itself, and a setting may say otherwise."""
 
 
@@ -70,12 +71,30 @@ def _evaluate(config: EvalConfig, weights: Path, world: World) -> EvalResult:
     vit = _load(config, weights, written_by_dlth=bool(note))
     check_labels(int(getattr(vit, "num_classes", 0)), index)
     frame = Frame.of(vit, config.mean, config.std, config.crop_pct)
-    keep = config.keep or (store.header.keep if store is not None else None)
-    k = num_kept(keep, frame.grid.num_patches) if keep else None
+    k = _trained_k(note, frame.grid, weights) if config.keep is None else None
+    k = k or tokens_kept(config.keep, frame.grid, store)
     found = join_val(index, store, frame, k, config.val_split, config.missing, lambda text: None)
     images = EvalSet(index, frame, k, found, config.seed, config.batch_size, config.workers, config.bad_images)
     precision = Precision.of(config.amp, config.amp_dtype, world.device)
     return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
+
+
+def _trained_k(note: Mapping[str, Any], grid: Grid, weights: Path) -> int | None:
+    """Patches that the run of a weights file kept, on the grid of now; None if it says none, or kept all as dense.
+
+    Raises:
+        InputError: a number that the grid cannot have
+    """
+    k = note.get("k")
+    if k is None or note.get("arm") == "dense":
+        return None
+    if note.get("num_patches", grid.num_patches) != grid.num_patches:
+        return num_kept(str(note.get("keep")), grid.num_patches)
+    if type(k) is not int or not 1 <= k <= grid.num_patches:
+        raise InputError(
+            f"{shown(weights)} says that it was trained on {shown(k)} of {grid.num_patches} patches: give --keep"
+        )
+    return k
 
 
 def _load(config: EvalConfig, weights: Path, written_by_dlth: bool) -> torch.nn.Module:

@@ -18,11 +18,11 @@ from dlth.data.loader import TrainLoader
 from dlth.data.mixing import Mixing
 from dlth.data.order import Batching
 from dlth.data.ticket_cache import local_tickets
-from dlth.tickets import TicketStore, num_kept
+from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import EvalSet, Frame, Note, join_val
+from dlth.training.evalset import EvalSet, Frame, Note, join_val, tokens_kept
 from dlth.training.schedule import tokens_at
 
 
@@ -86,7 +86,7 @@ class Inputs:
 
     @property
     def keep(self) -> str:
-        """The share of patches as it was asked for, or as the ticket file has it; empty where all are kept."""
+        """The share of patches as it was asked for, or as the ticket file has it, rounded; empty where all are kept."""
         if self.config.keep is not None:
             return self.config.keep
         return self.store.header.keep if self.store is not None else ""
@@ -100,7 +100,7 @@ class Inputs:
             InputError: a share of patches that makes no sense, labels that the head does not have
         """
         config, self.frame = self.config, frame
-        self.k = num_kept(self.keep, frame.grid.num_patches) if self.keep else None
+        self.k = tokens_kept(config.keep, frame.grid, self.store, self.val_store)
         check_labels(self.num_classes, self.index, self.val_index)
         if self.store is not None and config.mode != "online":
             split = config.train_split or ""

@@ -124,6 +124,7 @@ class Parts:
             "img_size": config.img_size,
             "mean": self.pixels.mean,
             "std": self.pixels.std,
+            "num_patches": self.grid.num_patches,
             "config_sha256": self.config_sha256,
         } | self._arm()
 

@@ -18,6 +18,7 @@ from torch import nn
 from dlth.data.decode import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.tickets import (
+    Budget,
     DatasetInfo,
     Grid,
     Preprocessing,
@@ -95,16 +96,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 KEEP = "0.5"
 
 
-def write_tickets(index: ShardIndex, path: Path, view: ViewSpec, split: str) -> Path:
-    """A ticket file whose rankings are random, named by each image's key."""
+def write_tickets(
+    index: ShardIndex, path: Path, view: ViewSpec, split: str, budget: Budget | None = None, form: str = "full"
+) -> Path:
+    """A ticket file whose rankings are random, named by each image's key; its grid is that of the view."""
+    grid = Grid(view.height // 8, view.width // 8)
+    budget = budget or Budget.from_keep(KEEP, grid.num_patches, 1)
     header = TicketHeader(
-        form="full",
-        grid=Grid(4, 4),
+        form=form,
+        grid=grid,
         patch_size=8,
-        k=8,
-        keep=KEEP,
-        stage_keep=KEEP,
-        stage_tokens=(8,),
+        k=budget.k,
+        keep=budget.keep,
+        stage_keep=budget.stage_keep,
+        stage_tokens=budget.stage_tokens,
         view=view,
         preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, "torchvision"),
         selector=SelectorInfo("tiny", "", "random", (0,)),
@@ -113,7 +118,8 @@ def write_tickets(index: ShardIndex, path: Path, view: ViewSpec, split: str) -> 
     writer = TicketWriter(path, header, [ShardSpec(shard.name, shard.rows) for shard in index.shards], 40)
     for place, shard in enumerate(index.shards):
         keys = tuple(index.keys(place))
-        patches = np.stack([generator("ticket", key).permutation(16).astype(np.uint8) for key in keys])
+        patches = np.stack([generator("ticket", key).permutation(grid.num_patches) for key in keys])
+        patches = patches[:, : header.ranked].astype(np.uint8)
         ids = np.arange(index.row_start[place], index.row_start[place + 1])
         hashes = b"".join(content_hash(encoded) for encoded in index.read_many(ids))
         images = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
@@ -123,6 +129,12 @@ def write_tickets(index: ShardIndex, path: Path, view: ViewSpec, split: str) -> 
             writer.write(place, ShardTickets(keys, images, patches, gap, skipped))
     assert writer.finish()
     return path
+
+
+@pytest.fixture
+def make_tickets() -> Callable[..., Path]:
+    """``make_tickets(index, path, view, split, budget=None, form="full")``: see `write_tickets`."""
+    return write_tickets
 
 
 @pytest.fixture
