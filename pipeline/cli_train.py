@@ -112,7 +112,7 @@ def evaluate(overrides: dict[str, Any], json: Json = False) -> None:
     settings = checked(EvalConfig, overrides)
     from dlth.training.evaluate import evaluate as run
 
-    table = run(settings).table()
+    table = run(settings, console.note).table()
     if not console.leads():
         return
     if json:

@@ -7,6 +7,7 @@ from typing import Literal
 from dlth.training.config import MODEL, RUN, WHAT
 from dlth.training.settings import Keep, Pairs, Settings, Triple, setting
 
+DEFAULT_SEED = 42
 FROM_FILE = " What the checkpoint says of itself if absent."
 
 
@@ -32,7 +33,7 @@ class EvalConfig(Settings):
     mean: Triple | None = setting(None, MODEL, "Channel means of the input." + FROM_FILE)
     std: Triple | None = setting(None, MODEL, "Channel deviations of the input." + FROM_FILE)
     crop_pct: float | None = setting(
-        None, MODEL, "Share of the evaluation crop; the model's own if absent.", gt=0, le=1
+        None, MODEL, "Share of the evaluation crop." + FROM_FILE + " Otherwise the model's own.", gt=0, le=1
     )
 
     batch_size: int = setting(128, RUN, "Images per forward.", gt=0)
@@ -40,4 +41,4 @@ class EvalConfig(Settings):
     amp: bool = setting(False, RUN, "Compute in --amp-dtype where it is safe.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
     workers: int = setting(4, RUN, "Processes that read and decode.", ge=0)
-    seed: int = setting(42, RUN, "Seed of the random tokens.", ge=0)
+    seed: int | None = setting(None, RUN, f"Seed of the random tokens.{FROM_FILE} Otherwise {DEFAULT_SEED}.", ge=0)

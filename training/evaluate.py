@@ -15,8 +15,8 @@ from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.training.distributed import World, joined
-from dlth.training.eval_config import EvalConfig
-from dlth.training.evalset import EvalSet, Frame, join_val, tokens_kept
+from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
+from dlth.training.evalset import EvalSet, Frame, Note, join_val, tokens_kept
 from dlth.training.inputs import check_labels
 from dlth.training.layers import checked
 from dlth.training.measure import EvalResult
@@ -25,19 +25,21 @@ from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights import checkpoint_classes, load_weights
 
-SAID_BY_FILE = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std")
+SAID_BY_FILE = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std", "crop_pct", "seed")
 """What a weights file of dlth says of itself, and a setting may say otherwise."""
 
 
-def evaluate(config: EvalConfig) -> EvalResult:
+def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
     """Measure a checkpoint on the whole validation set; under torchrun ranks share the images.
+
+    `note` is told, on the leading rank, how images and tickets met.
 
     Raises:
         DlthError: weights, model, images and tickets do not fit together
     """
     with joined(config.device) as world:
         weights = weights_file(Path(config.checkpoint), config.use_ema)
-        result = _evaluate(config, weights, world)
+        result = _evaluate(config, weights, world, note if world.leads else lambda text: None)
         if config.out is not None and world.leads:
             result.save(Path(config.out))
         return result
@@ -62,7 +64,7 @@ def note_of(path: Path) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-def _evaluate(config: EvalConfig, weights: Path, world: World) -> EvalResult:
+def _evaluate(config: EvalConfig, weights: Path, world: World, tell: Note) -> EvalResult:
     note = note_of(weights)
     said = {name: note[name] for name in SAID_BY_FILE if note.get(name) is not None}
     config = checked(EvalConfig, said | config.model_dump(exclude_none=True))
@@ -73,8 +75,9 @@ def _evaluate(config: EvalConfig, weights: Path, world: World) -> EvalResult:
     frame = Frame.of(vit, config.mean, config.std, config.crop_pct)
     k = _trained_k(note, frame.grid, weights) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
-    found = join_val(index, store, frame, k, config.val_split, config.missing, lambda text: None)
-    images = EvalSet(index, frame, k, found, config.seed, config.batch_size, config.workers, config.bad_images)
+    found = join_val(index, store, frame, k, config.val_split, config.missing, tell)
+    seed = DEFAULT_SEED if config.seed is None else config.seed
+    images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)
     precision = Precision.of(config.amp, config.amp_dtype, world.device)
     return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import timm.data
 import torch
 from timm.utils import ModelEmaV3
 
@@ -28,9 +29,9 @@ from dlth.training.outcome import LOOSE, STRICT, versions
 from dlth.training.reporter import Reporter
 from dlth.training.selector import Selector
 from dlth.training.settings import is_free
-from dlth.training.step import Pixels, Precision, Stepper
+from dlth.training.step import Pixels, Precision, Rank, Stepper
 from dlth.training.ticket_vit import TicketViT
-from dlth.training.weights import load_weights, weights_digest
+from dlth.training.weights import checkpoint_classes, load_weights, weights_digest
 
 HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
 """Kinds of tokens by which an arm's best epoch is chosen, the first that was measured; the paper's choice."""
@@ -50,6 +51,7 @@ class Parts:
     stepper: Stepper
     pixels: Pixels
     selector: Selector | None
+    rank: Rank | None
     parameters: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,8 +85,7 @@ class Parts:
         """Measure a student on the whole validation set with each kind of tokens there is."""
         assert self.inputs.val is not None
         precision = Precision.of(self.config.amp, self.config.amp_dtype, self.world.device)
-        rank = self.selector.rank if self.selector is not None else None
-        return self.inputs.val.evaluate(student, self.world, self.pixels, precision, rank)
+        return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.rank)
 
     def headline(self, table: Mapping[str, Any]) -> str:
         """The kind of tokens by which this arm is judged."""
@@ -125,6 +126,8 @@ class Parts:
             "mean": self.pixels.mean,
             "std": self.pixels.std,
             "num_patches": self.grid.num_patches,
+            "crop_pct": self.inputs.frame.crop_pct,
+            "seed": config.seed,
             "config_sha256": self.config_sha256,
         } | self._arm()
 
@@ -182,9 +185,16 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     optimizer = make_optimizer(vit, config, inputs.global_batch)
     set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
     selector = _selector(config, inputs.k, frame.grid, world)
-    rank = selector.rank if selector is not None else None
+    rank = ranking(selector, pixels) if selector is not None else None
     stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, rank)
-    return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, selector)
+    return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, selector, rank)
+
+
+def ranking(selector: Selector, pixels: Pixels) -> Rank:
+    """A selector's `rank` for images [B, 3, H, W] that are normalised as the student wants them, not the selector."""
+    own = timm.data.resolve_model_data_config(selector.vit)
+    selectors = Pixels(tuple(own["mean"]), tuple(own["std"]))
+    return lambda images: selector.rank(selectors.renormalised(images, pixels))
 
 
 def _student(config: TrainConfig, num_classes: int) -> torch.nn.Module:
@@ -211,7 +221,11 @@ def _selector(config: TrainConfig, k: int | None, grid: Grid, world: World) -> S
             "the online mode needs a trained selector: --selector-checkpoint FILE or --selector-pretrained"
         )
     vit = build(
-        config.selector, img_size=config.img_size, pretrained=config.selector_pretrained, **config.selector_kwargs
+        config.selector,
+        num_classes=checkpoint_classes(config.selector_checkpoint) if config.selector_checkpoint else None,
+        img_size=config.img_size,
+        pretrained=config.selector_pretrained,
+        **config.selector_kwargs,
     )
     if config.selector_checkpoint:
         load_weights(vit, config.selector_checkpoint)

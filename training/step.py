@@ -43,6 +43,14 @@ class Pixels:
     std: tuple[float, float, float]
     channels_last: bool = False
 
+    def renormalised(self, images: Tensor, ours: Pixels) -> Tensor:
+        """What these pixels would have been, float32 [B, 3, H, W], of images that `ours` normalised."""
+        if (self.mean, self.std) == (ours.mean, ours.std):
+            return images
+        mean, std = (_on(values, images.device) for values in (self.mean, self.std))
+        their_mean, their_std = (_on(values, images.device) for values in (ours.mean, ours.std))
+        return images.mul(their_std / std).add_((their_mean - mean) / std)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised float32 [B, 3, H, W] of uint8 [B, 3, H, W], on the same device."""
         memory = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -76,7 +84,10 @@ class Precision:
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss`: the global batch's weighted mean; `weight`: its number of images; `moved`: whether weights changed."""
+    """`loss`: the global batch's weighted mean; `weight`: its number of images; `moved`: whether weights changed.
+
+    A batch without a single whole image weighs 0 and has no loss (NaN).
+    """
 
     loss: float
     weight: float
@@ -117,6 +128,8 @@ class Stepper:
         (total,) = self.world.sums([float(sum(batch.weights.sum() for batch in batches))])
         self.optimizer.zero_grad(set_to_none=True)
         self.last_losses = []
+        if total == 0:  # every image of the global batch is corrupt: nothing to learn from, on any rank
+            return StepResult(math.nan, 0.0, moved=False)
         reading = self._accumulate(batches, k, total)
         (loss_sum,) = self.world.sums([reading()])
         loss = loss_sum / total

@@ -83,6 +83,25 @@ def test_a_checkpoint_folder_of_the_loop_evaluates_too(make_run: MakeRun) -> Non
     assert table["ticket"]["top1"] == result.evaluation["model"]["ticket"]["top1"]
 
 
+def test_weights_know_the_crop_and_the_random_tokens_of_their_run(make_run: MakeRun) -> None:
+    """crop_pct and seed come from the file: every kind of tokens gives the run's numbers; flags still win."""
+    config = make_run(crop_pct=0.6, seed=7, epochs=1, warmup_epochs=0)
+    reported = train(config).evaluation["model"]
+    losses = {kind: row["loss"] for kind, row in evaluate(settings(config)).table().items()}
+    assert losses == pytest.approx({kind: row["loss"] for kind, row in reported.items()}, abs=1e-6)
+    other = evaluate(settings(config, crop_pct=1.0, seed=8)).table()
+    assert all(abs(other[kind]["loss"] - losses[kind]) > 1e-5 for kind in losses)
+
+
+def test_evaluation_says_how_images_and_tickets_met(make_run: MakeRun) -> None:
+    """The report of the join is passed on, not swallowed."""
+    config = make_run(epochs=1, warmup_epochs=0)
+    train(config)
+    notes: list[str] = []
+    evaluate(settings(config), notes.append)
+    assert any("validation: tickets for 11 of 11 images" in note for note in notes)
+
+
 def test_foreign_weights_need_a_model_name(make_run: MakeRun, tmp_path: Path) -> None:
     """A .pth of timm's form says nothing of its model: the name is asked for, and then it is measured densely."""
     config = make_run()

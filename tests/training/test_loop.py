@@ -283,7 +283,7 @@ def test_online_selects_on_the_augmented_batch_and_needs_no_tickets(make_run: Ma
         "val_tickets": None,
         "keep": "0.5",
         "selector": "vit_tiny_patch16_224",
-        "selector_kwargs": make_run().model_kwargs | {"num_classes": 4},
+        "selector_kwargs": make_run().model_kwargs,
         "selector_checkpoint": teacher,
         "selector_blocks": (0, 1),
         "mixup": 0.8,

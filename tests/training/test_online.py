@@ -1,0 +1,56 @@
+"""The online mode's selector sees images as it was trained to see them, whatever the student wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlth.training.config import TrainConfig
+from dlth.training.distributed import World
+from dlth.training.loop import train
+from dlth.training.reporter import Reporter
+from dlth.training.setup import prepare
+from dlth.training.step import Pixels
+
+MakeRun = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def online(make_run: MakeRun) -> dict[str, Any]:
+    """Settings of an online run, with a dense run's weights as selector, whose head has 7 classes."""
+    short = {"epochs": 1, "warmup_epochs": 0, "val": None, "val_tickets": None}
+    train(make_run("teacher", arm="dense", tickets=None, num_classes=7, **short))
+    return {
+        "mode": "online",
+        "tickets": None,
+        "val_tickets": None,
+        "keep": "0.5",
+        "selector": "vit_tiny_patch16_224",
+        "selector_kwargs": make_run().model_kwargs,
+        "selector_checkpoint": str(Path(make_run("teacher").out) / "model.safetensors"),
+        "selector_blocks": (0, 1),
+    }
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.2, 0.4, 0.6)], ids=["alike", "different"])
+def test_the_selector_ranks_images_of_its_own_normalisation(
+    make_run: MakeRun, online: dict[str, Any], mean: tuple[float, float, float]
+) -> None:
+    """Images that the student's mean and deviation made are ranked as if the selector's own (0.5) had made them."""
+    config = make_run("online", mean=mean, std=(0.5, 0.25, 0.125) if mean[0] < 0.5 else None, **online)
+    parts = prepare(config, World(0, 1, torch.device("cpu")), Reporter())
+    assert parts.selector is not None
+    assert parts.rank is not None
+    assert parts.stepper.rank is parts.rank
+    assert parts.selector.vit.num_classes == 7
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    own = Pixels((0.5,) * 3, (0.5,) * 3)
+    students = parts.pixels(images)
+    before = students.clone()
+    assert torch.allclose(own.renormalised(students, parts.pixels), own(images), atol=1e-5)
+    assert torch.equal(parts.rank(students), parts.selector.rank(own(images)))
+    assert torch.equal(students, before)
