@@ -1,0 +1,87 @@
+"""The demo at a fiftieth of its size: every step runs, the report says what came out, a second run does nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dlth.pipeline import cli, console
+from dlth.pipeline.demo import Demo
+from dlth.pipeline.demo_config import DemoConfig
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import InputError, MismatchError
+from dlth.training.layers import checked
+from dlth.training.reporter import Reporter
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, list[str]]:
+    """A finished demo of 128 images and one seed, and what it said."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    config = checked(DemoConfig, {"out": str(out), "images": 128, "val_images": 40, "epochs": 2, "seeds": "0"})
+    said: list[str] = []
+    demo = Demo(config, said.append, Reporter(), console.counting)
+    demo.run()
+    return demo, said
+
+
+def test_the_report_says_what_the_runs_left(finished: tuple[Demo, list[str]]) -> None:
+    """Accuracies in the page are those of result.json; it names the ticket file and needs no network."""
+    demo, _ = finished
+    page = (demo.out / "report.html").read_text()
+    top1 = json.loads((demo.out / "ticket-0" / "result.json").read_text())["evaluation"]["model"]["ticket"]["top1"]
+    assert f">{top1:.1f}<" in page
+    assert TicketStore(demo.out / "tickets" / "val.zarr").identity in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert {path.stem for path in demo.out.glob("*.png")} >= {"tickets", "accuracy", "recall", "curves-loss"}
+
+
+def test_an_unmet_target_is_reported_as_unmet(finished: tuple[Demo, list[str]]) -> None:
+    """Two epochs on 128 images teach nothing: the page must not claim that the ticket arm is clearly better."""
+    demo, _ = finished
+    page = (demo.out / "report.html").read_text()
+    assert "NOT met" in page
+
+
+def test_the_printed_commands_are_the_runs(
+    finished: tuple[Demo, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each printed `dlth train`, parsed by the command line, is the configuration that its run stored."""
+    _, said = finished
+    commands = [line for text in said for line in text.splitlines() if line.startswith("dlth train")]
+    assert len(commands) == 4
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--print-config"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        typed = tomllib.loads(capsys.readouterr().out)
+        stored = tomllib.loads((Path(typed["out"]) / "config.toml").read_text())
+        assert {name for name in typed | stored if typed.get(name) != stored.get(name)} <= {"resume"}
+
+
+def test_a_second_run_trains_nothing(finished: tuple[Demo, list[str]]) -> None:
+    """Finished steps are kept, byte for byte."""
+    demo, _ = finished
+    weights = {path: path.stat().st_mtime_ns for path in demo.out.rglob("*.safetensors")}
+    said: list[str] = []
+    Demo(demo.config, said.append, Reporter(), console.counting).run()
+    assert sum(text.startswith("done before") for text in said) == 4
+    assert {path: path.stat().st_mtime_ns for path in demo.out.rglob("*.safetensors")} == weights
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished: tuple[Demo, list[str]], tmp_path: Path) -> None:
+    """A demo's folder belongs to its settings, and a folder of something else is left alone."""
+    demo, _ = finished
+    other = checked(DemoConfig, {**demo.config.model_dump(), "epochs": 3})
+    with pytest.raises(MismatchError, match="other settings"):
+        Demo(other, lambda text: None, Reporter(), console.counting).run()
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        Demo(checked(DemoConfig, {"out": str(tmp_path)}), lambda text: None, Reporter(), console.counting).run()
