@@ -11,13 +11,30 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from dlth.training.settings import Integers, Keep, Pair, Pairs, Settings, Triple, setting
+from dlth.training.settings import Integers, Keep, Pair, Pairs, Settings, Triple, refuse_own_flags, setting
 
 Arm = Literal["ticket", "random", "dense"]
 Mode = Literal["projected", "frozen", "online"]
 
 WHAT, TOKENS, MODEL, OPTIM, SCHEDULE = "What is trained", "Tokens", "Model", "Optimizer", "Learning rate"
 AUGMENT, SELECTOR, RUN, OUTPUT = "Augmentation", "Selector (online mode)", "How it runs", "Output and checkpoints"
+
+
+OWN_FLAGS = {
+    "name": "--model",
+    "num_classes": "--num-classes",
+    "img_size": "--img-size",
+    "drop_path": "--drop-path",
+    "drop_path_rate": "--drop-path",
+    "pretrained": "--pretrained",
+}
+SELECTORS_OWN_FLAGS = {
+    "name": "--selector",
+    "num_classes": "--selector-checkpoint, whose head says it",
+    "img_size": "--img-size",
+    "pretrained": "--selector-pretrained",
+}
+"""Arguments of a timm model that are settings, and by which flag."""
 
 
 class TrainConfig(Settings):
@@ -117,7 +134,7 @@ class TrainConfig(Settings):
         None, AUGMENT, "Share of the evaluation crop; the model's own if absent.", gt=0, le=1
     )
     shuffle_window: int = setting(
-        8192, AUGMENT, "Images among which the order is shuffled; shards are shuffled too.", gt=0
+        16_384, AUGMENT, "Images among which the order is shuffled; shards are shuffled too.", gt=0
     )
 
     selector: str | None = setting(None, SELECTOR, "Selector of the online mode; may differ from the student.")
@@ -151,6 +168,8 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        refuse_own_flags(self.model_kwargs, "--model-kwargs", OWN_FLAGS)
+        refuse_own_flags(self.selector_kwargs, "--selector-kwargs", SELECTORS_OWN_FLAGS)
         if self.mode == "online" and self.arm == "ticket" and self.selector is None:
             raise ValueError("mode online selects in the loop: name the selector (--selector, --selector-checkpoint)")
         if self.mode != "online" and self.arm == "ticket" and self.tickets is None:

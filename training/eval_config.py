@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from dlth.training.config import MODEL, RUN, WHAT
-from dlth.training.settings import Keep, Pairs, Settings, Triple, setting
+from pydantic import model_validator
+
+from dlth.training.config import MODEL, OWN_FLAGS, RUN, WHAT
+from dlth.training.settings import Keep, Pairs, Settings, Triple, refuse_own_flags, setting
 
 DEFAULT_SEED = 42
 FROM_FILE = " What the checkpoint says of itself if absent."
@@ -42,3 +44,9 @@ class EvalConfig(Settings):
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
     workers: int = setting(4, RUN, "Processes that read and decode.", ge=0)
     seed: int | None = setting(None, RUN, f"Seed of the random tokens.{FROM_FILE} Otherwise {DEFAULT_SEED}.", ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        own = {name: OWN_FLAGS[name] for name in ("name", "num_classes", "img_size")}
+        refuse_own_flags(self.model_kwargs, "--model-kwargs", own)
+        return self

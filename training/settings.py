@@ -7,6 +7,7 @@ types and help drift apart from the code that reads them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -47,6 +48,19 @@ def _pairs(value: object) -> object:
             raise ValueError(f"expected name=value, found {part!r}")
         pairs[name.strip()] = _literal(text.strip())
     return pairs
+
+
+def refuse_own_flags(kwargs: Mapping[str, Any] | None, flag: str, own: Mapping[str, str]) -> None:
+    """Refuse model arguments that have a flag of their own, as timm would be given them twice.
+
+    Args:
+        kwargs: what `flag` holds
+        own: argument -> what to use instead
+    Raises:
+        ValueError: names the argument and what to use instead
+    """
+    for name in own.keys() & (kwargs or {}):
+        raise ValueError(f"{flag} {name} has a flag of its own: {own[name]}")
 
 
 def _literal(text: str) -> Any:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dlth.data.order import DEFAULT_WINDOW
 from dlth.tickets.errors import InputError, MissingFileError
 from dlth.training.config import RECIPES, TrainConfig
-from dlth.training.layers import layered, to_toml
+from dlth.training.eval_config import EvalConfig
+from dlth.training.layers import checked, layered, to_toml
 from dlth.training.optim import learning_rate
 from dlth.training.schedule import tokens_at
 
@@ -76,6 +78,10 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"arm": "dense", "mode": "frozen"}, None, r"the dense arm uses none"),
         ({"arm": "dense", "keep_schedule": "cosine"}, None, r"has no meaning"),
         ({"epochs": 3}, None, r"5 epochs of warm-up do not fit in 3"),
+        ({"model_kwargs": "depth=2,num_classes=5"}, None, r"--model-kwargs num_classes has a flag .*: --num-classes"),
+        ({"model_kwargs": "img_size=64"}, None, r"--model-kwargs img_size has a flag of its own: --img-size"),
+        ({"selector_kwargs": "img_size=64"}, None, r"--selector-kwargs img_size has a flag of its own: --img-size"),
+        ({"selector_kwargs": "num_classes=5"}, None, r"--selector-kwargs num_classes .*: --selector-checkpoint"),
         ({"model_kwargs": "depth"}, None, r"expected name=value, found 'depth'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) and value else None,
@@ -84,6 +90,17 @@ def test_what_cannot_be_is_refused_by_name(overrides: dict, recipe: str | None, 
     """A wrong setting is named as the flag it is, with what to do, before anything is opened."""
     with pytest.raises(InputError, match=message):
         layered(NEEDED | overrides, recipe=recipe)
+
+
+def test_evaluation_refuses_model_arguments_that_are_flags() -> None:
+    """As training does: the flag is named, where timm would be given the argument twice."""
+    with pytest.raises(InputError, match=r"--model-kwargs img_size has a flag of its own: --img-size"):
+        checked(EvalConfig, {"checkpoint": "run", "val": "val", "model_kwargs": "img_size=64"})
+
+
+def test_the_shuffle_window_is_the_loaders_own() -> None:
+    """One number, written twice as settings must not import torch."""
+    assert layered(NEEDED).shuffle_window == DEFAULT_WINDOW
 
 
 def test_unknown_keys_in_a_file_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
