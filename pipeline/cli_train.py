@@ -53,8 +53,9 @@ class ConsoleReporter(Reporter):
             return
         top1 = [f"{kind} {record[f'eval_{kind}_top1']:.2f} %" for kind in _kinds(record)]
         accuracy = " | top-1 on tokens: " + ", ".join(top1) if top1 else ""
+        loss = "no number" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
         console.note(
-            f"epoch {record['epoch'] + 1} | loss {record['train_loss']:.4f}{accuracy} | lr {record['lr']:.2e}"
+            f"epoch {record['epoch'] + 1} | loss {loss}{accuracy} | lr {record['lr']:.2e}"
             f" | {record['images_per_second']:.0f} images/s"
         )
 

@@ -10,6 +10,7 @@ evaluated: a run that is killed while evaluating evaluates again and trains noth
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,9 +26,9 @@ from dlth.training.distributed import World, joined
 from dlth.training.layers import to_toml
 from dlth.training.measure import EvalResult
 from dlth.training.metrics import Totals, device_name, peak_memory
-from dlth.training.outcome import DivergedError, RunResult, check_resumable, diverged
+from dlth.training.outcome import DivergedError, RunResult, check_resumable, diverged, read_result
 from dlth.training.reporter import Reporter
-from dlth.training.runlog import CONFIG, RunLog, write_result
+from dlth.training.runlog import CONFIG, RESULT, RunLog, write_result
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
 from dlth.training.weights import weights_digest
@@ -88,10 +89,14 @@ class Training:
         self.progress = Progress()
         self.log: RunLog | None = None
         self.evaluation: dict[str, dict[str, dict[str, float]]] = {}
+        self.train_loss: float | None = None
 
     def run(self, stop: StopRequest) -> RunResult:
         """Train to the end, or until a signal asks to stop."""
         self._resume()
+        if (finished := self._finished()) is not None:
+            self.reporter.note(f"{self.out} holds this run, finished already: its result is given back as it is")
+            return finished
         self.reporter.started(self.parts.facts() | {"starts at step": self.progress.step})
         self._open_log()
         try:
@@ -121,7 +126,7 @@ class Training:
             self._tell(result.loss, lr, k)
             if result.moved:
                 at.bad_steps = 0
-            else:
+            elif result.weight:
                 self._bear_with_bad_step(result.loss)
             if self.world.any(stop.requested):
                 return False
@@ -163,7 +168,8 @@ class Training:
     def _end_epoch(self) -> None:
         """Evaluate where it is time to, write the epoch's row, and go on to the next epoch."""
         at, last = self.progress, self.progress.epoch + 1 == self.config.epochs
-        row = {"epoch": at.epoch, "train_loss": at.in_epoch.loss}
+        self.train_loss = at.in_epoch.loss
+        row: dict[str, Any] = {"epoch": at.epoch, "train_loss": self.train_loss}
         if self.parts.inputs.val is not None and (last or (at.epoch + 1) % self.config.val_interval == 0):
             result = self.parts.evaluate(self.parts.student)
             self.evaluation["model"] = table = result.table()
@@ -255,6 +261,17 @@ class Training:
         self.progress = Progress.from_json(saved.state["progress"])
         self.reporter.note(f"resumed at step {self.progress.step}, epoch {self.progress.epoch}, from {path}")
 
+    def _finished(self) -> RunResult | None:
+        """The result of the run that `--resume auto` found, if it is whole and there is nothing left to do."""
+        if self.config.resume != "auto" or not (self.out / MODEL).is_file():
+            return None
+        result, parts = read_result(self.out / RESULT), self.parts
+        if result is None or (result.status, result.steps) != ("finished", self.progress.step):
+            return None
+        ours = json.loads(json.dumps(parts.inputs.identities()))
+        theirs = {name: result.data.get(name) for name in ours}
+        return result if (result.config_sha256, theirs) == (parts.config_sha256, ours) else None
+
     def _open_log(self) -> None:
         if self.world.leads:
             self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard)
@@ -276,6 +293,7 @@ class Training:
             throughput=at.in_run.rates(),
             evaluation=self.evaluation,
             best=at.best,
+            train_loss=self.train_loss,
             weights_sha256=weights_digest(parts.vit),
         )
 

@@ -32,6 +32,7 @@ class RunResult:
     tickets, val_tickets: identities of the ticket files, empty where there is none
     evaluation: weights ("model", "ema") -> kind of tokens -> top1, top5, loss, images, tokens
     best: epoch, metric and value of model_best.safetensors, empty without validation
+    train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss
     throughput: images and tokens per second over all ranks, seconds in data and in compute, over the whole run
     """
 
@@ -69,6 +70,14 @@ class RunResult:
     def to_json(self) -> dict[str, Any]:
         """The result as JSON holds it."""
         return asdict(self)
+
+
+def read_result(path: Path) -> RunResult | None:
+    """The result that a result.json holds; None if there is none, or one that this version cannot read."""
+    try:
+        return RunResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 class DivergedError(DlthError, ArithmeticError):

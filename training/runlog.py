@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class RunLog:
 
     def add(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
         """Append a record and give it back; numbers go to TensorBoard as well."""
-        record = {"kind": kind, "step": step, **values}
+        record = {"kind": kind, "step": step, **strict(values)}
         self._records.append(record)
         self._file.write(_line(record))
         self._file.flush()
@@ -79,7 +80,16 @@ class RunLog:
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, the mark of a finished run."""
-    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    write_text(folder / RESULT, json.dumps(strict(result), indent=2, allow_nan=False) + "\n")
+
+
+def strict(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinities, for which JSON has no word, become None."""
+    if isinstance(value, Mapping):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -110,7 +120,7 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def _is_before(record: Mapping[str, Any], step: int) -> bool:
