@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dlth.training.settings import Integers, Keep, Pairs, Settings, setting
+from dlth.training.settings import Integers, Keep, Pairs, Settings, refuse_own_flags, setting
 
+OWN_FLAGS = {"name": "--model", "num_classes": "--num-classes", "img_size": "--img-size", "pretrained": "--pretrained"}
 WHAT, BUDGET, WEIGHTS, RUN = "What is selected", "How many patches", "The selector's weights", "How it runs"
 
 
@@ -65,9 +66,7 @@ class SelectConfig(Settings):
         if len(budgets) > 1:
             flags = " and ".join("--" + name.replace("_", "-") for name in budgets)
             raise ValueError(f"{flags} exclude each other: each says how many patches stay. Give one.")
-        for name in ("num_classes", "img_size", "pretrained"):
-            if name in self.model_kwargs:
-                raise ValueError(f"--model-kwargs {name} has a flag of its own: --{name.replace('_', '-')}")
+        refuse_own_flags(self.model_kwargs, "--model-kwargs", OWN_FLAGS)
         weights = [flag for flag in ("pretrained", "checkpoint", "random_weights") if getattr(self, flag)]
         if len(weights) != 1:
             raise ValueError(

@@ -39,7 +39,10 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
     """
     with joined(config.device) as world:
         weights = weights_file(Path(config.checkpoint), config.use_ema)
-        result = _evaluate(config, weights, world, note if world.leads else lambda text: None)
+        note = note if world.leads else lambda text: None
+        result = _evaluate(config, weights, world, note)
+        if text := result.left_out_text():
+            note(text)
         if config.out is not None and world.leads:
             result.save(Path(config.out))
         return result

@@ -205,6 +205,8 @@ class Training:
                 checkpoint.write_tensors(self.out / BEST, self.parts.vit.state_dict(), self._note())
 
     def _save_images(self, result: EvalResult) -> None:
+        if text := result.left_out_text():
+            self.reporter.note(text)
         if self.world.leads:
             result.save(self.out / VAL_RESULTS)
 

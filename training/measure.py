@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dlth.data.batch import EvalBatch
+from dlth.tickets.errors import shown
 from dlth.training.distributed import World
 from dlth.training.step import Pixels, Precision, Rank
 from dlth.training.ticket_vit import TicketViT
@@ -50,6 +51,19 @@ class EvalResult:
     labels: NDArray[np.int64]
     results: Mapping[str, ImageResults]
     tokens: Mapping[str, int]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Keys of the images that were not measured: corrupt or without a ticket, where settings leave those out."""
+        seen = next(iter(self.results.values())).seen
+        return tuple(self.keys[at] for at in np.flatnonzero(~seen))
+
+    def left_out_text(self) -> str:
+        """What a person should know of images that were not measured; empty where there are none."""
+        if not self.left_out:
+            return ""
+        named = ", ".join(shown(key, 60) for key in self.left_out[:10])
+        return f"{len(self.left_out):,} of {len(self.keys):,} validation images were not measured: {named}"
 
     def table(self) -> dict[str, dict[str, float]]:
         """A row per kind of tokens: top1, top5 (percent), loss, images, tokens."""

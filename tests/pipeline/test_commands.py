@@ -259,3 +259,34 @@ def test_a_signal_to_the_whole_process_group_saves_and_exits_with_75(
     assert child.returncode == 75, err
     assert "Traceback" not in err
     assert (tmp_path / "run" / "checkpoints" / "latest").exists()
+
+
+def test_a_corrupt_validation_image_is_left_out_by_name(
+    dlth: Run, make_shards: Callable[..., Any], make_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With --bad-images skip the run and `dlth evaluate` both say which image their figures do not count."""
+    shards = make_shards(1, 6)
+    make_tar(
+        shards.folder / "train-000001.tar", [("broken.jpg", b"\xff\xd8\xff\xe0 not an image"), ("broken.cls", b"1")]
+    )
+    words = [
+        "train",
+        *SMALL,
+        "--recipe",
+        "smoke",
+        "--arm",
+        "dense",
+        "--data",
+        str(shards.paths[0]),
+        "--val",
+        shards.spec,
+    ]
+    words += ["--out", tmp_path / "run", "--workers", 0, "--num-classes", 4, "--epochs", 2, "--bad-images", "skip"]
+    code, _, err = dlth(*words)
+    assert code == 0, err
+    assert "1 of 7 validation images were not measured: broken" in err
+    code, _, err = dlth(
+        *("evaluate", "--checkpoint", tmp_path / "run", "--val", shards.spec, "--workers", 0, "--bad-images", "skip")
+    )
+    assert code == 0, err
+    assert "1 of 7 validation images were not measured: broken" in err
