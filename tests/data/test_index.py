@@ -302,7 +302,7 @@ def test_a_damaged_index_is_made_anew(make_shards: Any) -> None:
         ("image_offset", 0, 0),
         ("image_offset", 2, 10**15),
         ("image_offset", 1, -512),
-        ("image_size", 0, 0),
+        ("image_size", 0, -1),
         ("image_size", 2, 2**62),
         ("label", 1, -7),
         ("key_start", 0, 5),
