@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.grid import Grid
+from dlth.tickets.project import cover
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +43,8 @@ def hidden_by_warps(affines: Sequence[Floats], grid: Grid) -> Floats:
 
 def hidden_by_box(left: float, top: float, right: float, bottom: float, grid: Grid) -> Floats:
     """Float64 [P]: the share of each patch under a box, whose sides are fractions of the view."""
-    down, across = _cover(top, bottom, grid.rows), _cover(left, right, grid.cols)
+    down = cover(np.array([top]), np.array([bottom]), grid.rows)[0]
+    across = cover(np.array([left]), np.array([right]), grid.cols)[0]
     return np.outer(down, across).reshape(grid.num_patches)
 
 
@@ -57,10 +59,3 @@ def demote(rankings_BP: NDArray[np.int64], hidden_BP: Floats) -> NDArray[np.int6
 
 def _lattice(cells: int) -> Floats:
     return (np.arange(cells * _SAMPLES) + 0.5) / (cells * _SAMPLES)
-
-
-def _cover(start: float, stop: float, cells: int) -> Floats:
-    edges = np.arange(cells, dtype=np.float64)
-    covered = np.minimum(stop * cells, edges + 1.0) - np.maximum(start * cells, edges)
-    result: Floats = np.clip(covered, 0.0, 1.0)
-    return result

@@ -15,7 +15,7 @@ from typing import Any
 
 from dlth.data.digits import make_digit_shards
 from dlth.pipeline.demo_config import DemoConfig
-from dlth.pipeline.demo_report import write_demo_report
+from dlth.pipeline.demo_report import ARMS, write_demo_report
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
@@ -33,8 +33,6 @@ MODEL = {
     "num_classes": 10,
 }
 """A ViT small enough for a CPU: 8x8 patches of 8 px, 4 blocks, width 96."""
-
-ARMS = ("ticket", "random", "dense")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -40,6 +39,7 @@ from dlth.tickets import (
 from dlth.training import Selector
 from dlth.training.distributed import pick_device
 from dlth.training.models import build, default_blocks, patch_size_of, resolve
+from dlth.training.outcome import versions
 from dlth.training.weights import checkpoint_classes, load_weights, weights_digest
 
 Progress = Callable[[int], None]
@@ -216,23 +216,18 @@ def _from_own_start(todo: list[int]) -> list[int]:
 
 def _no_tickets(plan: SelectPlan) -> ShardTickets:
     """The rows of an empty shard."""
-    dtype = np.uint8 if plan.header.grid.num_patches < 256 else np.uint16
-    none = np.zeros(0, dtype=bool)
-    images = np.zeros((0, 16), dtype=np.uint8)
-    return ShardTickets((), images, np.zeros((0, plan.stored_patches), dtype), np.zeros(0, np.float32), skipped=none)
+    images, patches = np.zeros((0, 16), np.uint8), np.zeros((0, plan.stored_patches), np.int64)
+    return ShardTickets((), images, patches, np.zeros(0, np.float32), skipped=np.zeros(0, bool))
 
 
 def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> ShardTickets:
-    """One shard's rows from its batches; a bad image keeps its row, key and hash and has no ticket."""
-    shard = parts[0][0].shard
-    dtype: type[np.unsignedinteger] = np.uint8 if plan.header.grid.num_patches < 256 else np.uint16
-    good = np.concatenate([batch.good for batch, _ in parts])
-    patches = np.concatenate([ranking for _, (ranking, _) in parts])[:, : plan.stored_patches].astype(dtype)
-    gap = np.concatenate([gaps for _, (_, gaps) in parts]).astype(np.float32)
-    patches[~good] = np.iinfo(dtype).max
-    gap[~good] = np.nan
+    """One shard's rows from its batches; a bad image keeps its row, key and hash, and the writer blanks its ticket."""
+    keys = tuple(plan.index.keys(parts[0][0].shard))
+    skipped = ~np.concatenate([batch.good for batch, _ in parts])
     hashes = np.concatenate([batch.hashes for batch, _ in parts])
-    return ShardTickets(tuple(plan.index.keys(shard)), hashes, patches, gap, skipped=~good)
+    patches = np.concatenate([ranking for _, (ranking, _) in parts])[:, : plan.stored_patches]
+    gap = np.concatenate([gaps for _, (_, gaps) in parts])
+    return ShardTickets(keys, hashes, patches, gap, skipped)
 
 
 def _load_selector(config: SelectConfig) -> tuple[torch.nn.Module, str]:
@@ -287,8 +282,7 @@ def _header(config: SelectConfig, selector: Selector, index: ShardIndex, model_n
         dataset=DatasetInfo(
             name=config.dataset, split=config.split, count=index.num_samples, fingerprint=index.fingerprint
         ),
-        versions={name: version(name) for name in ("dlth", "torch", "torchvision", "timm", "numpy", "zarr")}
-        | {"python": platform.python_version()},
+        versions=versions(),
         creator=config.creator,
         license=config.license,
         created=config.created,

@@ -51,8 +51,8 @@ def paste(ranking_BP: ArrayLike, other_BP: ArrayLike, box: ArrayLike, grid: Grid
     bottom) in fractions of the view. A patch partly under the box weighs both ranks by area. Returns int64 [B, P].
     """
     box_B4 = np.atleast_2d(np.asarray(box, dtype=np.float64))
-    across = _cover(box_B4[:, 0], box_B4[:, 2], grid.cols)
-    down = _cover(box_B4[:, 1], box_B4[:, 3], grid.rows)
+    across = cover(box_B4[:, 0], box_B4[:, 2], grid.cols)
+    down = cover(box_B4[:, 1], box_B4[:, 3], grid.rows)
     weight_BP = 1.0 - (down[:, :, None] * across[:, None, :]).reshape(len(box_B4), grid.num_patches)
     return _mixed(ranking_BP, other_BP, weight_BP, grid)
 
@@ -157,7 +157,7 @@ def _sampled(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) -
     return result / _SAMPLES**2
 
 
-def _cover(start_B: Floats, stop_B: Floats, cells: int) -> Floats:
+def cover(start_B: Floats, stop_B: Floats, cells: int) -> Floats:
     """Float64 [B, cells]: the share of each of `cells` equal intervals of [0, 1] that lies in [start, stop]."""
     edges = np.arange(cells, dtype=np.float64)
     covered = np.minimum(stop_B[:, None] * cells, edges + 1.0) - np.maximum(start_B[:, None] * cells, edges)
