@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--amp", action="store_true", help="bf16 autocast (scores stay float32)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile all candidates")
+    parser.add_argument(
+        "--torchcompile", metavar="BACKEND", help="compile all candidates with this backend, e.g. inductor"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -39,7 +41,8 @@ def main() -> None:
     images = torch.randn(options.batch_size, 3, 224, 224, device=options.device)
     one = images[:1]
     selectors = {rate: Selector(vit, rate) for rate in STAGE_KEEPS}
-    wrap = partial(torch.compile, dynamic=False) if options.compile else (lambda function: function)
+    backend = options.torchcompile
+    wrap = partial(torch.compile, backend=backend, dynamic=False) if backend else (lambda function: function)
     functions: dict[str, Callable[[torch.Tensor], object]] = {"dense": vit}
     for rate, selector in selectors.items():
         functions |= {f"rank {rate}": selector.rank, f"whole {rate}": selector.logits}
@@ -61,7 +64,7 @@ def main() -> None:
         for rate in STAGE_KEEPS
     ]
     facts = {"model": options.model, "batch": options.batch_size, "rounds": options.rounds}
-    facts |= {"amp": options.amp, "compile": options.compile, "dense GFLOP/image": round(cost["dense"], 3)}
+    facts |= {"amp": options.amp, "torchcompile": options.torchcompile, "dense GFLOP/image": round(cost["dense"], 3)}
     report("Selector", rows, options.device, options.json, **facts)
 
 

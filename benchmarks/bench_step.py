@@ -9,6 +9,7 @@ keeps for the backward pass, counted by storage, the same on any device; on CUDA
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ def candidates(options: argparse.Namespace) -> dict[str, Step]:
     """Steps by name: dense, and tickets and patch dropout at each keep."""
     batch, device = options.batch_size, options.device
     images, labels = torch.randn(batch, 3, 224, 224, device=device), torch.arange(batch, device=device)
-    wrap: Callable[[nn.Module], nn.Module] = torch.compile if options.compile else (lambda model: model)
+    backend = options.torchcompile
+    wrap: Callable[[nn.Module], nn.Module] = (
+        partial(torch.compile, backend=backend) if backend else (lambda model: model)
+    )
 
     def step(model: nn.Module, *inputs: Tensor) -> Step:
         return training_step(wrap(model.to(device).train()), (images, *inputs), labels, options.amp)
@@ -85,7 +89,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--amp", action="store_true", help="bf16 autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile all models")
+    parser.add_argument("--torchcompile", metavar="BACKEND", help="compile all models with this backend, e.g. inductor")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -112,7 +116,7 @@ def main() -> None:
         }
         rows.append(row | ({"peak / dense": peak[ticket] / peak["dense"]} if peak else {}))
     facts = {"model": options.model, "batch": options.batch_size, "rounds": options.rounds, "amp": options.amp}
-    facts |= {"compile": options.compile, "dense GFLOP/image": round(cost["dense"], 3)}
+    facts |= {"torchcompile": options.torchcompile, "dense GFLOP/image": round(cost["dense"], 3)}
     facts |= {"dense MiB kept for backward": round(memory["dense"], 1)}
     report("Training step", rows, options.device, options.json, **facts)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,6 @@ from dlth.tickets.errors import DlthError, shown
 EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
-    help="Winning tickets for vision transformers: select each image's best patches once, train on them often.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -31,6 +31,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, print the plan and its cost, write no tickets.")
 ]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dlth {version('dlth')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Winning tickets for vision transformers: select each image's best patches once, train on them often."""
 
 
 @app.command()

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Ranker:
         preprocessing: Preprocessing,
         device: torch.device,
         amp_dtype: torch.dtype | None = None,
-        compiled: bool = False,
+        torchcompile: str | None = None,
         batch_size: int | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -42,8 +43,10 @@ class Ranker:
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
         self.batch_size = batch_size
-        self.pad = compiled
-        self._select = torch.compile(selector.select, dynamic=False) if compiled else selector.select
+        self.pad = torchcompile is not None
+        self._select: Callable[[Tensor], Any] = selector.select
+        if torchcompile is not None:
+            self._select = torch.compile(selector.select, backend=torchcompile, dynamic=False)
 
     def __call__(self, images: Tensor) -> Ranked:
         """Rankings and gaps of uint8 images [batch, 3, height, width]."""

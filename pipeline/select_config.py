@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dlth.training.settings import Integers, Keep, Pairs, Settings, refuse_own_flags, setting
+from dlth.training.settings import WHICH_BLOCKS, Integers, Keep, Pairs, Settings, refuse_own_flags, setting
 
 OWN_FLAGS = {"name": "--model", "num_classes": "--num-classes", "img_size": "--img-size", "pretrained": "--pretrained"}
 WHAT, BUDGET, WEIGHTS, RUN = "What is selected", "How many patches", "The selector's weights", "How it runs"
@@ -32,11 +32,7 @@ class SelectConfig(Settings):
     keep: Keep | None = setting(None, BUDGET, "Share of all patches to keep; 0.7 means 138 of 196. The default is 0.7.")
     stage_keep: Keep | None = setting(None, BUDGET, "EViT's rate of each stage instead; the paper's way of saying it.")
     tokens: int | None = setting(None, BUDGET, "The number of patches itself instead.", gt=0)
-    blocks: Integers | None = setting(
-        None,
-        BUDGET,
-        "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent.",
-    )
+    blocks: Integers | None = setting(None, BUDGET, WHICH_BLOCKS)
     fuse_tokens: bool = setting(False, BUDGET, "Fuse dropped tokens into one, as EViT may.")
     top_only: bool = setting(False, BUDGET, "Store the k best alone: smaller, but no smaller crop or keep is exact.")
 
@@ -52,7 +48,7 @@ class SelectConfig(Settings):
     device: str = setting("auto", RUN, "cuda, cpu, mps, cuda:1; auto takes a GPU where there is one.")
     amp: bool = setting(False, RUN, "Run the blocks in --amp-dtype; scores stay in float32.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision of the blocks under --amp.")
-    compile: bool = setting(False, RUN, "Compile the selector.")
+    torchcompile: str | None = setting(None, RUN, "Compile the selector with this backend, e.g. inductor.")
     workers: int = setting(2, RUN, "Processes that read and decode.", ge=0)
     threads: int | None = setting(None, RUN, "Batches computed side by side on a CPU; all cores if absent.", gt=0)
 

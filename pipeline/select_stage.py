@@ -175,7 +175,8 @@ def _rank_missing(
 ) -> None:
     config, index = plan.config, plan.index
     amp = getattr(torch, config.amp_dtype) if config.amp else None
-    ranker = Ranker(plan.selector, plan.header.preprocessing, plan.device, amp, config.compile, config.batch_size, say)
+    backend, size = config.torchcompile, config.batch_size
+    ranker = Ranker(plan.selector, plan.header.preprocessing, plan.device, amp, backend, size, say)
     with contextlib.ExitStack() as claims:
         held: dict[int, contextlib.ExitStack] = {}
 

@@ -11,7 +11,17 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from dlth.training.settings import Integers, Keep, Pair, Pairs, Settings, Triple, refuse_own_flags, setting
+from dlth.training.settings import (
+    WHICH_BLOCKS,
+    Integers,
+    Keep,
+    Pair,
+    Pairs,
+    Settings,
+    Triple,
+    refuse_own_flags,
+    setting,
+)
 
 Arm = Literal["ticket", "random", "dense"]
 Mode = Literal["projected", "frozen", "online"]
@@ -44,7 +54,7 @@ class TrainConfig(Settings):
         ..., WHAT, "Training shards: brace range, folder, glob, _info.json; local or remote.", free=True
     )
     val: str | None = setting(None, WHAT, "Validation shards; without them nothing is evaluated.", free=True)
-    train_split: str | None = setting(None, WHAT, "Split of an _info.json to train on.", free=True)
+    split: str | None = setting(None, WHAT, "Split of an _info.json to train on.", free=True)
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.", free=True)
     tickets: str | None = setting(
         None, WHAT, "Ticket file of the training shards: a folder, a .zip, or an address.", free=True
@@ -141,7 +151,7 @@ class TrainConfig(Settings):
     selector_checkpoint: str | None = setting(None, SELECTOR, "Weights of the selector.", free=True)
     selector_pretrained: bool = setting(False, SELECTOR, "Take timm's published weights for the selector.")
     selector_kwargs: Pairs = setting({}, SELECTOR, "Further arguments of the selector's timm model.")
-    selector_blocks: Integers | None = setting(None, SELECTOR, "Blocks that select; thirds of the depth if absent.")
+    selector_blocks: Integers | None = setting(None, SELECTOR, WHICH_BLOCKS)
     selector_fuse_tokens: bool = setting(False, SELECTOR, "Fuse dropped tokens into one, as EViT may.")
 
     seed: int = setting(42, RUN, "Seed of weights, order, augmentation and random tokens.", ge=0)

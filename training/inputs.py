@@ -103,7 +103,7 @@ class Inputs:
         self.k = tokens_kept(config.keep, frame.grid, self.store, self.val_store)
         check_labels(self.num_classes, self.index, self.val_index)
         if self.store is not None and config.mode != "online":
-            split = config.train_split or ""
+            split = config.split or ""
             moved, grid = config.arm == "ticket", frame.grid
             check_compatible(self.store.header, grid=grid, k=self.k, moved=moved, split=split)
             self.join = join(self.index, self.store, config.missing)
@@ -241,7 +241,7 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
     """
     if not world.leads:
         world.wait()
-    index = open_index(config.data, split=config.train_split)
+    index = open_index(config.data, split=config.split)
     val_index = open_index(config.val, split=config.val_split) if config.val is not None else None
     if world.leads:
         world.wait()

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."
+
 
 def setting(default: Any, panel: str, description: str, *, free: bool = False, **limits: Any) -> Any:
     """A field with its help text; `free` ones may change when a run is resumed, as they do not touch its result."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import timm
 from safetensors.torch import load_file
 
 from dlth.pipeline import cli
+from dlth.pipeline.select_config import SelectConfig
+from dlth.training.config import TrainConfig
+from dlth.training.eval_config import EvalConfig
 
 MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
 SMALL = (*MODEL, "--img-size", "32")
@@ -166,7 +170,7 @@ def test_an_unfinished_file_is_refused_everywhere(dlth: Run, tickets: tuple[Any,
         pytest.param(("--keep", "1.5"), "keep", id="more than all patches"),
         pytest.param(("--tickets", "nowhere.zarr"), "nowhere.zarr", id="no such ticket file"),
         pytest.param(("--img-size", "64"), "grid", id="another grid"),
-        pytest.param(("--train-split", "val"), "val", id="another split"),
+        pytest.param(("--split", "val"), "val", id="another split"),
         pytest.param(("--learning-rate", "1"), "No such option", id="unknown flag"),
         pytest.param(("--epochs", "many"), "--epochs", id="not a number"),
         pytest.param(("--mixup", "-1"), "--mixup", id="out of range"),
@@ -239,6 +243,21 @@ def test_help_needs_no_torch() -> None:
     script = "import sys, dlth.pipeline.cli; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_the_packages(dlth: Run) -> None:
+    """`dlth --version` says which version is installed, and does nothing else."""
+    assert dlth("--version") == (0, f"dlth {version('dlth')}\n", "")
+
+
+def test_one_thing_has_one_name_in_every_command() -> None:
+    """The split of --data is --split, that of --val --val-split, compiling --torchcompile, and blocks have one text."""
+    flags = [set(config.model_fields) for config in (SelectConfig, TrainConfig, EvalConfig)]
+    assert all({"data", "split"} <= names or "data" not in names for names in flags)
+    assert all({"val", "val_split"} <= names or "val" not in names for names in flags)
+    assert not set().union(*flags) & {"train_split", "compile"}
+    texts = SelectConfig.model_fields["blocks"].description, TrainConfig.model_fields["selector_blocks"].description
+    assert texts[0] == texts[1]
 
 
 def test_a_signal_to_the_whole_process_group_saves_and_exits_with_75(

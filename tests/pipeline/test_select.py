@@ -265,3 +265,12 @@ def test_a_shard_that_vanishes_is_an_error_that_names_it(make_shards: Callable[.
     with pytest.raises(DlthError, match=r"train-000001\.tar") as caught:
         select(prepared)
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_compiled_selector_gives_the_same_tickets(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """`torchcompile` is a backend's name, as in training; short batches are filled up and cut again."""
+    shards = make_shards(1, 6)
+    run(shards.spec, tmp_path / "plain.zarr")
+    run(shards.spec, tmp_path / "compiled.zarr", torchcompile="eager")
+    plain, compiled = (TicketStore(tmp_path / f"{name}.zarr") for name in ("plain", "compiled"))
+    np.testing.assert_array_equal(plain.patches(0), compiled.patches(0))
