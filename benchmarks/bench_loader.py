@@ -29,7 +29,8 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from dlth.data.augment import Augmentation, augment
-from dlth.data.decode import content_hash, decode
+from dlth.data.decode import decode
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, join
 from dlth.data.loader import TrainLoader

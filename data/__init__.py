@@ -1,17 +1,61 @@
-"""WebDataset shards to batches: sources, index, decoding, views, order, the join with tickets, loaders, packing."""
+"""WebDataset shards to batches: sources, index, decoding, views, order, the join with tickets, loaders, packing.
 
-from dlth.data.augment import Augmentation, augment
-from dlth.data.batch import Batch, EvalBatch
-from dlth.data.decode import BadImageError, content_hash, decode, image_size
-from dlth.data.evaluation import EvalLoader
-from dlth.data.index import ShardIndex, ShardInfo, check_shards, open_index
-from dlth.data.join import Coverage, Join, check_compatible, join
-from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing, MixPlan, mix_images, mix_targets
-from dlth.data.order import Batching
-from dlth.data.sources import Listing, Source, expand, resolve
-from dlth.data.views import render
-from dlth.data.workers import WorkerError
+Names are loaded on first use: whoever lists, packs or shares should not wait for torch and torchvision.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlth.data.augment import Augmentation, augment
+    from dlth.data.batch import Batch, EvalBatch
+    from dlth.data.decode import BadImageError, decode, image_size
+    from dlth.data.evaluation import EvalLoader
+    from dlth.data.identity import DataIdentity, content_hash
+    from dlth.data.index import ShardIndex, ShardInfo, check_shards, open_index
+    from dlth.data.join import Coverage, Join, check_compatible, join
+    from dlth.data.loader import TrainLoader
+    from dlth.data.mixing import Mixing, MixPlan, mix_images, mix_targets
+    from dlth.data.order import Batching
+    from dlth.data.sources import Listing, Source, expand, resolve
+    from dlth.data.views import render
+    from dlth.data.workers import WorkerError
+
+_EXPORTS = {
+    "Augmentation": "augment",
+    "BadImageError": "decode",
+    "Batch": "batch",
+    "Batching": "order",
+    "Coverage": "join",
+    "DataIdentity": "identity",
+    "EvalBatch": "batch",
+    "EvalLoader": "evaluation",
+    "Join": "join",
+    "Listing": "sources",
+    "MixPlan": "mixing",
+    "Mixing": "mixing",
+    "ShardIndex": "index",
+    "ShardInfo": "index",
+    "Source": "sources",
+    "TrainLoader": "loader",
+    "WorkerError": "workers",
+    "augment": "augment",
+    "check_compatible": "join",
+    "check_shards": "index",
+    "content_hash": "identity",
+    "decode": "decode",
+    "expand": "sources",
+    "image_size": "decode",
+    "join": "join",
+    "mix_images": "mixing",
+    "mix_targets": "mixing",
+    "open_index": "index",
+    "render": "views",
+    "resolve": "sources",
+}
+"""Exported name -> module of this package."""
 
 __all__ = [
     "Augmentation",
@@ -19,6 +63,7 @@ __all__ = [
     "Batch",
     "Batching",
     "Coverage",
+    "DataIdentity",
     "EvalBatch",
     "EvalLoader",
     "Join",
@@ -44,3 +89,20 @@ __all__ = [
     "render",
     "resolve",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Three functions have the name of their module: importing that module must not put it in the function's place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _EXPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

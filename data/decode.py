@@ -15,7 +15,6 @@ import struct
 import warnings
 
 import torch
-import xxhash
 from torchvision.io import ImageReadMode, decode_image
 
 from dlth.data.png import sound_png
@@ -48,11 +47,6 @@ class BadImageError(DlthError, ValueError):
     """An encoded image cannot be used: unknown format, damaged, or larger than the bound."""
 
     code = "E_IMAGE"
-
-
-def content_hash(encoded: bytes) -> bytes:
-    """The 16 bytes (xxh3, 128 bits) that identify these encoded image bytes in every packing of the data set."""
-    return xxhash.xxh3_128_digest(encoded)
 
 
 def sniff(encoded: bytes) -> str:

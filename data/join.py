@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.data.identity import content_hashes, spread_over_shards
 from dlth.data.index import ShardIndex
 from dlth.data.matching import (
     NO_TICKET,
@@ -21,7 +22,6 @@ from dlth.data.matching import (
     ContentIndex,
     Progress,
     Rows,
-    content_hashes,
     match_by_key,
     match_by_position,
 )
@@ -37,7 +37,7 @@ Missing = Literal["error", "dense", "random", "skip"]
 MISSING: tuple[Missing, ...] = ("error", "dense", "random", "skip")
 BAD_IMAGE = -2
 
-_SAMPLE_SHARDS, _SAMPLE_ROWS = 4, 8
+_SAMPLE_ROWS = 8
 _EXAMPLES = 10
 
 
@@ -176,7 +176,7 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
 
 def _bytes_agree(index: ShardIndex, store: TicketStore, rows: Rows) -> bool:
     """Whether most of a sample of matched images, from a few shards, have the bytes that the tickets were made from."""
-    sample = _sample(index, np.flatnonzero(rows >= 0))
+    sample = spread_over_shards(index, np.flatnonzero(rows >= 0), _SAMPLE_ROWS)
     if not len(sample):
         return False
     agreed = [
@@ -184,18 +184,6 @@ def _bytes_agree(index: ShardIndex, store: TicketStore, rows: Rows) -> bool:
         for found, row in zip(content_hashes(index, sample), rows[sample], strict=True)
     ]
     return bool(2 * sum(agreed) > len(agreed))
-
-
-def _sample(index: ShardIndex, matched: Rows) -> Rows:
-    """A few ids of `matched`, spread over a few shards (each may have to be fetched)."""
-    shards = np.searchsorted(index.row_start, matched, side="right") - 1
-    chosen = [_spread(matched[shards == shard], _SAMPLE_ROWS) for shard in _spread(np.unique(shards), _SAMPLE_SHARDS)]
-    return np.concatenate(chosen) if chosen else matched
-
-
-def _spread(values: Rows, count: int) -> Rows:
-    """At most `count` of the values, evenly spaced."""
-    return values[np.unique(np.linspace(0, len(values) - 1, count).astype(np.int64))] if len(values) else values
 
 
 def _running_numbers(index: ShardIndex) -> bool:

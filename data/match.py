@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.data.identity import content_hashes
 from dlth.data.index import ShardIndex
 from dlth.data.matching import (
     NO_TICKET,
@@ -28,7 +29,6 @@ from dlth.data.matching import (
     Hashes,
     Progress,
     Rows,
-    content_hashes,
     match_by_key,
     match_by_position,
 )

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.data.decode import content_hash
-from dlth.data.index import ShardIndex
+from dlth.data.shard_index import ShardIndex
 from dlth.tickets.store import TicketStore
 
 NO_TICKET = -1
@@ -44,12 +43,6 @@ def match_by_key(index: ShardIndex, store: TicketStore, rows: Rows) -> None:
     left = np.flatnonzero(rows == NO_TICKET)
     if len(left):
         rows[left] = store.find_many([index.key(int(i)) for i in left])
-
-
-def content_hashes(index: ShardIndex, ids: Rows) -> Hashes:
-    """Uint8 [ids, 16]: the content hash of each image; reads them all."""
-    raw = b"".join(content_hash(encoded) for encoded in index.read_many(ids))
-    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, 16)
 
 
 class ContentIndex:

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dlth.data.decode import BadImageError, content_hash, decode
+from dlth.data.decode import BadImageError, decode
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join
 from dlth.data.order import Ids

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.data.cache import cache_root, open_shard
+from dlth.data.identity import DataIdentity, data_identity
 from dlth.data.remote import Facts
 from dlth.data.tar import BLOCK, check_header, pread
 from dlth.tickets.errors import DamageError, shown
@@ -104,6 +105,11 @@ class ShardIndex:
     def key_width(self) -> int:
         """Bytes of the longest key in UTF-8."""
         return int(np.diff(self.key_start).max(initial=0))
+
+    @functools.cached_property
+    def identity(self) -> DataIdentity:
+        """Digests of keys, order, labels and content; worked out once, which reads a sample of the images."""
+        return data_identity(self)
 
     def __len__(self) -> int:
         return self.num_samples

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlth.data.decode import BadImageError, content_hash, decode
+from dlth.data.decode import BadImageError, decode
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.views import render
 from dlth.data.workers import Failure, Queue, make_loader, results

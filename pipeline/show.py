@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from dlth.data.decode import BadImageError, content_hash, decode, image_size
+from dlth.data.decode import BadImageError, decode, image_size
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, join
 from dlth.data.patches import stored_rankings

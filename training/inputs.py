@@ -12,6 +12,7 @@ from typing import Any
 
 from dlth.data.augment import Augmentation
 from dlth.data.batch import Batch
+from dlth.data.identity import DataIdentity
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, check_compatible, join
 from dlth.data.loader import TrainLoader
@@ -200,9 +201,10 @@ class Inputs:
 
     def identities(self) -> dict[str, Any]:
         """What the images and tickets are, whatever they are called and wherever they lie."""
+        val = self.val_index.identity if self.val_index is not None else DataIdentity("", "", "", "")
         return {
-            "data": self.index.fingerprint,
-            "val": self.val_index.fingerprint if self.val_index is not None else "",
+            **self.index.identity.named("data"),
+            **val.named("val"),
             "tickets": self.identity,
             "val_tickets": self.val_identity,
             "k": self.k,

@@ -248,11 +248,11 @@ class Training:
 
     def _resume(self) -> None:
         """Go on from the checkpoint that the settings name; start anew where there is none."""
-        path = resume_path(self.config)
+        path, ours = resume_path(self.config), self.parts.facts_to_resume()  # what the data is as the run begins
         if path is None:
             return
         saved = checkpoint.load(path)
-        for note in check_resumable(saved, self.parts.facts_to_resume()):
+        for note in check_resumable(saved, ours):
             self.reporter.note(note)
         parts = self.parts
         parts.vit.load_state_dict(saved.parts["model"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dlth.data.decode import content_hash
+from dlth.data.identity import content_hash
 from dlth.tickets import (
     DatasetInfo,
     Grid,

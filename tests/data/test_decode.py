@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dlth.data.decode import BadImageError, content_hash, decode, image_size, sniff
+from dlth.data.decode import BadImageError, decode, image_size, sniff
+from dlth.data.identity import content_hash
 
 
 def pillow_rgb(encoded: bytes) -> torch.Tensor:

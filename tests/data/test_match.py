@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlth.data.decode import content_hash
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import join
 from dlth.data.match import match, remap

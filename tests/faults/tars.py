@@ -24,7 +24,7 @@ from pathlib import Path
 
 from dlth.data import scan as scanning
 from dlth.data import tar
-from dlth.data.decode import content_hash
+from dlth.data.identity import content_hash
 from dlth.tickets.errors import DlthError
 from dlth.tickets.manifest import digest_of
 

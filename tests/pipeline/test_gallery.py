@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dlth.data.decode import content_hash
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline import figures
 from dlth.pipeline.cli import app

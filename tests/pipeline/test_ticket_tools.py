@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dlth.data.identity import content_hashes
 from dlth.data.index import ShardIndex, open_index
-from dlth.data.matching import content_hashes
 from dlth.pipeline.cli import app
 from dlth.tickets import (
     DatasetInfo,

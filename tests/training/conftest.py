@@ -15,7 +15,7 @@ from timm.layers import HybridEmbed
 from timm.models.eva import Eva
 from torch import nn
 
-from dlth.data.decode import content_hash
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.tickets import (
     Budget,

@@ -193,6 +193,37 @@ def test_resume_refuses_another_run_and_says_what_differs(make_run: MakeRun) -> 
     assert train(config.model_copy(update=halves), reporter=listener).status == "finished"
 
 
+def test_resume_refuses_other_data_and_says_in_what_it_differs(
+    make_run: MakeRun, make_shards: Any, make_tar: Any
+) -> None:
+    """The same keys in other shards, under other labels or with other bytes: an epoch would mix two data sets."""
+    config = make_run(epochs=1, warmup_epochs=0, missing="dense")
+    result = train(config)
+    index, folder = open_index(config.data), Path(config.out).parent
+    samples = [(index.key(i), index.read(i), int(index.label[i])) for i in range(index.num_samples)]
+
+    def packed(name: str, rows: list[tuple[str, bytes, int]]) -> str:
+        (folder / name).mkdir()
+        members = [(f"{key}{end}", text) for key, image, label in rows
+                   for end, text in ((".jpg", image), (".cls", str(label).encode()))]  # fmt: skip
+        make_tar(folder / name / "all.tar", members)
+        return str(folder / name)
+
+    assert result.data["data_labels"] == index.identity.labels
+    other = {
+        "data_order": packed("repacked", samples[::-1]),
+        "data_labels": packed("relabelled", [(key, image, (label + 1) % 4) for key, image, label in samples]),
+        "data_content": make_shards(3, [7, 5, 9], quality=50, folder=folder / "again").spec,
+    }
+    for name, spec in other.items():
+        with pytest.raises(MismatchError, match=f"{name}: the checkpoint has [0-9a-f]{{64}}, this run [0-9a-f]{{64}}"):
+            train(config.model_copy(update={"resume": "auto", "data": spec}))
+    again = make_shards(2, [6, 5], split="val", seed=1, quality=50, folder=folder / "again").spec
+    with pytest.raises(MismatchError, match="val_content: "):
+        train(config.model_copy(update={"resume": "auto", "val": again}))
+    assert train(config.model_copy(update={"resume": "auto"})).to_json() == json.loads(json.dumps(result.to_json()))
+
+
 def test_a_loss_without_a_number_ends_the_run_and_names_the_images(make_run: MakeRun) -> None:
     """A step whose loss is NaN moves nothing; the second in a row ends the run; the last good checkpoint stays."""
     config = make_run(epochs=9, opt="sgd", lr=1e25, warmup_epochs=0, nan_patience=2, checkpoint_steps=1)
