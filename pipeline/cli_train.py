@@ -81,7 +81,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Stage 2: train a student on tickets, on as many random patches, or on all patches."""
-    settings = layered(overrides, recipe=recipe, config_file=config)
+    settings = layered(overrides, recipe=recipe, config_file=config, say=console.lead_note)
     if print_config:
         typer.echo(to_toml(settings), nl=False)
         return

@@ -118,6 +118,12 @@ def note(text: str) -> None:
     err.print(escape(text))
 
 
+def lead_note(text: str) -> None:
+    """Say what every process of a job knows, once: under torchrun the first does."""
+    if leads():
+        note(text)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table on standard output; numbers are right-aligned."""
     view = Table(title=escape(title), title_justify="left", title_style="bold")

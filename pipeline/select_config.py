@@ -16,8 +16,10 @@ class SelectConfig(Settings):
     """Settings of `dlth select`; field names are the flags' names."""
 
     model: str = setting("deit_small", WHAT, "Selector: a friendly name (deit_small) or any timm ViT.")
-    data: str = setting(..., WHAT, "Shards: brace range, folder, glob, _info.json or index; local or remote.")
-    out: str = setting(..., WHAT, "The ticket file to write. An unfinished one is continued.")
+    data: str = setting(
+        ..., WHAT, "Shards: brace range, folder, glob, _info.json or index; local or remote.", path=True
+    )
+    out: str = setting(..., WHAT, "The ticket file to write. An unfinished one is continued.", path=True)
     split: str = setting("", WHAT, "Name of the split, for _info.json and the header (train, val, …).")
     dataset: str = setting("", WHAT, "Name of the dataset in the header, e.g. imagenet-1k.")
     view: Literal["whole", "center"] = setting(
@@ -37,7 +39,9 @@ class SelectConfig(Settings):
     top_only: bool = setting(False, BUDGET, "Store the k best alone: smaller, but no smaller crop or keep is exact.")
 
     pretrained: bool = setting(False, WEIGHTS, "Weights from timm's hub.")
-    checkpoint: str | None = setting(None, WEIGHTS, "Weights from a file: safetensors or .pth of timm, DeiT, EViT.")
+    checkpoint: str | None = setting(
+        None, WEIGHTS, "Weights from a file: safetensors or .pth of timm, DeiT, EViT.", path=True
+    )
     random_weights: bool = setting(False, WEIGHTS, "Seeded random weights: tickets without meaning, for trials.")
     num_classes: int | None = setting(None, WEIGHTS, "Size of the head; read from the checkpoint if absent.", gt=0)
     model_kwargs: Pairs = setting({}, WEIGHTS, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")

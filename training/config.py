@@ -51,16 +51,18 @@ class TrainConfig(Settings):
     """Settings of `dlth train`; field names are the flags' names."""
 
     data: str = setting(
-        ..., WHAT, "Training shards: brace range, folder, glob, _info.json; local or remote.", free=True
+        ..., WHAT, "Training shards: brace range, folder, glob, _info.json; local or remote.", free=True, path=True
     )
-    val: str | None = setting(None, WHAT, "Validation shards; without them nothing is evaluated.", free=True)
+    val: str | None = setting(None, WHAT, "Validation shards; without them nothing is evaluated.", free=True, path=True)
     split: str | None = setting(None, WHAT, "Split of an _info.json to train on.", free=True)
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.", free=True)
     tickets: str | None = setting(
-        None, WHAT, "Ticket file of the training shards: a folder, a .zip, or an address.", free=True
+        None, WHAT, "Ticket file of the training shards: a folder, a .zip, or an address.", free=True, path=True
     )
-    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards, likewise.", free=True)
-    out: str = setting(..., WHAT, "Folder of the run: weights, logs, result, checkpoints.", free=True)
+    val_tickets: str | None = setting(
+        None, WHAT, "Ticket file of the validation shards, likewise.", free=True, path=True
+    )
+    out: str = setting(..., WHAT, "Folder of the run: weights, logs, result, checkpoints.", free=True, path=True)
     arm: Arm = setting("ticket", WHAT, "Tokens trained on: the tickets, as many random patches, or all patches.")
     mode: Mode = setting(
         "projected",
@@ -93,7 +95,9 @@ class TrainConfig(Settings):
     img_size: int | None = setting(None, MODEL, "Side of the training view in pixels; the model's own if absent.", gt=0)
     drop_path: float = setting(0.0, MODEL, "Stochastic depth rate of the last block.", ge=0, lt=1)
     pretrained: bool = setting(False, MODEL, "Start from timm's published weights.")
-    init_from: str | None = setting(None, MODEL, "Start from the weights in this file (safetensors, or .pth).")
+    init_from: str | None = setting(
+        None, MODEL, "Start from the weights in this file (safetensors, or .pth).", path=True
+    )
     mean: Triple | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
     std: Triple | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
 
@@ -148,7 +152,7 @@ class TrainConfig(Settings):
     )
 
     selector: str | None = setting(None, SELECTOR, "Selector of the online mode; may differ from the student.")
-    selector_checkpoint: str | None = setting(None, SELECTOR, "Weights of the selector.", free=True)
+    selector_checkpoint: str | None = setting(None, SELECTOR, "Weights of the selector.", free=True, path=True)
     selector_pretrained: bool = setting(False, SELECTOR, "Take timm's published weights for the selector.")
     selector_kwargs: Pairs = setting({}, SELECTOR, "Further arguments of the selector's timm model.")
     selector_blocks: Integers | None = setting(None, SELECTOR, WHICH_BLOCKS)
@@ -167,7 +171,7 @@ class TrainConfig(Settings):
         1, OUTPUT, "Epochs between evaluations; the last epoch is always evaluated.", gt=0, free=True
     )
     resume: str | None = setting(
-        None, OUTPUT, "Go on from a checkpoint: auto (the newest in --out, if any) or its path.", free=True
+        None, OUTPUT, "Go on from a checkpoint: auto (the newest in --out, if any) or its path.", free=True, path=True
     )
     checkpoint_hist: int = setting(2, OUTPUT, "Checkpoints kept.", gt=0, free=True)
     checkpoint_steps: int | None = setting(
@@ -190,6 +194,8 @@ class TrainConfig(Settings):
             raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
         if self.arm == "dense" and self.keep_schedule != "none":
             raise ValueError("the dense arm keeps all patches: a keep schedule has no meaning there")
+        if self.keep_schedule != "none" and self.keep_schedule_start >= self.epochs:
+            raise ValueError(f"a keep schedule from epoch {self.keep_schedule_start} on never begins in {self.epochs}")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise ValueError(f"{self.warmup_epochs} epochs of warm-up do not fit in {self.epochs} epochs")
         return self

@@ -16,12 +16,16 @@ FROM_FILE = " What the checkpoint says of itself if absent."
 class EvalConfig(Settings):
     """Settings of `dlth evaluate`; field names are the flags' names."""
 
-    checkpoint: str = setting(..., WHAT, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.")
-    val: str = setting(..., WHAT, "Validation shards: brace range, folder, glob, _info.json; local or remote.")
+    checkpoint: str = setting(
+        ..., WHAT, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path=True
+    )
+    val: str = setting(
+        ..., WHAT, "Validation shards: brace range, folder, glob, _info.json; local or remote.", path=True
+    )
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.")
-    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards.")
+    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards.", path=True)
     keep: Keep | None = setting(None, WHAT, "Share of the patches to keep." + FROM_FILE)
-    out: str | None = setting(None, WHAT, "File for the per-image results (.npz).")
+    out: str | None = setting(None, WHAT, "File for the per-image results (.npz).", path=True)
     missing: Literal["error", "dense", "random", "skip"] = setting(
         "error", WHAT, "What to do with an image that has no ticket."
     )

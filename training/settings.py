@@ -16,14 +16,30 @@ from pydantic.fields import FieldInfo
 WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."
 
 
-def setting(default: Any, panel: str, description: str, *, free: bool = False, **limits: Any) -> Any:
-    """A field with its help text; `free` ones may change when a run is resumed, as they do not touch its result."""
-    return Field(default, description=description, json_schema_extra={"panel": panel, "free": free}, **limits)
+NO_PATH = "auto"
+"""The one word that may stand where a path may, and is none (``resume``)."""
+
+
+def setting(
+    default: Any, panel: str, description: str, *, free: bool = False, path: bool = False, **limits: Any
+) -> Any:
+    """A field with its help text.
+
+    `free` ones may change when a run is resumed, as they do not touch its result; `path` ones name files or shards, and
+    are relative to the folder of the file of settings that they stand in.
+    """
+    extra = {"panel": panel, "free": free, "path": path}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 def is_free(field: FieldInfo) -> bool:
     """Whether a field may differ between a checkpoint and the run that resumes it."""
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("free"))
+
+
+def is_path(field: FieldInfo) -> bool:
+    """Whether a field names a file, a folder or shards."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("path"))
 
 
 class Settings(BaseModel):

@@ -77,11 +77,12 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"arm": "random", "tickets": None}, None, r"how many patches the random arm keeps"),
         ({"arm": "dense", "mode": "frozen"}, None, r"the dense arm uses none"),
         ({"arm": "dense", "keep_schedule": "cosine"}, None, r"has no meaning"),
-        ({"epochs": 3}, None, r"5 epochs of warm-up do not fit in 3"),
+        ({"epochs": 3, "warmup_epochs": 5}, None, r"5 epochs of warm-up do not fit in 3"),
         ({"model_kwargs": "depth=2,num_classes=5"}, None, r"--model-kwargs num_classes has a flag .*: --num-classes"),
         ({"model_kwargs": "img_size=64"}, None, r"--model-kwargs img_size has a flag of its own: --img-size"),
         ({"selector_kwargs": "img_size=64"}, None, r"--selector-kwargs img_size has a flag of its own: --img-size"),
         ({"selector_kwargs": "num_classes=5"}, None, r"--selector-kwargs num_classes .*: --selector-checkpoint"),
+        ({"keep_schedule": "cosine", "keep_schedule_start": 300}, None, r"from epoch 300 on never begins in 300"),
         ({"model_kwargs": "depth"}, None, r"expected name=value, found 'depth'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) and value else None,
@@ -90,6 +91,61 @@ def test_what_cannot_be_is_refused_by_name(overrides: dict, recipe: str | None, 
     """A wrong setting is named as the flag it is, with what to do, before anything is opened."""
     with pytest.raises(InputError, match=message):
         layered(NEEDED | overrides, recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "recipe", "expected", "note"),
+    [
+        (
+            {"epochs": 1},
+            "smoke",
+            {"warmup_epochs": 0},
+            "warmup_epochs is 0 in a run of 1 epochs, not the 1 of recipe smoke",
+        ),
+        ({"epochs": 3}, None, {"warmup_epochs": 2}, "not the 5 of the defaults"),
+        (
+            {"epochs": 6, "keep_schedule": "cosine"},
+            None,
+            {"keep_schedule_start": 0, "keep_schedule_epochs": 2},
+            "keep_schedule_epochs is 2 in a run of 6 epochs, not the 100 of the defaults",
+        ),
+        (
+            {"epochs": 300, "keep_schedule": "cosine"},
+            "deit",
+            {"keep_schedule_start": 10, "keep_schedule_epochs": 100},
+            "",
+        ),
+    ],
+    ids=["recipe's warm-up", "default warm-up", "keep schedule", "all fits"],
+)
+def test_what_a_recipe_sets_gives_way_to_what_the_user_sets(
+    overrides: dict, recipe: str | None, expected: dict, note: str
+) -> None:
+    """A short run is not refused for epochs that nobody asked for: they are cut to fit, and that is said."""
+    said: list[str] = []
+    config = layered(NEEDED | overrides, recipe=recipe, say=said.append)
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert note in "\n".join(said)
+    assert bool(said) == bool(note)
+
+
+def test_epochs_that_a_file_asks_for_do_not_give_way(tmp_path: Path) -> None:
+    """What the user wrote stays, wherever it was written: the contradiction is an error, and what gives way is not."""
+    file = tmp_path / "run.toml"
+    file.write_text("warmup_epochs = 5\n")
+    with pytest.raises(InputError, match="5 epochs of warm-up do not fit in 3"):
+        layered(NEEDED | {"epochs": 3}, config_file=file)
+
+
+def test_no_recipe_can_be_asked_for(tmp_path: Path) -> None:
+    """`none` among the flags takes away the recipe that the file names; an error in a file says which file."""
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "deit"\n')
+    config = layered(NEEDED | {"recipe": "none"}, config_file=file)
+    assert (config.recipe, config.mixup) == ("", 0.0)
+    file.write_text('lr = "fast"\n')
+    with pytest.raises(InputError, match=r"--lr: .*found fast, in .*run\.toml"):
+        layered(NEEDED, config_file=file)
 
 
 def test_evaluation_refuses_model_arguments_that_are_flags() -> None:
