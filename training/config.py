@@ -128,7 +128,7 @@ class TrainConfig(Settings):
     model_ema_decay: float = setting(0.9998, OPTIM, "Decay of the moving average.", ge=0, lt=1)
     model_ema_warmup: bool = setting(False, OPTIM, "Let the decay of the moving average grow from zero.")
     nan_patience: int = setting(
-        5, OPTIM, "Steps in a row with a loss that is no number, after which the run ends.", gt=0
+        5, OPTIM, "Steps in a row with a loss or gradient that is not finite, after which the run ends.", gt=0
     )
 
     smoothing: float = setting(0.0, AUGMENT, "Label smoothing.", ge=0, lt=1)

@@ -11,6 +11,7 @@ evaluated: a run that is killed while evaluating evaluates again and trains noth
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from dlth.training.reporter import Reporter
 from dlth.training.runlog import CONFIG, RESULT, RunLog, write_result
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
+from dlth.training.step import StepResult
 from dlth.training.weights import weights_digest
 
 CHECKPOINTS = "checkpoints"
@@ -44,7 +46,7 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult
 
     Raises:
         DlthError: data, tickets, model and settings do not fit together, or a checkpoint is of another run
-        DivergedError: the loss was no number for `nan_patience` steps; checkpoints hold the last good weights
+        DivergedError: loss or gradient were not finite for `nan_patience` steps; checkpoints hold the last good weights
     """
     with joined(config.device) as world, stop_on_signals() as stop:
         return Training(config, world, reporter if reporter is not None and world.leads else Reporter()).run(stop)
@@ -62,7 +64,7 @@ def planned(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[st
 
 @dataclass
 class Progress:
-    """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no number as loss."""
+    """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no finite gradient."""
 
     epoch: int = 0
     batch: int = 0
@@ -122,12 +124,12 @@ class Training:
             result = parts.stepper(batches, at.step, k)
             at.batch, at.step = at.batch + 1, at.step + 1
             seconds = time.perf_counter() - clock
-            self._count(result.loss, result.weight, result.moved, k, data_seconds, seconds - data_seconds)
-            self._tell(result.loss, lr, k)
+            self._count(result, k, data_seconds, seconds - data_seconds)
+            self._tell(result, lr, k)
             if result.moved:
                 at.bad_steps = 0
             elif result.weight:
-                self._bear_with_bad_step(result.loss)
+                self._bear_with_bad_step(result)
             if self.world.any(stop.requested):
                 return False
             if self.config.checkpoint_steps is not None and at.step % self.config.checkpoint_steps == 0:
@@ -135,35 +137,41 @@ class Training:
             clock = time.perf_counter()
         return True
 
-    def _count(
-        self, loss: float, images: float, moved: bool, k: int, data_seconds: float, compute_seconds: float
-    ) -> None:
+    def _count(self, result: StepResult, k: int, data_seconds: float, compute_seconds: float) -> None:
+        known = math.isfinite(result.loss)
         counted = Totals(
-            loss_sum=loss * images if moved else 0.0,
-            loss_weight=images if moved else 0.0,
-            images=images,
-            tokens=images * self.parts.tokens_per_image(k),
+            loss_sum=result.loss * result.weight if known else 0.0,
+            loss_weight=result.weight if known else 0.0,
+            images=result.weight,
+            tokens=result.weight * self.parts.tokens_per_image(k),
             data_seconds=data_seconds,
             compute_seconds=compute_seconds,
         )
         self.progress.in_epoch.add(counted)
         self.progress.in_run.add(counted)
 
-    def _tell(self, loss: float, lr: float, k: int) -> None:
+    def _tell(self, result: StepResult, lr: float, k: int) -> None:
         at, steps = self.progress, self.parts.inputs.steps_per_epoch
-        record = {"epoch": at.epoch, "batch": at.batch, "num_batches": steps, "loss": loss, "lr": lr, "k": k}
+        record = {"epoch": at.epoch, "batch": at.batch, "num_batches": steps, "loss": result.loss, "lr": lr, "k": k}
+        record["grad_norm"] = result.grad_norm
         self.reporter.stepped({"step": at.step, "num_steps": steps * self.config.epochs, **record})
         if self.log is not None and (at.step % self.config.log_interval == 0 or at.batch == steps):
             self.log.add("train", at.step, **record, **at.in_epoch.rates())
 
-    def _bear_with_bad_step(self, loss: float) -> None:
-        """Count a step without a number as loss; end the run when there were too many in a row."""
+    def _bear_with_bad_step(self, result: StepResult) -> None:
+        """Count a step that could not move the weights; end the run when there were too many in a row."""
         at = self.progress
+        if result.rescaled:
+            self.reporter.note(f"the gradient of step {at.step} overflowed in float16: the scale of the loss is halved")
+            return
         at.bad_steps += 1
-        keys = self.parts.inputs.keys(self.parts.stepper.bad_ids())
-        self.reporter.note(f"the loss of step {at.step} is {loss}: weights are left as they were")
+        self.reporter.note(
+            f"the loss of step {at.step} is {result.loss}, the norm of its gradient {result.grad_norm}:"
+            " weights are left as they were"
+        )
         if at.bad_steps >= self.config.nan_patience:
-            raise diverged(self.out, self.world.rank, at.step, at.bad_steps, loss, keys)
+            keys = self.parts.inputs.keys(self.parts.stepper.bad_ids())
+            raise diverged(self.out, self.world.rank, at.step, at.bad_steps, result.loss, result.grad_norm, keys)
 
     def _end_epoch(self) -> None:
         """Evaluate where it is time to, write the epoch's row, and go on to the next epoch."""

@@ -81,30 +81,39 @@ def read_result(path: Path) -> RunResult | None:
 
 
 class DivergedError(DlthError, ArithmeticError):
-    """Training has lost its numbers: the loss or the weights are NaN or infinite."""
+    """Training has lost its numbers: the loss, the gradient or the weights are NaN or infinite."""
 
     code = "E_DIVERGED"
 
 
-def diverged(out: Path, rank: int, step: int, bad_steps: int, loss: float, keys: Sequence[str]) -> DivergedError:
+def diverged(
+    out: Path, rank: int, step: int, bad_steps: int, loss: float, grad_norm: float, keys: Sequence[str]
+) -> DivergedError:
     """Write down the batch on which a run diverged, and make the error that says so.
 
     Args:
         out: the run's folder; each rank writes ``diverged-rank<R>.json`` there
         rank, step: where; together with the seed they name every random number of the step
-        bad_steps: how many steps in a row had no number as loss
-        loss: the last loss
+        bad_steps: how many steps in a row had a loss or a gradient that is not finite
+        loss, grad_norm: the last loss, and the norm of its gradient
         keys: this rank's images whose loss was no number
     """
     out.mkdir(parents=True, exist_ok=True)
-    record = {"step": step, "rank": rank, "bad_steps": bad_steps, "loss": str(loss), "keys": list(keys)}
+    record = {
+        "step": step,
+        "rank": rank,
+        "bad_steps": bad_steps,
+        "loss": str(loss),
+        "grad_norm": str(grad_norm),
+        "keys": list(keys),
+    }
     write_text(out / f"diverged-rank{rank}.json", json.dumps(record, indent=1))
     named = ", ".join(shown(key, 60) for key in keys[:10]) or "none of this rank's"
     more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
     return DivergedError(
-        f"the loss was {loss} for {bad_steps} steps in a row, up to step {step}; the last batch's images without a"
-        f" number: {named}{more} (all in diverged-rank{rank}.json). The checkpoints hold the last good weights; a lower"
-        " --lr, --clip-grad 1 or --amp-dtype bfloat16 may help."
+        f"the loss was {loss} and the norm of its gradient {grad_norm} for {bad_steps} steps in a row, up to step"
+        f" {step}; the last batch's images without a number: {named}{more} (all in diverged-rank{rank}.json). The"
+        " checkpoints hold the last good weights; a lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help."
     )
 
 

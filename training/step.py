@@ -2,11 +2,19 @@
 
 The loss is the weighted mean over the *global* batch: every rank sums its weighted losses, divides by the weight of all
 ranks' images and multiplies by the number of ranks, which cancels DDP's averaging. So accumulation steps, ranks and a
-short last batch change rounding and nothing else. A step whose loss is no number moves nothing.
+short last batch change rounding and nothing else. A step whose loss or gradient is not finite moves nothing: neither
+weights nor averages nor the optimizer's state.
 
-Randomness (drop path, dropout) is drawn anew for each (seed, step, rank): a resumed run needs no generator state. The
-loss reaches the CPU from behind the forward pass, while the GPU is still busy with the backward pass, so looking at it
-costs no idle time. Rejected: stepping first and looking every N steps, as that lets a NaN into the weights.
+Randomness (drop path, dropout) is drawn anew for each (seed, step, rank): a resumed run needs no generator state.
+
+A step waits for its GPU once, for two numbers read together: the loss and the gradient's norm. Forward, backward, norm
+and clipping are queued before that wait, so the GPU works through it; the optimizer's few launches come after, as
+nothing may move before the norm is known. Rejected: looking at the loss alone, while the backward pass still runs (a
+finite loss with an infinite gradient turns all weights to NaN in one step); stepping first and undoing it on the device
+(a copy of weights and optimizer state each step); looking every N steps, as that lets a NaN into the weights.
+
+Under float16 the loss is scaled, and a gradient that is not finite may be the scale's doing: the scaler halves it, and
+the step counts as not moved but is no bad step, until the scale is 1 or less and can no longer be to blame.
 """
 
 from __future__ import annotations
@@ -23,6 +31,7 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dlth.data.batch import Batch
 from dlth.data.mixing import mix_images, mix_targets
@@ -84,14 +93,17 @@ class Precision:
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss`: the global batch's weighted mean; `weight`: its number of images; `moved`: whether weights changed.
+    """`loss`: the global batch's weighted mean; `grad_norm`: of its gradient, before clipping; `weight`: its images.
 
-    A batch without a single whole image weighs 0 and has no loss (NaN).
+    `moved`: whether weights changed; `rescaled`: they did not, for a gradient that float16's loss scale may have driven
+    over the edge. A batch without a single whole image weighs 0, and its loss and norm are NaN.
     """
 
     loss: float
+    grad_norm: float
     weight: float
     moved: bool
+    rescaled: bool = False
 
 
 class Stepper:
@@ -129,18 +141,21 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         self.last_losses = []
         if total == 0:  # every image of the global batch is corrupt: nothing to learn from, on any rank
-            return StepResult(math.nan, 0.0, moved=False)
-        reading = self._accumulate(batches, k, total)
-        (loss_sum,) = self.world.sums([reading()])
-        loss = loss_sum / total
-        if moved := math.isfinite(loss):
+            return StepResult(math.nan, math.nan, 0.0, moved=False)
+        loss_sum = self._accumulate(batches, k, total)
+        reading = _read_later(torch.stack([loss_sum, self._gradient_norm()]))
+        loss, norm = self.world.sums(reading())  # all ranks hold the same gradient, and judge by the same sums
+        loss, norm = loss / total, norm / self.world.size
+        moved = math.isfinite(loss) and math.isfinite(norm)
+        rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if moved:
             self._move(step)
-        return StepResult(loss, total, moved)
+        self.scaler.update()
+        return StepResult(loss, norm, total, moved, rescaled)
 
-    def _accumulate(self, batches: Sequence[Batch], k: int | None, total: float) -> Callable[[], float]:
-        """Forward and backward of every micro-batch; gives back a way to read this rank's weighted sum of losses."""
+    def _accumulate(self, batches: Sequence[Batch], k: int | None, total: float) -> Tensor:
+        """Forward and backward of every micro-batch; gives back this rank's weighted sum of losses, float32 []."""
         loss_sum = torch.zeros((), device=self.world.device)
-        reading: Callable[[], float] = loss_sum.item
         for at, batch in enumerate(batch.to(self.world.device) for batch in batches):
             last = at == len(batches) - 1
             waits = isinstance(self._module, DistributedDataParallel) and not last
@@ -149,10 +164,17 @@ class Stepper:
                 self.last_losses.append((batch, losses.detach()))
                 weighted = (losses * batch.weights).sum()
                 loss_sum = loss_sum + weighted.detach()
-                if last:
-                    reading = _read_later(loss_sum)
                 self.scaler.scale(weighted * (self.world.size / total)).backward()
-        return reading
+        return loss_sum
+
+    def _gradient_norm(self) -> Tensor:
+        """Norm of the whole gradient, float32 [], left on the device; clipped by it where that is asked for."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.student.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters])
+        if self.config.clip_grad is not None:
+            clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+        return norm
 
     def _losses(self, batch: Batch, k: int | None) -> Tensor:
         """Cross entropy of each image, float32 [B], with labels smoothed and mixed as the pixels are."""
@@ -165,11 +187,7 @@ class Stepper:
         return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
 
     def _move(self, step: int) -> None:
-        if self.config.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_grad)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.student.vit, step=step + 1)
 
@@ -180,17 +198,17 @@ class Stepper:
         ]
 
 
-def _read_later(value: Tensor) -> Callable[[], float]:
-    """Start copying a number to the CPU now; the call that comes back waits for it."""
-    if value.device.type != "cuda":
-        return value.item
-    copied = value.to("cpu", non_blocking=True)
+def _read_later(values: Tensor) -> Callable[[], list[float]]:
+    """Start copying a few numbers to the CPU now; the call that comes back waits for them."""
+    if values.device.type != "cuda":
+        return values.tolist
+    copied = values.to("cpu", non_blocking=True)
     done = torch.cuda.Event()
     done.record()
 
-    def read() -> float:
+    def read() -> list[float]:
         done.synchronize()
-        return float(copied)
+        return copied.tolist()
 
     return read
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from dlth.pipeline.cli_train import ConsoleReporter
 from dlth.tickets.errors import MismatchError
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
-from dlth.training.loop import train
+from dlth.training.distributed import World
+from dlth.training.loop import Training, train
+from dlth.training.outcome import DivergedError
 from dlth.training.reporter import Reporter
+from dlth.training.setup import Parts
+from dlth.training.signals import stop_on_signals
 
 MakeRun = Callable[..., TrainConfig]
 DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}
@@ -97,3 +103,83 @@ def test_resuming_a_finished_run_gives_its_result_and_writes_nothing(make_run: M
     assert load_file(out / "model.safetensors").keys() == load_file(newest / "model.safetensors").keys()
     (out / "result.json").write_text("{")
     assert train(again).weights_sha256 == first.weights_sha256
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def spoil(parts: Parts, *steps: int) -> None:
+    """Let the gradient of one weight be infinite at these backward passes (from 0), or at all of them."""
+    seen: list[int] = []
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(len(seen))
+        return gradient / 0.0 if not steps or seen[-1] in steps else gradient
+
+    parts.vit.head.weight.register_hook(hook)
+
+
+def moving(parts: Parts) -> dict[str, Any]:
+    """A copy of all that a step moves: weights, averages, the optimizer's state."""
+    assert parts.ema is not None
+    states = {
+        "model": parts.vit.state_dict(),
+        "ema": parts.ema.module.state_dict(),
+        "opt": parts.optimizer.state_dict(),
+    }
+    return copy.deepcopy(states)
+
+
+def equal(left: Any, right: Any) -> bool:
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[name], right[name]) for name in left)
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else bool(left == right)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1.0], ids=["plain", "clipped"])
+def test_a_finite_loss_with_an_infinite_gradient_moves_nothing(make_run: MakeRun, clip_grad: float | None) -> None:
+    """Weights, averages and optimizer state stay to the bit at such a step; the steps around it move them."""
+    training = Training(make_run(model_ema=True, clip_grad=clip_grad, **DENSE), ALONE, Reporter())
+    parts = training.parts
+    spoil(parts, 1)
+    for step, batches in enumerate(parts.inputs.train_steps(0, 0)):
+        before = moving(parts)
+        result = parts.stepper(batches, step, None)
+        assert (result.moved, result.grad_norm < 1e9, result.loss < 9) == (step != 1, step != 1, True)
+        assert equal(before, moving(parts)) == (step == 1)
+
+
+def test_infinite_gradients_end_the_run_when_patience_does(make_run: MakeRun) -> None:
+    """Steps 2 and 3 of six are spoilt: under a patience of 3 the run ends well, under one of 2 it ends there."""
+    patient = make_run("patient", nan_patience=3, **DENSE)
+    impatient = make_run("impatient", nan_patience=2, **DENSE)
+    with stop_on_signals() as stop:
+        training = Training(patient, ALONE, Reporter())
+        spoil(training.parts, 1, 2)
+        assert training.run(stop).status == "finished"
+        training = Training(impatient, ALONE, Reporter())
+        spoil(training.parts, 1, 2)
+        with pytest.raises(DivergedError, match=r"the norm of its gradient inf for 2 steps in a row, up to step 3"):
+            training.run(stop)
+    norms = [row["grad_norm"] for row in records(patient.out, "train")]
+    assert [norm is None for norm in norms] == [False, True, True, False, False, False]
+
+
+def test_a_step_that_float16s_scaler_skips_is_not_moved_and_no_bad_step_while_the_scale_may_be_to_blame(
+    make_run: MakeRun,
+) -> None:
+    """From a scale of 4, two infinite gradients halve it; at 1 the third and fourth use up a patience of 2."""
+    config = make_run(amp=True, amp_dtype="float16", model_ema=True, nan_patience=2, **DENSE)
+    listener = Listener()
+    training = Training(config, ALONE, listener)
+    parts = training.parts
+    parts.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    spoil(parts)
+    before = moving(parts)
+    with stop_on_signals() as stop, pytest.raises(DivergedError, match="for 2 steps in a row, up to step 4"):
+        training.run(stop)
+    assert equal(before | {"opt": 0}, moving(parts) | {"opt": 0})
+    assert not parts.optimizer.state
+    assert ["halved" in note for note in listener.notes if "step" in note] == [True, True, False, False]
+    (epoch,) = records(config.out, "epoch")
+    assert epoch["train_loss"] is not None
