@@ -2,9 +2,12 @@
 
 By position first (the same shards in the same order: a comparison of keys shard by shard), then by key, then by content
 hash of the encoded image, which finds an image in any packing but has to read it. A sample of content hashes is
-compared in any case. Keys that are running numbers (``000123``) mean nothing outside their own packing: they are
-believed only if the sample's bytes agree. Where the bytes agree, the loader goes on comparing every image that it
-reads. Rejected: joining while streaming, where a missing ticket is found after hours; a dict of a million keys.
+compared in any case, of lettered keys and of running numbers (``000123``) apart. Numbers mean nothing outside their own
+packing (`tickets/pairing.py` has the rule), so each shard's are believed only if the sample of that shard agrees to an
+image; a shard that is not believed is matched by content. Remote shards are not all fetched for that: while those
+looked at agree, the others are believed too. Where the bytes agree, the loader goes on comparing every image that it
+reads, so a wrong ticket never trains. Rejected: joining while streaming, where a missing ticket is found after hours; a
+dict of a million keys.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.data.identity import content_hashes, spread_over_shards
+from dlth.data.identity import SAMPLE_SHARDS, content_hashes, spread, spread_over_shards
 from dlth.data.index import ShardIndex
 from dlth.data.matching import (
     NO_TICKET,
@@ -22,13 +25,15 @@ from dlth.data.matching import (
     ContentIndex,
     Progress,
     Rows,
+    compared,
     match_by_key,
     match_by_position,
+    numbered_images,
 )
+from dlth.data.remote import is_remote
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import TicketHeader
-from dlth.tickets.pairing import is_running_number
 from dlth.tickets.store import TicketStore
 
 __all__ = ["BAD_IMAGE", "MISSING", "NO_TICKET", "Coverage", "Join", "Missing", "check_compatible", "join"]
@@ -37,7 +42,8 @@ Missing = Literal["error", "dense", "random", "skip"]
 MISSING: tuple[Missing, ...] = ("error", "dense", "random", "skip")
 BAD_IMAGE = -2
 
-_SAMPLE_ROWS = 8
+_SAMPLE_ROWS = 8  # of a shard, for lettered keys
+_NUMBERED_ROWS = 4  # of a shard, for running numbers: 5,000 images where there are 1,282 shards
 _EXAMPLES = 10
 
 
@@ -46,8 +52,8 @@ class Coverage:
     """How a data set and a ticket file met; `str()` is the report that a user sees before the first step.
 
     Counts are images: `by_position`, `by_key` and `by_content` have a ticket, `bad` could not be read in stage 1,
-    `missing` have no row. `identical`: the sampled images' bytes are those the tickets were made from. `examples`: the
-    first missing keys.
+    `missing` have no row. `identical`: as far as was seen, all bytes are those the tickets were made from. `examples`:
+    the first missing keys.
     """
 
     num_images: int
@@ -94,11 +100,13 @@ _POLICY = {
 class Join:
     """Where each image's ticket lies: `ticket_row` int64 [images] by id, shard index · store.max_rows + row.
 
-    NO_TICKET (-1) where there is none, BAD_IMAGE (-2) where stage 1 could not read the image.
+    NO_TICKET (-1) where there is none, BAD_IMAGE (-2) where stage 1 could not read the image. `identical` bool
+    [images]: has the bytes that its ticket was made from, as far as was seen; the loader compares them when it reads.
     """
 
     store: TicketStore
     ticket_row: Rows
+    identical: NDArray[np.bool_]
     coverage: Coverage
 
     @property
@@ -142,28 +150,24 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
     if missing not in MISSING:
         raise InputError(f"missing must be one of {', '.join(MISSING)}, got {shown(missing)!r}")
     rows = match_by_position(index, store)
-    by_position = int((rows >= 0).sum())
+    positioned = rows >= 0
     match_by_key(index, store, rows)
-    by_key = int((rows >= 0).sum()) - by_position
-    identical = _bytes_agree(index, store, rows)
-    if not identical and _running_numbers(index):
-        rows[:] = NO_TICKET
-        by_position = by_key = 0
-    by_content = _by_content(index, store, rows, progress)
-    identical = identical or (by_content > 0 and by_position + by_key == 0)
+    identical = _believed(index, store, rows)
+    named = rows >= 0
+    identical |= _by_content(index, store, rows, progress)
     if not (rows >= 0).any():
         raise MismatchError(_nothing_matches(index, store))
-    lost = np.flatnonzero(rows == NO_TICKET)
+    found, lost = rows >= 0, np.flatnonzero(rows == NO_TICKET)
     rows[np.isin(rows, _bad_rows(store))] = BAD_IMAGE
     coverage = Coverage(
         num_images=index.num_samples,
         num_rows=store.num_rows,
-        by_position=by_position,
-        by_key=by_key,
-        by_content=by_content,
+        by_position=int((named & positioned).sum()),
+        by_key=int((named & ~positioned).sum()),
+        by_content=int((found & ~named).sum()),
         bad=int((rows == BAD_IMAGE).sum()),
         missing=len(lost),
-        identical=identical,
+        identical=bool(identical[found].all()),
         policy=missing,
         examples=tuple(index.key(int(i)) for i in lost[:_EXAMPLES]),
     )
@@ -171,37 +175,59 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
         raise MissingTicketError(
             f"{coverage}\ngive --missing dense, random or skip, or run dlth select on these shards"
         )
-    return Join(store, rows, coverage)
+    return Join(store, rows, identical, coverage)
 
 
-def _bytes_agree(index: ShardIndex, store: TicketStore, rows: Rows) -> bool:
-    """Whether most of a sample of matched images, from a few shards, have the bytes that the tickets were made from."""
-    sample = spread_over_shards(index, np.flatnonzero(rows >= 0), _SAMPLE_ROWS)
-    if not len(sample):
-        return False
-    agreed = [
-        np.array_equal(found, store.images(int(row) // store.max_rows)[int(row) % store.max_rows])
-        for found, row in zip(content_hashes(index, sample), rows[sample], strict=True)
-    ]
-    return bool(2 * sum(agreed) > len(agreed))
+def _believed(index: ShardIndex, store: TicketStore, rows: Rows) -> NDArray[np.bool_]:
+    """Bool [images]: found by a name, with the bytes of its ticket, as far as a sample says.
+
+    Takes back the rows of running numbers that are not believed.
+    """
+    numbered = numbered_images(index)
+    identical = np.zeros(len(rows), dtype=bool)
+    lettered = np.flatnonzero((rows >= 0) & ~numbered)
+    same = _same_bytes(index, store, rows, spread_over_shards(index, lettered, _SAMPLE_ROWS))
+    identical[lettered] = len(same) > 0 and 2 * same.sum() > len(same)
+    numbers = np.flatnonzero((rows >= 0) & numbered)
+    shard = np.searchsorted(index.row_start, numbers, side="right") - 1
+    wrong = np.isin(shard, _shards_of_other_images(index, store, rows, numbers, shard))
+    rows[numbers[wrong]] = NO_TICKET
+    identical[numbers[~wrong]] = True
+    return identical
 
 
-def _running_numbers(index: ShardIndex) -> bool:
-    return all(is_running_number(key) for place in range(len(index.shards)) for key in index.keys(place))
+def _shards_of_other_images(index: ShardIndex, store: TicketStore, rows: Rows, numbers: Rows, shard: Rows) -> list[int]:
+    """Shards of which a sampled running number has other bytes; `numbers` int64 [n] are images, `shard` theirs."""
+    starts = np.flatnonzero(np.diff(shard, prepend=-1))
+    images = dict(zip(shard[starts].tolist(), np.split(numbers, starts[1:]), strict=True)) if len(starts) else {}
+    first = spread(np.array(list(images), dtype=np.int64), SAMPLE_SHARDS).tolist()
+    wrong: list[int] = []
+    for place in [*first, *(place for place in images if place not in first)]:
+        if place not in first and not wrong and is_remote(index.shards[place].url):
+            continue  # the remote ones that were looked at agree: do not fetch them all
+        if not _same_bytes(index, store, rows, spread(images[place], _NUMBERED_ROWS)).all():
+            wrong.append(place)
+    return wrong
 
 
-def _by_content(index: ShardIndex, store: TicketStore, rows: Rows, progress: Progress | None) -> int:
-    """Fill in rows by the hash of the image bytes; returns how many. Reads nothing if the file has no rows to spare."""
+def _same_bytes(index: ShardIndex, store: TicketStore, rows: Rows, ids: Rows) -> NDArray[np.bool_]:
+    """Bool [ids]: whether each image has the bytes that its ticket was made from; reads them."""
+    return compared(store, rows[ids], content_hashes(index, ids))[0]
+
+
+def _by_content(index: ShardIndex, store: TicketStore, rows: Rows, progress: Progress | None) -> NDArray[np.bool_]:
+    """Fill in rows by the hash of the image bytes; bool [images], which. Reads nothing if the file has no rows left."""
     left = np.flatnonzero(rows == NO_TICKET)
-    if not len(left) or len(np.unique(rows[rows >= 0])) >= store.num_rows:
-        return 0
-    contents = ContentIndex(store)
-    for start in range(0, len(left), READ_AT_ONCE):
-        ids = left[start : start + READ_AT_ONCE]
-        rows[ids] = contents.find(content_hashes(index, ids))
-        if progress:
-            progress(min(start + READ_AT_ONCE, len(left)), len(left))
-    return int((rows[left] >= 0).sum())
+    if len(left) and len(np.unique(rows[rows >= 0])) < store.num_rows:
+        contents = ContentIndex(store)
+        for start in range(0, len(left), READ_AT_ONCE):
+            ids = left[start : start + READ_AT_ONCE]
+            rows[ids] = contents.find(content_hashes(index, ids))
+            if progress:
+                progress(min(start + READ_AT_ONCE, len(left)), len(left))
+    filled = np.zeros(len(rows), dtype=bool)
+    filled[left] = rows[left] >= 0
+    return filled
 
 
 def _bad_rows(store: TicketStore) -> Rows:

@@ -29,15 +29,17 @@ from dlth.data.matching import (
     Hashes,
     Progress,
     Rows,
+    compared,
     match_by_key,
     match_by_position,
+    numbered_images,
 )
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, made_header
 from dlth.tickets.errors import MismatchError, MissingTicketError, shown
 from dlth.tickets.keyindex import key_hashes
 from dlth.tickets.manifest import ShardSpec
-from dlth.tickets.pairing import base_name, is_running_number
+from dlth.tickets.pairing import base_name
 from dlth.tickets.reorder import Reordered
 from dlth.tickets.store import TicketStore
 
@@ -94,11 +96,11 @@ def match(index: ShardIndex, store: TicketStore, read_all: bool = False, progres
     _note(way, rows, "key")
     ambiguous = _match_by_base_name(index, store, rows)
     _note(way, rows, "base name")
-    numbered = _running_numbers(index)
+    numbered = numbered_images(index)
     reader = _HashReader(index, progress)
     matched = rows != NO_TICKET
     reader.read(np.full(len(rows), True) if read_all else (matched & numbered) | _sample(matched & ~numbered))
-    same, unknown = _compared(store, rows, reader.hashes)
+    same, unknown = compared(store, rows, reader.hashes)
     distrusted = matched & numbered & ~same
     rows[distrusted], way[distrusted] = NO_TICKET, 0
     _match_by_content(store, rows, reader)
@@ -202,12 +204,6 @@ def _note(way: NDArray[np.uint8], rows: Rows, name: Way) -> None:
     way[(rows != NO_TICKET) & (way == 0)] = WAYS.index(name)
 
 
-def _running_numbers(index: ShardIndex) -> NDArray[np.bool_]:
-    """Bool [images]: keys that say nothing outside their own packing."""
-    keys = (index.keys(shard) for shard in range(len(index.shards)))
-    return np.array([is_running_number(key) for part in keys for key in part], dtype=bool)
-
-
 def _sample(matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """SAMPLE of the images, evenly spaced."""
     ids = np.flatnonzero(matched)
@@ -215,21 +211,6 @@ def _sample(matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if len(ids):
         chosen[ids[np.linspace(0, len(ids) - 1, SAMPLE).astype(np.int64)]] = True
     return chosen
-
-
-def _compared(store: TicketStore, rows: Rows, hashes: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Bool [images] each: has the bytes that its row's ticket was made from; its row does not know (zeros)."""
-    same, unknown = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    for shard_index in range(len(store.shards)):
-        start = shard_index * store.max_rows
-        first, last = np.searchsorted(ordered, [start, start + store.max_rows])
-        images = order[first:last]
-        stored = store.images(shard_index)[rows[images] - start]
-        same[images] = (stored == hashes[images]).all(axis=1)
-        unknown[images] = ~stored.any(axis=1)
-    return same & ~unknown, unknown
 
 
 def _match_by_content(store: TicketStore, rows: Rows, reader: _HashReader) -> None:

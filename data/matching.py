@@ -1,6 +1,9 @@
-"""The ways in which an image's row in a ticket file is found: position, key, content hash.
+"""The ways in which an image's row in a ticket file is found: position, key, content hash; and what makes it believed.
 
 The join (for training), `match` and `remap` (for sharing) put them together differently; each way stands here once.
+Believed is a lettered key as it is, and a running number only with equal bytes (the rule of `tickets/pairing.py`).
+`match` reads every such image. The join may not, as that can take hours; it believes a shard's numbers when a sample
+of that shard's images has the right bytes, and the loader then compares each of them when it is read.
 """
 
 from collections.abc import Callable
@@ -9,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.data.shard_index import ShardIndex
+from dlth.tickets.pairing import running_numbers
 from dlth.tickets.store import TicketStore
 
 NO_TICKET = -1
@@ -43,6 +47,29 @@ def match_by_key(index: ShardIndex, store: TicketStore, rows: Rows) -> None:
     left = np.flatnonzero(rows == NO_TICKET)
     if len(left):
         rows[left] = store.find_many([index.key(int(i)) for i in left])
+
+
+def numbered_images(index: ShardIndex) -> NDArray[np.bool_]:
+    """Bool [images]: keys that are running numbers and say nothing outside their own packing."""
+    return np.concatenate([running_numbers(index.keys(shard)) for shard in range(len(index.shards))])
+
+
+def compared(store: TicketStore, rows: Rows, hashes: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Bool [n] each: has the bytes that its row's ticket was made from; its row does not know (zeros).
+
+    `rows` int64 [n] with the images' `hashes` uint8 [n, 16]; each shard's chunk of the file is read once.
+    """
+    same, unknown = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    for shard_index in np.unique(ordered[ordered >= 0] // store.max_rows).tolist():
+        start = shard_index * store.max_rows
+        first, last = np.searchsorted(ordered, [start, start + store.max_rows])
+        images = order[first:last]
+        stored = store.images(shard_index)[rows[images] - start]
+        same[images] = (stored == hashes[images]).all(axis=1)
+        unknown[images] = ~stored.any(axis=1)
+    return same & ~unknown, unknown
 
 
 class ContentIndex:

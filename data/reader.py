@@ -1,7 +1,7 @@
 """Reading samples for the loaders: bytes from the shards, compared with the tickets' content hash, decoded.
 
-A ticket of another image looks like any ticket, so where the join found that the bytes are those the tickets were made
-from, every image read is compared (some 10 µs of 4 ms). Both loaders read through here.
+A ticket of another image looks like any ticket, so of the images that the join found to have the bytes their tickets
+were made from, every one read is compared (some 10 µs of 4 ms). Both loaders read through here.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Reader:
         return f"shard {shown(shard.name)}, key {shown(self.index.key(sample_id))}"
 
     def _check_identity(self, sample_id: int, encoded: bytes) -> None:
-        if self.join is None or not self.join.coverage.identical:
+        if self.join is None or not self.join.identical[sample_id]:
             return
         store, place = self.join.store, int(self.join.ticket_row[sample_id])
         if place < 0:

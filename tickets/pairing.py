@@ -1,9 +1,13 @@
 """Two ticket files side by side: the rows of one in the order of the other.
 
-By position first (the same keys in the same shard), else by key through one pass over the other file. Keys that are
-running numbers (`000123`) name an image only within their own packing: a pair with such a key counts only when the
-content hashes of both rows agree.
+By position first (the same keys in the same shard), else by key through one pass over the other file.
+
+The rule of trust, here and wherever images meet tickets (`dlth.data.matching`): a key that is a running number
+(`000123`) names an image only within its own packing, so a pair with such a key counts only when the content hashes
+agree. It is judged key by key: lettered keys beside the numbers change nothing for them.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +51,11 @@ class Pairing:
         return self.other.keys(shard_index) == keys
 
     def _trusted(self, shard_index: int, images: NDArray[np.uint8], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        numbered = np.array([is_running_number(key) for key in self.base.keys(shard_index)], dtype=bool)
+        numbered = running_numbers(self.base.keys(shard_index))
         if not numbered.any():
             return found
         same: NDArray[np.bool_] = (self.base.images(shard_index) == images).all(axis=1)
-        trusted: NDArray[np.bool_] = found & (same | ~numbered)
-        return trusted
+        return found & (same | ~numbered)
 
     def _places(self) -> NDArray[np.int64]:
         """Int64 [rows of base]: where `other` has the key, by 64-bit hash; `rows` compares the keys themselves."""
@@ -71,6 +74,11 @@ def is_running_number(key: str) -> bool:
     image.
     """
     return not any(char.isalpha() for char in base_name(key))
+
+
+def running_numbers(keys: Sequence[str]) -> NDArray[np.bool_]:
+    """Bool [keys]: which are running numbers."""
+    return np.fromiter(map(is_running_number, keys), dtype=bool, count=len(keys))
 
 
 def check_all_found(base: TicketStore, other: TicketStore, shard_index: int, found: NDArray[np.bool_]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import BAD_IMAGE, NO_TICKET, Join, check_compatible, join
+from dlth.data.reader import Reader
 from dlth.tickets import Grid, TicketStore
-from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
+from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingTicketError
 
 Make = Callable[..., TicketStore]
 
@@ -102,6 +104,80 @@ def test_running_numbers_are_not_believed(
     assert (found.coverage.by_position, found.coverage.by_key, found.coverage.by_content) == (0, 0, 12)
     for i, row in enumerate(found.ticket_row):
         assert first.read(int(row)) == second.read(i)
+
+
+@pytest.fixture
+def packed(tmp_path: Path, make_tar: Callable[..., Path]) -> Callable[..., ShardIndex]:
+    """``packed(folder, shards)`` -> the index of tars with these (key, encoded image) pairs."""
+
+    def make(folder: str, shards: list[list[tuple[str, bytes]]]) -> ShardIndex:
+        (tmp_path / folder).mkdir()
+        for number, samples in enumerate(shards):
+            make_tar(tmp_path / folder / f"data-{number:03d}.tar", [(f"{key}.jpg", image) for key, image in samples])
+        return open_index(str(tmp_path / folder))
+
+    return make
+
+
+def numbered(images: list[bytes], rows: int = 6) -> list[list[tuple[str, bytes]]]:
+    """Images under running numbers, `rows` a shard."""
+    samples = [(f"{number:06d}", image) for number, image in enumerate(images)]
+    return [samples[start : start + rows] for start in range(0, len(samples), rows)]
+
+
+@pytest.mark.parametrize("lettered", [0, 1, 12])
+def test_lettered_keys_change_nothing_for_running_numbers(
+    lettered: int, make_shards: Callable[..., Any], packed: Callable[..., ShardIndex], make_tickets: Make
+) -> None:
+    """Numbers that another packing gave to other images are found by content, whatever stands beside them."""
+    index = open_index(make_shards(1, 24).spec)
+    images = index.read_many(range(24))
+    named = [(f"name_{number}", image) for number, image in enumerate(images[12 : 12 + lettered])]
+    store = make_tickets(packed("first", [*numbered(images[:12]), named] if named else numbered(images[:12])))
+    turned = numbered(images[1:12] + images[:1])
+    other = packed("second", [*turned, named] if named else turned)
+    found = join(other, store)
+    assert (found.coverage.by_content, found.coverage.by_position) == (12, lettered)
+    assert found.identical.all()
+    for i, row in enumerate(found.ticket_row):
+        assert store.images(int(row) // store.max_rows)[int(row) % store.max_rows].tobytes() == content_hash(
+            other.read(i)
+        )
+
+
+def test_a_shard_whose_numbers_mean_other_images_is_not_believed(
+    make_shards: Callable[..., Any], packed: Callable[..., ShardIndex], make_tickets: Make
+) -> None:
+    """Of six numbered shards one was packed anew: its images alone are read, and get their own tickets."""
+    images = open_index(make_shards(1, 36).spec).read_many(range(36))
+    store = make_tickets(packed("first", numbered(images)))
+    other = packed("second", numbered(images[:12] + images[12:18][::-1] + images[18:]))
+    seen: list[tuple[int, int]] = []
+    found = join(other, store, progress=lambda done, total: seen.append((done, total)))
+    assert (found.coverage.by_position, found.coverage.by_content, found.coverage.identical) == (30, 6, True)
+    assert found.ticket_row.tolist() == [*range(12), *range(17, 11, -1), *range(18, 36)]
+    assert seen == [(6, 6)]
+
+
+def test_numbers_are_compared_when_read_beside_re_encoded_names(
+    make_shards: Callable[..., Any], packed: Callable[..., ShardIndex], make_tickets: Make, tmp_path: Path
+) -> None:
+    """Names are believed with other bytes; a number outside the sample whose image was replaced stops the reader."""
+    images = open_index(make_shards(1, 24).spec).read_many(range(24))
+    again = open_index(make_shards(1, 24, quality=50, folder=tmp_path / "again").spec).read_many(range(24))
+
+    def shards(names: list[bytes], numbers: list[bytes]) -> list[list[tuple[str, bytes]]]:
+        return [[(f"name_{i}", image) for i, image in enumerate(names)], *numbered(numbers, rows=12)]
+
+    store = make_tickets(packed("first", shards(images[:12], images[12:])))
+    replaced = [*images[12:14], images[0], *images[15:]]
+    other = packed("second", shards(again[:12], replaced))
+    found = join(other, store)
+    assert (found.coverage.by_position, found.coverage.identical) == (24, False)
+    reader = Reader(other, found)
+    assert all(image is not None for image in reader.read(np.r_[0:14, 15:24])[0])
+    with pytest.raises(DamageError, match=r"key 000002: the image is not the one its ticket was made from"):
+        reader.read(np.array([14]))
 
 
 def test_missing_tickets_follow_the_policy(make_shards: Callable[..., Any], make_tickets: Make) -> None:

@@ -404,7 +404,7 @@ def test_evaluation_leaves_out_bad_images(index: ShardIndex, make_tickets: Calla
     """Bad images, known or newly found, are left out and named; images without a ticket come apart as dense."""
     store = make_tickets(index, bad=[index.key(3)], leave_out=[index.key(6)])
     found = join(index, store, "dense")
-    reencoded = replace(found, coverage=replace(found.coverage, identical=False))  # so that decoding finds the damage
+    reencoded = replace(found, identical=np.zeros_like(found.identical))  # so that decoding finds the damage
     _damage(index, 8, b"GIF89a")
     one = evaluation(index, None, join=reencoded, bad_images="skip")
     batches = list(one)
