@@ -46,7 +46,7 @@ def match_by_key(index: ShardIndex, store: TicketStore, rows: Rows) -> None:
     """Fill in rows that stand elsewhere in the file, by key."""
     left = np.flatnonzero(rows == NO_TICKET)
     if len(left):
-        rows[left] = store.find_many([index.key(int(i)) for i in left])
+        rows[left] = store.find_rows([index.key(int(i)) for i in left])
 
 
 def numbered_images(index: ShardIndex) -> NDArray[np.bool_]:

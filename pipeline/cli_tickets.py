@@ -31,11 +31,11 @@ def info(
         console.as_json(facts | {"header": store.header.to_json()})
         return
     console.facts(f"ticket file {file}", facts)
+    if not key and store.num_skipped == store.num_rows:
+        console.note("every image was skipped as a bad one: there is no ticket to draw")
+        return
     shard, row = store.find(key) if key else _first_ticket(store)
     rows = store.read(shard)
-    if rows.skipped[row]:
-        console.note(f"{shown(rows.keys[row])} was skipped as a bad image and has no ticket")
-        return
     shades = "■ kept" if store.header.form == "mask" else "■ the best third … □ the last"
     console.out.print(f"\nticket of {shown(rows.keys[row])} ({store.header.k} patches, {shades}):")
     console.out.print(draw(rows.patches[row], store), markup=False)

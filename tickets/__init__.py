@@ -6,7 +6,7 @@ is the format's specification.
 """
 
 from dlth.tickets.budget import Budget, exact_rate, num_kept
-from dlth.tickets.checks import ShardTickets
+from dlth.tickets.checks import Rankings, ShardTickets
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import (
     DatasetInfo,
@@ -28,6 +28,7 @@ __all__ = [
     "DatasetInfo",
     "Grid",
     "Preprocessing",
+    "Rankings",
     "SelectorInfo",
     "ShardEntry",
     "ShardSpec",

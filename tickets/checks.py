@@ -35,6 +35,25 @@ class ShardTickets:
         return len(self.keys)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rankings:
+    """The tickets of some keys, in their order.
+
+    `patches` unsigned [keys, ranked], best first, the fill value throughout where there is no ticket; `row` int64
+    [keys], shard index · max_rows + row in the file, -1 where the key does not stand in it; `skipped` bool [keys]: it
+    stands there without a ticket, as the image could not be read.
+    """
+
+    patches: NDArray[np.integer]
+    row: NDArray[np.int64]
+    skipped: NDArray[np.bool_]
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Bool [keys]: has a ticket."""
+        return (self.row >= 0) & ~self.skipped
+
+
 class RuleError(ValueError):
     """A rule is broken; the caller turns it into InputError (writing) or DamageError (reading), naming the place."""
 

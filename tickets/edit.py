@@ -67,7 +67,7 @@ def subset_by_keys(store: TicketStore, keys: Collection[str]) -> Draft:
     if not keys:
         raise InputError("no key was given; a subset needs at least one")
     wanted = list(dict.fromkeys(keys))
-    found = store.find_many(wanted)
+    found = store.find_rows(wanted)
     lost = [wanted[item] for item in np.flatnonzero(found < 0)]
     if lost:
         raise MissingTicketError(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.checks import RuleError, ShardTickets, check_gap, check_patches, decoded_keys
+from dlth.tickets.checks import Rankings, RuleError, ShardTickets, check_gap, check_patches, decoded_keys
 from dlth.tickets.chunks import decode
 from dlth.tickets.errors import (
     DamageError,
@@ -145,14 +145,31 @@ class TicketStore:
         return self._cached("gap", shard_index, load)
 
     def find(self, key: str) -> tuple[int, int]:
-        """(shard index, row) of a key; raises MissingTicketError. The first call reads the keys of the whole file."""
+        """(shard index, row) of the ticket of a key; the first call reads the keys of the whole file.
+
+        Raises MissingTicketError, saying which, where the key is not in the file or its image was skipped.
+        """
         place = self._place(key)
         if place < 0:
             raise MissingTicketError(f"{shown(self.path.name)} has no ticket for the key '{shown(key)}'")
-        return divmod(place, self.max_rows)
+        shard_index, row = divmod(place, self.max_rows)
+        if self._skips(shard_index)[row]:
+            raise MissingTicketError(
+                f"{shown(self.path.name)} has no ticket for the key '{shown(key)}': its image could not be read when "
+                "the tickets were made, and was skipped"
+            )
+        return shard_index, row
 
     def find_many(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Int64 [keys]: shard index · max_rows + row of each key, -1 for those that have no ticket."""
+        """Int64 [keys]: shard index · max_rows + row of each key's ticket, -1 for those that have none: keys that are
+        not in the file, and those of skipped images.
+        """
+        return self._without_skipped(self.find_rows(keys))
+
+    def find_rows(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Int64 [keys]: shard index · max_rows + row of each key, skipped images among them, -1 where there is no
+        row.
+        """
         places = self._index().first_candidates(keys)
         found = np.flatnonzero(places >= 0)
         for item in found[np.argsort(places[found])].tolist():  # shard by shard, so that each is read once
@@ -160,6 +177,14 @@ class TicketStore:
             if self.keys(shard_index)[row] != keys[item]:
                 places[item] = self._place(keys[item])
         return places
+
+    def rankings(self, keys: Sequence[str]) -> Rankings:
+        """The patches of each key, those without a ticket told apart: see `Rankings`."""
+        rows = self.find_rows(keys)
+        patches = np.full((len(keys), self.num_patches_stored), self.layout.patches.fill, self.layout.patches.dtype)
+        for shard_index, at in self._by_shard(rows):
+            patches[at] = self.patches(shard_index)[rows[at] - shard_index * self.max_rows]
+        return Rankings(patches, rows, (rows >= 0) & (self._without_skipped(rows) < 0))
 
     def verify(
         self, progress: Callable[[int, int], None] | None = None, subset: tuple[int, int] | None = None
@@ -194,6 +219,25 @@ class TicketStore:
 
     def __repr__(self) -> str:
         return f"TicketStore({self.path.name!r}, {self.num_rows} rows, {len(self.shards)} shards, {self.identity[:12]})"
+
+    def _skips(self, shard_index: int) -> NDArray[np.bool_]:
+        """`skipped`, without reading a chunk where the manifest counts none."""
+        shard = self.shards[shard_index]
+        return self.skipped(shard_index) if shard.skipped else np.zeros(shard.rows, dtype=bool)
+
+    def _without_skipped(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same rows, -1 in the place of skipped ones."""
+        kept = rows.copy()
+        for shard_index, at in self._by_shard(rows):
+            kept[at[self._skips(shard_index)[rows[at] - shard_index * self.max_rows]]] = -1
+        return kept
+
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Each shard index that rows >= 0 lie in, with their places in `rows`."""
+        order = np.argsort(rows, kind="stable")
+        order = order[np.searchsorted(rows[order], 0) :]
+        shard_indices, starts = np.unique(rows[order] // self.max_rows, return_index=True)
+        yield from zip(shard_indices.tolist(), np.split(order, starts[1:]), strict=True) if len(order) else ()
 
     def _place(self, key: str) -> int:
         for place in self._index().candidates(key):

@@ -11,6 +11,7 @@ import pytest
 
 from dlth.tickets import TicketStore
 from dlth.tickets.archive import pack
+from dlth.tickets.errors import MissingTicketError
 
 GOLDEN = Path(__file__).with_name("golden")
 MAKE = runpy.run_path(str(GOLDEN / "make.py"))
@@ -46,7 +47,9 @@ def test_version_1_is_read(name: str) -> None:
         patches = np.sort(expected.patches, axis=1) if form == "mask" else expected.patches
         assert (found.patches[~found.skipped] == patches[~found.skipped]).all()
         assert np.array_equal(found.gap, np.where(expected.skipped, np.nan, expected.gap), equal_nan=True)
-    assert store.find("東") == (1, 2)
+    assert store.find_rows(["東"]).tolist() == [1 * store.max_rows + 2]
+    with pytest.raises(MissingTicketError, match="was skipped"):
+        store.find("東")
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -144,15 +144,38 @@ def test_the_cache_is_bounded(store_path: Path) -> None:
 
 
 def test_rows_by_key(store_path: Path) -> None:
-    """Every key is found at its place, one by one and in bulk; an unknown one is an error, or -1 in bulk."""
+    """Every key with a ticket is found at its place, one by one and in bulk; an unknown one is an error, or -1."""
     store = TicketStore(store_path)
-    places = [(shard, row) for shard, entry in enumerate(store.shards) for row in range(entry.rows)]
+    places = [(shard, row) for shard, entry in enumerate(store.shards) for row in np.flatnonzero(~store.skipped(shard))]
     keys = [store.keys(shard)[row] for shard, row in places]
     assert [store.find(key) for key in keys] == places
     rows = store.find_many([*keys, "nobody", ""])
     assert rows.tolist() == [shard * store.max_rows + row for shard, row in places] + [-1, -1]
     with pytest.raises(MissingTicketError, match=r"toy.zarr has no ticket for the key 'no\\x1bbody'"):
         store.find("no\x1bbody")
+
+
+@pytest.mark.parametrize("form", ["full", "top", "mask"])
+def test_skipped_images_are_never_handed_out_as_tickets(
+    make_store: Callable[..., Path], tmp_path: Path, form: str
+) -> None:
+    """A skipped image has a row and no ticket: find says so, find_many gives -1, rankings tell it from unknown keys."""
+    store = TicketStore(make_store(tmp_path / "toy.zarr", skipped=(1, 3), form=form))
+    assert store.num_skipped
+    keys = [key for shard in range(len(store.shards)) for key in store.keys(shard)]
+    skipped = np.concatenate([store.skipped(shard) for shard in range(len(store.shards))])
+    patches = np.concatenate([store.patches(shard) for shard in range(len(store.shards))])
+    asked = np.random.default_rng(0).permutation(len(keys))
+    got = store.rankings([keys[i] for i in asked] + ["nobody"])
+    assert got.patches.dtype == patches.dtype
+    assert np.array_equal(got.patches[:-1], patches[asked])
+    assert np.array_equal(got.skipped, [*skipped[asked], False])
+    assert np.array_equal(got.found, [*~skipped[asked], False])
+    assert (got.patches[~got.found] == store.layout.patches.fill).all()
+    assert np.array_equal(store.find_many(keys) < 0, skipped)
+    assert np.array_equal(store.rankings([]).patches.shape, (0, store.num_patches_stored))
+    with pytest.raises(MissingTicketError, match="could not be read when the tickets were made, and was skipped"):
+        store.find(keys[int(np.flatnonzero(skipped)[0])])
 
 
 def test_shards_that_are_not_there(store_path: Path) -> None:
