@@ -33,10 +33,11 @@ from dlth.data.decode import decode
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, join
-from dlth.data.loader import TrainLoader
+from dlth.data.loader import TrainLoader, hidden_patches
 from dlth.data.mixing import Mixing, mix_plan, mix_rankings
 from dlth.data.order import Batching
 from dlth.data.patches import Frame, PatchChoice
+from dlth.data.visibility import demote
 from dlth.tickets import (
     DatasetInfo,
     Grid,
@@ -182,7 +183,10 @@ def added_by_tickets(index: ShardIndex, found: Join, recipe: str, batch: int) ->
     times = []
     for plan in plans:
         start = time.process_time()
-        mix_rankings(choice.rankings(frames, 0), GRID, plan)
+        rankings = torch.from_numpy(mix_rankings(choice.rankings(frames, 0), GRID, plan))
+        hidden = hidden_patches(frames, GRID, plan)
+        if hidden is not None:
+            demote(rankings, hidden)
         for data in encoded:
             content_hash(data)
         times.append((time.process_time() - start) / batch)

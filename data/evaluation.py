@@ -64,7 +64,7 @@ class EvalLoader:
         self.num_images = len(ids)
         self.batch_size = batch_size
         self.bad_images: dict[str, str] = {}
-        choices = [PatchChoice(arm, grid, seed, join if arm == "ticket" else None) for arm in arms]
+        choices = [PatchChoice(arm, grid, seed, join if arm == "ticket" else None, drawn_in="view") for arm in arms]
         self._requests = Queue()
         dataset = _EvalDataset(Reader(index, join, bad_images), view, grid, choices, k)
         self._loader = make_loader(dataset, self._requests, workers)

@@ -17,8 +17,9 @@ A bad image that stage 1 did not list is found only when it is read; by then the
 square), it is named in the batch and in `TrainLoader.bad_images`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,17 +30,20 @@ from dlth.data.augment import Augmentation, augment
 from dlth.data.batch import Batch
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
-from dlth.data.mixing import Mixing, MixPlan, mix_plan, mix_rankings, partners
+from dlth.data.mixing import Mixing, MixPlan, mix_hidden, mix_plan, mix_rankings, partners
 from dlth.data.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, live_shards
-from dlth.data.patches import Arm, Frame, PatchChoice, RandomTokens
+from dlth.data.patches import Arm, DrawnIn, Frame, PatchChoice, RandomTokens
 from dlth.data.reader import BadImages, Reader, require_labels
+from dlth.data.visibility import demote
 from dlth.data.workers import Failure, Queue, make_loader, results
-from dlth.tickets.errors import DlthError, InputError
+from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.view import View
 
 NumKept = int | Callable[[int, int], int]
 """Patches kept: a number, or a function of (epoch, step)."""
+Hidden = Literal["demote", "keep"]
+"""What is done about patches that show fill or noise: their rank falls by the share that does, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,9 @@ class TrainLoader:
     """Augmented, ticketed training batches of one rank.
 
     `grid`: the model's; `k`: patches kept (None only in the dense arm); `view_epochs`: None for new views every epoch,
-    n for n seeded views of each image, replayed in turn ('frozen'); `workers`: processes that read, 0 for none. Raises
-    InputError for settings that do not fit, MismatchError where the tickets do not.
+    n for n seeded views of each image, replayed in turn ('frozen'); `drawn_in`: where the random arm draws; `hidden`:
+    what is done about patches that show fill or noise; `workers`: processes that read, 0 for none. Raises InputError
+    for settings that do not fit, MismatchError where the tickets do not.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class TrainLoader:
         k: NumKept | None = None,
         join: Join | None = None,
         random_tokens: RandomTokens = "epoch",
+        drawn_in: DrawnIn = "image",
+        hidden: Hidden = "demote",
         mixing: Mixing | None = None,
         window: int = DEFAULT_WINDOW,
         view_epochs: int | None = None,
@@ -84,7 +91,7 @@ class TrainLoader:
         self.batching, self.seed, self.window, self.rank, self.k = batching, seed, window, rank, k
         self.mixing, self.size = mixing or Mixing(), augmentation.size
         self.bad_images: dict[str, str] = {}
-        self._check(index, grid, arm, view_epochs)
+        self._check(index, grid, arm, view_epochs, hidden)
         if join is not None and arm == "ticket":
             check_compatible(join.store.header, grid=grid, k=k if isinstance(k, int) else None)
         self._shard_rows = np.diff(index.row_start)
@@ -94,8 +101,8 @@ class TrainLoader:
             raise InputError("no image is left to train on: every one is bad or without a ticket")
         if join is not None:
             _keep_open(join, self._order(0))
-        choice = PatchChoice(arm, grid, seed, join, random_tokens)
-        dataset = _TrainDataset(Reader(index, join, bad_images), augmentation, choice, seed, view_epochs)
+        choice = PatchChoice(arm, grid, seed, join, random_tokens, drawn_in)
+        dataset = _TrainDataset(Reader(index, join, bad_images), augmentation, choice, seed, view_epochs, hidden)
         self._requests = Queue()
         self._loader = make_loader(dataset, self._requests, workers)
 
@@ -115,7 +122,7 @@ class TrainLoader:
                 self.bad_images.update(batch.bad)
                 yield batch
 
-    def _check(self, index: ShardIndex, grid: Grid, arm: Arm, view_epochs: int | None) -> None:
+    def _check(self, index: ShardIndex, grid: Grid, arm: Arm, view_epochs: int | None, hidden: Hidden) -> None:
         if self.k is None and arm != "dense":
             raise InputError(f"the {arm} arm needs k, the number of patches to keep")
         if isinstance(self.k, int) and not 1 <= self.k <= grid.num_patches:
@@ -124,6 +131,8 @@ class TrainLoader:
             raise InputError(f"rank {self.rank} is not one of {self.batching.world}")
         if view_epochs is not None and view_epochs < 1:
             raise InputError(f"view_epochs must be at least 1, got {view_epochs}")
+        if hidden not in ("demote", "keep"):
+            raise InputError(f"hidden is 'demote' or 'keep', got {shown(hidden)!r}")
         if self.mixing.active and not self.batching.paired:
             raise InputError(
                 f"mixing works on pairs: a micro-batch must have an even size, got {self.batching.part_size} images"
@@ -152,6 +161,7 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
     choice: PatchChoice
     seed: int
     view_epochs: int | None
+    hidden: Hidden
 
     def __getitem__(self, request: Request) -> list[Batch] | Failure:
         try:
@@ -162,14 +172,15 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
     def _batches(self, request: Request) -> list[Batch]:
         images, bad = self.reader.read(request.part.ids)
         pixels, frames = self._augmented(request, images)
-        patches, kept = self._patches(request, frames)
+        hidden = hidden_patches(frames, self.choice.grid, request.mix)
+        patches, kept = self._patches(request, frames, hidden)
         labels = self.reader.index.label[[frame.sample_id for frame in frames]].astype(np.int64)
         weights = request.part.weights * np.array([image is not None for image in images], dtype=np.float32)
         groups = [rows for rows in (np.flatnonzero(kept), np.flatnonzero(~kept)) if len(rows)]
         return [
             Batch(
                 images=pixels if len(groups) == 1 else pixels[torch.from_numpy(rows)],
-                patches=torch.from_numpy(patches[rows]) if kept[rows[0]] else None,
+                patches=patches[torch.from_numpy(rows)] if kept[rows[0]] else None,
                 labels=torch.from_numpy(labels[rows]),
                 ids=torch.from_numpy(request.part.ids[rows]),
                 weights=torch.from_numpy(weights[rows]),
@@ -178,6 +189,7 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
                 step=request.step,
                 last=request.last and number == len(groups),
                 bad=bad if number == 1 else {},
+                hidden=None if hidden is None else hidden[torch.from_numpy(rows)],
             )
             for number, rows in enumerate(groups, start=1)
         ]
@@ -202,15 +214,34 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
                 pixels[i], frames[i] = pixels[others[i]], frames[others[i]]
         return pixels, frames
 
-    def _patches(self, request: Request, frames: list[Frame]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Int64 [B, k], and bool [B]: whether the row keeps a choice of patches (else the first says nothing)."""
+    def _patches(
+        self, request: Request, frames: list[Frame], hidden: torch.Tensor | None
+    ) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+        """Int64 [B, k], and bool [B]: whether the row keeps a choice of patches (else the first says nothing).
+
+        What is drawn in the view is drawn in the mixed one, as a selector in the loop ranks the mixed image.
+        """
         kept = self.choice.has_patches(frames)
         if request.mix.kind != "none":
             kept &= kept[partners(len(frames))]
         if not kept.any():
-            return np.empty((len(frames), 0), dtype=np.int64), kept
-        rankings = mix_rankings(self.choice.rankings(frames, request.epoch), self.choice.grid, request.mix)
-        return np.ascontiguousarray(rankings[:, : request.k]), kept
+            return torch.empty((len(frames), 0), dtype=torch.int64), kept
+        rankings = self.choice.rankings(frames, request.epoch)
+        if self.choice.drawn_in == "image":
+            rankings = mix_rankings(rankings, self.choice.grid, request.mix)
+        ranked = torch.from_numpy(rankings)
+        if hidden is not None and self.hidden == "demote":
+            ranked = demote(ranked, hidden)
+        return ranked[:, : request.k].contiguous(), kept
+
+
+def hidden_patches(frames: Sequence[Frame], grid: Grid, plan: MixPlan) -> torch.Tensor | None:
+    """Float32 [B, P]: the hidden share of each patch after mixing; None where nothing is hidden."""
+    if all(frame.hidden is None for frame in frames):
+        return None
+    nothing = np.zeros(grid.num_patches)
+    hidden = np.stack([nothing if frame.hidden is None else frame.hidden for frame in frames])
+    return torch.from_numpy(mix_hidden(hidden, grid, plan).astype(np.float32))
 
 
 def _keep_open(join: Join, order: Ids) -> None:

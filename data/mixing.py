@@ -1,4 +1,4 @@
-"""Mixup and cutmix of a batch: one plan per global step, followed alike by pixels, labels and rankings.
+"""Mixup and cutmix of a batch: one plan per global step, followed alike by pixels, labels, rankings and hidden area.
 
 Sample i mixes with its neighbour i^1 (0 with 1, 2 with 3, …). timm mixes a batch with its own mirror image, so what
 meets depends on how large the local batch is; neighbours meet under any number of ranks and micro-batches, because
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlth.data.visibility import hidden_by_box
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
 from dlth.tickets.project import blend, paste
@@ -117,6 +118,14 @@ def mix_rankings(rankings_BP: Ranking, grid: Grid, plan: MixPlan) -> Ranking:
     if plan.kind == "mixup":
         return blend(rankings_BP, others, plan.weight)
     return paste(rankings_BP, others, np.array(plan.box), grid)
+
+
+def mix_hidden(hidden_BP: NDArray[np.float64], grid: Grid, plan: MixPlan) -> NDArray[np.float64]:
+    """Hidden share float64 [batch, patches] of each patch after mixing: pasted or averaged as its pixels are."""
+    if plan.kind == "none":
+        return hidden_BP
+    own = plan.weight if plan.kind == "mixup" else 1.0 - hidden_by_box(*plan.box, grid)
+    return hidden_BP * own + hidden_BP[partners(len(hidden_BP))] * (1.0 - own)
 
 
 def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, plan: MixPlan) -> torch.Tensor:

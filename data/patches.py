@@ -1,9 +1,11 @@
 """Which patches of each image a student sees: the ticket's, as many random ones, or all.
 
 All arms go the same way, so that they differ in the ranking alone: a ranking in some frame, projected to the view that
-the augmentation drew (one `project` call per batch: per sample it would cost 15 % of decoding), what the view hides
-demoted. The random arm draws anew for each (seed, epoch, key), directly in the view; or, fixed, once for each (seed,
-key) in the frame of the whole image and then follows the augmentation exactly as a ticket would.
+the augmentation drew (one `project` call per batch: per sample it would cost 15 % of decoding). The random arm draws a
+ranking of the whole image for each (seed, epoch, key), or, fixed, for each (seed, key): a ticket file without content,
+made anew each epoch. Drawn in the view, as the authors' random arm and the random tokens of an evaluation are, it is
+not moved. What the view hides is the loader's matter, for all arms alike. Rejected: drawing in the view by default,
+which keeps a twelfth of its area hidden where a ticket keeps a hundredth, so that the arms differ in more than content.
 
 Axes: B images of a batch, P patches of the grid.
 """
@@ -15,8 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.data.join import BAD_IMAGE, NO_TICKET, Join
-from dlth.data.visibility import demote
+from dlth.data.join import NO_TICKET, Join
 from dlth.tickets.errors import InputError, MissingTicketError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.project import project
@@ -26,6 +27,7 @@ from dlth.tickets.view import View
 Arm = Literal["ticket", "random", "dense"]
 ARMS: tuple[Arm, ...] = ("ticket", "random", "dense")
 RandomTokens = Literal["epoch", "fixed"]
+DrawnIn = Literal["image", "view"]
 
 Ranking = NDArray[np.int64]
 
@@ -47,19 +49,26 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class PatchChoice:
-    """An arm's rankings. Raises InputError where the arm lacks what it needs."""
+    """An arm's rankings. Raises InputError where the arm lacks what it needs.
+
+    `random_tokens`: random rankings are drawn anew each epoch, or once; `drawn_in`: on the whole image, and then moved
+    as a ticket is, or in the view itself.
+    """
 
     arm: Arm
     grid: Grid
     seed: int
     join: Join | None = None
     random_tokens: RandomTokens = "epoch"
+    drawn_in: DrawnIn = "image"
 
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise InputError(f"the arm is one of {', '.join(ARMS)}, got {shown(self.arm)!r}")
         if self.random_tokens not in ("epoch", "fixed"):
             raise InputError(f"random tokens are drawn per 'epoch' or 'fixed', got {shown(self.random_tokens)!r}")
+        if self.drawn_in not in ("image", "view"):
+            raise InputError(f"random tokens are drawn in the 'image' or the 'view', got {shown(self.drawn_in)!r}")
         if self.arm == "ticket" and self.join is None:
             raise InputError("the ticket arm needs a join with a ticket file")
 
@@ -69,58 +78,53 @@ class PatchChoice:
             return np.full(len(frames), self.arm == "random")
         if self.join.coverage.policy != "dense":
             return np.ones(len(frames), dtype=bool)
-        return self.join.ticket_row[[frame.sample_id for frame in frames]] >= 0
+        return self.join.ticket_row[[frame.sample_id for frame in frames]] != NO_TICKET
 
     def rankings(self, frames: Sequence[Frame], epoch: int) -> Ranking:
-        """Int64 [B, P]: all patches of each frame's view, best first; row-major for images that are shown whole.
+        """Int64 [B, P]: all patches of each frame's view, best first; it says nothing for images that are shown whole.
 
         With a file of form 'top', whose tickets cannot be moved, [B, ranked]: the best patches alone.
         """
-        if self.arm == "ticket" and self.join is not None:
-            return self._tickets(frames, epoch, self.join)
-        if self.random_tokens == "fixed":
-            rows = np.stack([self._random(frame.key, "fixed") for frame in frames])
-            return self._moved(rows, View.whole(self.grid), frames)
-        return np.stack([self._random(frame.key, epoch) for frame in frames])
-
-    def _tickets(self, frames: Sequence[Frame], epoch: int, join: Join) -> Ranking:
-        places = join.ticket_row[[frame.sample_id for frame in frames]]
-        header, there = join.store.header, np.flatnonzero(places >= 0).tolist()
-        rankings = np.tile(np.arange(header.ranked), (len(frames), 1))
-        if there:
-            seen = [frames[i] for i in there]
-            if header.view.kind == "whole":
-                source = View.whole(header.grid)
-            else:
-                source = View.stack([header.view.view_of(*frame.size, header.grid) for frame in seen])
-            rankings[there] = self._moved(stored_rankings(join, places[there]), source, seen)
-        for i in np.flatnonzero(places < 0).tolist():
-            rankings[i] = self._missing(frames[i], int(places[i]), epoch, join)[: header.ranked]
+        if self.arm != "ticket" or self.join is None:
+            return self._drawn(frames, epoch)
+        places = self.join.ticket_row[[frame.sample_id for frame in frames]]
+        self._check_missing(frames, places, self.join)
+        rankings = np.empty((len(frames), self.join.store.header.ranked), dtype=np.int64)
+        for rows, ranked in ((places >= 0, self._tickets), (places < 0, self._drawn)):
+            if rows.any():
+                chosen = [frames[i] for i in np.flatnonzero(rows).tolist()]
+                rankings[rows] = ranked(chosen, epoch)[:, : rankings.shape[1]]
         return rankings
 
-    def _missing(self, frame: Frame, place: int, epoch: int, join: Join) -> Ranking:
-        policy = join.coverage.policy
-        if policy == "random" and place == NO_TICKET:
-            return self._random(frame.key, epoch)
-        if policy == "dense" and place == NO_TICKET:
-            return np.arange(self.grid.num_patches)
-        why = "was bad when the tickets were made" if place == BAD_IMAGE else f"has none (missing='{policy}')"
-        raise MissingTicketError(f"a ticket was asked for an image that {why}: key {shown(frame.key)}")
+    def _tickets(self, frames: Sequence[Frame], epoch: int) -> Ranking:
+        assert self.join is not None
+        header, places = self.join.store.header, self.join.ticket_row[[frame.sample_id for frame in frames]]
+        if header.view.kind == "whole":
+            source = View.whole(header.grid)
+        else:
+            source = View.stack([header.view.view_of(*frame.size, header.grid) for frame in frames])
+        return _moved(stored_rankings(self.join, places), source, frames)
 
-    def _moved(self, rows: NDArray[np.integer], source: View, frames: Sequence[Frame]) -> Ranking:
-        """Rankings in the frames' views, what these hide demoted."""
-        target = View.stack([frame.view for frame in frames])
-        matrix = np.broadcast_to(source.matrix, target.matrix.shape)
-        if source.grid != target.grid or not np.array_equal(matrix, target.matrix):
-            rows = project(rows, source, target)
-        moved = rows.astype(np.int64)
-        hidden = {i: frame.hidden for i, frame in enumerate(frames) if frame.hidden is not None}
-        if hidden:
-            moved[list(hidden)] = demote(moved[list(hidden)], np.stack(list(hidden.values())))
-        return moved
+    def _drawn(self, frames: Sequence[Frame], epoch: int) -> Ranking:
+        draw: Part = "fixed" if self.random_tokens == "fixed" else epoch
+        generators = (generator(self.seed, "patches", frame.key, draw) for frame in frames)
+        rows = np.stack([one.permutation(self.grid.num_patches) for one in generators])
+        return rows if self.drawn_in == "view" else _moved(rows, View.whole(self.grid), frames)
 
-    def _random(self, key: str, *draw: Part) -> Ranking:
-        return generator(self.seed, "patches", key, *draw).permutation(self.grid.num_patches)
+    def _check_missing(self, frames: Sequence[Frame], places: Ranking, join: Join) -> None:
+        policy, missing = join.coverage.policy, np.flatnonzero(places == NO_TICKET)
+        if len(missing) and policy in ("error", "skip"):
+            key = shown(frames[int(missing[0])].key)
+            raise MissingTicketError(f"a ticket was asked for an image that has none (missing='{policy}'): key {key}")
+
+
+def _moved(rows: NDArray[np.integer], source: View, frames: Sequence[Frame]) -> Ranking:
+    """Rankings of `source` in the frames' views."""
+    target = View.stack([frame.view for frame in frames])
+    matrix = np.broadcast_to(source.matrix, target.matrix.shape)
+    if source.grid != target.grid or not np.array_equal(matrix, target.matrix):
+        return project(rows, source, target)
+    return rows.astype(np.int64)
 
 
 def stored_rankings(join: Join, places: Ranking) -> NDArray[np.integer]:

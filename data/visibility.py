@@ -2,9 +2,11 @@
 
 A warp inside a crop fills its corners with the mean colour although the image goes on beyond the crop, and random
 erasing paints noise over a box. A view (one affine map) cannot say either, so the hidden share of every patch is
-recorded beside it. A patch is worth what it shows of the image: hidden area counts as the worst rank, as area outside a
-view does in projection. Rejected: one projection per step of the augmentation (each blurs the ranking a little more);
-warping the whole image instead of the crop, which leaves no corners (then it is no longer the recipe's RandAugment).
+recorded beside it. Where hidden patches are demoted, a patch is worth what it shows: hidden area counts as the worst
+rank, as area outside a view does in projection. Demotion is torch's and not numpy's because the online mode ranks on
+the device, and all arms and modes are to be treated by the same lines. Rejected: one projection per step of the
+augmentation (each blurs the ranking a little more); warping the whole image instead of the crop, which leaves no
+corners (then it is no longer the recipe's RandAugment).
 
 Axes: B batch, P patches of the grid.
 """
@@ -12,7 +14,9 @@ Axes: B batch, P patches of the grid.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlth.tickets.grid import Grid
 from dlth.tickets.project import cover
@@ -48,13 +52,19 @@ def hidden_by_box(left: float, top: float, right: float, bottom: float, grid: Gr
     return np.outer(down, across).reshape(grid.num_patches)
 
 
-def demote(rankings_BP: NDArray[np.int64], hidden_BP: Floats) -> NDArray[np.int64]:
+def demote(rankings_BP: Tensor, hidden_BP: Tensor) -> Tensor:
     """Rankings int64 [B, P] (all patches, best first) after the hidden share of each patch fell to the worst rank."""
     num_patches = rankings_BP.shape[1]
-    ranks_BP = np.empty(rankings_BP.shape)
-    np.put_along_axis(ranks_BP, rankings_BP, np.arange(num_patches, dtype=np.float64)[None], axis=1)
-    scores_BP = ranks_BP + hidden_BP * (num_patches - ranks_BP)
-    return np.argsort(np.rint(scores_BP * _QUANTUM), axis=1, kind="stable").astype(np.int64, copy=False)
+    worst_to_best = torch.arange(num_patches, 0, -1, dtype=torch.float64, device=rankings_BP.device)
+    lead_BP = torch.empty_like(rankings_BP, dtype=torch.float64)
+    lead_BP.scatter_(1, rankings_BP, worst_to_best.expand(rankings_BP.shape))
+    scores_BP = (lead_BP * (1.0 - hidden_BP.double()) * _QUANTUM).round_()
+    return scores_BP.sort(dim=1, descending=True, stable=True).indices
+
+
+def hidden_share(hidden_BP: Tensor, patches_Bk: Tensor | None) -> Tensor:
+    """Float32 [B]: the mean hidden share of the patches kept, int64 [B, k]; of all patches without them."""
+    return (hidden_BP if patches_Bk is None else hidden_BP.gather(1, patches_Bk)).mean(dim=1)
 
 
 def _lattice(cells: int) -> Floats:

@@ -67,8 +67,8 @@ class TrainConfig(Settings):
     mode: Mode = setting(
         "projected",
         WHAT,
-        "How a ticket meets augmented images: moved to a new view each epoch, moved to a few views that are replayed,"
-        " or selected anew each step (the authors' way).",
+        "How rankings meet augmented images: moved to a new view each epoch, moved to a few views that are replayed,"
+        " or made anew each step in the view itself (the authors' way).",
     )
     recipe: str = setting("", WHAT, "Name of the recipe that the other settings started from.", free=True)
 
@@ -85,7 +85,12 @@ class TrainConfig(Settings):
         "error", TOKENS, "A corrupt image stops the run, or is left out, listed and counted."
     )
     random_tokens: Literal["epoch", "fixed"] = setting(
-        "epoch", TOKENS, "Random arm: draw an image's patches anew each epoch, or once for the run."
+        "epoch", TOKENS, "Random arm: draw an image's ranking anew each epoch, or once for the run."
+    )
+    hidden: Literal["demote", "keep"] = setting(
+        "demote",
+        TOKENS,
+        "Patches that erasing or a warp has hidden: they fall behind in every arm's ranking, or keep their rank.",
     )
     frozen_views: int = setting(1, TOKENS, "Frozen mode: seeded views of each image, replayed in turn.", gt=0)
 
@@ -188,8 +193,8 @@ class TrainConfig(Settings):
             raise ValueError("mode online selects in the loop: name the selector (--selector, --selector-checkpoint)")
         if self.mode != "online" and self.arm == "ticket" and self.tickets is None:
             raise ValueError("the ticket arm needs a ticket file (--tickets), or --mode online with a --selector")
-        if self.mode != "projected" and self.arm != "ticket":
-            raise ValueError(f"mode {self.mode} is a way of using tickets; the {self.arm} arm uses none")
+        if self.mode != "projected" and self.arm == "dense":
+            raise ValueError(f"mode {self.mode} is a way of choosing patches; the dense arm uses none")
         if self.arm != "dense" and self.tickets is None and self.keep is None:
             raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
         if self.arm == "dense" and self.keep_schedule != "none":

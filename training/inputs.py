@@ -137,17 +137,19 @@ class Inputs:
         mixes = not config.mixup_off_epoch or epoch < config.mixup_off_epoch
         if self._loader is None or mixes != self._mixes:
             self._mixes = mixes
-            online = config.mode == "online"
+            selects = config.mode == "online" and config.arm == "ticket"
             self._loader = TrainLoader(
                 self.index,
                 grid=frame.grid,
                 batching=self.batching,
                 augmentation=self._augmentation(),
                 seed=config.seed,
-                arm="dense" if online else config.arm,
-                k=None if online or config.arm == "dense" else self.tokens,
+                arm="dense" if selects else config.arm,
+                k=None if selects or config.arm == "dense" else self.tokens,
                 join=self.join,
                 random_tokens=config.random_tokens,
+                drawn_in="view" if config.mode == "online" else "image",
+                hidden=config.hidden,
                 mixing=self._mixing() if mixes else Mixing(),
                 window=config.shuffle_window,
                 view_epochs=config.frozen_views if config.mode == "frozen" else None,

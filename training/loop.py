@@ -138,12 +138,15 @@ class Training:
         return True
 
     def _count(self, result: StepResult, k: int, data_seconds: float, compute_seconds: float) -> None:
-        known = math.isfinite(result.loss)
+        known, images, whole = math.isfinite(result.loss), result.weight, result.whole
+        chosen, every = (self.parts.tokens_per_image(patches) for patches in (k, self.parts.grid.num_patches))
         counted = Totals(
-            loss_sum=result.loss * result.weight if known else 0.0,
-            loss_weight=result.weight if known else 0.0,
-            images=result.weight,
-            tokens=result.weight * self.parts.tokens_per_image(k),
+            loss_sum=result.loss * images if known else 0.0,
+            loss_weight=images if known else 0.0,
+            images=images,
+            tokens=(images - whole) * chosen + whole * every,
+            hidden=result.hidden,
+            whole=whole,
             data_seconds=data_seconds,
             compute_seconds=compute_seconds,
         )
@@ -156,7 +159,7 @@ class Training:
         record["grad_norm"] = result.grad_norm
         self.reporter.stepped({"step": at.step, "num_steps": steps * self.config.epochs, **record})
         if self.log is not None and (at.step % self.config.log_interval == 0 or at.batch == steps):
-            self.log.add("train", at.step, **record, **at.in_epoch.rates())
+            self.log.add("train", at.step, **record, hidden_share=at.in_epoch.hidden_share, **at.in_epoch.rates())
 
     def _bear_with_bad_step(self, result: StepResult) -> None:
         """Count a step that could not move the weights; end the run when there were too many in a row."""
@@ -178,6 +181,9 @@ class Training:
         at, last = self.progress, self.progress.epoch + 1 == self.config.epochs
         self.train_loss = at.in_epoch.loss
         row: dict[str, Any] = {"epoch": at.epoch, "train_loss": self.train_loss}
+        row["hidden_share"] = at.in_epoch.hidden_share
+        if at.in_run.whole:
+            row["whole_images"] = int(at.in_epoch.whole)
         if self.parts.inputs.val is not None and (last or (at.epoch + 1) % self.config.val_interval == 0):
             result = self.parts.evaluate(self.parts.student)
             self.evaluation["model"] = table = result.table()
@@ -304,6 +310,8 @@ class Training:
             evaluation=self.evaluation,
             best=at.best,
             train_loss=self.train_loss,
+            hidden_share=at.in_run.hidden_share,
+            whole_images=int(at.in_run.whole),
             weights_sha256=weights_digest(parts.vit),
         )
 

@@ -11,12 +11,18 @@ import torch
 
 @dataclass
 class Totals:
-    """Sums over some steps: seconds of this rank, images and tokens of all ranks, and the loss weighted by images."""
+    """Sums over some steps: seconds of this rank; of all ranks images, tokens, and the loss weighted by images.
+
+    `hidden`: over the images, the share of their kept patches' area that shows fill or noise; `whole`: images trained
+    on all patches, as they, or those they mixed with, had no ticket.
+    """
 
     loss_sum: float = 0.0
     loss_weight: float = 0.0
     images: float = 0.0
     tokens: float = 0.0
+    hidden: float = 0.0
+    whole: float = 0.0
     data_seconds: float = 0.0
     compute_seconds: float = 0.0
 
@@ -29,6 +35,11 @@ class Totals:
     def loss(self) -> float | None:
         """Mean loss per image, or None where no step counted."""
         return self.loss_sum / self.loss_weight if self.loss_weight else None
+
+    @property
+    def hidden_share(self) -> float | None:
+        """Mean share of the kept patches' area that shows fill or noise, or None where there was no image."""
+        return self.hidden / self.images if self.images else None
 
     @property
     def seconds(self) -> float:

@@ -27,12 +27,14 @@ class RunResult:
     """One training of one arm with one seed; result.json is this, once the run is finished.
 
     status: "finished", or "stopped" when a signal asked for it (then a checkpoint holds the rest)
-    arm, mode: what was trained on; the mode is empty where no ticket was used
+    arm, mode: what was trained on; the mode is empty for the dense arm, and for the random one if it is "projected"
     k, keep, num_patches: patches kept at the end, as asked for, and in all
     tickets, val_tickets: identities of the ticket files, empty where there is none
     evaluation: weights ("model", "ema") -> kind of tokens -> top1, top5, loss, images, tokens
     best: epoch, metric and value of model_best.safetensors, empty without validation
     train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss
+    hidden_share: mean share of the kept patches' area that showed fill or noise, over the run; None without a step
+    whole_images: how often an image was trained on all patches as it, or the one it mixed with, had no ticket
     throughput: images and tokens per second over all ranks, seconds in data and in compute, over the whole run
     """
 
@@ -57,6 +59,8 @@ class RunResult:
     evaluation: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     train_loss: float | None = None
+    hidden_share: float | None = None
+    whole_images: int = 0
     weights_sha256: str = ""
     config_sha256: str = ""
     config: dict[str, Any] = field(default_factory=dict)

@@ -68,6 +68,12 @@ class Parts:
         return self.inputs.k
 
     @property
+    def mode(self) -> str:
+        """How rankings met the views; empty where that is the usual way and nothing but chance was ranked."""
+        config = self.config
+        return config.mode if config.arm == "ticket" or config.mode != "projected" else ""
+
+    @property
     def vit(self) -> torch.nn.Module:
         """The timm model inside the student: what is saved, under timm's names."""
         return self.student.vit
@@ -97,7 +103,7 @@ class Parts:
         kept = self.grid.num_patches if self.k is None or config.arm == "dense" else self.k
         return {
             "model": f"{resolve(config.model)}, {self.parameters / 1e6:.1f} M parameters",
-            "arm": config.arm + (f", {config.mode}" if config.arm == "ticket" else ""),
+            "arm": ", ".join(filter(None, (config.arm, self.mode))),
             "tokens": f"{kept} of {self.grid.num_patches} patches",
             "images": inputs.num_train,
             "validation images": inputs.num_val,
@@ -155,7 +161,7 @@ class Parts:
         config = self.config
         return {
             "arm": config.arm,
-            "mode": config.mode if config.arm == "ticket" else "",
+            "mode": self.mode,
             "k": self.grid.num_patches if self.k is None or config.arm == "dense" else self.k,
             "keep": "1" if config.arm == "dense" else self.inputs.keep,
             "tickets": self.inputs.identity if config.arm == "ticket" else "",
@@ -186,7 +192,8 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
     selector = _selector(config, inputs.k, frame.grid, world)
     rank = ranking(selector, pixels) if selector is not None else None
-    stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, rank)
+    in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
+    stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, in_loop)
     return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, selector, rank)
 
 

@@ -7,11 +7,12 @@ weights nor averages nor the optimizer's state.
 
 Randomness (drop path, dropout) is drawn anew for each (seed, step, rank): a resumed run needs no generator state.
 
-A step waits for its GPU once, for two numbers read together: the loss and the gradient's norm. Forward, backward, norm
-and clipping are queued before that wait, so the GPU works through it; the optimizer's few launches come after, as
-nothing may move before the norm is known. Rejected: looking at the loss alone, while the backward pass still runs (a
-finite loss with an infinite gradient turns all weights to NaN in one step); stepping first and undoing it on the device
-(a copy of weights and optimizer state each step); looking every N steps, as that lets a NaN into the weights.
+A step waits for its GPU once, for three numbers read together: loss, hidden share and the gradient's norm. Forward,
+backward, norm and clipping are queued before that wait, so the GPU works through it; the optimizer's few launches come
+after, as nothing may move before the norm is known. Rejected: looking at the loss alone, while the backward pass still
+runs (a finite loss with an infinite gradient turns all weights to NaN in one step); stepping first and undoing it on
+the device (a copy of weights and optimizer state each step); looking every N steps, as that lets a NaN into the
+weights.
 
 Under float16 the loss is scaled, and a gradient that is not finite may be the scale's doing: the scaler halves it, and
 the step counts as not moved but is no bad step, until the scale is 1 or less and can no longer be to blame.
@@ -35,6 +36,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dlth.data.batch import Batch
 from dlth.data.mixing import mix_images, mix_targets
+from dlth.data.visibility import demote, hidden_share
 from dlth.tickets.seeding import derive
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
@@ -96,7 +98,9 @@ class StepResult:
     """`loss`: the global batch's weighted mean; `grad_norm`: of its gradient, before clipping; `weight`: its images.
 
     `moved`: whether weights changed; `rescaled`: they did not, for a gradient that float16's loss scale may have driven
-    over the edge. A batch without a single whole image weighs 0, and its loss and norm are NaN.
+    over the edge. `hidden`: over the images, the share of their kept patches' area that shows fill or noise; `whole`:
+    images that were shown whole, as they, or those they mix with, have no ticket. A batch without a single sound image
+    weighs 0, and its loss and norm are NaN.
     """
 
     loss: float
@@ -104,6 +108,8 @@ class StepResult:
     weight: float
     moved: bool
     rescaled: bool = False
+    hidden: float = 0.0
+    whole: float = 0.0
 
 
 class Stepper:
@@ -137,35 +143,41 @@ class Stepper:
         """Train on this rank's micro-batches of global step `step`; `k`: patches that the online selector keeps."""
         torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
         self.student.train()
-        (total,) = self.world.sums([float(sum(batch.weights.sum() for batch in batches))])
+        whole_batches = [batch for batch in batches if self._lacks_tickets(batch)]
+        total, whole = self.world.sums([_num_images(batches), _num_images(whole_batches)])
         self.optimizer.zero_grad(set_to_none=True)
         self.last_losses = []
         if total == 0:  # every image of the global batch is corrupt: nothing to learn from, on any rank
             return StepResult(math.nan, math.nan, 0.0, moved=False)
-        loss_sum = self._accumulate(batches, k, total)
-        reading = _read_later(torch.stack([loss_sum, self._gradient_norm()]))
-        loss, norm = self.world.sums(reading())  # all ranks hold the same gradient, and judge by the same sums
+        sums = self._accumulate(batches, k, total)
+        reading = _read_later(torch.cat([sums, self._gradient_norm()[None]]))
+        loss, hidden, norm = self.world.sums(reading())  # all ranks hold the same gradient, and judge by the same sums
         loss, norm = loss / total, norm / self.world.size
         moved = math.isfinite(loss) and math.isfinite(norm)
         rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if moved:
             self._move(step)
         self.scaler.update()
-        return StepResult(loss, norm, total, moved, rescaled)
+        return StepResult(loss, norm, total, moved, rescaled, hidden, whole)
+
+    def _lacks_tickets(self, batch: Batch) -> bool:
+        return batch.patches is None and self.config.arm == "ticket" and self.rank is None
 
     def _accumulate(self, batches: Sequence[Batch], k: int | None, total: float) -> Tensor:
-        """Forward and backward of every micro-batch; gives back this rank's weighted sum of losses, float32 []."""
-        loss_sum = torch.zeros((), device=self.world.device)
+        """Forward and backward of every micro-batch; gives back this rank's weighted sums of losses and of hidden
+        shares, float32 [2].
+        """
+        sums = torch.zeros(2, device=self.world.device)
         for at, batch in enumerate(batch.to(self.world.device) for batch in batches):
             last = at == len(batches) - 1
             waits = isinstance(self._module, DistributedDataParallel) and not last
             with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                losses = self._losses(batch, k)
+                losses, hidden = self._losses(batch, k)
                 self.last_losses.append((batch, losses.detach()))
                 weighted = (losses * batch.weights).sum()
-                loss_sum = loss_sum + weighted.detach()
+                sums = sums + torch.stack([weighted.detach(), (hidden * batch.weights).sum()])
                 self.scaler.scale(weighted * (self.world.size / total)).backward()
-        return loss_sum
+        return sums
 
     def _gradient_norm(self) -> Tensor:
         """Norm of the whole gradient, float32 [], left on the device; clipped by it where that is asked for."""
@@ -176,15 +188,22 @@ class Stepper:
             clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
         return norm
 
-    def _losses(self, batch: Batch, k: int | None) -> Tensor:
-        """Cross entropy of each image, float32 [B], with labels smoothed and mixed as the pixels are."""
+    def _losses(self, batch: Batch, k: int | None) -> tuple[Tensor, Tensor]:
+        """Of each image, float32 [B]: cross entropy, with labels smoothed and mixed as the pixels are; hidden share."""
         images = mix_images(self.pixels(batch.images), batch.mix)
         targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
-            patches = batch.patches if self.rank is None else self.rank(images)[:, :k]
+            patches = batch.patches if self.rank is None else self._selected(self.rank(images), batch)[:, :k]
             forward = self._compiled if len(images) == self.full_size else self._module
             logits = forward(images, patches)
-        return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+        losses = -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+        return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)
+
+    def _selected(self, rankings: Tensor, batch: Batch) -> Tensor:
+        """The online selector's rankings [B, P], hidden patches treated as in every other arm and mode."""
+        if batch.hidden is None or self.config.hidden == "keep":
+            return rankings
+        return demote(rankings, batch.hidden)
 
     def _move(self, step: int) -> None:
         self.scaler.step(self.optimizer)
@@ -196,6 +215,10 @@ class Stepper:
         return [
             int(number) for batch, losses in self.last_losses for number in batch.ids[~torch.isfinite(losses)].tolist()
         ]
+
+
+def _num_images(batches: Sequence[Batch]) -> float:
+    return float(sum(batch.weights.sum() for batch in batches))
 
 
 def _read_later(values: Tensor) -> Callable[[], list[float]]:

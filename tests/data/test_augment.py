@@ -6,7 +6,7 @@ import torch
 
 from dlth.data.augment import Augmentation, Augmented, _in_unit_square, augment
 from dlth.data.rand_augment import OPERATIONS, RandAugment
-from dlth.data.visibility import demote, hidden_by_box, hidden_by_warps
+from dlth.data.visibility import demote, hidden_by_box, hidden_by_warps, hidden_share
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
 from dlth.tickets.project import project
@@ -136,10 +136,12 @@ def test_erased_box_counts_as_hidden() -> None:
 
 def test_hidden_patches_fall_to_the_end() -> None:
     """Hidden patches go last, half-hidden ones in between; nothing hidden changes nothing."""
-    ranking = np.array([[2, 0, 3, 1], [2, 0, 3, 1]])
-    hidden = np.array([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    ranking = torch.tensor([[2, 0, 3, 1], [2, 0, 3, 1]])
+    hidden = torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert demote(ranking, hidden).tolist() == [[0, 3, 1, 2], [2, 0, 3, 1]]
-    assert demote(ranking[:1], np.array([[0.0, 0.0, 0.5, 0.0]])).tolist() == [[0, 2, 3, 1]]
+    assert demote(ranking[:1], torch.tensor([[0.0, 0.0, 0.5, 0.0]])).tolist() == [[0, 2, 3, 1]]
+    assert hidden_share(hidden, ranking[:, :2]).tolist() == [0.5, 0.0]
+    assert hidden_share(hidden, None).tolist() == [0.25, 0.0]
     shift_right_by_half = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, 0.0]])
     assert hidden_by_warps([shift_right_by_half], Grid(1, 4)).tolist() == [1.0, 1.0, 0.0, 0.0]
     back = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])

@@ -259,8 +259,10 @@ def test_weights_that_are_no_numbers_are_never_saved(make_run: MakeRun) -> None:
         ),
         ({"keep": "0.25"}, ("ticket", "projected", 4, {"dense", "ticket", "random"})),
         ({"mode": "frozen", "frozen_views": 2}, ("ticket", "frozen", 8, {"dense", "ticket", "random"})),
+        ({"arm": "random", "mode": "frozen"}, ("random", "frozen", 8, {"dense", "ticket", "random"})),
+        ({"arm": "random", "mode": "online"}, ("random", "online", 8, {"dense", "ticket", "random"})),
     ],
-    ids=["dense alone", "dense", "random", "random alone", "smaller keep", "frozen"],
+    ids=["dense alone", "dense", "random", "random alone", "smaller keep", "frozen", "random frozen", "random online"],
 )
 def test_arms_and_modes_name_themselves(make_run: MakeRun, options: dict[str, Any], expected: tuple[Any, ...]) -> None:
     """Each arm trains on its tokens and is measured on every kind of tokens that can be had."""

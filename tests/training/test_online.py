@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from dlth.training.loop import train
 from dlth.training.reporter import Reporter
 from dlth.training.setup import prepare
 from dlth.training.step import Pixels
+
+ERASED: dict[str, Any] = {
+    "reprob": 1.0,
+    "scale": (1.0, 1.0),
+    "val": None,
+    "val_tickets": None,
+    "epochs": 1,
+    "warmup_epochs": 0,
+}
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -54,3 +64,21 @@ def test_the_selector_ranks_images_of_its_own_normalisation(
     assert torch.allclose(own.renormalised(students, parts.pixels), own(images), atol=1e-5)
     assert torch.equal(parts.rank(students), parts.selector.rank(own(images)))
     assert torch.equal(students, before)
+
+
+def test_every_arm_and_mode_says_how_much_of_what_it_trained_on_was_hidden(
+    make_run: MakeRun, online: dict[str, Any]
+) -> None:
+    """A box erased in each image: demoted, every arm and mode sees less of it; log and result have the share."""
+    shares = {}
+    arms = {"dense": {"arm": "dense"}, "random": {"arm": "random"}, "ticket": {}, "online": online}
+    for name, options in arms.items():
+        for hidden in ("keep", "demote")[name == "dense" :]:
+            config = make_run(f"{name}-{hidden}", hidden=hidden, **{**ERASED, **options})
+            result = train(config)
+            rows = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
+            assert [row["hidden_share"] for row in rows[-2:]] == [result.hidden_share] * 2
+            shares[name, hidden] = result.hidden_share
+    for name in ("random", "ticket", "online"):
+        assert shares[name, "demote"] < 0.5 * shares[name, "keep"]
+        assert shares[name, "keep"] == pytest.approx(shares["dense", "demote"], abs=0.07)
