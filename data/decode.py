@@ -14,6 +14,7 @@ import re
 import struct
 import warnings
 
+import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
@@ -22,6 +23,7 @@ from dlth.tickets.errors import DlthError, shown
 
 MAX_PIXELS = 100_000_000
 MAX_SCANS = 100  # a progressive JPEG has about ten; each scan costs a pass over all pixels
+MAX_SCANNED = 20 * MAX_PIXELS  # scans times pixels: some three seconds; 99 scans of 81 megapixels took eleven
 
 # Said once in the module of torchvision 0.29; the replacement (torchcodec) is not on every platform dlth runs on.
 warnings.filterwarnings("ignore", message=r"(?s).*image decoding and encoding capabilities of TorchVision")
@@ -41,6 +43,7 @@ _OTHER_FORMATS = {
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))  # what libjpeg decodes: baseline, extended, progressive
 _UNSUPPORTED_FRAMES = frozenset((0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF))  # lossless, hierarchical
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length: TEM and RSTn
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # one that ends coded data: no stuffing, padding or restart
 
 
 class BadImageError(DlthError, ValueError):
@@ -95,8 +98,12 @@ def decode(encoded: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> torch
             encoded = sound_png(encoded)
         buffer = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         pixels: torch.Tensor = decode_image(buffer, ImageReadMode.RGB)
+        if pixels.dtype == torch.uint16:
+            pixels = torch.from_numpy((pixels.numpy() >> 8).astype(np.uint8))
     except BadImageError as error:
         raise BadImageError(f"{shown(where)}: {error}") from None
+    except MemoryError:
+        raise BadImageError(f"{shown(where)}: {width} x {height} pixels do not fit into memory") from None
     except ValueError as error:
         raise BadImageError(f"{shown(where)}: the PNG is damaged: {error}") from None
     except RuntimeError as error:  # "decode_jpeg, /build/path/decode_jpeg.cpp:171, Image is incomplete"
@@ -105,15 +112,29 @@ def decode(encoded: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> torch
     if pixels.shape != (3, height, width):
         found = " x ".join(str(size) for size in pixels.shape)
         raise BadImageError(f"{shown(where)}: decoded to {found}, its header claims 3 x {height} x {width}")
-    if pixels.dtype == torch.uint16:
-        pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
     return pixels
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int]:
-    """Walk the segments to the frame header, in the way libjpeg finds it."""
-    if encoded.count(b"\xff\xda") > MAX_SCANS:
-        raise BadImageError(f"the JPEG has more than {MAX_SCANS} scans: it is made to take time")
+    """Height and width, and that its scans do not take long to decode."""
+    height, width, position = _jpeg_frame(encoded)
+    most = max(1, min(MAX_SCANS, MAX_SCANNED // max(1, height * width)))
+    if encoded.count(b"\xff\xda", position) > most and (scans := _jpeg_scans(encoded, position)) > most:
+        raise BadImageError(f"the JPEG has {scans} scans: more than {most} scans of {width} x {height} pixels")
+    return height, width
+
+
+def _jpeg_scans(encoded: bytes, position: int) -> int:
+    """Number of scans from a marker on; what looks like a scan inside another segment (a thumbnail's) is not one."""
+    scans = 0
+    while (found := _MARKER.search(encoded, position)) and found[0] != b"\xff\xd9":
+        scans += found[0] == b"\xff\xda"
+        position = found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], "big")
+    return scans
+
+
+def _jpeg_frame(encoded: bytes) -> tuple[int, int, int]:
+    """Height, width, and where the frame header begins: walks the segments in the way libjpeg does."""
     position = 2
     while (position := encoded.find(b"\xff", position)) >= 0:
         marker = encoded[position + 1]
@@ -124,7 +145,7 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int]:
             precision, height, width, components = struct.unpack_from(">BHHB", encoded, position + 4)
             if precision != 8 or components not in (1, 3, 4):
                 raise BadImageError(f"JPEG of {precision} bits and {components} components is not read (8; 1, 3 or 4)")
-            return height, width
+            return height, width, position
         if marker in _UNSUPPORTED_FRAMES:
             raise BadImageError(f"lossless and hierarchical JPEG (marker {marker:#x}) are not read")
         if marker in (0xD8, 0xD9, 0xDA):

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -144,6 +146,91 @@ def test_a_jpeg_of_a_hundred_scans_is_refused(make_picture, make_image):
     scan = jpeg.rindex(b"\xff\xda")
     with pytest.raises(BadImageError, match="more than 100 scans"):
         decode(jpeg[:scan] + jpeg[scan:-2] * 101 + jpeg[-2:], where="k")
+
+
+def test_scans_are_bounded_by_the_pixels_that_they_pass_over(make_picture, make_image):
+    """Thirty scans of a small image are decoded; of 81 megapixels they are refused by the header."""
+    jpeg = make_image(make_picture(1), progressive=True)
+    scan = jpeg.rindex(b"\xff\xda")
+    many = jpeg[:scan] + jpeg[scan:-2] * 30 + jpeg[-2:]
+    assert decode(many, where="k").shape == (3, 48, 64)
+    frame = many.index(b"\xff\xc2")
+    large = many[: frame + 5] + struct.pack(">HH", 9000, 9000) + many[frame + 9 :]
+    with pytest.raises(BadImageError, match="39 scans: more than 24 scans of 9000 x 9000 pixels"):
+        decode(large, where="k")
+
+
+def test_bytes_that_look_like_scans_inside_exif_are_none(make_picture, make_image):
+    """A thumbnail or a maker's note may hold any bytes: only scans of the image itself count."""
+    jpeg = make_image(make_picture(1))
+    note = b"\xff\xda\x00\x08" * 150
+    exif = b"\xff\xe1" + struct.pack(">H", 2 + len(note)) + note
+    frame = jpeg.index(b"\xff\xc0")
+    length = 2 + int.from_bytes(jpeg[frame + 2 : frame + 4], "big")
+    after = jpeg[: frame + length] + exif + jpeg[frame + length :]
+    assert torch.equal(decode(after, where="k"), decode(jpeg, where="k"))
+
+
+@pytest.mark.parametrize("window", range(8))
+def test_a_png_whose_stream_claims_a_small_window_is_decoded(window):
+    """Rows repeat 3,840 bytes apart while the stream claims 256 to 32,768: libpng's inflater would end the process."""
+    rows = np.random.default_rng(0).integers(0, 256, (20, 64, 3), dtype=np.uint8)
+    pixels = np.concatenate([rows, rows, rows])
+    stream = bytearray(zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels), 9))
+    stream[0] = window << 4 | 8
+    stream[1] = stream[1] & 0xE0
+    stream[1] += -(stream[0] << 8 | stream[1]) % 31
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 60, 8, 2, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", bytes(stream)) + png_chunk(b"IEND", b"")
+    assert torch.equal(decode(png, where="k"), torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(1_000_001, 1), (1, 1_000_001)])
+def test_a_png_longer_than_libpng_reads_is_refused(size):
+    """libpng's own limit, said in words and before it meets it."""
+    width, height = size
+    raw = zlib.compress((b"\0" + bytes(width)) * height, 1)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", raw) + png_chunk(b"IEND", b"")
+    with pytest.raises(BadImageError, match="sides of at most 1000000"):
+        decode(png, where="k")
+
+
+SHORT_OF_MEMORY = """
+import resource, struct, sys, zlib
+import torch
+from dlth.data.decode import BadImageError, decode
+from dlth.data.views import render
+from dlth.tickets.header import ViewSpec
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+def png(width, height, depth, colour, channels):
+    raw = zlib.compress((b"\\0" + bytes(width * channels * depth // 8)) * height, 1)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\\x89PNG\\r\\n\\x1a\\n" + header + chunk(b"IDAT", raw) + chunk(b"IEND", b"")
+
+large, thin = png(6000, 6000, 16, 6, 4), png(30_000, 1, 8, 2, 3)
+render(decode(png(40, 30, 8, 2, 3), where="warm"), ViewSpec("center", 224, 224, "0.875"))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, resource.RLIM_INFINITY))
+print(render(decode(thin, where="thin"), ViewSpec("center", 224, 224, "0.875")).shape)
+try:
+    decode(large, where="large")
+except BadImageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_memory_is_bounded_by_the_result_and_a_lack_of_it_is_a_bad_image():
+    """With 400 MB to go: a 30,000 x 1 image (5.8 GB when resized whole) is shown, 288 MB of 16 bit RGBA are refused."""
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shape, message = done.stdout.strip().split("\n")
+    assert shape == "torch.Size([3, 224, 224])"
+    assert message.startswith("large: ")
 
 
 @pytest.mark.parametrize(

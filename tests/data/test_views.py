@@ -51,6 +51,20 @@ def test_center_view_is_timms_evaluation_crop(shape: tuple[int, int]) -> None:
     assert (ours.int() - theirs.int()).abs().max() <= 2
 
 
+@pytest.mark.parametrize("crop_pct", ["0.875", "1", "0.4"])
+@pytest.mark.parametrize("shape", [*SHAPES, (500, 33), (7, 900), (400, 3000)])
+def test_resizing_what_the_crop_needs_gives_the_same_pixels(
+    shape: tuple[int, int], crop_pct: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of very long images differs from the ordinary one by two grey levels of rounding and a pixel."""
+    spec = ViewSpec("center", 48, 48, crop_pct)
+    whole = render(coordinates(*shape), spec)
+    monkeypatch.setattr("dlth.data.views.MAX_RESIZED", 0)
+    part = render(coordinates(*shape), spec)
+    slope = 200 / min(spec.resized(*shape))  # grey levels from one pixel to the next
+    assert (whole.int() - part.int()).abs().max() <= 2 + slope
+
+
 def test_unknown_interpolation_is_named() -> None:
     """A header with another library's interpolation is refused by its name."""
     with pytest.raises(InputError, match="'magic' is none of"):
