@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from webdataset import TarWriter
 
 from dlth.data.archives import RESERVE
 from dlth.data.imagenet import validation_labels
@@ -232,6 +231,8 @@ class _Digesting:
 
 def _write_shard(path: Path, temporary: Path, samples: Sequence[Sample], labels: dict[str, int]) -> ShardRecord:
     """Write one shard whole or not at all."""
+    from webdataset import TarWriter  # which imports torch: a source that is refused should not wait for it
+
     try:
         with space_errors(path.parent, sum(map(_stored_size, samples))), temporary.open("wb") as file:
             digesting = _Digesting(file)

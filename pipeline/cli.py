@@ -7,8 +7,9 @@ Exit codes: 0 done, 1 damage found by a check, 2 bad input, 75 stopped on reques
 from __future__ import annotations
 
 import os
+import re
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from typing import Annotated, Any
 
 import typer
@@ -52,10 +53,10 @@ def common(
 @with_flags(SelectConfig)
 def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = False) -> None:
     """Stage 1: rank the patches of every image with a trained selector and write the ticket file."""
-    from dlth.pipeline import select_stage
     from dlth.training.layers import checked
 
     config = checked(SelectConfig, overrides)
+    from dlth.pipeline import select_stage  # torch and timm: not before the settings are sound
 
     plan = select_stage.plan(config, say=console.note)
     if dry_run:
@@ -203,9 +204,23 @@ def main() -> None:
     except DlthError as error:
         sys.stderr.write(f"error[{error.code}]: {error}\n")
         sys.exit(EXIT_INPUT)
+    except ModuleNotFoundError as error:
+        if not _is_left_out(error):
+            raise
+        sys.stderr.write(
+            f"error[E_INPUT]: this command needs {error.name}, which a light installation leaves out: install dlth "
+            "whole (pip install dlth)\n"
+        )
+        sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _is_left_out(error: ModuleNotFoundError) -> bool:
+    """Whether a package is missing that dlth's whole installation has: anything else is a mistake of ours."""
+    needed = {re.split(r"[^\w-]", need)[0].lower() for need in requires("dlth") or () if "extra ==" not in need}
+    return (error.name or "").partition(".")[0].lower() in needed
 
 
 def _registered() -> None:

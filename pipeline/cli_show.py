@@ -36,16 +36,17 @@ def show(
 ) -> None:
     """Draw tickets on their images: one HTML page that needs no network, and PNG sheets."""
     from dlth.data.index import open_index
-    from dlth.pipeline.gallery import write_gallery
+
+    stores = [TicketStore(path) for path in (file, against) if path is not None]
+    index = open_index(data, split=split)
+    from dlth.pipeline.gallery import write_gallery  # images are decoded by torchvision
     from dlth.pipeline.show import Choice, gallery_of
 
     choice = Choice(num, tuple(keys or ()), tuple(class_ or ()), keep)
-    stores = [TicketStore(path) for path in (file, against) if path is not None]
     letters = ("A: ", "B: ") if against else ("",)
     facts = [
         (f"{letter}{shown(store.path.name)}", describe(store)) for letter, store in zip(letters, stores, strict=True)
     ]
-    index = open_index(data, split=split)
     other = stores[1] if against else None
     gallery = gallery_of(stores[0], index, choice, other, facts, say=console.note)
     written = write_gallery(gallery, out, with_sheets=sheets)

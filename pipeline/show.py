@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,17 +22,15 @@ from dlth.data.patches import stored_rankings
 from dlth.data.split_info import CLASSES
 from dlth.data.views import render
 from dlth.pipeline.gallery import Card, Gallery
+from dlth.pipeline.row_labels import class_names
 from dlth.tickets import TicketHeader, TicketStore, View, num_kept, project
-from dlth.tickets.errors import InputError, MismatchError, SchemaError, shown
-from dlth.tickets.files import read_file
-from dlth.tickets.jsontext import parse
+from dlth.tickets.errors import InputError, MismatchError, shown
 
 MAX_COMPARED = 20_000
 MAX_SHOWN = 2_000
 MAX_SIDE = 448
 """Pixels of a picture's longer side in the page; larger views are drawn smaller."""
 _CHUNK = 256
-_MAX_CLASSES_BYTES = 64 * 1024 * 1024
 
 Say = Callable[[str], None]
 Ids = np.ndarray
@@ -91,18 +88,6 @@ def gallery_of(
     title = " ".join(text for text in (dataset.name, dataset.split) if text) or store.path.name
     lead = f"{len(cards):,} images {how}. {shown(header.selector.model)} kept {header.k} of {header.grid.num_patches}"
     return Gallery(title, f"{lead} patches.", header.grid, k, cards, files)
-
-
-def class_names(index: ShardIndex) -> tuple[str, ...]:
-    """The names in `classes.json` beside local shards, in label order; empty where there is none."""
-    path = Path(index.shards[0].url).parent / CLASSES
-    if not path.is_file():
-        return ()
-    value = parse(read_file(path, _MAX_CLASSES_BYTES, shown(path)), shown(path))
-    names = value.get("names") if isinstance(value, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SchemaError(f"{shown(path)}: 'names' must be a list of texts")
-    return tuple(names)
 
 
 def shares(one: np.ndarray, two: np.ndarray, k: int, num_patches: int) -> np.ndarray:

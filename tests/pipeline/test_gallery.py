@@ -22,7 +22,8 @@ from dlth.pipeline import figures
 from dlth.pipeline.cli import app
 from dlth.pipeline.gallery import Card, Gallery, page, shared, sheets
 from dlth.pipeline.report import Report, Section, Table, write_report
-from dlth.pipeline.show import Choice, class_names, gallery_of
+from dlth.pipeline.row_labels import class_names
+from dlth.pipeline.show import Choice, gallery_of
 from dlth.tickets import (
     DatasetInfo,
     Grid,
