@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dlth.data.index import ShardIndex, ShardInfo, check_shards, open_index
     from dlth.data.join import Coverage, Join, check_compatible, join
     from dlth.data.loader import TrainLoader
-    from dlth.data.mixing import Mixing, MixPlan, mix_images, mix_targets
+    from dlth.data.mixing import BatchMix, Mixing, MixPlan, mix_images, mix_targets
     from dlth.data.order import Batching
     from dlth.data.sources import Listing, Source, expand, resolve
     from dlth.data.views import render
@@ -27,6 +27,7 @@ _EXPORTS = {
     "Augmentation": "augment",
     "BadImageError": "decode",
     "Batch": "batch",
+    "BatchMix": "mixing",
     "Batching": "order",
     "Coverage": "join",
     "DataIdentity": "identity",
@@ -61,6 +62,7 @@ __all__ = [
     "Augmentation",
     "BadImageError",
     "Batch",
+    "BatchMix",
     "Batching",
     "Coverage",
     "DataIdentity",

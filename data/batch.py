@@ -1,7 +1,7 @@
 """What the loaders hand out: batches of pixels with the patches that a student sees of them.
 
 Axes: B images of the batch, k patches kept. Pixels travel as uint8 (a quarter of the bytes); the trainer normalises,
-and mixes with the plan that is given, on its device.
+and mixes with the plans that are given, on its device.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from dlth.data.mixing import MixPlan
+from dlth.data.mixing import BatchMix
 
 
 class _Movable:
@@ -37,7 +37,7 @@ class _Movable:
 class Batch(_Movable):
     """A micro-batch of training; a step of a rank is every batch up to the one that says `last`.
 
-    `images` uint8 [B, 3, height, width] and `labels` int64 [B] as they are before mixing, `mix` says how to mix them;
+    `images` uint8 [B, 3, height, width] and `labels` int64 [B] as they are before mixing, `mix` says how they mix;
     `patches` int64 [B, k], best first, mixed already, None: all patches. `ids` int64 [B]: the samples' numbers in the
     index. `weights` float32 [B]: 1, or 0 for what counts nothing (a repeat on a rank that ran out, a bad image). `bad`:
     the key and what was wrong of each bad image met here. `hidden` float32 [B, P]: the share of each patch of the mixed
@@ -49,7 +49,7 @@ class Batch(_Movable):
     labels: torch.Tensor
     ids: torch.Tensor
     weights: torch.Tensor
-    mix: MixPlan
+    mix: BatchMix
     epoch: int
     step: int
     last: bool

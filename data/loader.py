@@ -30,9 +30,9 @@ from dlth.data.augment import Augmentation, augment
 from dlth.data.batch import Batch
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
-from dlth.data.mixing import Mixing, MixPlan, mix_hidden, mix_plan, mix_rankings, partners
+from dlth.data.mixing import BatchMix, Mixing, batch_mix, mix_hidden, mix_rankings, partners
 from dlth.data.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, live_shards
-from dlth.data.patches import Arm, DrawnIn, Frame, PatchChoice, RandomTokens
+from dlth.data.patches import Arm, DrawnIn, Frame, PatchChoice, RandomTokens, later
 from dlth.data.reader import BadImages, Reader, require_labels
 from dlth.data.visibility import demote
 from dlth.data.workers import Failure, Queue, make_loader, results
@@ -55,16 +55,16 @@ class Request:
     step: int
     last: bool
     k: int | None
-    mix: MixPlan
+    mix: BatchMix
 
 
 class TrainLoader:
     """Augmented, ticketed training batches of one rank.
 
-    `grid`: the model's; `k`: patches kept (None only in the dense arm); `view_epochs`: None for new views every epoch,
-    n for n seeded views of each image, replayed in turn ('frozen'); `drawn_in`: where the random arm draws; `hidden`:
-    what is done about patches that show fill or noise; `workers`: processes that read, 0 for none. Raises InputError
-    for settings that do not fit, MismatchError where the tickets do not.
+    `grid`: the model's; `k`: patches kept (None only in the dense arm); `view_epochs`: None for new views whenever an
+    image is shown, n for n seeded views of each, replayed in turn ('frozen'); `drawn_in`: where the random arm draws;
+    `hidden`: what is done about patches that show fill or noise; `workers`: processes that read, 0 for none. Raises
+    InputError for settings that do not fit, MismatchError where the tickets do not.
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class TrainLoader:
         if join is not None:
             _keep_open(join, self._order(0))
         choice = PatchChoice(arm, grid, seed, join, random_tokens, drawn_in)
-        dataset = _TrainDataset(Reader(index, join, bad_images), augmentation, choice, seed, view_epochs, hidden)
+        replay = None if view_epochs is None else Replay(view_epochs, batching.num_views)
+        dataset = _TrainDataset(Reader(index, join, bad_images), augmentation, choice, seed, replay, hidden)
         self._requests = Queue()
         self._loader = make_loader(dataset, self._requests, workers)
 
@@ -145,11 +146,24 @@ class TrainLoader:
     def _plan(self, epoch: int, start_step: int) -> Iterator[Request]:
         order = self._order(epoch)
         for step in range(start_step, self.num_steps):
-            plan = mix_plan(self.mixing, self.size, self.seed, epoch, step)
             k = self.k(epoch, step) if callable(self.k) else self.k
             parts = self.batching.parts(order, step, self.rank)
             for number, part in enumerate(parts, start=1):
-                yield Request(part, epoch, step, number == len(parts), k, plan)
+                stop = part.start + len(part.ids)
+                mix = batch_mix(self.mixing, self.size, self.seed, epoch, step, part.start, stop)
+                yield Request(part, epoch, step, number == len(parts), k, mix)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Frozen views: `frozen` of each image, one after the other as it is shown `shown` times an epoch."""
+
+    frozen: int
+    shown: int
+
+    def __call__(self, epoch: int, view: int) -> tuple[int, int]:
+        """The epoch and view whose draw is seen at view `view` of `epoch`."""
+        return (epoch * self.shown + view) % self.frozen, 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +174,7 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
     augmentation: Augmentation
     choice: PatchChoice
     seed: int
-    view_epochs: int | None
+    replay: Replay | None
     hidden: Hidden
 
     def __getitem__(self, request: Request) -> list[Batch] | Failure:
@@ -184,7 +198,7 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
                 labels=torch.from_numpy(labels[rows]),
                 ids=torch.from_numpy(request.part.ids[rows]),
                 weights=torch.from_numpy(weights[rows]),
-                mix=request.mix,
+                mix=request.mix.of(rows),
                 epoch=request.epoch,
                 step=request.step,
                 last=request.last and number == len(groups),
@@ -196,18 +210,18 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
 
     def _augmented(self, request: Request, images: list[torch.Tensor | None]) -> tuple[torch.Tensor, list[Frame]]:
         """Pixels uint8 [B, 3, height, width] and what they show; a bad image shows its neighbour, or nothing."""
-        grid, index = self.choice.grid, self.reader.index
-        epoch = request.epoch if self.view_epochs is None else request.epoch % self.view_epochs
+        grid, index, ids, views = self.choice.grid, self.reader.index, request.part.ids, request.part.views
         pixels = torch.zeros(len(images), 3, *self.augmentation.size, dtype=torch.uint8)
         frames: list[Frame] = []
-        for i, (sample_id, image) in enumerate(zip(request.part.ids.tolist(), images, strict=True)):
+        for i, (sample_id, view, image) in enumerate(zip(ids.tolist(), views.tolist(), images, strict=True)):
             key = index.key(sample_id)
             if image is None:
-                frames.append(Frame(sample_id, key, (1, 1), View.whole(grid)))
+                frames.append(Frame(sample_id, key, (1, 1), View.whole(grid), number=view))
                 continue
-            shown = augment(image, self.augmentation, grid, self.seed, epoch, key)
+            epoch, draw = (request.epoch, view) if self.replay is None else self.replay(request.epoch, view)
+            shown = augment(image, self.augmentation, grid, self.seed, epoch, key, *later(draw))
             pixels[i] = shown.image
-            frames.append(Frame(sample_id, key, (image.shape[1], image.shape[2]), shown.view, shown.hidden))
+            frames.append(Frame(sample_id, key, (image.shape[1], image.shape[2]), shown.view, shown.hidden, view))
         others = partners(len(images))
         for i in (i for i, image in enumerate(images) if image is None):
             if images[others[i]] is not None:
@@ -222,8 +236,7 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
         What is drawn in the view is drawn in the mixed one, as a selector in the loop ranks the mixed image.
         """
         kept = self.choice.has_patches(frames)
-        if request.mix.kind != "none":
-            kept &= kept[partners(len(frames))]
+        kept &= kept[partners(len(frames))] | ~request.mix.mixed
         if not kept.any():
             return torch.empty((len(frames), 0), dtype=torch.int64), kept
         rankings = self.choice.rankings(frames, request.epoch)
@@ -235,13 +248,13 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
         return ranked[:, : request.k].contiguous(), kept
 
 
-def hidden_patches(frames: Sequence[Frame], grid: Grid, plan: MixPlan) -> torch.Tensor | None:
+def hidden_patches(frames: Sequence[Frame], grid: Grid, mix: BatchMix) -> torch.Tensor | None:
     """Float32 [B, P]: the hidden share of each patch after mixing; None where nothing is hidden."""
     if all(frame.hidden is None for frame in frames):
         return None
     nothing = np.zeros(grid.num_patches)
     hidden = np.stack([nothing if frame.hidden is None else frame.hidden for frame in frames])
-    return torch.from_numpy(mix_hidden(hidden, grid, plan).astype(np.float32))
+    return torch.from_numpy(mix_hidden(hidden, grid, mix).astype(np.float32))
 
 
 def _keep_open(join: Join, order: Ids) -> None:

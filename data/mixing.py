@@ -1,14 +1,16 @@
-"""Mixup and cutmix of a batch: one plan per global step, followed alike by pixels, labels, rankings and hidden area.
+"""Mixup and cutmix of a batch: one plan per group of images, followed alike by pixels, labels, rankings, hidden area.
 
-Sample i mixes with its neighbour i^1 (0 with 1, 2 with 3, …). timm mixes a batch with its own mirror image, so what
-meets depends on how large the local batch is; neighbours meet under any number of ranks and micro-batches, because
-`order` never cuts a pair. The order is random, so pairs are random too. An odd last sample mixes with itself, that is,
-not at all. Plans follow timm's `Mixup` (per batch, corrected weight), drawn from (seed, epoch, step) and not from
-global state.
+A global batch is mixed in groups of `group` images, each with a kind, weight and box of its own, as the authors' eight
+processes of 128 images do; a group is a run of the global order, so it is the same under any number of ranks. Within it
+sample i mixes with its neighbour i^1 (0 with 1, 2 with 3, …), where timm mixes a batch with its own mirror image: the
+order is random, so either is a random pairing, and neighbours meet under any cut, because `order` never cuts a pair. An
+odd last sample mixes with itself, that is, not at all. Plans follow timm's `Mixup` (per batch, corrected weight), drawn
+from (seed, epoch, step, group) and not from global state.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,14 +23,15 @@ from dlth.tickets.project import blend, paste
 from dlth.tickets.seeding import generator
 
 Ranking = NDArray[np.int64]
+Rows = TypeVar("Rows", torch.Tensor, Ranking, NDArray[np.float64])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
     """How batches are mixed, in timm's words; both alphas 0: not at all. Raises InputError for values out of range.
 
-    `prob`: share of batches mixed; `switch_prob`: share of cutmix among them where both are on; from epoch `off_epoch`
-    on nothing is mixed (0: never off).
+    `prob`: share of groups mixed; `switch_prob`: share of cutmix among them where both are on; from epoch `off_epoch`
+    on nothing is mixed (0: never off); `group`: images that share a plan.
     """
 
     mixup_alpha: float = 0.0
@@ -36,6 +39,7 @@ class Mixing:
     prob: float = 1.0
     switch_prob: float = 0.5
     off_epoch: int = 0
+    group: int = 128
 
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0:
@@ -43,16 +47,18 @@ class Mixing:
         for name, value in (("mixup prob", self.prob), ("mixup switch prob", self.switch_prob)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {value}")
+        if self.group < 2 or self.group % 2:
+            raise InputError(f"a mix group is an even number of images, as pairs mix, got {self.group}")
 
     @property
     def active(self) -> bool:
-        """Whether any batch is mixed."""
+        """Whether any group is mixed."""
         return self.prob > 0 and max(self.mixup_alpha, self.cutmix_alpha) > 0
 
 
 @dataclass(frozen=True, slots=True)
 class MixPlan:
-    """What happens to one global batch.
+    """What happens to one group of images.
 
     `weight` is each sample's own share, 1 - weight its partner's. `box` (cutmix): left, top, right, bottom as fractions
     of the view; inside it the partner's pixels stand. Its borders are whole pixels of the size the plan was made for.
@@ -63,9 +69,43 @@ class MixPlan:
     box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
-def mix_plan(config: Mixing, size: tuple[int, int], seed: int, epoch: int, step: int) -> MixPlan:
-    """The plan of global batch `step` for images of `size` (height, width in pixels)."""
-    rng = generator(seed, "mix", epoch, step)
+@dataclass(frozen=True, slots=True)
+class BatchMix:
+    """How the rows of a batch mix: the first `sizes[0]` of them by `plans[0]`, the next `sizes[1]` by `plans[1]`, …"""
+
+    plans: tuple[MixPlan, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def mixed(self) -> NDArray[np.bool_]:
+        """Bool [batch]: whether a row is mixed."""
+        return np.repeat([plan.kind != "none" for plan in self.plans], self.sizes)
+
+    def of(self, rows: Ranking) -> "BatchMix":
+        """The mix of some rows of the batch, int64 [chosen], rising; of a pair that mixes, both or none are chosen."""
+        cuts = np.searchsorted(rows, np.cumsum((0, *self.sizes)))
+        return BatchMix(self.plans, tuple(np.diff(cuts).tolist()))
+
+    def groups(self) -> list[tuple[slice, MixPlan]]:
+        """The rows of each plan that has any."""
+        stops = np.cumsum(self.sizes).tolist()
+        found = zip(self.plans, self.sizes, stops, strict=True)
+        return [(slice(stop - size, stop), plan) for plan, size, stop in found if size]
+
+
+def batch_mix(
+    config: Mixing, size: tuple[int, int], seed: int, epoch: int, step: int, start: int, stop: int
+) -> BatchMix:
+    """The mix of images `start` to `stop` (not included) of global batch `step`; `size` is theirs in pixels."""
+    groups = range(start // config.group, -(-stop // config.group))
+    edges = [start, *(group * config.group for group in groups[1:]), stop]
+    plans = tuple(mix_plan(config, size, seed, epoch, step, group) for group in groups)
+    return BatchMix(plans, tuple(np.diff(edges).tolist()))
+
+
+def mix_plan(config: Mixing, size: tuple[int, int], seed: int, epoch: int, step: int, group: int = 0) -> MixPlan:
+    """The plan of a group of global batch `step` for images of `size` (height, width in pixels)."""
+    rng = generator(seed, "mix", epoch, step, group)
     over = 0 < config.off_epoch <= epoch
     if over or not config.active or rng.random() >= config.prob:
         return MixPlan()
@@ -94,46 +134,70 @@ def partners(num_samples: int) -> Ranking:
     return result
 
 
-def mix_images(images_B3HW: torch.Tensor, plan: MixPlan) -> torch.Tensor:
+def mix_images(images_B3HW: torch.Tensor, mix: MixPlan | BatchMix) -> torch.Tensor:
     """Mixed images, float [batch, 3, height, width] on the same device; the input is left as it is."""
-    if plan.kind == "none":
-        return images_B3HW
-    others = images_B3HW[torch.from_numpy(partners(len(images_B3HW))).to(images_B3HW.device)]
-    if plan.kind == "mixup":
-        return images_B3HW * plan.weight + others * (1.0 - plan.weight)
-    height, width = images_B3HW.shape[-2:]
-    left, top, right, bottom = plan.box
-    rows = slice(round(top * height), round(bottom * height))
-    cols = slice(round(left * width), round(right * width))
-    mixed = images_B3HW.clone()
-    mixed[..., rows, cols] = others[..., rows, cols]
-    return mixed
+
+    def mixed(images: torch.Tensor, plan: MixPlan) -> torch.Tensor:
+        if plan.kind == "mixup":
+            return _averaged(images, plan)
+        height, width = images.shape[-2:]
+        left, top, right, bottom = plan.box
+        rows = slice(round(top * height), round(bottom * height))
+        cols = slice(round(left * width), round(right * width))
+        result = images.clone()
+        result[..., rows, cols] = _partners_rows(images)[..., rows, cols]
+        return result
+
+    return _by_group(images_B3HW, mix, mixed)
 
 
-def mix_rankings(rankings_BP: Ranking, grid: Grid, plan: MixPlan) -> Ranking:
+def mix_rankings(rankings_BP: Ranking, grid: Grid, mix: MixPlan | BatchMix) -> Ranking:
     """Rankings int64 [batch, patches] (all patches, best first) mixed as the pixels are: pasted or blended."""
-    if plan.kind == "none":
-        return rankings_BP
-    others = rankings_BP[partners(len(rankings_BP))]
-    if plan.kind == "mixup":
-        return blend(rankings_BP, others, plan.weight)
-    return paste(rankings_BP, others, np.array(plan.box), grid)
+
+    def mixed(rankings: Ranking, plan: MixPlan) -> Ranking:
+        others = rankings[partners(len(rankings))]
+        if plan.kind == "mixup":
+            return blend(rankings, others, plan.weight)
+        return paste(rankings, others, np.array(plan.box), grid)
+
+    return _by_group(rankings_BP, mix, mixed)
 
 
-def mix_hidden(hidden_BP: NDArray[np.float64], grid: Grid, plan: MixPlan) -> NDArray[np.float64]:
+def mix_hidden(hidden_BP: NDArray[np.float64], grid: Grid, mix: MixPlan | BatchMix) -> NDArray[np.float64]:
     """Hidden share float64 [batch, patches] of each patch after mixing: pasted or averaged as its pixels are."""
-    if plan.kind == "none":
-        return hidden_BP
-    own = plan.weight if plan.kind == "mixup" else 1.0 - hidden_by_box(*plan.box, grid)
-    return hidden_BP * own + hidden_BP[partners(len(hidden_BP))] * (1.0 - own)
+
+    def mixed(hidden: NDArray[np.float64], plan: MixPlan) -> NDArray[np.float64]:
+        own = plan.weight if plan.kind == "mixup" else 1.0 - hidden_by_box(*plan.box, grid)
+        return hidden * own + hidden[partners(len(hidden))] * (1.0 - own)
+
+    return _by_group(hidden_BP, mix, mixed)
 
 
-def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, plan: MixPlan) -> torch.Tensor:
+def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, mix: MixPlan | BatchMix) -> torch.Tensor:
     """Soft targets float32 [batch, classes] of `labels` int64 [batch]: smoothed one-hot, then mixed (timm's rule)."""
     off = smoothing / num_classes
     targets = torch.full((len(labels), num_classes), off, device=labels.device)
     targets.scatter_(1, labels[:, None], 1.0 - smoothing + off)
-    if plan.kind == "none":
-        return targets
-    others = targets[torch.from_numpy(partners(len(labels))).to(labels.device)]
-    return targets * plan.weight + others * (1.0 - plan.weight)
+    return _by_group(targets, mix, _averaged)
+
+
+def _by_group(rows: Rows, mix: MixPlan | BatchMix, mixed: Callable[[Rows, MixPlan], Rows]) -> Rows:
+    """Rows [batch, …] with each group mixed by its plan; the very same object where nothing is mixed."""
+    groups = [(slice(None), mix)] if isinstance(mix, MixPlan) else mix.groups()
+    if all(plan.kind == "none" for _, plan in groups):
+        return rows
+    parts: Any = [rows[at] if plan.kind == "none" else mixed(rows[at], plan) for at, plan in groups]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if isinstance(rows, torch.Tensor) else np.concatenate(parts)
+
+
+def _averaged(rows: torch.Tensor, plan: MixPlan) -> torch.Tensor:
+    return rows * plan.weight + _partners_rows(rows) * (1.0 - plan.weight)
+
+
+def _partners_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Each row's partner (see `partners`), without an index that would have to be copied to a GPU."""
+    pairs = len(rows) // 2
+    swapped = rows[: 2 * pairs].unflatten(0, (pairs, 2)).flip(1).flatten(0, 1)
+    return swapped if 2 * pairs == len(rows) else torch.cat([swapped, rows[2 * pairs :]])

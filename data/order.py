@@ -4,10 +4,16 @@ An epoch's order is computed, never discovered: permute the shards, then jitter 
 `window` places and sort. No sample moves further than the window, so shards are opened in order, few at a time, and
 memory stays bounded. The order is cut into *global* batches first and those into equal contiguous parts for ranks and
 micro-batches, so neither the number of ranks, nor of loader workers, nor of accumulation steps changes what a step
-trains on. The state of the reader is therefore (epoch, step), and resuming costs nothing. Rejected: a shuffle buffer
-(its content is state, and its order depends on who fills it); splitting shards over ranks first (images of two ranks
-never meet, and ranks run out at different steps); padding the last batch by repeats (images count twice): the last
-short batch is kept, and weights say what counts.
+trains on. The state of the reader is therefore (epoch, step), and resuming costs nothing.
+
+What is left after the last full batch is shared evenly by the last two steps, so that no step is made on a handful of
+images, or dropped. With repeated augmentation (DeiT's) an epoch shows the first images of its order in several views
+each; within a global batch all first views come first, then all second ones, so that contiguous parts put an image's
+views on different ranks and mixing meets different images.
+
+Rejected: a shuffle buffer (its content is state, and its order depends on who fills it); splitting shards over ranks
+first (images of two ranks never meet, and ranks run out at different steps); padding the last batch by repeats (images
+count twice).
 """
 
 from dataclasses import dataclass
@@ -20,6 +26,9 @@ from dlth.tickets.seeding import generator
 
 DEFAULT_WINDOW = 16_384
 """Samples: about 13 of ImageNet's usual shards, 2 GB of images that the page cache holds."""
+
+REPEATS_CUT = 256
+"""An epoch of repeated views ends at a multiple of this many (DeiT's rule), where there are as many images."""
 
 Ids = NDArray[np.int64]
 
@@ -51,22 +60,32 @@ def epoch_order(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one rank reads for one micro-batch: `ids` int64 [n] and `weights` float32 [n] (1, or 0 for a repeat)."""
+    """What one rank reads for one micro-batch.
+
+    `ids` int64 [n]; `views` int64 [n]: which of its views of the epoch an image shows, from 0; `weights` float32 [n]:
+    1, or 0 for a repeat; `start`: place of the first among the images of the step.
+    """
 
     ids: Ids
+    views: Ids
     weights: NDArray[np.float32]
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
 class Batching:
     """How an order is cut: `global_batch` images a step, over `world` ranks, in `micro_batches` each.
 
-    Raises InputError when the global batch is no multiple of world times micro-batches.
+    `aug_repeats`: views of each image in an epoch, which then shows the first part of its order alone; 0 or 1: one view
+    of every image. `drop_last`: leave out what does not fill a global batch. Raises InputError when the global batch is
+    no multiple of world times micro-batches.
     """
 
     global_batch: int
     world: int = 1
     micro_batches: int = 1
+    aug_repeats: int = 0
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         if min(self.global_batch, self.world, self.micro_batches) < 1:
@@ -92,30 +111,74 @@ class Batching:
         """Whether cuts fall between pairs (0, 1), (2, 3), … of the global batch, as mixing needs."""
         return self.part_size % 2 == 0
 
+    @property
+    def num_views(self) -> int:
+        """Views of an image in an epoch."""
+        return max(self.aug_repeats, 1)
+
     def num_steps(self, num_samples: int) -> int:
-        """Steps of an epoch, the same on every rank; the last may be short."""
-        return -(-num_samples // self.global_batch)
+        """Steps of an epoch of an order of that many images, the same on every rank.
+
+        Raises InputError where `drop_last` leaves none.
+        """
+        places = self._num_places(num_samples)
+        if not self.drop_last:
+            return -(-places // self.global_batch)
+        if places < self.global_batch:
+            raise InputError(
+                f"an epoch of {places} images is no full global batch of {self.global_batch}, and what does not fill"
+                " one is dropped: take a smaller --batch-size, or --no-drop-last"
+            )
+        return places // self.global_batch
+
+    def num_shown(self, num_samples: int) -> int:
+        """How many of that many images an epoch shows: the first of its order, the last perhaps in fewer views."""
+        return -(-self._edge(num_samples, self.num_steps(num_samples)) // self.num_views)
 
     def batch(self, order: Ids, step: int) -> Ids:
-        """The ids of a step over all ranks, int64 [global batch], or fewer at the end."""
-        return order[step * self.global_batch : (step + 1) * self.global_batch]
+        """The ids of a step over all ranks, int64 [images of the step], the first views first."""
+        return order[self._places(len(order), step) // self.num_views]
 
     def parts(self, order: Ids, step: int, rank: int) -> list[Part]:
         """What `rank` reads at `step`, one part per micro-batch, each with at least one image.
 
-        In a short last step some parts may have nothing left: they repeat the step's first images with weight 0, so
-        that every rank still takes part in the step.
+        In a short step some parts may have nothing left: they repeat the step's first images with weight 0, so that
+        every rank still takes part in the step.
         """
-        ids = self.batch(order, step)
-        unit = 2 if self.paired else 1
-        units = -(-len(ids) // unit)
-        cuts = np.minimum(np.arange(self.num_parts + 1) * units // self.num_parts * unit, len(ids))
+        places = self._places(len(order), step)
+        ids, views = order[places // self.num_views], places % self.num_views
+        units = -(-len(ids) // self._unit)
+        cuts = np.minimum(np.arange(self.num_parts + 1) * units // self.num_parts * self._unit, len(ids)).tolist()
         first = rank * self.micro_batches
         parts = []
         for start, stop in zip(cuts[first:], cuts[first + 1 : first + 1 + self.micro_batches], strict=False):
-            chosen = ids[start:stop] if stop > start else ids[:unit]
-            parts.append(Part(chosen, np.full(len(chosen), stop > start, np.float32)))
+            rows = slice(start, stop) if stop > start else slice(0, self._unit)
+            weights = np.full(len(ids[rows]), stop > start, np.float32)
+            parts.append(Part(ids[rows], views[rows], weights, rows.start))
         return parts
+
+    @property
+    def _unit(self) -> int:
+        return 2 if self.paired else 1
+
+    def _num_places(self, num_samples: int) -> int:
+        """Length of an epoch's list, in which each image stands once, or `aug_repeats` times in a row."""
+        whole = self.num_views > 1 and num_samples >= REPEATS_CUT
+        return num_samples // REPEATS_CUT * REPEATS_CUT if whole else num_samples
+
+    def _edge(self, num_samples: int, step: int) -> int:
+        """Where `step` begins in the epoch's list, and the step before it ends."""
+        num_places, num_steps = self._num_places(num_samples), self.num_steps(num_samples)
+        short = num_places % self.global_batch
+        if step == num_steps - 1 > 0 and short and not self.drop_last:
+            left = self.global_batch + short  # of these the last step but one takes half, in whole pairs
+            return num_places - left + -(-(left // 2) // self._unit) * self._unit
+        return min(step * self.global_batch, num_places)
+
+    def _places(self, num_samples: int, step: int) -> Ids:
+        """The step's part of the epoch's list, as places int64 [images of the step], by view and then by image."""
+        places = np.arange(self._edge(num_samples, step), self._edge(num_samples, step + 1))
+        return places[np.argsort(places % self.num_views, kind="stable")]
 
 
 def live_shards(order: Ids, shard_of: Ids) -> int:

@@ -37,7 +37,8 @@ class Frame:
     """One decoded sample as it will be shown: whose it is, and what its pixels are of.
 
     `sample_id` and `key` of the image; `size` (height, width) of the decoded image in pixels; `view` of the pixels;
-    `hidden` float64 [P]: share of each patch that shows nothing of the image, or None.
+    `hidden` float64 [P]: share of each patch that shows nothing of the image, or None; `number`: which of the image's
+    views of the epoch this is, from 0.
     """
 
     sample_id: int
@@ -45,6 +46,12 @@ class Frame:
     size: tuple[int, int]
     view: View
     hidden: NDArray[np.float64] | None = None
+    number: int = 0
+
+
+def later(view: int) -> tuple[int, ...]:
+    """What names an image's further views in an epoch beside the first, whose draws are named by the epoch alone."""
+    return (view,) if view else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +113,12 @@ class PatchChoice:
         return _moved(stored_rankings(self.join, places), source, frames)
 
     def _drawn(self, frames: Sequence[Frame], epoch: int) -> Ranking:
-        draw: Part = "fixed" if self.random_tokens == "fixed" else epoch
-        generators = (generator(self.seed, "patches", frame.key, draw) for frame in frames)
-        rows = np.stack([one.permutation(self.grid.num_patches) for one in generators])
+        rows = np.stack([self._draw(frame, epoch).permutation(self.grid.num_patches) for frame in frames])
         return rows if self.drawn_in == "view" else _moved(rows, View.whole(self.grid), frames)
+
+    def _draw(self, frame: Frame, epoch: int) -> np.random.Generator:
+        draw: tuple[Part, ...] = ("fixed",) if self.random_tokens == "fixed" else (epoch, *later(frame.number))
+        return generator(self.seed, "patches", frame.key, *draw)
 
     def _check_missing(self, frames: Sequence[Frame], places: Ranking, join: Join) -> None:
         policy, missing = join.coverage.policy, np.flatnonzero(places == NO_TICKET)

@@ -139,9 +139,20 @@ class TrainConfig(Settings):
     smoothing: float = setting(0.0, AUGMENT, "Label smoothing.", ge=0, lt=1)
     mixup: float = setting(0.0, AUGMENT, "Alpha of mixup; 0 is off.", ge=0)
     cutmix: float = setting(0.0, AUGMENT, "Alpha of cutmix; 0 is off.", ge=0)
-    mixup_prob: float = setting(1.0, AUGMENT, "Share of batches that are mixed.", ge=0, le=1)
+    mixup_prob: float = setting(1.0, AUGMENT, "Share of groups that are mixed.", ge=0, le=1)
     mixup_switch_prob: float = setting(0.5, AUGMENT, "Share of cutmix where both are on.", ge=0, le=1)
     mixup_off_epoch: int = setting(0, AUGMENT, "Epoch from which nothing is mixed; 0 is never.", ge=0)
+    mix_group: int = setting(
+        128,
+        AUGMENT,
+        "Images that are mixed alike, with one weight and box; as many by any processes.",
+        gt=0,
+        multiple_of=2,
+    )
+    aug_repeats: int = setting(
+        0, AUGMENT, "Views of an image in an epoch, which then shows as many images fewer; 0 is off.", ge=0
+    )
+    drop_last: bool = setting(False, AUGMENT, "Leave out what does not fill the last batch of an epoch.")
     aa: str | None = setting(None, AUGMENT, "RandAugment, e.g. rand-m9-mstd0.5-inc1.")
     color_jitter: float = setting(0.0, AUGMENT, "Strength of colour jitter (brightness, contrast, saturation).", ge=0)
     reprob: float = setting(0.0, AUGMENT, "Share of images in which a box is erased.", ge=0, le=1)
@@ -216,6 +227,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "cutmix": 1.0,
         "aa": "rand-m9-mstd0.5-inc1",
         "reprob": 0.25,
+        "aug_repeats": 3,
+        "drop_last": True,
+        "crop_pct": 0.875,
         "model_ema": True,
         "model_ema_decay": 0.99996,
     },

@@ -42,7 +42,6 @@ class Inputs:
     join: Join | None = None
     val: EvalSet | None = None
     _loader: TrainLoader | None = None
-    _mixes: bool = False
 
     @property
     def global_batch(self) -> int:
@@ -52,7 +51,9 @@ class Inputs:
     @property
     def batching(self) -> Batching:
         """How an epoch's order is cut into steps, ranks and micro-batches."""
-        return Batching(self.global_batch, self.world.size, self.config.grad_accum_steps)
+        config = self.config
+        micro_batches, repeats = config.grad_accum_steps, config.aug_repeats
+        return Batching(self.global_batch, self.world.size, micro_batches, repeats, config.drop_last)
 
     @property
     def num_classes(self) -> int:
@@ -61,13 +62,18 @@ class Inputs:
 
     @property
     def num_train(self) -> int:
-        """Images of an epoch: those left out for want of a ticket are not counted."""
+        """Images that are trained on: those left out for want of a ticket are not counted."""
         removed = 0 if self.join is None else int(self.join.removed.sum())
         return self.index.num_samples - removed
 
     @property
+    def epoch_images(self) -> int:
+        """Images that one epoch shows: fewer than there are with repeated views, or where the last batch is dropped."""
+        return self.batching.num_shown(self.num_train)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, the same on every rank; the last may be short."""
+        """Steps of an epoch, the same on every rank; the last two may be short."""
         return self.batching.num_steps(self.num_train)
 
     @property
@@ -125,18 +131,15 @@ class Inputs:
     def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each step of an epoch, from step `start` on."""
         step: list[Batch] = []
-        for batch in self._train_loader(epoch).epoch(epoch, start):
+        for batch in self._train_loader().epoch(epoch, start):
             step.append(batch)
             if batch.last:
                 yield step
                 step = []
 
-    def _train_loader(self, epoch: int) -> TrainLoader:
-        """The loader of an epoch; a new one only where mixing is switched off."""
+    def _train_loader(self) -> TrainLoader:
         config, frame = self.config, self.frame
-        mixes = not config.mixup_off_epoch or epoch < config.mixup_off_epoch
-        if self._loader is None or mixes != self._mixes:
-            self._mixes = mixes
+        if self._loader is None:
             selects = config.mode == "online" and config.arm == "ticket"
             self._loader = TrainLoader(
                 self.index,
@@ -150,7 +153,7 @@ class Inputs:
                 random_tokens=config.random_tokens,
                 drawn_in="view" if config.mode == "online" else "image",
                 hidden=config.hidden,
-                mixing=self._mixing() if mixes else Mixing(),
+                mixing=self._mixing(),
                 window=config.shuffle_window,
                 view_epochs=config.frozen_views if config.mode == "frozen" else None,
                 rank=self.world.rank,
@@ -190,6 +193,8 @@ class Inputs:
             cutmix_alpha=config.cutmix,
             prob=config.mixup_prob,
             switch_prob=config.mixup_switch_prob,
+            off_epoch=config.mixup_off_epoch,
+            group=config.mix_group,
         )
 
     @property

@@ -99,13 +99,14 @@ class Parts:
 
     def facts(self) -> dict[str, Any]:
         """The plan as a person would read it."""
-        config, inputs = self.config, self.inputs
+        config, inputs, views = self.config, self.inputs, self.inputs.batching.num_views
         kept = self.grid.num_patches if self.k is None or config.arm == "dense" else self.k
         return {
             "model": f"{resolve(config.model)}, {self.parameters / 1e6:.1f} M parameters",
             "arm": ", ".join(filter(None, (config.arm, self.mode))),
             "tokens": f"{kept} of {self.grid.num_patches} patches",
             "images": inputs.num_train,
+            "an epoch shows": f"{inputs.epoch_images} images in {views} view{'s' if views > 1 else ''}",
             "validation images": inputs.num_val,
             "steps": f"{config.epochs} epochs of {inputs.steps_per_epoch} steps of {inputs.global_batch} images",
             "learning rate": self.optimizer.param_groups[0]["initial_lr"],
@@ -146,7 +147,8 @@ class Parts:
             "seed": config.seed,
             "val_tickets": inputs.val_identity,
             "data": inputs.identities()
-            | {"images": inputs.num_train, "validation_images": inputs.num_val, "coverage": inputs.coverage()},
+            | {"images": inputs.num_train, "epoch_images": inputs.epoch_images}
+            | {"validation_images": inputs.num_val, "coverage": inputs.coverage()},
             "parameters": self.parameters,
             "config": config.model_dump(mode="json"),
             "config_sha256": self.config_sha256,

@@ -82,26 +82,89 @@ def same(left: dict[int, dict[str, torch.Tensor]], right: dict[int, dict[str, to
 def test_ranks_workers_and_micro_batches_change_nothing(index: ShardIndex, store: TicketStore) -> None:
     """Pixels, tickets and labels of every global batch are bit-equal under 1 or 2 ranks, workers, and accumulation."""
     alone = by_step([loader(index, store, mixing=MIXED)], 1)
-    assert [len(batch["ids"]) for batch in alone.values()] == [8, 8, 5]
+    assert [len(batch["ids"]) for batch in alone.values()] == [8, 6, 7]
     assert sorted(torch.cat([batch["ids"] for batch in alone.values()]).tolist()) == list(range(21))
     two = [loader(index, store, mixing=MIXED, batching=Batching(8, 2, 2), rank=rank) for rank in range(2)]
     assert same(alone, by_step(two, 1))
     assert same(alone, by_step([loader(index, store, mixing=MIXED, workers=2)], 1))
 
 
+@pytest.mark.parametrize("arm", ["ticket", "random"])
+def test_repeated_views_and_mix_groups_do_not_depend_on_ranks_either(
+    index: ShardIndex, store: TicketStore, arm: str
+) -> None:
+    """Three views of each image, mixed in groups of 4: bit-equal under 1, 2 and 4 ranks, with workers, resumed."""
+    mixing = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, group=4)
+
+    def made(world: int = 1, micro: int = 1, workers: int = 0) -> list[TrainLoader]:
+        batching = Batching(8, world, micro, aug_repeats=3)
+        return [
+            loader(index, store, arm=arm, mixing=mixing, batching=batching, rank=rank, workers=workers)
+            for rank in range(world)
+        ]
+
+    alone = by_step(made(), 1)
+    assert [len(batch["ids"]) for batch in alone.values()] == [8, 6, 7]
+    assert len(set(torch.cat([batch["ids"] for batch in alone.values()]).tolist())) == 7
+    assert same(alone, by_step(made(2, 2), 1))
+    assert same(alone, by_step(made(4), 1))
+    assert same({2: alone[2]}, by_step(made(workers=1), 1, start_step=2))
+    groups = {len(batch.mix.groups()) for batch in made()[0].epoch(1)}
+    assert groups == {2}
+
+
+def test_each_view_of_an_image_is_drawn_for_itself(index: ShardIndex, store: TicketStore) -> None:
+    """The first view is the one that an epoch without repeats shows; the others are other crops, with other tokens."""
+    for arm in ("ticket", "random"):
+        plain = {
+            image: (pixels, patches.tolist())
+            for batch in loader(index, store, arm=arm).epoch(0)
+            for image, pixels, patches in zip(batch.ids.tolist(), batch.images, batch.patches, strict=True)
+        }
+        repeated: dict[int, list[Any]] = {}
+        for batch in loader(index, store, arm=arm, batching=Batching(6, aug_repeats=3)).epoch(0):
+            for image, pixels, patches in zip(batch.ids.tolist(), batch.images, batch.patches, strict=True):
+                repeated.setdefault(image, []).append((pixels, patches.tolist()))
+        assert len(repeated) == 7
+        for image, views in repeated.items():
+            assert torch.equal(views[0][0], plain[image][0])
+            assert views[0][1] == plain[image][1]
+            assert len({pixels.numpy().tobytes() for pixels, _ in views}) == 3
+            assert len({tuple(patches) for _, patches in views}) > 1
+
+
+def test_frozen_views_are_replayed_one_after_the_other_as_an_image_is_shown(
+    index: ShardIndex, store: TicketStore
+) -> None:
+    """Two frozen views, three times shown in an epoch: views 0, 1, 0 in epoch 0 and 1, 0, 1 in epoch 1."""
+
+    def shown(one: TrainLoader, epoch: int) -> dict[int, list[bytes]]:
+        found: dict[int, list[bytes]] = {}
+        for batch in one.epoch(epoch):
+            for image, pixels in zip(batch.ids.tolist(), batch.images, strict=True):
+                found.setdefault(image, []).append(pixels.numpy().tobytes())
+        return found
+
+    first, second = (shown(loader(index, store), epoch) for epoch in (0, 1))
+    frozen = loader(index, store, view_epochs=2, batching=Batching(6, aug_repeats=3))
+    for epoch, turns in ((0, (first, second, first)), (1, (second, first, second))):
+        for image, views in shown(frozen, epoch).items():
+            assert views == [turn[image][0] for turn in turns]
+
+
 def test_every_rank_takes_every_step(index: ShardIndex, store: TicketStore) -> None:
-    """Under 4 ranks the short last step has a batch on each, weight 0 where none is left; `last` ends each step."""
+    """Under 4 ranks a short step has a batch on each, weight 0 where none is left; `last` ends each step."""
+    weights = {0: 0.0, 1: 0.0}
     for rank in range(4):
         batches = list(loader(index, store, batching=Batching(16, 4, 2), rank=rank).epoch(0))
         assert [batch.step for batch in batches] == [0, 0, 1, 1]
         assert [batch.last for batch in batches] == [False, True, False, True]
-    weights = [
-        batch.weights.sum().item()
-        for rank in range(4)
-        for batch in loader(index, store, batching=Batching(16, 4, 2), rank=rank).epoch(0)
-        if batch.step == 1
-    ]
-    assert sum(weights) == 5
+        for batch in batches:
+            weights[batch.step] += batch.weights.sum().item()
+    assert weights == {0: 10, 1: 11}
+    tiny = [list(loader(index, store, batching=Batching(64, 16, 2), rank=rank).epoch(0)) for rank in range(16)]
+    assert all([batch.last for batch in batches] == [False, True] for batches in tiny)
+    assert {batch.weights.sum().item() for batches in tiny for batch in batches} == {0, 1, 2}
 
 
 def test_resume_is_exact_across_an_epoch_edge(index: ShardIndex, store: TicketStore) -> None:

@@ -1,13 +1,26 @@
 """Mixing: pixels, labels and rankings follow one plan, and the plan is timm's distribution."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data.mixup import mixup_target
 
-from dlth.data.mixing import Mixing, MixPlan, mix_images, mix_plan, mix_rankings, mix_targets, partners
+from dlth.data.mixing import (
+    BatchMix,
+    Mixing,
+    MixPlan,
+    batch_mix,
+    mix_hidden,
+    mix_images,
+    mix_plan,
+    mix_rankings,
+    mix_targets,
+    partners,
+)
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
 
@@ -48,10 +61,10 @@ def test_plans_follow_timms_distribution() -> None:
     assert mix_plan(Mixing(), SIZE, 0, 0, 0) == MixPlan()
 
 
-def test_plan_is_named_by_seed_epoch_and_step() -> None:
+def test_plan_is_named_by_seed_epoch_step_and_group() -> None:
     """The same name gives the same plan, each part of the name counts, and mixing ends at its epoch."""
-    plans = {mix_plan(BOTH, SIZE, *name) for name in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]}
-    assert len(plans) == 4
+    names = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, 0)]
+    assert len({mix_plan(BOTH, SIZE, *name) for name in names}) == 5
     ending = Mixing(mixup_alpha=0.8, off_epoch=3)
     assert [mix_plan(ending, SIZE, 0, epoch, 0).kind for epoch in range(5)] == ["mixup"] * 3 + ["none"] * 2
 
@@ -95,8 +108,57 @@ def test_cut_pixels_come_from_the_partner() -> None:
         assert (mixed[2] == 2).all()
 
 
-@pytest.mark.parametrize("change", [{"mixup_alpha": -1.0}, {"prob": 1.1}, {"switch_prob": -0.1}], ids=str)
-def test_wrong_values_are_refused(change: dict[str, float]) -> None:
+def test_a_global_batch_is_mixed_in_groups_of_the_authors_size() -> None:
+    """1,024 images have the draws of eight processes of 128, whose kinds and weights differ; smaller groups more."""
+    mix = batch_mix(BOTH, SIZE, 0, 0, 0, 0, 1024)
+    assert mix.sizes == (128,) * 8
+    assert len({plan.weight for plan in mix.plans}) == 8
+    assert {plan.kind for plan in mix.plans} == {"mixup", "cutmix"}
+    steps = [batch_mix(BOTH, SIZE, 0, 0, step, 0, 1024).plans for step in range(40)]
+    cut = [sum(plan.kind == "cutmix" for plan in plans) for plans in steps]
+    assert 3 < np.mean(cut) < 5
+    assert len(set(cut)) > 3, "with one draw for all it is 0 or 8"
+    assert batch_mix(Mixing(mixup_alpha=1.0, group=2), SIZE, 0, 0, 0, 0, 5).sizes == (2, 2, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cut=st.integers(0, 30).map(lambda pair: 2 * pair), chosen=st.sets(st.integers(0, 29)), step=st.integers(0, 99))
+def test_whatever_is_mixed_of_a_group_is_the_same_however_the_batch_is_cut(
+    cut: int, chosen: set[int], step: int
+) -> None:
+    """Pixels, targets, rankings and hidden area of 60 images in groups of 16, cut at any pair or taken apart."""
+    config = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.7, group=16)
+    grid, rng = Grid(2, 4), np.random.default_rng(0)
+    images, labels = torch.rand(60, 3, 4, 8), torch.arange(60) % 5
+    rankings = np.stack([rng.permutation(8) for _ in range(60)])
+    hidden = rng.random((60, 8))
+    whole = batch_mix(config, (4, 8), 0, 0, step, 0, 60)
+
+    def mixed(rows: np.ndarray, mix: BatchMix) -> list[torch.Tensor]:
+        at = torch.from_numpy(rows)
+        arrays = mix_rankings(rankings[rows], grid, mix), mix_hidden(hidden[rows], grid, mix)
+        return [mix_images(images[at], mix), mix_targets(labels[at], 5, 0.1, mix), *map(torch.from_numpy, arrays)]
+
+    expected = mixed(np.arange(60), whole)
+    for start, stop in ((0, cut), (cut, 60)):
+        if start < stop:
+            part = mixed(np.arange(start, stop), batch_mix(config, (4, 8), 0, 0, step, start, stop))
+            assert all(torch.equal(ours, theirs[start:stop]) for ours, theirs in zip(part, expected, strict=True))
+    pairs = np.array(sorted(chosen), dtype=np.int64)
+    for rows in (np.sort(np.concatenate([2 * pairs, 2 * pairs + 1])), np.flatnonzero(~whole.mixed)):
+        part = mixed(rows, whole.of(rows))
+        assert all(
+            torch.equal(ours, theirs[torch.from_numpy(rows)]) for ours, theirs in zip(part, expected, strict=True)
+        )
+    for rows, plan in whole.groups():
+        alone = mix_images(images[rows], plan)
+        assert torch.equal(alone, expected[0][rows])
+
+
+@pytest.mark.parametrize(
+    "change", [{"mixup_alpha": -1.0}, {"prob": 1.1}, {"switch_prob": -0.1}, {"group": 3}, {"group": 0}], ids=str
+)
+def test_wrong_values_are_refused(change: dict[str, Any]) -> None:
     """Values out of range are refused when the configuration is made."""
-    with pytest.raises(InputError, match=r"at least 0|between 0 and 1"):
+    with pytest.raises(InputError, match=r"at least 0|between 0 and 1|an even number of images"):
         Mixing(**change)

@@ -77,17 +77,88 @@ def test_parts_make_up_the_global_batch(samples: int, size: int, world: int, mic
         assert all(len(set(part.weights)) == 1 for part in parts)
 
 
-@given(samples=st.integers(1, 99), world=st.integers(1, 4), micro=st.integers(1, 3))
-def test_pairs_are_never_cut(samples: int, world: int, micro: int) -> None:
+@given(samples=st.integers(1, 99), world=st.integers(1, 4), micro=st.integers(1, 3), repeats=st.sampled_from([0, 3]))
+def test_pairs_are_never_cut(samples: int, world: int, micro: int, repeats: int) -> None:
     """With an even micro-batch, images 2i and 2i+1 of the global batch always reach the same rank and micro-batch."""
     order = np.arange(samples)
-    batching = Batching(4 * world * micro, world, micro)
+    batching = Batching(4 * world * micro, world, micro, repeats)
     for step in range(batching.num_steps(samples)):
-        start = step * batching.global_batch
+        whole = len(batching.batch(order, step))
+        assert whole % 2 == 0 or step == batching.num_steps(samples) - 1
         for rank in range(world):
             for part in batching.parts(order, step, rank):
-                assert (part.ids[0] - start) % 2 == 0
-                assert len(part.ids) % 2 == 0 or part.ids[-1] == samples - 1
+                assert part.start % 2 == 0
+                assert len(part.ids) % 2 == 0 or part.start + len(part.ids) == whole
+
+
+@given(samples=st.integers(1, 200), batch=st.integers(1, 40))
+def test_no_step_is_made_on_a_handful(samples: int, batch: int) -> None:
+    """Every image once; all steps but the last two are full, and none is under half a batch, or it is the only one."""
+    order, batching = np.arange(samples), Batching(batch)
+    sizes = [len(batching.batch(order, step)) for step in range(batching.num_steps(samples))]
+    shown = np.concatenate([batching.batch(order, step) for step in range(len(sizes))])
+    assert shown.tolist() == order.tolist()
+    assert all(size == batch for size in sizes[:-2])
+    assert len(sizes) == 1 or all(batch / 2 <= size <= batch for size in sizes)
+    assert batching.num_shown(samples) == samples
+
+
+@given(samples=st.integers(1, 200), batch=st.integers(1, 40))
+def test_dropping_the_last_batch_leaves_full_ones(samples: int, batch: int) -> None:
+    """Every step is full, fewer images than a batch are left out, and where none would be left it is refused."""
+    order, batching = np.arange(samples), Batching(batch, drop_last=True)
+    if samples < batch:
+        with pytest.raises(
+            InputError, match=rf"an epoch of {samples} images is no full global batch of {batch}, .*drop"
+        ):
+            batching.num_steps(samples)
+        return
+    shown = [batching.batch(order, step) for step in range(batching.num_steps(samples))]
+    assert all(len(ids) == batch for ids in shown)
+    assert np.concatenate(shown).tolist() == order[: samples // batch * batch].tolist()
+    assert batching.num_shown(samples) == samples // batch * batch
+
+
+repeated = st.integers(2, 4).flatmap(
+    lambda repeats: st.tuples(st.just(repeats), st.integers(repeats, 8), st.integers(1, 3), st.integers(1, 6))
+)
+
+
+@settings(max_examples=60)
+@given(made=repeated, samples=st.integers(1, 900), seed=st.integers(0, 99))
+def test_repeated_views_meet_neither_on_a_rank_nor_in_a_pair(
+    made: tuple[int, int, int, int], samples: int, seed: int
+) -> None:
+    """The first images of the order, each in every view; in full batches views are apart in ranks and in pairs.
+
+    An epoch ends at a multiple of 256 views, as DeiT's sampler does. Ranks are at least as many as views.
+    """
+    repeats, world, micro, half = made
+    order = epoch_order(np.array([samples], np.int64), seed, 0)
+    batching = Batching(2 * half * world * micro, world, micro, repeats)
+    views: dict[int, list[int]] = {}
+    for step in range(batching.num_steps(samples)):
+        parts = [(rank, part) for rank in range(world) for part in batching.parts(order, step, rank)]
+        rank_of: dict[int, list[int]] = {}
+        for rank, part in ((rank, part) for rank, part in parts if part.weights.any()):
+            for image, view in zip(part.ids.tolist(), part.views.tolist(), strict=True):
+                views.setdefault(image, []).append(view)
+                rank_of.setdefault(image, []).append(rank)
+            if len(batching.batch(order, step)) == batching.global_batch >= 2 * repeats:
+                pairs = part.ids[: len(part.ids) // 2 * 2].reshape(-1, 2)
+                assert (pairs[:, 0] != pairs[:, 1]).all()
+        if len(batching.batch(order, step)) == batching.global_batch:
+            assert all(len(set(ranks)) == len(ranks) for ranks in rank_of.values())
+    assert sum(map(len, views.values())) == (samples if samples < 256 else samples // 256 * 256)
+    assert set(views) == set(order[: batching.num_shown(samples)].tolist())
+    assert all(sorted(views[image]) == list(range(repeats)) for image in order[: len(views) - 1].tolist())
+
+
+def test_repeats_of_imagenet_are_those_of_deit() -> None:
+    """1,281,167 images in batches of 1,024, three views each, the last dropped: 1,251 steps of 427,008 images."""
+    batching = Batching(1024, 8, aug_repeats=3, drop_last=True)
+    assert (batching.num_steps(1_281_167), batching.num_shown(1_281_167)) == (1251, 427_008)
+    assert batching.num_steps(1_281_167) == (1_281_167 // 256 * 256 // 8) // 128, "floor per process, as theirs"
 
 
 def test_bad_cuts_are_refused() -> None:

@@ -43,6 +43,7 @@ def test_the_deit_recipe_holds_the_papers_numbers() -> None:
     regularisation = (config.mixup, config.cutmix, config.reprob, config.smoothing, config.drop_path)
     assert regularisation == (0.8, 1.0, 0.25, 0.1, 0.1)
     assert (config.model_ema, config.model_ema_decay, config.batch_size * 4) == (True, 0.99996, 1024)
+    assert (config.aug_repeats, config.drop_last, config.mix_group, config.crop_pct) == (3, True, 128, 0.875)
 
 
 def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
@@ -66,6 +67,7 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "recipe", "message"),
     [
+        ({"mix_group": 3}, None, r"--mix-group: .*multiple of 2"),
         ({"learning_rate": 1}, None, r"unknown setting among the flags: 'learning_rate'"),
         ({"weigth_decay": 1}, None, r"did you mean 'weight_decay'\?"),
         ({}, "diet", r"there is no recipe 'diet'; there are deit, smoke. \(did you mean 'deit'\?\)"),

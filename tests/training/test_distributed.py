@@ -26,12 +26,12 @@ def rows(out: str, kind: str) -> list[dict[str, Any]]:
 def test_two_ranks_train_and_measure_as_one_process_does_and_hand_over_to_one(
     make_run: Callable[..., TrainConfig], train_process: Callable[..., Any]
 ) -> None:
-    """Equal global batches, mixed, the last one short: losses within 1e-5, every validation image counted once.
+    """Equal global batches, three views an image, mixed in groups: losses within 1e-5, every validation image once.
 
     SIGTERM to one rank in the second epoch: both agree to stop and one saves; a single process then goes on with the
     same global batches to the same end.
     """
-    options = {"mixup": 0.8, "clip_grad": 1.0}
+    options = {"mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "aug_repeats": 3, "clip_grad": 1.0}
     alone = make_run("alone", batch_size=8, **options)
     train(alone)
     shared = make_run("shared", batch_size=2, grad_accum_steps=2, **options)

@@ -41,6 +41,8 @@ EVERYTHING = {
     "layer_decay": 0.8,
     "grad_accum_steps": 2,
     "batch_size": 4,
+    "mix_group": 2,
+    "aug_repeats": 2,
     "sched_on_updates": True,
 }
 """All that could carry a state from step to step."""
@@ -114,7 +116,7 @@ def test_a_run_leaves_weights_that_timm_loads_and_every_record(make_run: MakeRun
     assert accuracy == pytest.approx(written["evaluation"]["model"]["ticket"]["top1"])
 
 
-def test_every_image_counts_once_an_epoch_the_last_short_batch_too(make_run: MakeRun) -> None:
+def test_every_image_counts_once_an_epoch_the_short_batches_too(make_run: MakeRun) -> None:
     """21 images in batches of 8: three steps, 21 images and 21 · 9 tokens (8 patches and the class token)."""
     config = make_run(epochs=1, warmup_epochs=0, val=None, val_tickets=None)
     result = train(config)
@@ -125,8 +127,31 @@ def test_every_image_counts_once_an_epoch_the_last_short_batch_too(make_run: Mak
     assert len(lines(config.out, "train")) == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "images", "steps", "seen"),
+    [
+        ({"aug_repeats": 3}, 7, 3, 21),
+        ({"drop_last": True}, 16, 2, 16),
+        ({"aug_repeats": 2, "drop_last": True}, 8, 2, 16),
+    ],
+    ids=str,
+)
+def test_an_epoch_with_repeats_or_without_its_last_batch_is_counted_as_it_is(
+    make_run: MakeRun, options: dict[str, Any], images: int, steps: int, seen: int
+) -> None:
+    """Plan, steps, images of the result and throughput agree on what an epoch of 21 images in batches of 8 shows."""
+    config = make_run(epochs=1, warmup_epochs=0, val=None, val_tickets=None, **options)
+    facts, result = planned(config), train(config)
+    views = options.get("aug_repeats", 1)
+    assert facts["an epoch shows"] == f"{images} images in {views} view{'s' * (views > 1)}"
+    assert facts["steps"] == f"1 epochs of {steps} steps of 8 images"
+    assert (result.steps, result.data["images"], result.data["epoch_images"]) == (steps, 21, images)
+    seconds = result.throughput["data_seconds"] + result.throughput["compute_seconds"]
+    assert result.throughput["images_per_second"] * seconds == pytest.approx(seen)
+
+
 def test_cutting_a_step_into_micro_batches_changes_rounding_only(make_run: MakeRun) -> None:
-    """Accumulation weighs by images: 8 at once, twice 4, four times 2: one loss curve to 1e-5, short batch too."""
+    """Accumulation weighs by images: 8 at once, twice 4, four times 2: one loss curve to 1e-5, short batches too."""
     losses = []
     for accumulate in (1, 2, 4):
         config = make_run(f"run{accumulate}", batch_size=8 // accumulate, grad_accum_steps=accumulate, mixup=0.8)
@@ -383,12 +408,13 @@ def test_starting_from_weights_is_not_resuming(make_run: MakeRun) -> None:
     ("overrides", "error", "message"),
     [
         ({"img_size": 48}, MismatchError, r"grid: the file has 4x4 patches, the model 6x6"),
+        ({"drop_last": True, "batch_size": 32}, InputError, r"an epoch of 21 images is no full global batch of 32"),
         ({"num_classes": 3}, InputError, r"labels up to 3; a head of 3 classes has no place"),
         ({"opt": "adamww"}, InputError, r"timm has no optimizer 'adamww' \(did you mean 'adamw'\?\)"),
         ({"model": "swin_tiny_patch4_window7_224", "model_kwargs": {}}, InputError, r"What can: "),
         ({"device": "cuda:99"}, InputError, r"GPU"),
     ],
-    ids=["grid", "classes", "optimizer", "model", "device"],
+    ids=["grid", "no step", "classes", "optimizer", "model", "device"],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(
     make_run: MakeRun, overrides: dict[str, Any], error: type[Exception], message: str
@@ -406,6 +432,7 @@ def test_a_plan_shows_what_would_run_and_writes_nothing(make_run: MakeRun) -> No
     facts = planned(config)
     assert facts["tokens"] == "8 of 16 patches"
     assert facts["steps"] == "2 epochs of 3 steps of 8 images"
+    assert facts["an epoch shows"] == "21 images in 1 view"
     assert not Path(config.out).exists()
     assert "lr = 0.001" in to_toml(config)
 
