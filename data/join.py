@@ -116,17 +116,27 @@ class Join:
 
 
 def check_compatible(
-    header: TicketHeader, *, grid: Grid, k: int | None = None, moved: bool = True, dataset: str = "", split: str = ""
+    header: TicketHeader,
+    *,
+    grid: Grid,
+    k: int | None = None,
+    moved: bool = True,
+    dataset: str = "",
+    split: str = "",
+    patch_size: int = 0,
 ) -> None:
     """Refuse tickets that cannot serve, before any image is read; all reasons at once, both sides shown.
 
     `grid`: the model's; `k`: most patches asked for; `moved`: whether tickets will be projected to other views;
-    `dataset` and `split`: what the images are called, compared where both sides say. Raises MismatchError.
+    `dataset` and `split`: what the images are called, compared where both sides say; `patch_size`: the model's, in
+    pixels, to say which image size would fit. Raises MismatchError.
     """
     theirs = header.dataset
     wrong = []
     if header.grid != grid:
-        wrong.append(f"grid: the file has {header.grid} patches, the model {grid}")
+        square = header.grid.rows == header.grid.cols
+        fits = f" (--img-size {header.grid.rows * patch_size} would fit)" if patch_size and square else ""
+        wrong.append(f"grid: the file has {header.grid} patches, the model {grid}{fits}")
     if k is not None and not header.serves(k):
         held = f"a set of {header.k} without order" if header.form == "mask" else f"the {header.ranked} best patches"
         wrong.append(f"keep: the file holds {held} (keep {header.keep}), asked for {k}")

@@ -136,10 +136,12 @@ def show_result(result: Mapping[str, Any], out: str) -> None:
         f"arm {result['arm']}{mode}: {result['k']} of {result['num_patches']} patches, {result['epochs']} epochs,"
         f" {speed['images_per_second']:.0f} images/s, {speed['tokens_per_second']:.0f} tokens/s"
     )
+    if result["tickets_are"]:
+        console.note(f"trained on tickets of: {result['tickets_are']}")
     console.note(f"weights, log and result are in {out}")
 
 
-def show_evaluation(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+def show_evaluation(evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Print a table of accuracies, a row for each set of weights and kind of tokens."""
     rows = [
         (weights, kind, int(line["tokens"]), round(line["top1"], 2), round(line["top5"], 2), round(line["loss"], 4))
@@ -148,4 +150,7 @@ def show_evaluation(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]])
     ]
     if rows:
         columns = ("weights", "evaluated on", "patches", "top-1 %", "top-5 %", "loss")
-        console.table("validation", columns, rows)
+        whose = {
+            line["tickets_are"] for table in evaluation.values() for line in table.values() if "tickets_are" in line
+        }
+        console.table("; ticket: ".join(["validation", *sorted(whose)]), columns, rows)

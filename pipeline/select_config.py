@@ -6,16 +6,22 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dlth.training.settings import WHICH_BLOCKS, Integers, Keep, Pairs, Settings, refuse_own_flags, setting
+from dlth.training.settings import WHICH_BLOCKS, Integers, Keep, Pairs, Settings, Triple, refuse_own_flags, setting
 
 OWN_FLAGS = {"name": "--model", "num_classes": "--num-classes", "img_size": "--img-size", "pretrained": "--pretrained"}
+DEFAULT_MODEL = "deit_small"
+FROM_FILE = " What the checkpoint records if absent, otherwise the model's own."
 WHAT, BUDGET, WEIGHTS, RUN = "What is selected", "How many patches", "The selector's weights", "How it runs"
 
 
 class SelectConfig(Settings):
     """Settings of `dlth select`; field names are the flags' names."""
 
-    model: str = setting("deit_small", WHAT, "Selector: a friendly name (deit_small) or any timm ViT.")
+    model: str | None = setting(
+        None,
+        WHAT,
+        f"Selector: a friendly name or any timm ViT; what --checkpoint records if absent, otherwise {DEFAULT_MODEL}.",
+    )
     data: str = setting(
         ..., WHAT, "Shards: brace range, folder, glob, _info.json or index; local or remote.", path=True
     )
@@ -25,8 +31,10 @@ class SelectConfig(Settings):
     view: Literal["whole", "center"] = setting(
         "whole", WHAT, "What the selector sees: the whole image (training), or the evaluation crop (validation)."
     )
-    img_size: int | None = setting(None, WHAT, "Side of the view in pixels; the model's own if absent.", gt=0)
-    crop_pct: float | None = setting(None, WHAT, "Share of the centre view; the model's own if absent.", gt=0, le=1)
+    img_size: int | None = setting(None, WHAT, "Side of the view in pixels." + FROM_FILE, gt=0)
+    crop_pct: float | None = setting(None, WHAT, "Share of the centre view." + FROM_FILE, gt=0, le=1)
+    mean: Triple | None = setting(None, WHAT, "Channel means of the input." + FROM_FILE)
+    std: Triple | None = setting(None, WHAT, "Channel deviations of the input." + FROM_FILE)
     bad_images: Literal["error", "skip"] = setting(
         "error", WHAT, "A corrupt image stops the run, or is skipped, counted and remembered in the file."
     )
@@ -40,12 +48,12 @@ class SelectConfig(Settings):
 
     pretrained: bool = setting(False, WEIGHTS, "Weights from timm's hub.")
     checkpoint: str | None = setting(
-        None, WEIGHTS, "Weights from a file: safetensors or .pth of timm, DeiT, EViT.", path=True
+        None, WEIGHTS, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path=True
     )
     random_weights: bool = setting(False, WEIGHTS, "Seeded random weights: tickets without meaning, for trials.")
-    num_classes: int | None = setting(None, WEIGHTS, "Size of the head; read from the checkpoint if absent.", gt=0)
+    num_classes: int | None = setting(None, WEIGHTS, "Size of the head; the checkpoint's if absent.", gt=0)
     model_kwargs: Pairs = setting({}, WEIGHTS, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
-    use_ema: bool = setting(False, WEIGHTS, "Take the checkpoint's averaged weights.")
+    use_ema: bool = setting(False, WEIGHTS, "Take the averaged weights of the run or of the checkpoint.")
     seed: int = setting(0, WEIGHTS, "Seed of random weights.", ge=0)
 
     batch_size: int = setting(128, RUN, "Images of one forward; halved when the device's memory is too small.", gt=0)

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
-from timm.data import resolve_model_data_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.data.decode import BadImageError
 from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline.ranker import Ranked, Ranker, rank_batches
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.select_config import DEFAULT_MODEL, SelectConfig
 from dlth.pipeline.shard_reader import ShardBatch, read_shards
 from dlth.tickets import (
     DatasetInfo,
@@ -34,13 +34,14 @@ from dlth.tickets import (
     TicketHeader,
     TicketStore,
     TicketWriter,
-    ViewSpec,
 )
 from dlth.training import Selector
 from dlth.training.distributed import pick_device
+from dlth.training.evalset import Frame
 from dlth.training.models import build, default_blocks, patch_size_of, resolve
 from dlth.training.outcome import versions
-from dlth.training.weights import checkpoint_classes, load_weights, weights_digest
+from dlth.training.weights import weights_digest
+from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 
 Progress = Callable[[int], None]
 
@@ -114,16 +115,19 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
         DlthError: shards, model, weights or budget cannot serve; the message says which and what can.
     """
     device = pick_device(config.device)
+    weights = WeightsFile.find(config.checkpoint, config.use_ema) if config.checkpoint else None
+    said = _said(config, weights, say)
+    model_name = resolve(said["model"])
+    if model_name != said["model"]:
+        say(f"{said['model']} is timm's {model_name}")
     index = open_index(config.data, split=config.split or None)
-    model_name = resolve(config.model)
-    vit, source = _load_selector(config)
+    vit, source = _load_selector(config, said, weights)
     blocks = config.blocks or default_blocks(vit)
     given = (config.keep, config.stage_keep, config.tokens)
     keep = "0.7" if given == (None, None, None) else config.keep
     selector = Selector(vit, config.stage_keep, blocks, config.fuse_tokens, keep=keep, tokens=config.tokens)
-    if model_name != config.model:
-        say(f"{config.model} is timm's {model_name}")
-    header = _header(config, selector, index, model_name, source)
+    frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
+    header = _header(config, selector, frame, index, model_name, source)
     height, width = header.view.height, header.view.width
     sample = torch.zeros(1, 3, height, width)
     plan = SelectPlan(
@@ -231,47 +235,48 @@ def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> Shard
     return ShardTickets(keys, hashes, patches, gap, skipped)
 
 
-def _load_selector(config: SelectConfig) -> tuple[torch.nn.Module, str]:
-    num_classes = config.num_classes
-    if config.checkpoint and num_classes is None:
-        num_classes = checkpoint_classes(config.checkpoint)
+def _said(config: SelectConfig, weights: WeightsFile | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Model and images as the user gave them, else as the weights record them; a contradiction is told."""
+    said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}
+    if weights is not None:
+        said, against = weights.settle(said)
+        if against:
+            say(against)
+        if said["num_classes"] is None:
+            said["num_classes"] = weights.num_classes()
+    return said | {"model": said["model"] or DEFAULT_MODEL, "model_kwargs": said["model_kwargs"] or {}}
+
+
+def _load_selector(
+    config: SelectConfig, said: Mapping[str, Any], weights: WeightsFile | None
+) -> tuple[torch.nn.Module, str]:
+    """The model, and where its weights are from."""
     torch.manual_seed(config.seed)
     vit = build(
-        config.model,
-        num_classes=num_classes,
-        img_size=config.img_size,
+        said["model"],
+        num_classes=said["num_classes"],
+        img_size=said["img_size"],
         pretrained=config.pretrained,
-        **config.model_kwargs,
+        **said["model_kwargs"],
     )
-    if config.checkpoint:
-        return vit, load_weights(vit, config.checkpoint, use_ema=config.use_ema).source
+    if weights is not None:
+        return vit, weights.load(vit).source
     return vit, "timm hub" if config.pretrained else f"random weights, seed {config.seed}"
 
 
-def _header(config: SelectConfig, selector: Selector, index: ShardIndex, model_name: str, source: str) -> TicketHeader:
-    data = resolve_model_data_config(selector.vit)
-    patch = patch_size_of(selector.vit)
-    side_h, side_w = selector.grid.rows * patch, selector.grid.cols * patch
-    crop_pct = config.crop_pct if config.crop_pct is not None else data["crop_pct"]
+def _header(
+    config: SelectConfig, selector: Selector, frame: Frame, index: ShardIndex, model_name: str, source: str
+) -> TicketHeader:
     return TicketHeader(
         form="top" if config.top_only else "full",
         grid=selector.grid,
-        patch_size=patch,
+        patch_size=patch_size_of(selector.vit),
         k=selector.budget.k,
         keep=selector.budget.keep,
         stage_keep=selector.budget.stage_keep,
         stage_tokens=selector.budget.stage_tokens,
-        view=ViewSpec(
-            kind=config.view,
-            height=side_h,
-            width=side_w,
-            crop_pct=str(crop_pct),
-            interpolation=data["interpolation"],
-            antialias=True,
-        ),
-        preprocessing=Preprocessing(
-            mean=tuple(data["mean"]), std=tuple(data["std"]), decoder=f"torchvision {version('torchvision')}"
-        ),
+        view=replace(frame.eval_view, kind=config.view),
+        preprocessing=Preprocessing(mean=frame.mean, std=frame.std, decoder=f"torchvision {version('torchvision')}"),
         selector=SelectorInfo(
             model=model_name,
             weights_sha256=weights_digest(selector.vit),

@@ -30,6 +30,7 @@ WHAT, TOKENS, MODEL, OPTIM, SCHEDULE = "What is trained", "Tokens", "Model", "Op
 AUGMENT, SELECTOR, RUN, OUTPUT = "Augmentation", "Selector (online mode)", "How it runs", "Output and checkpoints"
 
 
+DEFAULT_MODEL = "deit_small"
 OWN_FLAGS = {
     "name": "--model",
     "num_classes": "--num-classes",
@@ -94,14 +95,18 @@ class TrainConfig(Settings):
     )
     frozen_views: int = setting(1, TOKENS, "Frozen mode: seeded views of each image, replayed in turn.", gt=0)
 
-    model: str = setting("deit_small", MODEL, "Student: a friendly name (deit_small) or any timm ViT.")
+    model: str | None = setting(
+        None,
+        MODEL,
+        f"Student: a friendly name or any timm ViT; what --init-from records if absent, otherwise {DEFAULT_MODEL}.",
+    )
     model_kwargs: Pairs = setting({}, MODEL, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
     num_classes: int | None = setting(None, MODEL, "Size of the head; the training shards' classes if absent.", gt=0)
     img_size: int | None = setting(None, MODEL, "Side of the training view in pixels; the model's own if absent.", gt=0)
     drop_path: float = setting(0.0, MODEL, "Stochastic depth rate of the last block.", ge=0, lt=1)
     pretrained: bool = setting(False, MODEL, "Start from timm's published weights.")
     init_from: str | None = setting(
-        None, MODEL, "Start from the weights in this file (safetensors, or .pth).", path=True
+        None, MODEL, "Start from these weights: a run's folder, safetensors, or .pth.", path=True
     )
     mean: Triple | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
     std: Triple | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
@@ -161,14 +166,24 @@ class TrainConfig(Settings):
     hflip: float = setting(0.5, AUGMENT, "Share of images that are mirrored.", ge=0, le=1)
     train_interpolation: Literal["bilinear", "bicubic"] = setting("bicubic", AUGMENT, "Resampling of training crops.")
     crop_pct: float | None = setting(
-        None, AUGMENT, "Share of the evaluation crop; the model's own if absent.", gt=0, le=1
+        None,
+        AUGMENT,
+        "Share of the evaluation crop; that of --val-tickets if absent, or of --init-from, or the model's own.",
+        gt=0,
+        le=1,
     )
     shuffle_window: int = setting(
         16_384, AUGMENT, "Images among which the order is shuffled; shards are shuffled too.", gt=0
     )
 
-    selector: str | None = setting(None, SELECTOR, "Selector of the online mode; may differ from the student.")
-    selector_checkpoint: str | None = setting(None, SELECTOR, "Weights of the selector.", free=True, path=True)
+    selector: str | None = setting(
+        None,
+        SELECTOR,
+        "Selector of the online mode, which may differ from the student; what its weights record if absent.",
+    )
+    selector_checkpoint: str | None = setting(
+        None, SELECTOR, "Weights of the selector: a run's folder, safetensors, or .pth.", free=True, path=True
+    )
     selector_pretrained: bool = setting(False, SELECTOR, "Take timm's published weights for the selector.")
     selector_kwargs: Pairs = setting({}, SELECTOR, "Further arguments of the selector's timm model.")
     selector_blocks: Integers | None = setting(None, SELECTOR, WHICH_BLOCKS)
@@ -196,11 +211,21 @@ class TrainConfig(Settings):
     log_interval: int = setting(50, OUTPUT, "Steps between log lines.", gt=0, free=True)
     log_tensorboard: bool = setting(False, OUTPUT, "Write TensorBoard events as well.", free=True)
 
+    @property
+    def users_crop_pct(self) -> float | None:
+        """The share of the evaluation crop if the user gave one: a recipe's own gives way to what files say."""
+        return None if self.crop_pct == RECIPES.get(self.recipe, {}).get("crop_pct") else self.crop_pct
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         refuse_own_flags(self.model_kwargs, "--model-kwargs", OWN_FLAGS)
         refuse_own_flags(self.selector_kwargs, "--selector-kwargs", SELECTORS_OWN_FLAGS)
-        if self.mode == "online" and self.arm == "ticket" and self.selector is None:
+        if (
+            self.mode == "online"
+            and self.arm == "ticket"
+            and self.selector is None
+            and self.selector_checkpoint is None
+        ):
             raise ValueError("mode online selects in the loop: name the selector (--selector, --selector-checkpoint)")
         if self.mode != "online" and self.arm == "ticket" and self.tickets is None:
             raise ValueError("the ticket arm needs a ticket file (--tickets), or --mode online with a --selector")

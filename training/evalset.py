@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import timm.data
 import torch
@@ -14,6 +14,8 @@ from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible, join
 from dlth.data.patches import Arm
 from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
+from dlth.tickets.errors import shown
+from dlth.tickets.origin import describe
 from dlth.training.distributed import World
 from dlth.training.measure import EvalResult, measure
 from dlth.training.models import grid_of, patch_size_of
@@ -25,7 +27,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Frame:
-    """What the student looks at: its grid, its image size (height, width) in pixels, and how its pixels are made."""
+    """What a model looks at: its grid, its image size (height, width) in pixels, and how its images are made."""
 
     grid: Grid
     size: tuple[int, int]
@@ -38,16 +40,26 @@ class Frame:
     def of(
         cls,
         vit: torch.nn.Module,
-        mean: tuple[float, float, float] | None,
-        std: tuple[float, float, float] | None,
-        crop_pct: float | None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
     ) -> Frame:
-        """As the settings say, otherwise as timm's configuration of the model does."""
+        """As was said, otherwise as timm's configuration of the model has it."""
         own, grid, patch = timm.data.resolve_model_data_config(vit), grid_of(vit), patch_size_of(vit)
-        size = grid.rows * patch, grid.cols * patch
         return cls(
-            grid, size, mean or own["mean"], std or own["std"], own["interpolation"], crop_pct or own["crop_pct"]
+            grid,
+            (grid.rows * patch, grid.cols * patch),
+            tuple(mean or own["mean"]),
+            tuple(std or own["std"]),
+            interpolation or own["interpolation"],
+            crop_pct or own["crop_pct"],
         )
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.size[0] // self.grid.rows
 
     @property
     def eval_view(self) -> ViewSpec:
@@ -75,9 +87,17 @@ class EvalSet:
         return ("dense", "ticket", "random") if self.join is not None or has_selector else ("dense", "random")
 
     def evaluate(
-        self, student: TicketViT, world: World, pixels: Pixels, precision: Precision, rank: Rank | None = None
+        self,
+        student: TicketViT,
+        world: World,
+        pixels: Pixels,
+        precision: Precision,
+        rank: Rank | None = None,
+        ranked_by: str = "",
     ) -> EvalResult:
-        """Measure a student on the whole set; `rank` is a selector that stands in where there is no ticket file."""
+        """Measure a student on the whole set; `rank` is a selector that stands in where there is no ticket file, and
+        `ranked_by` says which.
+        """
         loader = EvalLoader(
             self.index,
             view=self.frame.eval_view,
@@ -98,7 +118,15 @@ class EvalSet:
         every = self.frame.grid.num_patches
         keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
         tokens: dict[str, int] = {kind: every if kind == "dense" else self.k or every for kind in kinds}
-        return EvalResult(keys, self.index.label, results, tokens)
+        return EvalResult(keys, self.index.label, results, tokens, self.about_tickets() or {"tickets_are": ranked_by})
+
+    def about_tickets(self) -> dict[str, str]:
+        """What the ticket file's tickets are, the view they were made in and the one they are measured in, in words."""
+        if self.join is None:
+            return {}
+        header = self.join.store.header
+        views = {"view": described(self.frame.eval_view), "tickets_view": described(header.view)}
+        return {"tickets_are": describe(header)} | views
 
     def _best(self, rank: Rank | None) -> Rank | None:
         return None if rank is None else lambda images: rank(images)[:, : self.k]
@@ -115,6 +143,47 @@ def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> in
     if keep is not None:
         return num_kept(keep, grid.num_patches)
     return next((store.header.k for store in stores if store is not None), None)
+
+
+def tickets_crop(store: TicketStore | None, images: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """Crop share and interpolation of validation tickets that were made on a centre crop; nothing for others.
+
+    An evaluation that sees more than the tickets' selector saw hardly ever keeps the patches at its border.
+
+    Args:
+        store: the validation tickets
+        images: the crop share and interpolation that would hold without them (None: the model's own)
+        note: told when the tickets change them
+    """
+    if store is None or store.header.view.kind != "center":
+        return {}
+    view = store.header.view
+    crop = {"crop_pct": float(view.crop_pct), "interpolation": view.interpolation}
+    changed = [f"{name} {images[name]}" for name in crop if images[name] not in (None, crop[name])]
+    if changed:
+        note(f"validation images are seen as their tickets were made, {described(view)}, not with {', '.join(changed)}")
+    return crop
+
+
+def described(view: ViewSpec) -> str:
+    """A view in words: ``center 224x224, crop 0.9, bicubic``."""
+    crop = f", crop {float(view.crop_pct):g}" if view.kind == "center" else ""
+    return f"{view.kind} {view.height}x{view.width}{crop}, {shown(view.interpolation, 20)}"
+
+
+def moved_text(tickets: ViewSpec, seen: ViewSpec) -> str:
+    """What a person should know where validation images are not seen as their tickets were made; empty where they are.
+
+    Args:
+        tickets: the view of the ticket file
+        seen: the view of the evaluation
+    """
+    if tickets == seen:
+        return ""
+    border = ""
+    if tickets.kind == "center" and float(tickets.crop_pct) < float(seen.crop_pct):
+        border = "; the selector never saw what lies at the border, so patches there are hardly ever kept"
+    return f"tickets made on {described(tickets)} are moved to the evaluation's {described(seen)}{border}"
 
 
 def join_val(
@@ -135,7 +204,9 @@ def join_val(
     if store is None:
         return None
     moved = store.header.view != frame.eval_view
-    check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split or "")
+    check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split or "", patch_size=frame.patch_size)
     found = join(index, store, missing)
     note(f"validation: {found.coverage}")
+    if moved and (text := moved_text(store.header.view, frame.eval_view)):
+        note(f"validation: {text}")
     return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from dlth.data.index import open_index
 from dlth.data.ticket_cache import local_tickets
@@ -16,17 +14,13 @@ from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.training.distributed import World, joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
-from dlth.training.evalset import EvalSet, Frame, Note, join_val, tokens_kept
+from dlth.training.evalset import EvalSet, Frame, Note, join_val, tickets_crop, tokens_kept
 from dlth.training.inputs import check_labels
-from dlth.training.layers import checked
 from dlth.training.measure import EvalResult
 from dlth.training.models import build
 from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
-from dlth.training.weights import checkpoint_classes, load_weights
-
-SAID_BY_FILE = ("model", "model_kwargs", "num_classes", "img_size", "mean", "std", "crop_pct", "seed")
-"""What a weights file of dlth says of itself, and a setting may say otherwise."""
+from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 
 
 def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
@@ -38,7 +32,7 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
         DlthError: weights, model, images and tickets do not fit together
     """
     with joined(config.device) as world:
-        weights = weights_file(Path(config.checkpoint), config.use_ema)
+        weights = WeightsFile.find(config.checkpoint, config.use_ema)
         note = note if world.leads else lambda text: None
         result = _evaluate(config, weights, world, note)
         if text := result.left_out_text():
@@ -48,66 +42,49 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
         return result
 
 
-def weights_file(path: Path, use_ema: bool) -> Path:
-    """The weights that a path means: the file itself, or those of a run's folder."""
-    if not path.is_dir():
-        return path
-    return path / ("model_ema.safetensors" if use_ema else "model.safetensors")
-
-
-def note_of(path: Path) -> dict[str, Any]:
-    """What a weights file written by dlth says of itself (model, grid, budget, digests); empty for other files."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get("dlth", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{shown(path)} is no whole safetensors file of dlth: {error}") from error
-    return note if isinstance(note, dict) else {}
-
-
-def _evaluate(config: EvalConfig, weights: Path, world: World, tell: Note) -> EvalResult:
-    note = note_of(weights)
-    said = {name: note[name] for name in SAID_BY_FILE if note.get(name) is not None}
-    config = checked(EvalConfig, said | config.model_dump(exclude_none=True))
+def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note) -> EvalResult:
+    said, against = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)})
+    if against:
+        tell(against)
     index = open_index(config.val, split=config.val_split)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
-    vit = _load(config, weights, written_by_dlth=bool(note))
+    vit = _load(weights, said)
     check_labels(int(getattr(vit, "num_classes", 0)), index)
-    frame = Frame.of(vit, config.mean, config.std, config.crop_pct)
-    k = _trained_k(note, frame.grid, weights) if config.keep is None else None
+    if config.crop_pct is None:
+        said |= tickets_crop(store, said, tell)
+    frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
+    k = _trained_k(weights, frame.grid) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
     found = join_val(index, store, frame, k, config.val_split, config.missing, tell)
-    seed = DEFAULT_SEED if config.seed is None else config.seed
+    seed = next(s for s in (config.seed, weights.note and weights.note.seed, DEFAULT_SEED) if s is not None)
     images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)
     precision = Precision.of(config.amp, config.amp_dtype, world.device)
     return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
 
 
-def _trained_k(note: Mapping[str, Any], grid: Grid, weights: Path) -> int | None:
+def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
     """Patches that the run of a weights file kept, on the grid of now; None if it says none, or kept all as dense.
 
     Raises:
         InputError: a number that the grid cannot have
     """
-    k = note.get("k")
-    if k is None or note.get("arm") == "dense":
+    note = weights.note
+    if note is None or note.k is None or note.arm == "dense":
         return None
-    if note.get("num_patches", grid.num_patches) != grid.num_patches:
-        return num_kept(str(note.get("keep")), grid.num_patches)
-    if type(k) is not int or not 1 <= k <= grid.num_patches:
+    if note.num_patches not in (None, grid.num_patches):
+        return num_kept(note.keep, grid.num_patches)
+    if note.k > grid.num_patches:
         raise InputError(
-            f"{shown(weights)} says that it was trained on {shown(k)} of {grid.num_patches} patches: give --keep"
+            f"{shown(weights.name)} says that it was trained on {note.k} of {grid.num_patches} patches: give --keep"
         )
-    return k
+    return note.k
 
 
-def _load(config: EvalConfig, weights: Path, written_by_dlth: bool) -> torch.nn.Module:
-    """The model that the settings name, with the file's weights."""
-    if config.model is None:
-        raise InputError(f"{shown(config.checkpoint)} does not say of which model it is: give --model")
-    classes = config.num_classes or checkpoint_classes(weights)
-    vit = build(config.model, num_classes=classes, img_size=config.img_size, **(config.model_kwargs or {}))
-    load_weights(vit, weights, use_ema=config.use_ema and not written_by_dlth)
+def _load(weights: WeightsFile, said: Mapping[str, Any]) -> torch.nn.Module:
+    """The model that settings and file name, with the file's weights."""
+    if said["model"] is None:
+        raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
+    classes = weights.num_classes() if said["num_classes"] is None else said["num_classes"]
+    vit = build(said["model"], num_classes=classes, img_size=said["img_size"], **(said["model_kwargs"] or {}))
+    weights.load(vit)
     return vit

@@ -19,12 +19,16 @@ from dlth.data.loader import TrainLoader
 from dlth.data.mixing import Mixing
 from dlth.data.order import Batching
 from dlth.data.ticket_cache import local_tickets
-from dlth.tickets import TicketStore
-from dlth.tickets.errors import InputError
+from dlth.tickets import TicketHeader, TicketStore
+from dlth.tickets.errors import InputError, shown
+from dlth.tickets.origin import describe
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import EvalSet, Frame, Note, join_val, tokens_kept
+from dlth.training.evalset import EvalSet, Frame, Note, described, join_val, moved_text, tokens_kept
 from dlth.training.schedule import tokens_at
+
+EVALUATION_SPLITS = ("val", "valid", "validation", "dev", "test")
+"""What splits are called that nobody trains on."""
 
 
 @dataclass
@@ -83,8 +87,13 @@ class Inputs:
 
     @property
     def identity(self) -> str:
-        """Identity of the training tickets, empty without them."""
-        return self.store.identity if self.store is not None else ""
+        """Identity of the training tickets; empty without them, and where a selector in the loop takes their place."""
+        return self.store.identity if self.store is not None and self.config.mode != "online" else ""
+
+    @property
+    def tickets_are(self) -> str:
+        """What the training tickets are, in words; empty where there is no identity."""
+        return describe(self.store.header) if self.store is not None and self.identity else ""
 
     @property
     def val_identity(self) -> str:
@@ -112,7 +121,11 @@ class Inputs:
         if self.store is not None and config.mode != "online":
             split = config.split or ""
             moved, grid = config.arm == "ticket", frame.grid
-            check_compatible(self.store.header, grid=grid, k=self.k, moved=moved, split=split)
+            check_compatible(
+                self.store.header, grid=grid, k=self.k, moved=moved, split=split, patch_size=frame.patch_size
+            )
+            if config.arm == "ticket" and (text := made_for_evaluation(self.store.header)):
+                note(f"training: {text}")
             self.join = join(self.index, self.store, config.missing)
             note(f"training: {self.join.coverage}")
         if self.val_index is not None:
@@ -218,14 +231,31 @@ class Inputs:
         }
 
     def coverage(self) -> dict[str, str]:
-        """How images and tickets met, as the join reports it, by set."""
+        """How images and tickets met, as the join reports it, by set; and where validation tickets were moved."""
         joins = {"data": self.join, "val": self.val.join if self.val is not None else None}
-        return {name: str(found.coverage) for name, found in joins.items() if found is not None}
+        texts = {name: str(found.coverage) for name, found in joins.items() if found is not None}
+        if self.val_store is not None and (moved := moved_text(self.val_store.header.view, self.frame.eval_view)):
+            texts["val"] += "\n" + moved
+        return texts
 
     def facts(self) -> dict[str, Any]:
         """Tickets as a person would read them."""
-        facts = {"tickets": self.identity, "validation tickets": self.val_identity}
+        facts = {"tickets": self.identity, "tickets are": self.tickets_are, "validation tickets": self.val_identity}
+        if self.val is not None:
+            about = self.val.about_tickets()
+            facts["validation tickets are"] = about.get("tickets_are", "")
+            facts["validation view"] = described(self.frame.eval_view)
         return {name: value for name, value in facts.items() if value}
+
+
+def made_for_evaluation(header: TicketHeader) -> str:
+    """What a person should know of tickets that train a model though they look made to evaluate one; else empty."""
+    signs = []
+    if header.view.kind == "center":
+        signs.append(f"on {described(header.view)}, outside of which nothing has a rank though training crops show it")
+    if header.dataset.split.lower() in EVALUATION_SPLITS:
+        signs.append(f"for the split {shown(header.dataset.split)!r}")
+    return f"these tickets were made {' and '.join(signs)}: they look like tickets for evaluation" if signs else ""
 
 
 def check_labels(num_classes: int, *indexes: ShardIndex | None) -> None:

@@ -90,7 +90,7 @@ class Training:
         self.parts: Parts = prepare(config, world, reporter)
         self.progress = Progress()
         self.log: RunLog | None = None
-        self.evaluation: dict[str, dict[str, dict[str, float]]] = {}
+        self.evaluation: dict[str, dict[str, dict[str, Any]]] = {}
         self.train_loss: float | None = None
 
     def run(self, stop: StopRequest) -> RunResult:
@@ -210,7 +210,7 @@ class Training:
             self.reporter.note(f"left out: {shown(key)}: {problem}")
         return int(self.world.sums([len(bad)])[0])
 
-    def _keep_best(self, table: Mapping[str, Mapping[str, float]]) -> None:
+    def _keep_best(self, table: Mapping[str, Mapping[str, Any]]) -> None:
         kind = self.parts.headline(table)
         best = {"epoch": self.progress.epoch, "tokens": kind, "top1": table[kind]["top1"]}
         if best["top1"] > self.progress.best.get("top1", -1.0):
@@ -290,11 +290,12 @@ class Training:
 
     def _open_log(self) -> None:
         if self.world.leads:
-            self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard)
+            about = {name: self.parts.about_tickets()[name] for name in ("tickets_are", "val_tickets_are")}
+            self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard, about)
             checkpoint.write_text(self.out / CONFIG, to_toml(self.config))
 
     def _note(self) -> dict[str, Any]:
-        return self.parts.identity() | {"epoch": self.progress.epoch, "step": self.progress.step}
+        return self.parts.identity().to_json() | {"epoch": self.progress.epoch, "step": self.progress.step}
 
     def _result(self, status: Literal["finished", "stopped"]) -> RunResult:
         at, parts = self.progress, self.parts

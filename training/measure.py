@@ -9,8 +9,9 @@ for a short last batch, and padding the last batch by repeats, which counts imag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +46,16 @@ class ImageResults:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One student on one set: results by kind of tokens, in the order of the set; `tokens` patches kept by kind."""
+    """One student on one set: results by kind of tokens, in the order of the set; `tokens` patches kept by kind.
+
+    `about_tickets` says in words what the tickets are (tickets_are), and in which view they were made and measured.
+    """
 
     keys: tuple[str, ...]
     labels: NDArray[np.int64]
     results: Mapping[str, ImageResults]
     tokens: Mapping[str, int]
+    about_tickets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -65,9 +70,12 @@ class EvalResult:
         named = ", ".join(shown(key, 60) for key in self.left_out[:10])
         return f"{len(self.left_out):,} of {len(self.keys):,} validation images were not measured: {named}"
 
-    def table(self) -> dict[str, dict[str, float]]:
-        """A row per kind of tokens: top1, top5 (percent), loss, images, tokens."""
-        return {kind: result.summary() | {"tokens": self.tokens[kind]} for kind, result in self.results.items()}
+    def table(self) -> dict[str, dict[str, Any]]:
+        """A row per kind of tokens: top1, top5 (percent), loss, images, tokens; that of tickets says what they are."""
+        return {
+            kind: result.summary() | {"tokens": self.tokens[kind]} | (self.about_tickets if kind == "ticket" else {})
+            for kind, result in self.results.items()
+        }
 
     def save(self, path: Path) -> None:
         """Write the per-image results: keys, labels, and {kind}_top1, {kind}_top5, {kind}_loss, {kind}_seen."""

@@ -7,9 +7,11 @@ Rejected: accepting anything with a `blocks` attribute.
 """
 
 import difflib
+import re
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
@@ -52,10 +54,32 @@ def resolve(name: str) -> str:
     if name in FRIENDLY:
         return FRIENDLY[name][0]
     if timm.is_model(name):
+        _check_tag(name)
         return name
+    if re.sub(r"[-_]", "", name.lower()).startswith("lvvit"):
+        raise InputError(f"LV-ViT ({shown(name)}) is not supported: timm has none. {WHAT_CAN}.")
     near = difflib.get_close_matches(name, [*FRIENDLY, *timm.list_models()], n=4)
     hint = f"did you mean {', '.join(near)}?" if near else f"friendly names: {', '.join(FRIENDLY)}."
     raise InputError(f"there is no model called {shown(name)!r}; {hint} timm.list_models() lists all others.")
+
+
+def _check_tag(name: str) -> None:
+    """Refuse a tag of weights that timm does not know for the model."""
+    model, dot, tag = name.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_models(f"{model}.*", include_tags=True)] if dot else []
+    if dot and tag not in known:
+        there = f"there are {', '.join(known)}" if known else "it has none"
+        raise InputError(f"timm knows no weights {shown(tag)!r} of {model}: {there}; {model} alone needs no tag")
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one architecture, whatever weights they name."""
+
+    def architecture(name: str) -> tuple[str, dict[str, int]]:
+        timm_name, changed = FRIENDLY.get(name, (name, {}))
+        return timm_name.partition(".")[0], changed
+
+    return architecture(one) == architecture(other)
 
 
 def build(
@@ -104,9 +128,24 @@ def build(
 def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(timm_name, **options)
-    except (TypeError, AssertionError, ValueError) as error:
+    except Exception as error:  # a model's code meets its arguments unchecked: whatever it raises, they do not fit
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise InputError(f"{timm_name} cannot be built with {shown(given)}: {shown(error)}") from error
+        text = f"{timm_name} cannot be built with {shown(given)}: {shown(error)}"
+        raise InputError(f"{text}. {why}" if (why := _why_not(timm_name)) else text) from error
+
+
+def _why_not(timm_name: str) -> str:
+    """Why a model could not serve with any arguments, so that nobody looks for the right ones; empty if it could."""
+    try:
+        with torch.device("meta"):  # no memory, no time
+            vit = timm.create_model(timm_name)
+    except Exception:  # then nothing is known of its family, and the arguments' own error has to do
+        return ""
+    try:
+        check_family(vit, "drop")
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def grid_of(vit: nn.Module) -> Grid:

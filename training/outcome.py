@@ -30,6 +30,9 @@ class RunResult:
     arm, mode: what was trained on; the mode is empty for the dense arm, and for the random one if it is "projected"
     k, keep, num_patches: patches kept at the end, as asked for, and in all
     tickets, val_tickets: identities of the ticket files, empty where there is none
+    tickets_are, val_tickets_are: what those tickets are in words (selector, control, what they were made from)
+    val_view, val_tickets_view: how validation images are seen, and how their tickets' selector saw them
+    selector: the online mode's: model, digest and source of its weights, blocks, rates; empty in other modes
     evaluation: weights ("model", "ema") -> kind of tokens -> top1, top5, loss, images, tokens
     best: epoch, metric and value of model_best.safetensors, empty without validation
     train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss
@@ -56,11 +59,16 @@ class RunResult:
     parameters: int
     peak_memory_bytes: int
     throughput: dict[str, float]
-    evaluation: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    evaluation: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     train_loss: float | None = None
     hidden_share: float | None = None
     whole_images: int = 0
+    tickets_are: str = ""
+    val_tickets_are: str = ""
+    val_view: str = ""
+    val_tickets_view: str = ""
+    selector: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     config_sha256: str = ""
     config: dict[str, Any] = field(default_factory=dict)

@@ -31,11 +31,14 @@ TENSORBOARD = "tensorboard"
 class RunLog:
     """The log of one run in `folder`; `after` is the step that a resumed run goes on from, 0 for a new one.
 
-    Raises InputError when TensorBoard is asked for and not installed.
+    `about` says whose tickets the run's numbers are of: columns of the summary, the title of the curves. Raises
+    InputError when TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, after: int = 0, tensorboard: bool = False) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, after: int = 0, tensorboard: bool = False, about: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder, self.about = folder, dict(about or {})
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULT).unlink(missing_ok=True)
         self._records = [record for record in _read_records(folder / METRICS) if _is_before(record, after)]
@@ -68,14 +71,14 @@ class RunLog:
 
     def write_summary(self) -> None:
         """Write summary.csv and curves.png anew from the epochs so far."""
-        rows = [{name: row[name] for name in row if name not in ("kind", "step")} for row in self.epochs]
+        rows = [{name: row[name] for name in row if name not in ("kind", "step")} | self.about for row in self.epochs]
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, fieldnames=names, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         write_text(self.folder / SUMMARY, text.getvalue())
-        draw_curves(rows, self.folder / CURVES)
+        draw_curves(rows, self.folder / CURVES, self.about)
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
@@ -92,8 +95,11 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, top-1 by kind of tokens, and learning rate over epochs; a column that is absent is left out."""
+def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]) -> None:
+    """Draw loss, top-1 by kind of tokens, and learning rate over epochs; a column that is absent is left out.
+
+    `about` stands above them: what is meant by a ticket.
+    """
     from matplotlib.figure import Figure  # half a second, and only the leading rank draws
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -110,6 +116,9 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if names:
             axes.legend(fontsize="small")
+    title = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in about.items() if text)
+    if title:
+        figure.suptitle(title, fontsize="small", parse_math=False)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=120)
     partial.rename(path)

@@ -11,27 +11,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import timm.data
 import torch
 from timm.utils import ModelEmaV3
 
 from dlth.tickets import Grid
-from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import derive
-from dlth.training.config import TrainConfig
+from dlth.training.config import DEFAULT_MODEL, TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import Frame
+from dlth.training.evalset import Frame, Note, described, tickets_crop
 from dlth.training.inputs import Inputs, open_inputs
 from dlth.training.measure import EvalResult
-from dlth.training.models import build, default_blocks, resolve
+from dlth.training.models import build, resolve
+from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
 from dlth.training.outcome import LOOSE, STRICT, versions
 from dlth.training.reporter import Reporter
-from dlth.training.selector import Selector
 from dlth.training.settings import is_free
 from dlth.training.step import Pixels, Precision, Rank, Stepper
 from dlth.training.ticket_vit import TicketViT
-from dlth.training.weights import checkpoint_classes, load_weights, weights_digest
+from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile, WeightsNote
 
 HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
 """Kinds of tokens by which an arm's best epoch is chosen, the first that was measured; the paper's choice."""
@@ -50,7 +48,7 @@ class Parts:
     set_rate: SetRate
     stepper: Stepper
     pixels: Pixels
-    selector: Selector | None
+    online: OnlineSelector | None
     rank: Rank | None
     parameters: int = field(init=False)
 
@@ -91,7 +89,8 @@ class Parts:
         """Measure a student on the whole validation set with each kind of tokens there is."""
         assert self.inputs.val is not None
         precision = Precision.of(self.config.amp, self.config.amp_dtype, self.world.device)
-        return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.rank)
+        standing_in = self.online.text if self.online is not None else ""
+        return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.rank, standing_in)
 
     def headline(self, table: Mapping[str, Any]) -> str:
         """The kind of tokens by which this arm is judged."""
@@ -102,7 +101,7 @@ class Parts:
         config, inputs, views = self.config, self.inputs, self.inputs.batching.num_views
         kept = self.grid.num_patches if self.k is None or config.arm == "dense" else self.k
         return {
-            "model": f"{resolve(config.model)}, {self.parameters / 1e6:.1f} M parameters",
+            "model": f"{resolve(config.model or DEFAULT_MODEL)}, {self.parameters / 1e6:.1f} M parameters",
             "arm": ", ".join(filter(None, (config.arm, self.mode))),
             "tokens": f"{kept} of {self.grid.num_patches} patches",
             "images": inputs.num_train,
@@ -117,42 +116,61 @@ class Parts:
     def facts_to_resume(self) -> dict[str, dict[str, Any]]:
         """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
         strict = self._fixed_settings() | self.inputs.identities() | {"global batch": self.inputs.global_batch}
-        if self.selector is not None:
-            strict["selector weights"] = weights_digest(self.selector.vit)
+        strict |= {"mean": self.pixels.mean, "std": self.pixels.std}
+        if self.online is not None:
+            strict["selector"] = {name: fact for name, fact in self.online.facts().items() if name != "weights_source"}
         loose = {"processes": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type}
         return {STRICT: strict, LOOSE: loose | versions()}
 
-    def identity(self) -> dict[str, Any]:
-        """What a weights file says of itself: enough to build its model and to find its run."""
-        config = self.config
-        return {
-            "model": config.model,
-            "model_kwargs": config.model_kwargs,
-            "num_classes": int(getattr(self.vit, "num_classes", 0)),
-            "img_size": config.img_size,
-            "mean": self.pixels.mean,
-            "std": self.pixels.std,
-            "num_patches": self.grid.num_patches,
-            "crop_pct": self.inputs.frame.crop_pct,
-            "seed": config.seed,
-            "config_sha256": self.config_sha256,
-        } | self._arm()
+    def identity(self) -> WeightsNote:
+        """What a weights file says of itself: enough to build its model, make its images and find its run."""
+        config, frame = self.config, self.inputs.frame
+        return WeightsNote(
+            model=config.model or DEFAULT_MODEL,
+            model_kwargs=config.model_kwargs,
+            num_classes=int(getattr(self.vit, "num_classes", 0)),
+            img_size=config.img_size,
+            mean=frame.mean,
+            std=frame.std,
+            crop_pct=frame.crop_pct,
+            interpolation=frame.interpolation,
+            num_patches=self.grid.num_patches,
+            seed=config.seed,
+            config_sha256=self.config_sha256,
+            **self._arm(),
+        )
 
     def facts_of_result(self) -> dict[str, Any]:
         """The fields of a result that do not depend on how training went."""
         inputs, config = self.inputs, self.config
-        return {
-            "model": resolve(config.model),
+        facts = {
+            "model": resolve(config.model or DEFAULT_MODEL),
             "num_patches": self.grid.num_patches,
             "seed": config.seed,
             "val_tickets": inputs.val_identity,
+            "selector": self.online.facts() if self.online is not None else {},
             "data": inputs.identities()
             | {"images": inputs.num_train, "epoch_images": inputs.epoch_images}
             | {"validation_images": inputs.num_val, "coverage": inputs.coverage()},
             "parameters": self.parameters,
             "config": config.model_dump(mode="json"),
             "config_sha256": self.config_sha256,
-        } | self._arm()
+        }
+        return facts | self._arm() | self.about_tickets()
+
+    def about_tickets(self) -> dict[str, str]:
+        """What the tickets are that were trained on, and those of the evaluation: in words, empty where there are none.
+
+        With them the views of the evaluation and of its tickets.
+        """
+        inputs, in_loop = self.inputs, self.online.text if self.online is not None else ""
+        val = inputs.val.about_tickets() if inputs.val is not None else {}
+        return {
+            "tickets_are": (in_loop or inputs.tickets_are) if self.config.arm == "ticket" else "",
+            "val_tickets_are": val.get("tickets_are", in_loop if inputs.val is not None else ""),
+            "val_view": described(inputs.frame.eval_view) if inputs.val is not None else "",
+            "val_tickets_view": val.get("tickets_view", ""),
+        }
 
     @property
     def config_sha256(self) -> str:
@@ -180,10 +198,14 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     Raises:
         DlthError: what does not fit together, with both sides shown
     """
+    start = WeightsFile.find(config.init_from) if config.init_from is not None else None
+    config, images = _settled(config, start, reporter.note)
     inputs = open_inputs(config, world)
-    vit = _student(config, inputs.num_classes)
+    vit = _student(config, inputs.num_classes, start)
     student = TicketViT(vit)
-    frame = Frame.of(vit, config.mean, config.std, config.crop_pct)
+    if config.users_crop_pct is None:
+        images |= tickets_crop(inputs.val_store, images, reporter.note)
+    frame = Frame.of(vit, **images)
     inputs.join_tickets(frame, reporter.note)
     pixels = Pixels(frame.mean, frame.std, config.channels_last)
     vit.to(world.device)
@@ -192,54 +214,42 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     ema = make_ema(vit, config)
     optimizer = make_optimizer(vit, config, inputs.global_batch)
     set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
-    selector = _selector(config, inputs.k, frame.grid, world)
-    rank = ranking(selector, pixels) if selector is not None else None
+    online = None
+    if config.mode == "online" and (config.selector or config.selector_checkpoint):
+        online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
+    rank = online.ranking(pixels) if online is not None else None
     in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
     stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, in_loop)
-    return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, selector, rank)
+    return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, online, rank)
 
 
-def ranking(selector: Selector, pixels: Pixels) -> Rank:
-    """A selector's `rank` for images [B, 3, H, W] that are normalised as the student wants them, not the selector."""
-    own = timm.data.resolve_model_data_config(selector.vit)
-    selectors = Pixels(tuple(own["mean"]), tuple(own["std"]))
-    return lambda images: selector.rank(selectors.renormalised(images, pixels))
-
-
-def _student(config: TrainConfig, num_classes: int) -> torch.nn.Module:
+def _student(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:
     torch.manual_seed(derive(config.seed, "weights"))
     vit = build(
-        config.model,
+        config.model or DEFAULT_MODEL,
         num_classes=num_classes,
         img_size=config.img_size,
         drop_path=config.drop_path,
         pretrained=config.pretrained,
         **config.model_kwargs,
     )
-    if config.init_from is not None:
-        load_weights(vit, config.init_from)
+    if start is not None:
+        start.load(vit)
     return vit
 
 
-def _selector(config: TrainConfig, k: int | None, grid: Grid, world: World) -> Selector | None:
-    """The selector of the online mode, in evaluation mode on the world's device."""
-    if config.mode != "online" or config.selector is None:
-        return None
-    if not (config.selector_checkpoint or config.selector_pretrained):
-        raise InputError(
-            "the online mode needs a trained selector: --selector-checkpoint FILE or --selector-pretrained"
-        )
-    vit = build(
-        config.selector,
-        num_classes=checkpoint_classes(config.selector_checkpoint) if config.selector_checkpoint else None,
-        img_size=config.img_size,
-        pretrained=config.selector_pretrained,
-        **config.selector_kwargs,
-    )
-    if config.selector_checkpoint:
-        load_weights(vit, config.selector_checkpoint)
-    blocks = config.selector_blocks or default_blocks(vit)
-    selector = Selector(vit, blocks=blocks, fuse_tokens=config.selector_fuse_tokens, tokens=k)
-    if selector.grid != grid:
-        raise InputError(f"the selector ranks {selector.grid} patches, the student has {grid}: both need the same grid")
-    return selector.to(world.device)
+def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings with what the weights record that a run starts from, and how its images are made (`ABOUT_IMAGES`).
+
+    The head is that of the data; a recipe's crop share gives way to a recorded one.
+    """
+    said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"}
+    said["crop_pct"] = config.users_crop_pct
+    if start is not None:
+        said, against = start.settle(said)
+        if against:
+            note(against)
+    resolve(said["model"] or DEFAULT_MODEL)  # a name that is none is told before shards are read
+    said |= {"model": said["model"] or DEFAULT_MODEL, "model_kwargs": said["model_kwargs"] or {}}
+    images = {name: said.pop(name) for name in ABOUT_IMAGES}
+    return config.model_copy(update=said), images | {"crop_pct": images["crop_pct"] or config.crop_pct}

@@ -78,9 +78,9 @@ def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
     return _without_prefixes(_tensors(content, path, use_ema))
 
 
-def checkpoint_classes(path: str | Path) -> int | None:
+def checkpoint_classes(path: str | Path, use_ema: bool = False) -> int | None:
     """Number of classes of a checkpoint's head; None if it has no linear head. Raises as `load_weights`."""
-    head = read_weights(path).get("head.weight")
+    head = read_weights(path, use_ema).get("head.weight")
     return head.shape[0] if head is not None and head.ndim == 2 else None
 
 

@@ -15,13 +15,19 @@ import pytest
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
+from dlth.data.decode import decode
+from dlth.data.index import open_index
+from dlth.data.views import render
 from dlth.pipeline.ranker import Ranker
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import SelectReport, plan, select
 from dlth.tickets import Preprocessing, TicketStore
-from dlth.tickets.errors import DlthError, InputError, MismatchError
+from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFileError
 from dlth.training import Selector
+from dlth.training.checkpoint import write_tensors
 from dlth.training.layers import checked
+from dlth.training.models import build
+from dlth.training.weights_note import WeightsNote
 
 KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 SCRIPT = Path(__file__).with_name("kill_select.py")
@@ -167,6 +173,63 @@ def test_a_corrupt_image_stops_the_run_or_is_skipped_and_remembered(
     assert store.verify() == []
 
 
+def weights_of_a_run(folder: Path) -> torch.nn.Module:
+    """A run's folder with nothing but its weights, which know mean, deviation, crop and size; gives back the model."""
+    torch.manual_seed(3)
+    vit = build("vit_tiny_patch16_224", num_classes=4, img_size=32, **KWARGS)
+    for weight in vit.parameters():
+        if weight.ndim > 1:  # so large that attention differs from patch to patch
+            torch.nn.init.normal_(weight, std=0.15)
+    note = WeightsNote(
+        model="vit_tiny_patch16_224",
+        model_kwargs=KWARGS,
+        num_classes=4,
+        img_size=32,
+        mean=(0.1, 0.1, 0.1),
+        std=(0.2, 0.2, 0.2),
+        crop_pct=1.0,
+        interpolation="bilinear",
+    )
+    folder.mkdir()
+    write_tensors(folder / "model.safetensors", vit.state_dict(), note.to_json())
+    return vit
+
+
+def test_a_runs_folder_says_model_and_images_and_flags_win(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """`--checkpoint RUN` alone: model, arguments, size and normalisation are the file's, and so are the tickets; a flag
+    that says otherwise is named, wins, and stands in the header."""
+    shards = make_shards(1, 6)
+    vit = weights_of_a_run(tmp_path / "run")
+    values = {"data": shards.spec, "view": "center", "keep": "0.5", "workers": 0, "checkpoint": str(tmp_path / "run")}
+    said: list[str] = []
+    prepared = plan(checked(SelectConfig, values | {"out": str(tmp_path / "a.zarr")}), said.append)
+    select(prepared)
+    header = TicketStore(tmp_path / "a.zarr").header
+    assert said == []
+    assert (header.preprocessing.mean, header.preprocessing.std) == ((0.1,) * 3, (0.2,) * 3)
+    assert (header.view.crop_pct, header.view.interpolation, header.view.height) == ("1.0", "bilinear", 32)
+    assert (header.selector.model, header.selector.weights_source) == ("vit_tiny_patch16_224", "model.safetensors")
+    index = open_index(shards.spec)
+    pixels = torch.stack([render(decode(index.read(i), where="test"), header.view) for i in range(6)])
+    expected = Selector(vit, blocks=(1, 2, 3), keep="0.5").rank((pixels.float() / 255 - 0.1) / 0.2).numpy()
+    np.testing.assert_array_equal(TicketStore(tmp_path / "a.zarr").read(0).patches, expected)
+
+    flags = {
+        "mean": "0.5,0.5,0.5",
+        "std": "0.5,0.5,0.5",
+        "model": "vit_tiny_patch16_224",
+        "out": str(tmp_path / "b.zarr"),
+    }
+    select(plan(checked(SelectConfig, values | flags), said.append))
+    (told,) = said
+    assert "--mean 0.5,0.5,0.5 (recorded: 0.1,0.1,0.1), --std 0.5,0.5,0.5 (recorded: 0.2,0.2,0.2)" in told
+    store = TicketStore(tmp_path / "b.zarr")
+    assert store.header.preprocessing.mean == (0.5,) * 3
+    assert not np.array_equal(store.read(0).patches, expected)
+    with pytest.raises(MissingFileError, match=r"holds no model_ema\.safetensors"):
+        plan(checked(SelectConfig, values | {"out": "c.zarr", "use_ema": True}))
+
+
 def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callable[..., Any], tmp_path: Path) -> None:
     """The plan names tokens, file size and cost."""
     shards = make_shards(1, 3)
@@ -184,6 +247,7 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callabl
         pytest.param({"stage_keep": "0.7"}, "--keep and --stage-keep exclude each other", id="two budgets"),
         pytest.param({"model": "resnet18", "model_kwargs": {}, "img_size": None}, "What can", id="a CNN"),
         pytest.param({"model": "deit_smal"}, "did you mean.*deit_small", id="misspelt model"),
+        pytest.param({"model": "vit_tiny_patch16_224.x"}, "no weights 'x' of vit_tiny_patch16_224", id="no such tag"),
         pytest.param({"keep": "1.5"}, "keep", id="keep above one"),
         pytest.param({"blocks": "1,9"}, "9", id="no such block"),
         pytest.param({"model_kwargs": "num_classes=5"}, "a flag of its own: --num-classes", id="a flag among kwargs"),

@@ -85,12 +85,38 @@ def test_a_checkpoint_folder_of_the_loop_evaluates_too(make_run: MakeRun) -> Non
 
 def test_weights_know_the_crop_and_the_random_tokens_of_their_run(make_run: MakeRun) -> None:
     """crop_pct and seed come from the file: every kind of tokens gives the run's numbers; flags still win."""
-    config = make_run(crop_pct=0.6, seed=7, epochs=1, warmup_epochs=0)
+    config = make_run(crop_pct=0.6, seed=7, val_tickets=None, epochs=1, warmup_epochs=0)
     reported = train(config).evaluation["model"]
     losses = {kind: row["loss"] for kind, row in evaluate(settings(config)).table().items()}
     assert losses == pytest.approx({kind: row["loss"] for kind, row in reported.items()}, abs=1e-6)
-    other = evaluate(settings(config, crop_pct=1.0, seed=8)).table()
+    notes: list[str] = []
+    other = evaluate(settings(config, crop_pct=1.0, seed=8), notes.append).table()
     assert all(abs(other[kind]["loss"] - losses[kind]) > 1e-5 for kind in losses)
+    assert any(f"against what {config.out} records of itself: --crop-pct 1.0 (recorded: 0.6)" in n for n in notes)
+
+
+def test_validation_tickets_say_the_view_unless_a_flag_does(make_run: MakeRun) -> None:
+    """Training and evaluation take the tickets' crop; where a flag keeps another, coverage and result name both."""
+    config = make_run(epochs=1, warmup_epochs=0)
+    insisting = make_run("insisting", crop_pct=1.0, epochs=1, warmup_epochs=0)
+    taken, kept = train(config), train(insisting)
+    assert (taken.val_view, kept.val_view) == ("center 32x32, crop 0.9, bicubic", "center 32x32, crop 1, bicubic")
+    assert taken.val_tickets_view == kept.val_tickets_view == "center 32x32, crop 0.9, bicubic"
+    assert "moved" not in taken.data["coverage"]["val"]
+    told = (
+        f"tickets made on {kept.val_tickets_view} are moved to the evaluation's {kept.val_view}; the selector never saw"
+    )
+    assert told in kept.data["coverage"]["val"]
+
+    notes: list[str] = []
+    found = evaluate(settings(insisting), notes.append).table()
+    assert found["ticket"]["view"] == found["ticket"]["tickets_view"] == taken.val_view
+    assert any("seen as their tickets were made" in note and "not with crop_pct 1.0" in note for note in notes)
+    notes.clear()
+    again = evaluate(settings(insisting, crop_pct=1.0), notes.append).table()
+    assert any(told in note for note in notes)
+    assert again["ticket"]["loss"] == pytest.approx(kept.evaluation["model"]["ticket"]["loss"], abs=1e-6)
+    assert again["ticket"]["loss"] != pytest.approx(found["ticket"]["loss"], abs=1e-4)
 
 
 def test_evaluation_says_how_images_and_tickets_met(make_run: MakeRun) -> None:

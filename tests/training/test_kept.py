@@ -15,8 +15,9 @@ from dlth.tickets.errors import InputError
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
-from dlth.training.evaluate import evaluate, note_of
+from dlth.training.evaluate import evaluate
 from dlth.training.loop import planned, train
+from dlth.training.weights_note import WeightsNote
 
 MakeRun = Callable[..., TrainConfig]
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0}
@@ -59,10 +60,12 @@ def test_k_is_the_ticket_files_own_and_not_its_rounded_share_times_the_patches(
     result = train(config)
     assert result.k == budget.k
     assert tokens(result) == {"dense": 9, "ticket": budget.k, "random": budget.k}
-    assert note_of(Path(config.out) / "model.safetensors")["k"] == budget.k
+    note = WeightsNote.read(Path(config.out) / "model.safetensors")
+    assert note is not None
+    assert note.k == budget.k
     assert tokens(evaluate(settings(config))) == tokens(result)
     plain = tmp_path / "plain.safetensors"
-    checkpoint.write_tensors(plain, load_file(Path(config.out) / "model.safetensors"), {})
+    checkpoint.write_tensors(plain, load_file(Path(config.out) / "model.safetensors"))
     named = {"checkpoint": str(plain), "model": config.model, "model_kwargs": config.model_kwargs, "img_size": 24}
     assert tokens(evaluate(settings(config, **named))) == tokens(result)
 
@@ -96,7 +99,9 @@ def test_weights_that_name_an_impossible_number_of_patches_are_refused(make_run:
     train(config)
     weights = Path(config.out) / "model.safetensors"
     odd = tmp_path / "odd.safetensors"
-    checkpoint.write_tensors(odd, load_file(weights), note_of(weights) | {"k": 99})
+    note = WeightsNote.read(weights)
+    assert note is not None
+    checkpoint.write_tensors(odd, load_file(weights), note.to_json() | {"k": 99})
     whole = make_run()
     with pytest.raises(InputError, match=r"trained on 99 of 16 patches: give --keep"):
         evaluate(settings(whole, checkpoint=str(odd)))

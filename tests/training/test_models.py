@@ -73,6 +73,19 @@ def test_arguments_a_model_does_not_take() -> None:
         build("resnet18", img_size=64)
 
 
+def test_names_and_arguments_that_cannot_serve_say_why() -> None:
+    """Whatever timm raises is an error of ours; a model of a family that cannot serve is called that, with leftover
+    arguments too."""
+    with pytest.raises(InputError, match=r"no weights 'x' of vit_tiny_patch16_224: there are augreg_in21k, .* no tag"):
+        build("vit_tiny_patch16_224.x")
+    with pytest.raises(InputError, match="cannot be built with norm_layer='nothing'"):
+        build("deit_tiny", norm_layer="nothing")
+    with pytest.raises(InputError, match="SwinTransformer cannot drop patches: it attends within windows"):
+        build("swin_tiny_patch4_window7_224", depth=4, patch_size=8)
+    with pytest.raises(InputError, match=r"LV-ViT .* is not supported"):
+        resolve("lv-vit_s")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [

@@ -53,16 +53,17 @@ def test_the_selector_ranks_images_of_its_own_normalisation(
     """Images that the student's mean and deviation made are ranked as if the selector's own (0.5) had made them."""
     config = make_run("online", mean=mean, std=(0.5, 0.25, 0.125) if mean[0] < 0.5 else None, **online)
     parts = prepare(config, World(0, 1, torch.device("cpu")), Reporter())
-    assert parts.selector is not None
+    assert parts.online is not None
     assert parts.rank is not None
     assert parts.stepper.rank is parts.rank
-    assert parts.selector.vit.num_classes == 7
+    selector = parts.online.selector
+    assert selector.vit.num_classes == 7
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     own = Pixels((0.5,) * 3, (0.5,) * 3)
     students = parts.pixels(images)
     before = students.clone()
     assert torch.allclose(own.renormalised(students, parts.pixels), own(images), atol=1e-5)
-    assert torch.equal(parts.rank(students), parts.selector.rank(own(images)))
+    assert torch.equal(parts.rank(students), selector.rank(own(images)))
     assert torch.equal(students, before)
 
 

@@ -1,0 +1,158 @@
+"""What weights say of themselves: believed within bounds, used by every command; a flag that contradicts is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dlth.tickets.errors import InputError, MissingFileError
+from dlth.training.config import RECIPES, TrainConfig
+from dlth.training.distributed import World
+from dlth.training.eval_config import EvalConfig
+from dlth.training.evaluate import evaluate
+from dlth.training.loop import train
+from dlth.training.reporter import Reporter
+from dlth.training.setup import Parts, prepare
+from dlth.training.step import Pixels
+from dlth.training.weights_note import WeightsFile, WeightsNote
+
+MakeRun = Callable[..., TrainConfig]
+SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0}
+
+
+class Notes(Reporter):
+    """Remembers what a person is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def prepared(config: TrainConfig) -> tuple[Parts, list[str]]:
+    notes = Notes()
+    return prepare(config, World(0, 1, torch.device("cpu")), notes), notes.texts
+
+
+def noted(path: Path, note: object) -> Path:
+    save_file({"x": torch.zeros(1)}, path, {"dlth": note if isinstance(note, str) else json.dumps(note)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("note", "field"),
+    [
+        ({"model": 7}, "model: "),
+        ({"model": ""}, "model: "),
+        ({"model": "x" * 2_000}, "model: "),
+        ({}, "model: "),
+        ({"model": "a", "std": [0.5, 0, 0.5]}, "std.1: "),
+        ({"model": "a", "mean": [0.5, 0.5]}, "mean.2: "),
+        ({"model": "a", "crop_pct": 1.5}, "crop_pct: "),
+        ({"model": "a", "img_size": "224"}, "img_size: "),
+        ({"model": "a", "k": 0}, "k: "),
+        ({"model": "a", "interpolation": "../x"}, "interpolation: "),
+        ({"model": "a", "model_kwargs": {"checkpoint_path": "/etc/passwd"}}, "model_kwargs: .*checkpoint_path"),
+        ({"model": "a", "model_kwargs": {"pretrained": True}}, "model_kwargs: .*pretrained"),
+        ('{"model": "a", "mean": [NaN, 0, 0]}', "mean"),
+        ("[" * 10_000, "the note: "),
+        ('["model"]', "the note: "),
+        ("x" * 70_000, "70000 characters is too long"),
+    ],
+)
+def test_a_note_that_cannot_be_is_refused_by_file_and_field(tmp_path: Path, note: object, field: str) -> None:
+    """The file may be a stranger's: types, lengths and ranges are checked, nothing may read or fetch files."""
+    with pytest.raises(InputError, match=rf"w\.safetensors.*{field}"):
+        WeightsNote.read(noted(tmp_path / "w.safetensors", note))
+
+
+def test_names_of_other_versions_are_left_alone(tmp_path: Path) -> None:
+    """A field that this version does not know is no error; a file without a note says nothing."""
+    note = WeightsNote.read(noted(tmp_path / "w.safetensors", {"model": "a", "blocks": [3, 6, 9]}))
+    assert note == WeightsNote(model="a")
+    save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    assert WeightsFile.find(str(tmp_path / "plain.safetensors")).note is None
+    with pytest.raises(MissingFileError, match=r"holds no model\.safetensors: only a finished run has it"):
+        WeightsFile.find(str(tmp_path))
+
+
+def test_a_run_started_from_weights_sees_images_as_they_were_trained(make_run: MakeRun) -> None:
+    """`--init-from RUN` takes model, arguments, size, mean, deviation and crop from it; flags win and are named."""
+    first = make_run("first", mean=(0.1,) * 3, std=(0.2,) * 3, crop_pct=0.7, val_tickets=None, **SHORT)
+    train(first)
+    plain = {"model": None, "model_kwargs": {}, "img_size": None, "val_tickets": None, "init_from": first.out}
+    parts, told = prepared(make_run("second", **plain, **SHORT))
+    frame = parts.inputs.frame
+    assert (frame.mean, frame.std, frame.crop_pct, frame.size) == ((0.1,) * 3, (0.2,) * 3, 0.7, (32, 32))
+    assert parts.config.model_kwargs == first.model_kwargs
+    assert not any("records" in text for text in told)
+    parts, told = prepared(make_run("third", **plain, mean=(0.3,) * 3, **SHORT))
+    assert parts.inputs.frame.mean == (0.3,) * 3
+    assert any("--mean 0.3,0.3,0.3 (recorded: 0.1,0.1,0.1)" in text for text in told)
+
+
+def test_averaged_weights_of_a_folder_and_of_a_file(make_run: MakeRun) -> None:
+    """--use-ema takes the folder's averages; a file that holds none is refused, not silently taken as it is."""
+    config = make_run(model_ema=True, model_ema_decay=0.5, **SHORT)
+    train(config)
+    values = {"val": config.val, "workers": 0, "device": "cpu", "use_ema": True}
+    assert evaluate(EvalConfig(checkpoint=config.out, **values)).results["dense"].seen.all()
+    with pytest.raises(InputError, match="holds no averaged weights"):
+        evaluate(EvalConfig(checkpoint=f"{config.out}/model.safetensors", **values))
+
+
+def test_a_recipes_crop_gives_way_to_the_validation_tickets(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user did not say himself does not keep evaluation from the tickets' own view."""
+    monkeypatch.setitem(RECIPES, "smoke", RECIPES["smoke"] | {"crop_pct": 0.5})
+    parts, told = prepared(make_run(recipe="smoke"))
+    assert parts.config.crop_pct == 0.5
+    assert parts.inputs.frame.crop_pct == 0.9
+    assert any("seen as their tickets were made, center 32x32, crop 0.9" in text for text in told)
+    parts, _ = prepared(make_run(recipe="smoke", val_tickets=None))
+    assert parts.inputs.frame.crop_pct == 0.5
+
+
+def test_the_online_selector_is_what_its_run_records(make_run: MakeRun) -> None:
+    """A run's folder alone says model, arguments, size and normalisation; the result names it and no ticket file."""
+    look = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
+    teacher = make_run("teacher", arm="dense", tickets=None, val=None, val_tickets=None, **look, **SHORT)
+    train(teacher)
+    config = make_run(
+        "online", mode="online", val_tickets=None, selector_checkpoint=teacher.out, selector_blocks=(0, 1), **SHORT
+    )
+    parts, _ = prepared(config)
+    assert parts.online is not None
+    assert parts.rank is not None
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    own = Pixels((0.1,) * 3, (0.2,) * 3)(images)
+    assert torch.equal(parts.rank(parts.pixels(images)), parts.online.selector.rank(own))
+
+    result = train(config)
+    assert config.tickets is not None
+    assert (result.arm, result.mode, result.tickets) == ("ticket", "online", "")
+    digest = result.selector["weights_sha256"]
+    assert digest == WeightsFile.find(teacher.out).load(parts.online.selector.vit).sha256
+    assert (result.selector["model"], result.selector["blocks"]) == ("vit_tiny_patch16_224", [0, 1])
+    assert result.selector["weights_source"] == "model.safetensors"
+    line = f"selector vit_tiny_patch16_224 (weights {digest[:12]}…, model.safetensors), blocks 0,1, in the loop"
+    assert result.tickets_are == result.val_tickets_are == result.evaluation["model"]["ticket"]["tickets_are"] == line
+
+
+def test_a_selector_of_another_patch_size_sees_images_of_its_own_size(make_run: MakeRun) -> None:
+    """Same grid, half the pixels: the student's images are resized to the size that the selector records."""
+    small = {"model_kwargs": {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}, "img_size": 16}
+    teacher = make_run("teacher", arm="dense", tickets=None, val=None, val_tickets=None, **small, **SHORT)
+    train(teacher)
+    shared = {"mode": "online", "selector_checkpoint": teacher.out, "selector_blocks": (0, 1), **SHORT}
+    parts, _ = prepared(make_run("online", **shared))
+    assert parts.rank is not None
+    assert parts.rank(torch.zeros(2, 3, 32, 32)).shape == (2, 16)
+    with pytest.raises(InputError, match="selector ranks 4x4 patches, the student has 3x3"):
+        prepared(make_run("other", img_size=24, tickets=None, val=None, val_tickets=None, keep="0.5", **shared))

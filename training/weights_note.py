@@ -1,0 +1,183 @@
+"""What a weights file of dlth says of itself, and what becomes of it when the user says otherwise.
+
+A run writes a note into its weights (JSON under "dlth" in safetensors' metadata): the model and how it was built, and
+how its images were made. Whoever loads weights asks here, so that a selector or an evaluation sees images as the model
+was trained to see them: timm's defaults in place of another mean and deviation changed a third of a ticket's patches.
+The rule is one: what the file records is used; a flag that says otherwise is named, and wins.
+
+A stranger may have written the file, so types, lengths and ranges are checked, and arguments by which timm would read
+files or fetch weights are refused. Names that are not known here are left alone: other versions may say more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from dlth.tickets.errors import InputError, MissingFileError, shown
+from dlth.training.models import same_model
+from dlth.training.weights import LoadedWeights, checkpoint_classes, load_weights
+
+KEY = "dlth"
+"""Name of the metadata entry that holds the note."""
+MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
+"""A run's weights, and their moving average, in its folder."""
+ABOUT_MODEL = ("model", "model_kwargs", "num_classes", "img_size")
+ABOUT_IMAGES = ("mean", "std", "crop_pct", "interpolation")
+"""What a note records and a setting may say otherwise."""
+
+_MAX_NOTE = 1 << 16
+_NOT_THE_MODELS = (
+    *("name", "model_name", "num_classes", "img_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "features_only"),
+)
+"""Arguments of timm's `create_model` that are said elsewhere, or that read files and fetch weights."""
+
+Text = Annotated[str, Field(max_length=1_000)]
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Channels = tuple[float, float, float]
+Deviations = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class WeightsNote(BaseModel):
+    """What weights say of themselves; what is None or empty is not said.
+
+    model, model_kwargs, num_classes, img_size: how timm builds the model (img_size in pixels, None: the model's own)
+    mean, std, crop_pct, interpolation: how its images were made, mean and std of values in [0, 1]
+    arm, mode, k, keep, num_patches, tickets: what it was trained on (k of num_patches patches, the file's identity)
+    seed, config_sha256, epoch, step: which run wrote it, and when
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    model: Annotated[Text, Field(min_length=1)]
+    model_kwargs: Annotated[dict[Text, Any], Field(max_length=64)] = {}
+    num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None
+    img_size: Size | None = None
+    mean: Channels | None = None
+    std: Deviations | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    arm: Text = ""
+    mode: Text = ""
+    k: Annotated[int, Field(ge=1)] | None = None
+    keep: Text = ""
+    num_patches: Annotated[int, Field(ge=1)] | None = None
+    tickets: Text = ""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    config_sha256: Text = ""
+    epoch: int = 0
+    step: int = 0
+
+    @field_validator("model_kwargs")
+    @classmethod
+    def _only_the_models(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in _NOT_THE_MODELS:
+                raise ValueError(f"{name} is no argument of a model")
+        return value
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """The note of a weights file; None where a file has none (other programs' safetensors, a .pth).
+
+        Raises:
+            InputError: no whole safetensors file, or a note that cannot be: the file, the field and what it holds
+        """
+        if path.suffix != ".safetensors" or not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(KEY)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{shown(path)} is no whole safetensors file: {shown(error)}") from error
+        if text is None:
+            return None
+        if len(text) > _MAX_NOTE:
+            raise InputError(f"{path.name}: its note of {len(text)} characters is too long; notes end at {_MAX_NOTE}")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, problem['loc'])) or 'the note'}: {problem['msg']}, found {shown(problem['input'])}"
+                for problem in error.errors()
+            )
+            raise InputError(f"{path.name} says of itself what cannot be: {shown(wrong, 500)}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The note as JSON holds it."""
+        return self.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Weights on disk: what the user called them, the file, its note, and whether to take averages from within it."""
+
+    name: str
+    path: Path
+    note: WeightsNote | None
+    use_ema: bool = False
+
+    @classmethod
+    def find(cls, name: str, use_ema: bool = False) -> WeightsFile:
+        """The weights that a path means: a file, or a run's folder (with `use_ema` its averaged weights).
+
+        Raises:
+            MissingFileError: nothing there, or no such weights in the folder
+            InputError: as `WeightsNote.read`
+        """
+        path, folder = Path(name), Path(name)
+        if folder.is_dir():
+            path, inside = folder / (EMA_FILE if use_ema else MODEL_FILE), use_ema
+            if not path.is_file():
+                why = "the run kept no averages (--model-ema)" if inside else "only a finished run has it"
+                raise MissingFileError(f"{shown(name)} holds no {path.name}: {why}; a file's own path is taken as well")
+            use_ema = False
+        elif not path.is_file():
+            raise MissingFileError(f"there is no weights file {shown(name)}")
+        return cls(name, path, WeightsNote.read(path), use_ema)
+
+    def settle(self, given: Mapping[str, Any], flags: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
+        """What holds of each name in `given`: what the user gave, else what the file records (None: neither).
+
+        Args:
+            given: settings by name, of `ABOUT_MODEL` and `ABOUT_IMAGES`; None or empty is not given
+            flags: the flag of a name, where it is not the name itself
+        Returns:
+            the settings, and a sentence that names every flag which contradicts the file (empty: none does)
+        """
+        recorded = {} if self.note is None else dict(self.note)
+        settled, against = {}, []
+        for name, value in given.items():
+            own = recorded.get(name)
+            said = value is not None and value != {}
+            settled[name] = value if said else own
+            if said and own is not None and not _agree(name, value, own):
+                flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
+                against.append(f"{flag} {_text(value)} (recorded: {_text(own)})")
+        told = f"against what {shown(self.name)} records of itself: {', '.join(against)}; the flags win"
+        return settled, told if against else ""
+
+    def num_classes(self) -> int | None:
+        """Classes of the head; None without a linear head. Raises as `load_weights`."""
+        return checkpoint_classes(self.path, self.use_ema)
+
+    def load(self, vit: nn.Module) -> LoadedWeights:
+        """Load the weights into a model, strictly. Raises as `load_weights`."""
+        return load_weights(vit, self.path, self.use_ema)
+
+
+def _agree(name: str, value: Any, own: Any) -> bool:
+    return same_model(value, own) if name == "model" else bool(value == own)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return shown(",".join(f"{name}={item}" for name, item in value.items()) or "none")
+    return shown(",".join(map(str, value)) if isinstance(value, tuple) else value)
