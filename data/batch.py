@@ -40,7 +40,7 @@ class Batch(_Movable):
     `images` uint8 [B, 3, height, width] and `labels` int64 [B] as they are before mixing, `mix` says how they mix;
     `patches` int64 [B, k], best first, mixed already, None: all patches. `ids` int64 [B]: the samples' numbers in the
     index. `weights` float32 [B]: 1, or 0 for what counts nothing (a repeat on a rank that ran out, a bad image). `bad`:
-    the key and what was wrong of each bad image met here. `hidden` float32 [B, P]: the share of each patch of the mixed
+    the id of each bad image met here, and what was wrong. `hidden` float32 [B, P]: the share of each patch of the mixed
     image that shows fill or noise, None where nothing does.
     """
 
@@ -53,7 +53,7 @@ class Batch(_Movable):
     epoch: int
     step: int
     last: bool
-    bad: dict[str, str] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
     hidden: torch.Tensor | None = None
 
 

@@ -51,6 +51,10 @@ class BadImageError(DlthError, ValueError):
 
     code = "E_IMAGE"
 
+    def advised(self) -> "BadImageError":
+        """The same error, with what one can do about it."""
+        return BadImageError(f"{str(self).rstrip('.')}. To go on without such images: --bad-images skip")
+
 
 def sniff(encoded: bytes) -> str:
     """``"jpeg"``, ``"png"`` or ``"webp"``, from the first bytes alone. Raises `BadImageError` on anything else."""

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from dlth.data.batch import EvalBatch
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
+from dlth.data.left_out import LeftOut
 from dlth.data.order import Ids
 from dlth.data.patches import ARMS, Arm, Frame, PatchChoice
 from dlth.data.reader import BadImages, Reader, require_labels
@@ -59,10 +60,11 @@ class EvalLoader:
         require_labels(index)
         if join is not None and "ticket" in arms:
             check_compatible(join.store.header, grid=grid, k=k, moved=join.store.header.view != view)
-        ids = np.arange(index.num_samples) if join is None else np.flatnonzero(~join.removed)
+        left_out = LeftOut.known(index.num_samples, join)
+        ids = np.flatnonzero(~(left_out.bad | left_out.missing))
         self._ids = ids[rank * len(ids) // world : (rank + 1) * len(ids) // world]
         self.num_images = len(ids)
-        self.batch_size = batch_size
+        self._index, self.batch_size = index, batch_size
         self.bad_images: dict[str, str] = {}
         choices = [PatchChoice(arm, grid, seed, join if arm == "ticket" else None, drawn_in="view") for arm in arms]
         self._requests = Queue()
@@ -76,12 +78,12 @@ class EvalLoader:
         )
         for result in results(self._loader):
             batches, bad = result
-            self.bad_images.update(bad)
+            self.bad_images.update({self._index.key(sample_id): problem for sample_id, problem in bad.items()})
             yield from batches
 
 
 @dataclass(frozen=True, eq=False)
-class _EvalDataset(Dataset[tuple[list[EvalBatch], dict[str, str]] | Failure]):
+class _EvalDataset(Dataset[tuple[list[EvalBatch], dict[int, str]] | Failure]):
     """The worker's side: ids in, batches out (two where some images have no ticket and are shown whole)."""
 
     reader: Reader
@@ -90,7 +92,7 @@ class _EvalDataset(Dataset[tuple[list[EvalBatch], dict[str, str]] | Failure]):
     choices: list[PatchChoice]
     k: int | None
 
-    def __getitem__(self, ids: Ids) -> tuple[list[EvalBatch], dict[str, str]] | Failure:
+    def __getitem__(self, ids: Ids) -> tuple[list[EvalBatch], dict[int, str]] | Failure:
         try:
             images, bad = self.reader.read(ids)
             good = [i for i, image in enumerate(images) if image is not None]

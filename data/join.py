@@ -111,8 +111,13 @@ class Join:
 
     @property
     def removed(self) -> NDArray[np.bool_]:
-        """Bool [images]: left out of the order, by every arm: bad images, and with 'skip' those without a ticket."""
-        return self.ticket_row <= (NO_TICKET if self.coverage.policy == "skip" else BAD_IMAGE)
+        """Bool [images]: left out of the order, by every arm: with 'skip', those without a ticket."""
+        return (self.ticket_row == NO_TICKET) & (self.coverage.policy == "skip")
+
+    @property
+    def bad(self) -> NDArray[np.bool_]:
+        """Bool [images]: could not be read when the tickets were made; they stay in the order, and count nothing."""
+        return self.ticket_row == BAD_IMAGE
 
 
 def check_compatible(

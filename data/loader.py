@@ -12,9 +12,9 @@ micro-batch comes as two batches, one with patches and one without, whose weight
 stay together: where one of them has no ticket, both are trained on all patches. Rejected: padding with masked tokens,
 which costs what tickets save and needs another attention.
 
-A bad image that stage 1 did not list is found only when it is read; by then the order is fixed on every rank. With
-`bad_images='skip'` its neighbour of the pair takes its place with weight 0 (so that mixing does not show a black
-square), it is named in the batch and in `TrainLoader.bad_images`.
+A bad image stays in the order: one that stage 1 listed is not read, another is found only when it is read. Either way
+its neighbour of the pair takes its place with weight 0 (so that mixing does not show a black square), so all arms see
+the same batches, with tickets or without. What was found is named in the batch and in `TrainLoader.bad_images`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,7 @@ from dlth.data.augment import Augmentation, augment
 from dlth.data.batch import Batch
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
+from dlth.data.left_out import LeftOut
 from dlth.data.mixing import BatchMix, Mixing, batch_mix, mix_hidden, mix_rankings, partners
 from dlth.data.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, live_shards
 from dlth.data.patches import Arm, DrawnIn, Frame, PatchChoice, RandomTokens, later
@@ -95,9 +96,9 @@ class TrainLoader:
         if join is not None and arm == "ticket":
             check_compatible(join.store.header, grid=grid, k=k if isinstance(k, int) else None)
         self._shard_rows = np.diff(index.row_start)
-        self._removed = None if join is None else join.removed
-        self.num_samples = index.num_samples - (0 if join is None else int(join.removed.sum()))
-        if self.num_samples == 0:
+        left_out = LeftOut.known(index.num_samples, join)
+        self._index, self._removed, self.num_samples = index, left_out.missing, left_out.num_ordered
+        if left_out.num_trained == 0:
             raise InputError("no image is left to train on: every one is bad or without a ticket")
         if join is not None:
             _keep_open(join, self._order(0))
@@ -120,7 +121,9 @@ class TrainLoader:
         self._requests.items = self._plan(epoch, start_step)
         for batches in results(self._loader):
             for batch in batches:
-                self.bad_images.update(batch.bad)
+                self.bad_images.update(
+                    {self._index.key(sample_id): problem for sample_id, problem in batch.bad.items()}
+                )
                 yield batch
 
     def _check(self, index: ShardIndex, grid: Grid, arm: Arm, view_epochs: int | None, hidden: Hidden) -> None:

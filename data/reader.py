@@ -32,23 +32,27 @@ class Reader:
         if self.bad_images not in ("error", "skip"):
             raise InputError(f"bad_images is 'error' or 'skip', got {shown(self.bad_images)!r}")
 
-    def read(self, ids: Ids) -> tuple[list[torch.Tensor | None], dict[str, str]]:
-        """Images uint8 [3, height, width] of `ids` int64 [n], None where bad; and the key and cause of each bad one.
+    def read(self, ids: Ids) -> tuple[list[torch.Tensor | None], dict[int, str]]:
+        """Images uint8 [3, height, width] of `ids` int64 [n], None where bad; and id and cause of each bad one met.
+
+        An image that the tickets know to be bad is not read.
 
         Raises BadImageError with 'error', DamageError when an image is not the one its ticket was made from.
         """
-        images: list[torch.Tensor | None] = []
-        bad: dict[str, str] = {}
-        for sample_id, encoded in zip(ids.tolist(), self.index.read_many(ids), strict=True):
+        images: dict[int, torch.Tensor] = {}
+        bad: dict[int, str] = {}
+        wanted = np.unique(ids)  # an image may be there in several views
+        if self.join is not None:
+            wanted = wanted[~self.join.bad[wanted]]
+        for sample_id, encoded in zip(wanted.tolist(), self.index.read_many(wanted), strict=True):
             self._check_identity(sample_id, encoded)
             try:
-                images.append(decode(encoded, where=self.where(sample_id)))
+                images[sample_id] = decode(encoded, where=self.where(sample_id))
             except BadImageError as error:
                 if self.bad_images == "error":
-                    raise
-                images.append(None)
-                bad[self.index.key(sample_id)] = str(error)
-        return images, bad
+                    raise error.advised() from error
+                bad[sample_id] = str(error)
+        return [images.get(sample_id) for sample_id in ids.tolist()], bad
 
     def where(self, sample_id: int) -> str:
         """Shard and key, as messages name them."""

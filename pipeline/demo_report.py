@@ -23,7 +23,9 @@ from dlth.pipeline import figures
 from dlth.pipeline.report import Picture, Report, Section, Table, Verdict, write_report
 from dlth.pipeline.statistics import PairedTest, paired_test
 from dlth.tickets import TicketStore
+from dlth.tickets.errors import MismatchError
 from dlth.training import Selector, TicketViT
+from dlth.training.comparable import comparable
 from dlth.training.models import build
 from dlth.training.weights import load_weights
 
@@ -45,10 +47,15 @@ class Runs:
 
     @classmethod
     def load(cls, out: Path, seeds: Sequence[int]) -> Runs:
-        """Read the runs' folders."""
+        """Read the runs' folders; raises MismatchError where a difference would not be the arms'."""
         folders = {arm: [out / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
+        results = {
+            arm: [json.loads((run / "result.json").read_text()) for run in runs] for arm, runs in folders.items()
+        }
+        if differences := comparable([result for runs in results.values() for result in runs]):
+            raise MismatchError("these runs cannot be compared; they differ in\n  " + "\n  ".join(differences))
         return cls(
-            {arm: [json.loads((run / "result.json").read_text()) for run in runs] for arm, runs in folders.items()},
+            results,
             {arm: [_epochs(run / "metrics.jsonl") for run in runs] for arm, runs in folders.items()},
             {
                 arm: [dict(np.load(run / "eval.npz", allow_pickle=False)) for run in runs]

@@ -200,7 +200,7 @@ def _rank_missing(
         parts: list[tuple[ShardBatch, Ranked]] = []
         for batch, ranked in rank_batches(batches, ranker, config.threads):
             if batch.problems and config.bad_images == "error":
-                raise BadImageError(f"{batch.problems[0].rstrip('.')}. To go on without such images: --bad-images skip")
+                raise BadImageError(batch.problems[0]).advised()
             report.skipped += batch.problems
             parts.append((batch, ranked))
             report.images += len(batch.good)

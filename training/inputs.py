@@ -10,14 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from dlth.data.augment import Augmentation
 from dlth.data.batch import Batch
 from dlth.data.identity import DataIdentity
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, check_compatible, join
+from dlth.data.left_out import LeftOut
 from dlth.data.loader import TrainLoader
 from dlth.data.mixing import Mixing
-from dlth.data.order import Batching
+from dlth.data.order import Batching, epoch_order
+from dlth.data.reader import Reader
 from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import InputError, shown
@@ -33,7 +37,11 @@ EVALUATION_SPLITS = ("val", "valid", "validation", "dev", "test")
 
 @dataclass
 class Inputs:
-    """What a run reads. `join_tickets` must be called once the model is known, and before anything is read."""
+    """What a run reads. `join_tickets` must be called once the model is known, and before anything is read.
+
+    `left_out`: the training images that the tickets rule out; `met`: the corrupt ones that this rank has met since it
+    started, by id, and what was wrong with each.
+    """
 
     config: TrainConfig
     world: World
@@ -45,6 +53,8 @@ class Inputs:
     frame: Frame = field(init=False)
     join: Join | None = None
     val: EvalSet | None = None
+    left_out: LeftOut = field(init=False)
+    met: dict[int, str] = field(default_factory=dict)
     _loader: TrainLoader | None = None
 
     @property
@@ -66,9 +76,8 @@ class Inputs:
 
     @property
     def num_train(self) -> int:
-        """Images that are trained on: those left out for want of a ticket are not counted."""
-        removed = 0 if self.join is None else int(self.join.removed.sum())
-        return self.index.num_samples - removed
+        """Images of an epoch's order: those left out for want of a ticket are not counted, corrupt ones are."""
+        return self.left_out.num_ordered
 
     @property
     def epoch_images(self) -> int:
@@ -128,6 +137,7 @@ class Inputs:
                 note(f"training: {text}")
             self.join = join(self.index, self.store, config.missing)
             note(f"training: {self.join.coverage}")
+        self.left_out = LeftOut.known(self.index.num_samples, self.join)
         if self.val_index is not None:
             found = join_val(self.val_index, self.val_store, frame, self.k, config.val_split, config.missing, note)
             self.val = EvalSet(
@@ -145,6 +155,7 @@ class Inputs:
         """This rank's micro-batches of each step of an epoch, from step `start` on."""
         step: list[Batch] = []
         for batch in self._train_loader().epoch(epoch, start):
+            self.met |= batch.bad
             step.append(batch)
             if batch.last:
                 yield step
@@ -210,10 +221,22 @@ class Inputs:
             group=config.mix_group,
         )
 
-    @property
-    def bad_images(self) -> dict[str, str]:
-        """Keys of the corrupt training images that this rank has met so far, and what was wrong with each."""
-        return {} if self._loader is None else self._loader.bad_images
+    def why_bad(self, ids: Sequence[int]) -> dict[str, str]:
+        """Keys of corrupt training images, and what is wrong with each; those that other ranks met are read again."""
+        others = [sample_id for sample_id in ids if sample_id not in self.met]
+        causes = self.met | Reader(self.index, bad_images="skip").read(np.array(others, dtype=np.int64))[1]
+        return {self.index.key(number): causes.get(number, "another process could not read it") for number in ids}
+
+    def trained_on(self, met: Sequence[int]) -> dict[str, Any]:
+        """Which images a run has trained on; `met`: ids of the corrupt ones that any rank met."""
+        left_out = self.left_out.with_bad(met)
+        rows, config = np.diff(self.index.row_start), self.config
+        first = epoch_order(rows, config.seed, 0, config.shuffle_window, left_out.missing)
+        return {
+            "images": left_out.num_trained,
+            "left_out": left_out.counts(),
+            "visited_sha256": left_out.visited_sha256(first[: self.epoch_images]),
+        }
 
     def keys(self, ids: Sequence[int]) -> list[str]:
         """Keys of training images."""

@@ -64,13 +64,17 @@ def planned(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[st
 
 @dataclass
 class Progress:
-    """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no finite gradient."""
+    """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no finite gradient.
+
+    `bad_images`: ids of the corrupt training images that any rank has met, also before a resume.
+    """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     bad_steps: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    bad_images: list[int] = field(default_factory=list)
     in_epoch: Totals = field(default_factory=Totals)
     in_run: Totals = field(default_factory=Totals)
 
@@ -194,7 +198,7 @@ class Training:
             if last:
                 self._save_images(result)
         if self.config.bad_images == "skip":
-            row["bad_images"] = self._count_bad_images()
+            row["bad_images"] = len(at.bad_images)
         row["lr"] = self.parts.set_rate(at.epoch, max(at.step - 1, 0))
         row |= at.in_epoch.rates() | {"peak_memory_bytes": peak_memory(self.world.device)}
         if self.log is not None:
@@ -203,12 +207,16 @@ class Training:
         self.reporter.epoch_ended(row)
         at.epoch, at.batch, at.in_epoch = at.epoch + 1, 0, Totals()
 
-    def _count_bad_images(self) -> int:
-        """Corrupt images met so far, over all ranks; this rank's are named."""
-        bad = self.parts.inputs.bad_images
-        for key, problem in bad.items():
-            self.reporter.note(f"left out: {shown(key)}: {problem}")
-        return int(self.world.sums([len(bad)])[0])
+    def _share_bad_images(self) -> None:
+        """Let every rank know the corrupt images that any has met since the last save; each is named once in a run."""
+        inputs, known = self.parts.inputs, self.progress.bad_images
+        met = torch.zeros(inputs.index.num_samples, dtype=torch.int32)
+        met[list(inputs.met)] = 1
+        new = sorted(set(self.world.sum_(met).nonzero().flatten().tolist()) - set(known))
+        if self.world.leads:
+            for key, problem in inputs.why_bad(new).items():
+                self.reporter.note(f"left out: {shown(key)}: {problem}")
+        self.progress.bad_images = sorted([*known, *new])
 
     def _keep_best(self, table: Mapping[str, Mapping[str, Any]]) -> None:
         kind = self.parts.headline(table)
@@ -246,6 +254,8 @@ class Training:
                 f"weights are no longer numbers after step {self.progress.step}: not saved. The checkpoints in"
                 f" {self.out / CHECKPOINTS} are good ones; a lower --lr or --clip-grad may help."
             )
+        if self.config.bad_images == "skip":
+            self._share_bad_images()
         if not self.world.leads:
             return
         tensors: dict[str, dict[str, torch.Tensor]] = {"model": parts.vit.state_dict(), "optimizer": {}}
@@ -301,7 +311,7 @@ class Training:
         at, parts = self.progress, self.parts
         return RunResult(
             status=status,
-            **parts.facts_of_result(),
+            **parts.facts_of_result(at.bad_images),
             epochs=at.epoch,
             steps=at.step,
             device=device_name(self.world.device),

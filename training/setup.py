@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,7 @@ class Parts:
             "model": f"{resolve(config.model or DEFAULT_MODEL)}, {self.parameters / 1e6:.1f} M parameters",
             "arm": ", ".join(filter(None, (config.arm, self.mode))),
             "tokens": f"{kept} of {self.grid.num_patches} patches",
-            "images": inputs.num_train,
+            "images": inputs.left_out.num_trained,
             "an epoch shows": f"{inputs.epoch_images} images in {views} view{'s' if views > 1 else ''}",
             "validation images": inputs.num_val,
             "steps": f"{config.epochs} epochs of {inputs.steps_per_epoch} steps of {inputs.global_batch} images",
@@ -116,7 +116,7 @@ class Parts:
     def facts_to_resume(self) -> dict[str, dict[str, Any]]:
         """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
         strict = self._fixed_settings() | self.inputs.identities() | {"global batch": self.inputs.global_batch}
-        strict |= {"mean": self.pixels.mean, "std": self.pixels.std}
+        strict |= {"mean": self.pixels.mean, "std": self.pixels.std, "left out": self.inputs.left_out.identity()}
         if self.online is not None:
             strict["selector"] = {name: fact for name, fact in self.online.facts().items() if name != "weights_source"}
         loose = {"processes": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type}
@@ -140,8 +140,8 @@ class Parts:
             **self._arm(),
         )
 
-    def facts_of_result(self) -> dict[str, Any]:
-        """The fields of a result that do not depend on how training went."""
+    def facts_of_result(self, bad_images: Sequence[int]) -> dict[str, Any]:
+        """The fields of a result that hardly depend on how training went; `bad_images`: ids of those met."""
         inputs, config = self.inputs, self.config
         facts = {
             "model": resolve(config.model or DEFAULT_MODEL),
@@ -150,7 +150,8 @@ class Parts:
             "val_tickets": inputs.val_identity,
             "selector": self.online.facts() if self.online is not None else {},
             "data": inputs.identities()
-            | {"images": inputs.num_train, "epoch_images": inputs.epoch_images}
+            | inputs.trained_on(bad_images)
+            | {"epoch_images": inputs.epoch_images}
             | {"validation_images": inputs.num_val, "coverage": inputs.coverage()},
             "parameters": self.parameters,
             "config": config.model_dump(mode="json"),

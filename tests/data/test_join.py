@@ -205,14 +205,17 @@ def test_only_the_first_ten_missing_are_listed(make_shards: Callable[..., Any], 
     assert "and 4 more" in text
 
 
-def test_bad_images_are_removed_under_every_policy(make_shards: Callable[..., Any], make_tickets: Make) -> None:
-    """What stage 1 could not read is left out in stage 2, counted, and is no missing ticket."""
+def test_bad_images_count_nothing_and_stay_in_the_order_under_every_policy(
+    make_shards: Callable[..., Any], make_tickets: Make
+) -> None:
+    """What stage 1 could not read is left out in stage 2, counted, keeps its place, and is no missing ticket."""
     index = open_index(make_shards(2, 6).spec)
     store = make_tickets(index, bad=[index.key(7)])
     for policy in ("error", "dense", "random", "skip"):
         found = join(index, store, missing=policy)
         assert found.ticket_row[7] == BAD_IMAGE
-        assert np.flatnonzero(found.removed).tolist() == [7]
+        assert np.flatnonzero(found.bad).tolist() == [7]
+        assert not found.removed.any()
         assert "1 bad images were skipped" in str(found.coverage)
         assert found.coverage.missing == 0
 

@@ -290,20 +290,20 @@ def test_missing_as_dense_comes_apart(index: ShardIndex, make_tickets: Callable[
 
 
 def test_missing_as_random_or_skip(index: ShardIndex, make_tickets: Callable[..., TicketStore]) -> None:
-    """'random' draws patches for images without a ticket; 'skip' leaves them out of every arm's order."""
+    """'random' draws patches for images without a ticket; 'skip' leaves these, no others, out of each arm's order."""
     lost = {index.key(i) for i in (0, 8, 20)}
     store = make_tickets(index, leave_out=lost, bad=[index.key(3)])
     random = _patches_by_key(loader(index, store, missing="random"), 0, index)
-    assert len(random) == 20
+    assert len(random) == 21, "the bad image keeps its place"
     expected = _patches_by_key(loader(index, None, arm="random"), 0, index)
     assert all(random[key] == expected[key] for key in lost)
     orders = []
     for arm in ("ticket", "random", "dense"):
         one = loader(index, store, missing="skip", arm=arm)
-        assert (one.num_samples, one.num_steps) == (17, 3)
+        assert (one.num_samples, one.num_steps) == (18, 3)
         orders.append([i for batch in one.epoch(0) for i in batch.ids.tolist()])
     assert orders[0] == orders[1] == orders[2]
-    assert not {0, 3, 8, 20} & set(orders[0])
+    assert set(range(21)) - set(orders[0]) == {0, 8, 20}
 
 
 def _damage(index: ShardIndex, sample: int, content: bytes) -> None:
@@ -319,7 +319,8 @@ def _damage(index: ShardIndex, sample: int, content: bytes) -> None:
 def test_bad_image_stops_or_is_named(index: ShardIndex) -> None:
     """An image that does not decode stops training, naming shard and key; with 'skip' it weighs 0 and is listed."""
     _damage(index, 8, b"GIF89a")
-    with pytest.raises(BadImageError, match=rf"shard {index.shards[1].name}.*{index.key(8)}.*GIF"):
+    advice = r"To go on without such images: --bad-images skip$"
+    with pytest.raises(BadImageError, match=rf"shard {index.shards[1].name}.*{index.key(8)}.*GIF.*[^.]\. {advice}"):
         list(loader(index, None, arm="random").epoch(0))
     one = loader(index, None, arm="random", bad_images="skip", mixing=MIXED)
     two = [
@@ -334,6 +335,23 @@ def test_bad_image_stops_or_is_named(index: ShardIndex) -> None:
     place = holder.ids.tolist().index(8)
     assert torch.equal(holder.images[place], holder.images[min(place ^ 1, len(holder.ids) - 1)])
     assert same(by_step([one], 0), by_step(two, 0))
+
+
+def test_a_bad_image_changes_nothing_for_the_others_however_it_became_known(
+    index: ShardIndex, make_tickets: Callable[..., TicketStore]
+) -> None:
+    """Listed by stage 1 or met on reading: the same pixels, weights and order, mixed or not; listed, it is not read."""
+    store = make_tickets(index, bad=[index.key(8), index.key(3)])
+    for sample in (8, 3):
+        _damage(index, sample, b"GIF89a")
+    for mixing in (Mixing(), MIXED):
+        listed = loader(index, store, mixing=mixing)
+        met = loader(index, None, arm="dense", bad_images="skip", mixing=mixing)
+        for one, other in zip(listed.epoch(1), met.epoch(1), strict=True):
+            for name in ("images", "labels", "ids", "weights"):
+                assert torch.equal(getattr(one, name), getattr(other, name))
+            assert set(one.ids[one.weights == 0].tolist()) <= {3, 8}
+        assert (listed.bad_images, met.bad_images.keys()) == ({}, {index.key(8), index.key(3)})
 
 
 def test_swapped_image_is_damage(index: ShardIndex, store: TicketStore) -> None:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,18 @@ KEEP = "0.5"
 
 
 def write_tickets(
-    index: ShardIndex, path: Path, view: ViewSpec, split: str, budget: Budget | None = None, form: str = "full"
+    index: ShardIndex,
+    path: Path,
+    view: ViewSpec,
+    split: str,
+    budget: Budget | None = None,
+    form: str = "full",
+    bad: Collection[str] = (),
 ) -> Path:
-    """A ticket file whose rankings are random, named by each image's key; its grid is that of the view."""
+    """A ticket file whose rankings are random, named by each image's key; its grid is that of the view.
+
+    `bad`: keys whose image could not be read.
+    """
     grid = Grid(view.height // 8, view.width // 8)
     budget = budget or Budget.from_keep(KEEP, grid.num_patches, 1)
     header = TicketHeader(
@@ -123,7 +132,8 @@ def write_tickets(
         ids = np.arange(index.row_start[place], index.row_start[place + 1])
         hashes = b"".join(content_hash(encoded) for encoded in index.read_many(ids))
         images = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
-        gap, skipped = np.zeros(shard.rows, np.float32), np.zeros(shard.rows, bool)
+        gap, skipped = np.zeros(shard.rows, np.float32), np.array([key in bad for key in keys])
+        patches[skipped], gap[skipped] = 255, np.nan
         with writer.claim(place) as mine:
             assert mine
             writer.write(place, ShardTickets(keys, images, patches, gap, skipped))
@@ -133,7 +143,7 @@ def write_tickets(
 
 @pytest.fixture
 def make_tickets() -> Callable[..., Path]:
-    """``make_tickets(index, path, view, split, budget=None, form="full")``: see `write_tickets`."""
+    """``make_tickets(index, path, view, split, budget=None, form="full", bad=())``: see `write_tickets`."""
     return write_tickets
 
 

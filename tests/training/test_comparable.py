@@ -1,0 +1,61 @@
+"""Results that may be compared, and what is named where they may not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlth.data.index import open_index
+from dlth.tickets import ViewSpec
+from dlth.tickets.errors import MismatchError
+from dlth.training.comparable import comparable
+from dlth.training.config import TrainConfig
+from dlth.training.loop import train
+
+SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "val": None, "val_tickets": None, "bad_images": "skip"}
+
+
+def test_arms_with_and_without_tickets_see_the_same_images(
+    make_run: Callable[..., TrainConfig],
+    make_tickets: Callable[..., Path],
+    make_tar: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """A corrupt image that stage 1 listed, or that training met: one digest of what was visited, one count, one order.
+
+    Leaving out images without a ticket is a difference that is named, and one that a resumed run must not have.
+    """
+    config = make_run()
+    train_folder = Path(config.data)
+    make_tar(train_folder / "train-000009.tar", [("broken.jpg", b"\xff\xd8 no image"), ("broken.cls", b"0")])
+    index = open_index(config.data)
+    tickets = make_tickets(index, tmp_path / "listed.zarr", ViewSpec("whole", 32, 32), "train", bad=["broken"])
+    runs = {
+        "ticket": make_run("ticket", tickets=str(tickets), **SHORT),
+        "dense": make_run("dense", arm="dense", tickets=None, **SHORT),
+        "random": make_run("random", arm="random", tickets=None, keep="0.5", **SHORT),
+        "fewer": make_run("fewer", arm="dense", missing="skip", **SHORT),
+        "seed": make_run("seed", arm="dense", tickets=None, seed=7, **SHORT),
+    }
+    results = {name: json.loads(json.dumps(train(run).to_json())) for name, run in runs.items()}
+    ticket, dense, random, fewer, seed = results.values()
+    assert comparable([ticket, dense, random, seed]) == []
+    assert ticket["data"]["visited_sha256"] == dense["data"]["visited_sha256"] != seed["data"]["visited_sha256"]
+    assert [result["data"]["images"] for result in results.values()] == [21] * 5
+    assert dense["data"]["left_out"] == {"bad": 1, "missing": 0}
+    assert [text.split(":")[0] for text in comparable([dense, fewer])] == [
+        "how many training images were left out",
+        "which images an epoch visits, and in which order",
+    ]
+    other = {**dense, "data": dense["data"] | {"data_labels": "f" * 64, "val_tickets": "e" * 64}}
+    assert comparable([dense, other]) == [
+        f"the training images' labels: {dense['data']['data_labels'][:12]} (arm dense, seed 42), ffffffffffff"
+        " (arm dense, seed 42)",
+        "the validation images' tickets: none (arm dense, seed 42), eeeeeeeeeeee (arm dense, seed 42)",
+    ]
+    with pytest.raises(MismatchError, match=r"left out: the checkpoint has \{'bad': 0, 'missing': 1, "):
+        train(runs["fewer"].model_copy(update={"resume": "auto", "missing": "random"}))
