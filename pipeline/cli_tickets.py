@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from dlth.pipeline import console
-from dlth.tickets import TicketStore
+from dlth.tickets import TicketStore, origin
 from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown
 
 tickets = typer.Typer(no_args_is_help=True)
@@ -94,6 +94,7 @@ def describe(store: TicketStore) -> dict[str, Any]:
     patches = header.grid.num_patches
     return {
         "identity": store.identity,
+        "tickets are": origin.describe(header),
         "format": f"{header.format} {header.version}, form {header.form}",
         "dataset": " ".join(part for part in (header.dataset.name, header.dataset.split) if part) or "-",
         "coverage": f"{store.num_rows - skipped:,} of {store.num_rows:,} images have a ticket, {skipped:,} skipped",

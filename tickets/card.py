@@ -11,6 +11,7 @@ import re
 
 from dlth.tickets.errors import shown
 from dlth.tickets.header import TicketHeader
+from dlth.tickets.origin import describe
 from dlth.tickets.store import TicketStore
 
 _LICENSES = (
@@ -20,6 +21,8 @@ _LICENSES = (
 """Those that the Hub knows by these names and that fit data."""
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _TAGS = ("dlth", "dlth-tickets", "vision-transformer", "token-pruning", "lottery-ticket", "zarr")
+_DEIT_PATCH = 16
+"""Side of the patches of the model that the command names, in pixels."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$^=:@/\"'])")
 
 
@@ -41,7 +44,7 @@ def card(store: TicketStore, file_name: str, num_bytes: int) -> str:
 ```sh
 dlth tickets unpack {name} --out {folder}   # checks every byte first
 dlth tickets verify {folder}
-dlth train --tickets {folder} --data SHARDS --model deit_small
+{_use(header, folder)}
 ```
 
 Without dlth, the zip is a plain Zarr v3 group (`zarr.storage.ZipStore`). Images may be packed in other shards: rows
@@ -60,6 +63,18 @@ are found by position, key, or the hash of the image's bytes. Whoever was given 
 """,
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _use(header: TicketHeader, folder: str) -> str:
+    """The command that the file serves: evaluation on the crop that it was made on, training on the whole image."""
+    if header.view.kind == "center":
+        return f"dlth evaluate --checkpoint RUN --val SHARDS --val-tickets {folder}"
+    if header.form != "full" or header.grid.rows != header.grid.cols:
+        # Training shows crops, to which only a whole ranking can be moved; and no flag makes a grid that is not square.
+        return f"dlth tickets show {folder} --data SHARDS"
+    side = f" --img-size {header.grid.rows * header.patch_size}"
+    patches = "" if header.patch_size == _DEIT_PATCH else f" --model-kwargs patch_size={header.patch_size}"
+    return f"dlth train --tickets {folder} --data SHARDS --model deit_small{side}{patches}"
 
 
 def _title(header: TicketHeader) -> str:
@@ -105,6 +120,7 @@ def _facts(store: TicketStore, name: str, num_bytes: int) -> dict[str, str]:
         "grid": f"{header.grid.rows} x {header.grid.cols} patches of {header.patch_size} px, numbered row by row",
         "form": f"{header.form}: {stored[header.form]}",
         "selector": f"{selector.model}{weights}{blocks}",
+        "tickets are": describe(header),
         "view": f"{view.kind}, {view.height} x {view.width} px, {view.interpolation}",
         **({"made by": f"dlth tickets {operation}"} if isinstance(operation, str) else {}),
         "made with": ", ".join(f"{key} {value}" for key, value in header.versions.items()) or "-",

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from dlth.pipeline import cli
 from dlth.pipeline.select_config import SelectConfig
+from dlth.tickets import TicketStore
+from dlth.tickets.card import card
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 
@@ -126,6 +128,26 @@ def tickets(dlth: Run, make_shards: Callable[..., Any], tmp_path: Path) -> tuple
     code, _, err = dlth("select", *SMALL, "--data", shards.spec, "--out", path, *words)
     assert code == 0, err
     return shards, path
+
+
+def test_the_cards_command_is_accepted_for_its_file(dlth: Run, make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """Tickets of 6x6 patches: the card's command checks and plans a run; a model of another grid is told the size."""
+    shards, path = make_shards(1, 4), tmp_path / "t.zarr"
+    code, _, err = dlth(
+        *("select", *MODEL[:2], "--model-kwargs", "depth=1,embed_dim=24", "--img-size", 96, "--data", shards.spec),
+        *("--out", path, "--random-weights", "--num-classes", 4, "--workers", 0),
+    )
+    assert code == 0, err
+    line = next(line for line in card(TicketStore(path), "t.zip", 1).splitlines() if line.startswith("dlth train"))
+    words = line.replace("--tickets t ", f"--tickets {path} ").replace("SHARDS", shards.spec).split()[1:]
+    rest = ("--out", tmp_path / "run", "--recipe", "smoke", "--batch-size", 2, "--dry-run")
+    code, said, err = dlth(*words, *rest)
+    assert code == 0, err
+    assert "26 of 36 patches" in said
+    without = [word for word in words if word not in ("--img-size", "96")]
+    code, _, err = dlth(*without, *rest)
+    assert code == 2
+    assert "the file has 6x6 patches, the model 14x14 (--img-size 96 would fit)" in err
 
 
 def test_verify_names_the_damage_and_exits_with_1(dlth: Run, tickets: tuple[Any, Path]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dlth.tickets import TicketStore
+from dlth.tickets import Grid, TicketStore, ViewSpec
 from dlth.tickets.card import card
 from dlth.tickets.shrink import shrink
 
@@ -43,6 +43,23 @@ def test_the_card_of_a_small_form_says_what_is_lost(store_path: Path, tmp_path: 
     text = card(small, "small.zarr.zip", 1)
     assert "It cannot give: any keep but its own; projection to crops and other views; the order of patches." in text
     assert "made by | dlth tickets shrink" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({}, "dlth train --tickets a --data SHARDS --model deit_small --img-size 32 --model-kwargs patch_size=8"),
+        ({"patch_size": 16}, "dlth train --tickets a --data SHARDS --model deit_small --img-size 64\n"),
+        ({"view": ViewSpec("center", 32, 32)}, "dlth evaluate --checkpoint RUN --val SHARDS --val-tickets a\n"),
+        ({"form": "top"}, "dlth tickets show a --data SHARDS\n"),
+        ({"grid": Grid(2, 8)}, "dlth tickets show a --data SHARDS\n"),
+    ],
+)
+def test_the_cards_command_fits_the_file(
+    make_store: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], command: str
+) -> None:
+    """Image size and patch size are the file's; what cannot train a model is not offered for training."""
+    assert command in card(TicketStore(make_store(tmp_path / "a.zarr", **changes)), "a.zip", 1)
 
 
 @pytest.mark.parametrize(("said", "shown"), [("Apache-2.0", "apache-2.0"), ("our own", "other"), (NASTY, "other")])

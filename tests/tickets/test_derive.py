@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, TicketWriter, generator
 from dlth.tickets.algebra import fused, intersection, inverse, union
 from dlth.tickets.controls import KINDS, control, edges_first
-from dlth.tickets.derive import Draft
+from dlth.tickets.derive import Draft, unscored
 from dlth.tickets.edit import common_rows, merge, subset_by_classes, subset_by_keys, taken
 from dlth.tickets.errors import DlthError, InputError, LockedError, MismatchError, MissingTicketError
+from dlth.tickets.origin import describe
 
 P, K = 16, 6
 Header = Callable[..., TicketHeader]
@@ -322,3 +323,28 @@ def test_nothing_is_overwritten_and_a_second_run_changes_nothing(store_path: Pat
         control(store, "random", 1).write(tmp_path / "text")
     assert TicketStore(tmp_path / "made").identity == first.identity
     assert (tmp_path / "text").read_text() == "mine"
+
+
+def test_a_file_says_what_its_tickets_are(make_store: MakeStore, make_header: Header, tmp_path: Path) -> None:
+    """Selector with weights and blocks, control and its kind, set operations, what was done since; texts stay text."""
+    one, two = (TicketStore(make_store(tmp_path / f"{name}.zarr")) for name in "ab")
+    assert describe(one.header) == f"selector vit_tiny (weights {'ab' * 6}…, random), blocks 0,1,2"
+    centre = control(one, "centre").write(tmp_path / "centre.zarr")
+    made = f"made from tickets of vit_tiny (identity {one.identity[:12]}…)"
+    assert describe(centre.header) == f"control: centre; {made}"
+    assert describe(union([one, two]).header) == f"union; {made}, vit_tiny (identity {two.identity[:12]}…)"
+    some = subset_by_keys(centre, one.keys(0)[:2]).header
+    assert (
+        describe(some)
+        == f"control: centre; subset; made from tickets of control: centre (identity {centre.identity[:12]}…)"
+    )
+    part = subset_by_keys(one, one.keys(0)[:2]).header
+    assert describe(part) == f"selector vit_tiny (weights {'ab' * 6}…, random), blocks 0,1,2; subset; {made}"
+    foreign = make_header(
+        selector=unscored("their\x1b[2J code", "imported"),
+        stage_tokens=(),
+        extensions={"derived": {"operation": "import", "file_sha256": "cd" * 32}},
+    )
+    assert describe(foreign) == f"imported, ranked by their\\x1b[2J code (file sha256 {'cd' * 6}…)"
+    for odd in ("text", {"operation": 7, "parents": "x"}, {"parents": [1, {"identity": None}]}):
+        assert "vit_tiny" in describe(make_header(extensions={"derived": odd}))

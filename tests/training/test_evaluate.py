@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,26 @@ from dlth.data.decode import decode
 from dlth.data.index import open_index
 from dlth.data.views import render
 from dlth.tickets import TicketStore, ViewSpec
+from dlth.tickets.controls import control
 from dlth.tickets.errors import InputError, MismatchError
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.evaluate import evaluate
-from dlth.training.loop import train
+from dlth.training.loop import planned, train
+from dlth.training.reporter import Reporter
 from dlth.training.ticket_vit import TicketViT
 
 MakeRun = Callable[..., TrainConfig]
+
+
+class Told(Reporter):
+    """Keeps what a person is told."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def settings(config: TrainConfig, **overrides: object) -> EvalConfig:
@@ -117,6 +130,45 @@ def test_validation_tickets_say_the_view_unless_a_flag_does(make_run: MakeRun) -
     assert any(told in note for note in notes)
     assert again["ticket"]["loss"] == pytest.approx(kept.evaluation["model"]["ticket"]["loss"], abs=1e-6)
     assert again["ticket"]["loss"] != pytest.approx(found["ticket"]["loss"], abs=1e-4)
+
+
+def test_tickets_for_evaluation_given_for_training_are_named(
+    make_run: MakeRun, make_tickets: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Before the first step: a centre view and a validation split are told; a split of another name is refused."""
+    base = make_run(val=None, val_tickets=None)
+    view = ViewSpec("center", 32, 32, "0.9")
+    tickets = make_tickets(open_index(base.data), tmp_path / "centre.zarr", view, "val")
+    config = make_run(val=None, val_tickets=None, tickets=str(tickets))
+    told: list[str] = []
+    planned(config, reporter=Told(told))
+    assert any(
+        "training: these tickets were made on center 32x32, crop 0.9, bicubic, outside of which nothing has a rank"
+        in text
+        and "for the split 'val': they look like tickets for evaluation" in text
+        for text in told
+    )
+    with pytest.raises(MismatchError, match="split: the file is for 'val', the images are 'train'"):
+        planned(config.model_copy(update={"split": "train"}))
+    told.clear()
+    planned(base, reporter=Told(told))
+    assert not any("look like" in text for text in told)
+
+
+def test_results_tables_and_curves_say_whose_tickets_they_are_of(make_run: MakeRun, tmp_path: Path) -> None:
+    """A control's run differs in words, not in an identity alone: in the result, the summary and the evaluation."""
+    config = make_run(epochs=1, warmup_epochs=0)
+    centre = control(TicketStore(config.tickets), "centre").write(tmp_path / "centre.zarr")
+    other = make_run("centre", tickets=str(tmp_path / "centre.zarr"), epochs=1, warmup_epochs=0)
+    plain = "selector tiny (weights unknown, random), blocks 0"
+    made = f"made from tickets of tiny (identity {TicketStore(config.tickets).identity[:12]}…)"
+    result = train(other)
+    assert result.tickets == centre.identity
+    assert (result.tickets_are, result.val_tickets_are) == (f"control: centre; {made}", plain)
+    (row,) = csv.DictReader((Path(other.out) / "summary.csv").open())
+    assert (row["tickets_are"], row["val_tickets_are"]) == (result.tickets_are, plain)
+    assert evaluate(settings(other)).table()["ticket"]["tickets_are"] == plain
+    assert train(make_run("random", arm="random", epochs=1, warmup_epochs=0)).tickets_are == ""
 
 
 def test_evaluation_says_how_images_and_tickets_met(make_run: MakeRun) -> None:
