@@ -1,1 +1,21 @@
-"""The two stages, the demo, reports and the command line: thin, and on top of everything."""
+"""The two stages, the demo, reports and the command line: thin, and on top of everything.
+
+Names are loaded on first use, as in `dlth.training`: a command should not wait for what it does not use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlth.pipeline.statistics import Comparison, compare_arms
+
+_EXPORTS = {"Comparison": "statistics", "compare_arms": "statistics"}
+"""Exported name -> module of this package."""
+
+__all__ = ["Comparison", "compare_arms"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -45,9 +45,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, and whether what came out bears it."""
+    """A claim's outcome ("holds", "fails" or "not decided"), and the figures that say so."""
 
-    holds: bool
+    outcome: str
     text: str
 
 

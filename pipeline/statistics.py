@@ -1,70 +1,205 @@
-"""Is one arm better than another? Paired statistics on the same images.
+"""Is one arm better than another, or as good? Statements from the per-image results of several seeds.
 
-Two runs are compared image by image, because most images are easy or hard for both: the spread of the difference is far
-smaller than that of either accuracy. Written out here in numpy: two short formulas do not justify scipy at run time.
+There are two kinds of statement, and each says which it is. About *these models*: the runs are taken as they came, the
+images are a sample, and another test set is what could turn the result. About *these arms*: the runs are a sample too,
+and so could another seed. Two runs of one procedure differ by a point or two on their own account, which no number of
+images averages away; pairs of images pooled over seeds take that for a difference of arms. Below three seeds the
+spread between runs is not known well enough, and nothing is said of arms.
+
+Both kinds share one rule. The variance of the mean difference is a sum of parts, each estimated with its own degrees of
+freedom; the half-width of the interval is sqrt(sum of t² · variance), with the t of each part. This covers the truth at
+least as often as it says, however the variance is divided among the parts (Banerjee, Sankhya 22, 1960): the chance that
+a squared normal stays below u is concave in u, so it is at least the same mean of the chances of plain t intervals.
+Satterthwaite's single degrees of freedom give no such promise: with three seeds they are guessed from two numbers. The
+p-value is the level at which the interval just touches, so the two always agree.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import bdtr, stdtrit
 
-from dlth.tickets.seeding import generator
+from dlth.tickets.errors import InputError, MismatchError, shown
+
+LEVEL = 0.05
+"""Intervals leave out this share; tests reject at it."""
+SEEDS_FOR_ARMS = 3
+"""Fewer seeds say nothing of arms."""
+SMALLEST = 1e-200
+"""Smallest p-value told; scipy's t quantile fails beyond."""
+
+About = Literal["arms", "models"]
+Outcome = Literal["holds", "fails", "not decided"]
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """Difference of two arms in percentage points.
+class Comparison:
+    """How two arms, or the models at hand, differ in accuracy; `compare_arms` makes it.
 
-    difference: mean of (first - second), over images and seeds
-    low, high: 95 % interval of a bootstrap over images
-    p_value: exact McNemar test, two-sided, on pairs pooled over seeds
-    only_first, only_second: pairs in which one arm alone was right
+    difference: mean of first - second over seeds and images, in percentage points
+    low, high: 95 % interval of the difference, in points
+    p_value: two-sided, of no difference; below 0.05 exactly where the interval leaves 0 out
+    about: "arms" (another seed and other images could have come) or "models" (other images alone)
+    num_seeds, num_images: what was compared
+    margin: points within which two accuracies count as equal; None where none was given
+    equivalence_p_value: of a true difference of the margin or more, by two one-sided tests; None without a margin
     """
 
     difference: float
     low: float
     high: float
     p_value: float
-    only_first: int
-    only_second: int
+    about: About
+    num_seeds: int
+    num_images: int
+    margin: float | None = None
+    equivalence_p_value: float | None = None
+
+    @property
+    def equivalent(self) -> bool | None:
+        """Whether the difference is shown to lie within the margin (at 5 %); None without a margin."""
+        return None if self.equivalence_p_value is None else self.equivalence_p_value < LEVEL
+
+    @property
+    def better(self) -> Outcome:
+        """First is better than second: holds or fails where the interval leaves 0 out."""
+        return "holds" if self.low > 0 else "fails" if self.high < 0 else "not decided"
+
+    @property
+    def as_good(self) -> Outcome:
+        """First is as good as second: holds if equivalent, fails where the interval lies beyond the margin."""
+        if self.margin is None:
+            raise ValueError("'as good as' needs a margin: compare_arms(first, second, margin=…)")
+        if self.equivalent:
+            return "holds"
+        return "fails" if self.low > self.margin or self.high < -self.margin else "not decided"
 
 
-def paired_test(first_SN: np.ndarray, second_SN: np.ndarray, draws: int = 2000, seed: int = 0) -> PairedTest:
+def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = None) -> Comparison:
     """Compare two arms on the same images and seeds.
 
+    From three seeds on, the parts of the variance are the runs' (of the S per-seed differences, over S, with S - 1
+    degrees of freedom; it holds the share of what is left to chance per run and image) and the images' own (of the N
+    per-image differences, over N, less that share, which would else count twice). Below, they are the images' alone.
+
+    Runs of one seed are taken as a pair. Where they share nothing but the number, that costs degrees of freedom (S - 1
+    of 2 S - 2) and the interval still holds; where they share initial weights or order, for better or worse, the
+    interval of independent runs would not.
+
+    The images' variance counts two more images, one that the first arm alone got right and one that the second did
+    (Bonett and Price, J. Educ. Behav. Stat. 37, 2012), so that no disagreement seen is not taken for none possible.
+
     Args:
-        first_SN: bool [seeds, images], whether the first arm was right
-        second_SN: bool [seeds, images], the same for the second arm, in the same order
-        draws: bootstrap samples
-        seed: seed of the bootstrap
+        first: bool [seeds, images], whether the first arm was right
+        second: bool [seeds, images], the same for the second arm: same seeds, same images, same order
+        margin: points within which the two count as equally good; adds the equivalence test
     Returns:
-        The difference with its interval and McNemar's exact p-value (McNemar 1947).
+        The difference, its 95 % interval and p-value. For one seed the p-value is McNemar's exact one (Psychometrika
+        12, 1947), and the interval holds 0 wherever that test does.
     Raises:
-        ValueError: the two do not pair up.
+        InputError: not two axes, not bool, empty, or a margin that is not above 0.
+        MismatchError: the two do not pair up.
     """
+    first_SN, second_SN = _checked(first, "first"), _checked(second, "second")
     if first_SN.shape != second_SN.shape:
-        raise ValueError(f"arms must be paired: shapes {first_SN.shape} and {second_SN.shape} differ")
-    per_image = (first_SN.astype(float) - second_SN.astype(float)).mean(axis=0)
-    rng = generator("bootstrap", seed)
-    picks = rng.integers(len(per_image), size=(draws, len(per_image)))
-    low, high = np.quantile(per_image[picks].mean(axis=1), [0.025, 0.975])
-    only_first = int((first_SN & ~second_SN).sum())
-    only_second = int((second_SN & ~first_SN).sum())
-    return PairedTest(
-        difference=100 * float(per_image.mean()),
-        low=100 * float(low),
-        high=100 * float(high),
-        p_value=_two_sided_sign_test(only_first, only_second),
-        only_first=only_first,
-        only_second=only_second,
+        raise MismatchError(
+            f"arms must be paired: first has {_size(first_SN)}, second {_size(second_SN)}."
+            " Give the same images and seeds."
+        )
+    if margin is not None and not 0 < margin < math.inf:
+        raise InputError(f"margin {shown(margin)}: a number of points above 0 is needed")
+    difference_SN = first_SN.astype(np.int8) - second_SN.astype(np.int8)
+    num_seeds, num_images = difference_SN.shape
+    difference = int(difference_SN.sum(dtype=np.int64)) / difference_SN.size
+    noise = Noise.of_arms(difference_SN) if num_seeds >= SEEDS_FOR_ARMS else Noise.of_models(difference_SN)
+    half = noise.half_width(LEVEL)
+    low, high, p_value = difference - half, difference + half, noise.p_value(difference)
+    if num_seeds == 1:
+        p_value = _mcnemar(int((difference_SN > 0).sum()), int((difference_SN < 0).sum()))
+        if p_value >= LEVEL:
+            low, high = min(low, 0.0), max(high, 0.0)
+    return Comparison(
+        difference=100 * difference,
+        low=100 * max(-1.0, low),
+        high=100 * min(1.0, high),
+        p_value=p_value,
+        about="arms" if num_seeds >= SEEDS_FOR_ARMS else "models",
+        num_seeds=num_seeds,
+        num_images=num_images,
+        margin=margin,
+        equivalence_p_value=None if margin is None else noise.tail(margin / 100 - abs(difference)),
     )
 
 
-def _two_sided_sign_test(wins: int, losses: int) -> float:
-    """Chance of a split at least this uneven when both sides are equally likely (exact binomial)."""
-    total, fewer = wins + losses, min(wins, losses)
-    tail = sum(math.comb(total, count) for count in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**total)
+@dataclass(frozen=True)
+class Noise:
+    """Parts of the variance of a mean difference: each a variance, and the degrees of freedom it was estimated with."""
+
+    parts: tuple[tuple[float, int], ...]
+
+    @classmethod
+    def of_models(cls, difference_SN: NDArray[np.int8]) -> Noise:
+        """What other images would have changed, the runs staying as they are."""
+        return cls((_image_part(difference_SN),))
+
+    @classmethod
+    def of_arms(cls, difference_SN: NDArray[np.int8]) -> Noise:
+        """What other seeds and other images would have changed, from three seeds on."""
+        num_seeds, num_images = difference_SN.shape
+        sum_S, sum_N = difference_SN.sum(axis=1, dtype=np.int64), difference_SN.sum(axis=0, dtype=np.int64)
+        runs = float(sum_S.var(ddof=1)) / num_images**2
+        about_images = np.count_nonzero(difference_SN) - int((sum_N**2).sum()) / num_seeds  # sum of squares
+        left = max(0.0, about_images - (num_seeds - 1) * runs * num_images)  # less what the runs explain
+        chance = left / ((num_seeds - 1) * max(1, num_images - 1))
+        images, freedom = _image_part(difference_SN)
+        return cls(((runs / num_seeds, num_seeds - 1), (max(0.0, images - chance / difference_SN.size), freedom)))
+
+    def half_width(self, level: float) -> float:
+        """Half of the interval that leaves out a share `level`."""
+        return math.sqrt(sum(variance * float(stdtrit(freedom, level / 2)) ** 2 for variance, freedom in self.parts))
+
+    def p_value(self, difference: float) -> float:
+        """Level at which the interval around `difference` touches 0; 1e-200 for what is smaller still."""
+        if self.half_width(SMALLEST) < abs(difference):
+            return SMALLEST
+        log_level = brentq(lambda log: self.half_width(math.exp(log)) - abs(difference), math.log(SMALLEST), 0.0)
+        return math.exp(log_level)
+
+    def tail(self, distance: float) -> float:
+        """One-sided: chance of a mean at least `distance` above its truth; more than a half for a negative distance."""
+        beyond = self.p_value(distance) / 2
+        return beyond if distance >= 0 else 1 - beyond
+
+
+def _image_part(difference_SN: NDArray[np.int8]) -> tuple[float, int]:
+    """Variance of the mean over images of the per-image differences, and its degrees of freedom."""
+    num_seeds, num_images = difference_SN.shape
+    sum_N = difference_SN.sum(axis=0, dtype=np.int64)
+    count = num_images + 2  # with the two images that disagree, one each way
+    squares = int((sum_N**2).sum()) / num_seeds**2 + 2 - (int(sum_N.sum()) / num_seeds) ** 2 / count
+    return squares / (count - 1) / count, count - 1
+
+
+def _mcnemar(only_first: int, only_second: int) -> float:
+    """Chance of a split of the disagreements at least this uneven, if either side is as likely (exact binomial)."""
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+def _checked(hits: ArrayLike, name: str) -> NDArray[np.bool_]:
+    hits_SN = np.asarray(hits)
+    if hits_SN.dtype != np.bool_ or hits_SN.ndim != 2 or not hits_SN.size:
+        raise InputError(
+            f"{name}: found {hits_SN.dtype} of shape {hits_SN.shape};"
+            " bool [seeds, images] is needed, at least one of each"
+        )
+    return hits_SN
+
+
+def _size(hits_SN: NDArray[np.bool_]) -> str:
+    return f"{hits_SN.shape[0]:,} seeds of {hits_SN.shape[1]:,} images"
