@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from importlib.metadata import requires, version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.flags import with_flags
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets.errors import DlthError, shown
+
+if TYPE_CHECKING:
+    from dlth.pipeline.select_stage import SelectReport
 
 EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -68,25 +71,34 @@ def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = Fals
     if not quiet:
         console.facts("dlth select", plan.facts())
     with console.counting("select", plan.index.num_samples, quiet=quiet) as counter:
-        report = select_stage.select(plan, counter.advance, counter.skip, console.note)
-    if not console.leads():
-        console.note(f"rank {os.environ['RANK']}: {report.images:,} images in {report.shards:,} shards")
-        return
-    if json:
+        wait = console.leads() and "RANK" in os.environ  # under torchrun the first rank reports for all
+        report = select_stage.select(plan, counter.advance, counter.skip, console.note, wait)
+    if json and console.leads():
         console.as_json(report.__dict__ | {"rate": counter.rate})
         return
-    for problem in report.skipped:
-        console.note(f"skipped: {problem}")
+    who = "" if console.leads() else f"rank {os.environ['RANK']}: "
     console.note(
-        f"{report.images:,} images read in {report.shards:,} shards ({report.shards_before:,} were done before),"
+        f"{who}{report.images:,} images read in {report.shards:,} shards ({report.shards_before:,} were done before),"
         f" {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
     )
+    if console.leads():
+        _say_of_file(report, config.out)
+
+
+def _say_of_file(report: SelectReport, out: str) -> None:
+    """What became of the ticket file, whoever worked on it."""
+    for image in report.skipped_elsewhere:
+        console.note(f"skipped by another process or an earlier run: {image}")
+    skipped = len(report.skipped) + len(report.skipped_elsewhere)
     if report.complete:
-        console.note(f"{config.out} is complete; its identity is {report.identity}")
+        console.note(
+            f"{out} is complete: {report.images_in_file:,} images, {skipped:,} skipped; its identity is"
+            f" {report.identity}"
+        )
     else:
         console.note(
-            f"{report.left_to_others:,} shards are in other processes' hands; the last of them finishes the file."
-            " If one of them died, run the same command again."
+            f"{report.left_to_others:,} shards are in other processes' hands; the last of them finishes the file and"
+            " reports. If one of them died, run the same command again."
         )
 
 

@@ -35,6 +35,7 @@ from dlth.tickets import (
     TicketStore,
     TicketWriter,
 )
+from dlth.tickets.errors import shown
 from dlth.training import Selector
 from dlth.training.distributed import pick_device
 from dlth.training.evalset import Frame
@@ -97,7 +98,14 @@ class SelectPlan:
 
 @dataclass
 class SelectReport:
-    """What a run of stage 1 did."""
+    """What a run of stage 1 did, and once the file is complete, what all processes did together.
+
+    images, shards, skipped: what this process read, and what was wrong with each image that it left without a ticket
+    shards_before: done when this process began
+    left_to_others: shards that other processes still worked on at the end
+    images_in_file, skipped_elsewhere, identity: of the complete file; the images (shard and key) that other processes
+        or earlier runs left without a ticket
+    """
 
     complete: bool
     images: int = 0
@@ -105,6 +113,8 @@ class SelectReport:
     shards_before: int = 0
     skipped: list[str] = field(default_factory=list)
     left_to_others: int = 0
+    images_in_file: int = 0
+    skipped_elsewhere: list[str] = field(default_factory=list)
     identity: str = ""
 
 
@@ -142,6 +152,7 @@ def select(
     progress: Progress = lambda images: None,
     skip: Progress = lambda images: None,
     say: Callable[[str], None] = lambda text: None,
+    wait: bool = False,
 ) -> SelectReport:
     """Rank the patches of every image of the plan that is not yet in the file, and finish the file if it is whole.
 
@@ -150,6 +161,8 @@ def select(
         progress: told how many images were ranked since it was last told
         skip: told how many images an earlier run had done
         say: told in words what a person should know
+        wait: stay until the file is complete, for the shards in other processes' hands; those of a process that died
+            are done here
     Raises:
         DlthError: a damaged shard, a corrupt image with `bad_images="error"`, a file of another configuration
     """
@@ -161,12 +174,28 @@ def select(
     skip(sum(shard.rows for shard in index.shards) - sum(index.shards[s].rows for s in todo))
     if report.shards_before and todo:
         say(f"resuming {config.out}: {report.shards_before} of {len(index.shards)} shards are done")
-    if not report.complete:
-        _rank_missing(plan, writer, todo, report, progress, say)
+    mine: set[int] = set()
+    while not report.complete:
+        if missing := writer.missing():
+            mine |= _rank_missing(plan, writer, missing, report, progress, say)
         report.complete = writer.finish()
-    report.left_to_others = 0 if report.complete else len(writer.missing())
-    report.identity = TicketStore(config.out).identity if report.complete else ""
+        if not (wait or report.complete):
+            break
+        writer.wait()
+    report.left_to_others = len(writer.missing())
+    if report.complete:
+        store = TicketStore(config.out)
+        report.identity, report.images_in_file = store.identity, store.num_rows
+        report.skipped_elsewhere = [text for shard, text in _skipped_images(store) if shard not in mine]
     return report
+
+
+def _skipped_images(store: TicketStore) -> Iterator[tuple[int, str]]:
+    """Shard index, and shard and key in words, of every image without a ticket."""
+    for place, shard in enumerate(store.shards):
+        if shard.skipped:
+            for row in np.flatnonzero(store.skipped(place)):
+                yield place, f"shard {shown(shard.name)}, key {shown(store.keys(place)[row])}"
 
 
 def _rank_missing(
@@ -176,7 +205,8 @@ def _rank_missing(
     report: SelectReport,
     progress: Progress,
     say: Callable[[str], None],
-) -> None:
+) -> set[int]:
+    """Rank the shards of `todo` that nobody else has; gives back which were done here."""
     config, index = plan.config, plan.index
     amp = getattr(torch, config.amp_dtype) if config.amp else None
     backend, size = config.torchcompile, config.batch_size
@@ -198,9 +228,12 @@ def _rank_missing(
 
         batches = read_shards(claimed(), index, plan.header.view, config.batch_size, config.workers)
         parts: list[tuple[ShardBatch, Ranked]] = []
+        done: set[int] = set()
         for batch, ranked in rank_batches(batches, ranker, config.threads):
             if batch.problems and config.bad_images == "error":
                 raise BadImageError(batch.problems[0]).advised()
+            for problem in batch.problems:
+                say(f"skipped: {problem}")
             report.skipped += batch.problems
             parts.append((batch, ranked))
             report.images += len(batch.good)
@@ -208,8 +241,10 @@ def _rank_missing(
             if batch.start + len(batch.good) == index.shards[batch.shard].rows:
                 writer.write(batch.shard, _assemble(plan, parts))
                 held.pop(batch.shard).close()
+                done.add(batch.shard)
                 report.shards += 1
                 parts = []
+    return done
 
 
 def _from_own_start(todo: list[int]) -> list[int]:

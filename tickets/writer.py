@@ -17,7 +17,7 @@ import numpy as np
 
 from dlth.tickets.checks import RuleError, ShardTickets, check_tickets, encoded_keys
 from dlth.tickets.chunks import decode, encode, padded
-from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, shown
+from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, MissingFileError, shown
 from dlth.tickets.files import read_file, sync_folder
 from dlth.tickets.header import VERSION, TicketHeader, differences
 from dlth.tickets.jsontext import Json
@@ -139,6 +139,17 @@ class TicketWriter:
                     self._partial.clear()
         self._partial.clear_leftovers()
         return True
+
+    def wait(self) -> None:
+        """Return once nobody works on the shards that are missing now, nor on finishing: done, or its process died.
+
+        Raises MissingFileError where the unfinished file was taken away meanwhile.
+        """
+        for name in (*(f"{shard_index:06d}" for shard_index in self.missing()), "finish"):
+            with locked(self._partial.lock(name), wait=True):
+                pass
+        if not self.complete and not self._partial.root.exists():
+            raise MissingFileError(f"{shown(self._partial.root)} was removed before the file was finished: run again")
 
     def _done(self, shard_index: int) -> bool:
         return self._partial.is_committed(shard_index) or self.complete

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dlth.data.views import render
 from dlth.pipeline.ranker import Ranker
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import SelectReport, plan, select
-from dlth.tickets import Preprocessing, TicketStore
+from dlth.tickets import Preprocessing, TicketStore, TicketWriter
 from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFileError
 from dlth.training import Selector
 from dlth.training.checkpoint import write_tensors
@@ -93,12 +94,24 @@ def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Call
 
 
 def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
-    make_shards: Callable[..., Any], tmp_path: Path
+    make_shards: Callable[..., Any],
+    make_tar: Callable[..., Path],
+    make_picture: Callable[..., Any],
+    make_image: Callable[..., bytes],
+    tmp_path: Path,
 ) -> None:
-    """One process, loader workers, several threads, and two torchrun ranks write the same file, byte for byte."""
-    shards = make_shards(3, [9, 4, 6])
-    run(shards.spec, tmp_path / "a.zarr", threads=1)
-    run(shards.spec, tmp_path / "b.zarr", workers=2, threads=3)
+    """One process, loader workers, several threads, and two torchrun ranks write the same file, byte for byte.
+
+    Of two ranks the first reports for both: the file's identity and images, and each corrupt one by shard and key.
+    """
+    shards, good = make_shards(2, [9, 4]), make_image(make_picture(1))
+    for number in (2, 3):
+        members = [
+            (f"{key}_{number}.jpg", good[: len(good) // part]) for key, part in (("broken", 3), ("a", 1), ("b", 1))
+        ]
+        make_tar(shards.folder / f"train-00000{number}.tar", [*members, (f"c_{number}.jpg", good)])
+    run(shards.spec, tmp_path / "a.zarr", threads=1, bad_images="skip")
+    run(shards.spec, tmp_path / "b.zarr", workers=2, threads=3, bad_images="skip")
     kwargs = ",".join(f"{name}={value}" for name, value in KWARGS.items())
     command = [
         *(
@@ -112,9 +125,17 @@ def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
         *("--rdzv-endpoint=localhost:0", "-m", "dlth.pipeline.cli", "select", "--model", "vit_tiny_patch16_224"),
         *("--model-kwargs", kwargs, "--data", shards.spec, "--out", str(tmp_path / "c.zarr"), "--img-size", "32"),
         *("--keep", "0.5", "--random-weights", "--workers", "1", "--batch-size", "4", "--num-classes", "4"),
+        *("--bad-images", "skip", "--json"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["complete"], report["left_to_others"], report["images_in_file"]) == (True, 0, 21)
+    assert report["identity"] == TicketStore(tmp_path / "c.zarr").identity
+    skipped = "".join(report["skipped"] + report["skipped_elsewhere"])
+    for shard, key in (("train-000002.tar", "broken_2"), ("train-000003.tar", "broken_3")):
+        assert f"shard {shard}, key {key}" in skipped
+        assert f"skipped: shard {shard}, key {key}: " in done.stderr, "whoever met it says why"
     assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr") == tree(tmp_path / "c.zarr")
 
 
@@ -228,6 +249,33 @@ def test_a_runs_folder_says_model_and_images_and_flags_win(make_shards: Callable
     assert not np.array_equal(store.read(0).patches, expected)
     with pytest.raises(MissingFileError, match=r"holds no model_ema\.safetensors"):
         plan(checked(SelectConfig, values | {"out": "c.zarr", "use_ema": True}))
+
+
+def test_whoever_finishes_the_file_reports_for_all(
+    make_shards: Callable[..., Any], make_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A process that leaves a shard to another says so; that other then names what the first skipped, and counts all.
+
+    One that waits for a process that dies does its shard.
+    """
+    shards = make_shards(2, [3, 2])
+    make_tar(shards.folder / "train-000002.tar", [("empty.jpg", b""), *((f"{key}.jpg", b"no image") for key in "ab")])
+    first = plan(config(shards.spec, tmp_path / "t.zarr", bad_images="skip"))
+    other = TicketWriter(tmp_path / "t.zarr", first.header, first.shards, first.index.key_width)
+    with other.claim(1) as mine:
+        assert mine
+        report = select(first)
+        assert (report.complete, report.left_to_others, report.images, len(report.skipped)) == (False, 1, 6, 3)
+        waiting: list[SelectReport] = []
+        thread = threading.Thread(target=lambda: waiting.append(select(first, wait=True)))
+        thread.start()
+        thread.join(1.0)
+        assert thread.is_alive(), "it waits while the shard is in another's hands"
+    thread.join(60)
+    (last,) = waiting
+    assert (last.complete, last.left_to_others, last.images, last.images_in_file) == (True, 0, 2, 8)
+    assert last.skipped_elsewhere == [f"shard train-000002.tar, key {key}" for key in ("empty", "a", "b")]
+    assert last.identity == TicketStore(tmp_path / "t.zarr").identity
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callable[..., Any], tmp_path: Path) -> None:
