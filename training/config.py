@@ -75,10 +75,10 @@ class TrainConfig(Settings):
 
     keep: Keep | None = setting(None, TOKENS, "Share of the patches to keep; the ticket file's own if absent.")
     keep_schedule: Literal["none", "cosine"] = setting(
-        "none", TOKENS, "Let k fall from all patches to its final value by a cosine, as the paper's adjusted schedule."
+        "none", TOKENS, "Let the stage rate fall from 1 by a cosine, step by step: the paper's adjusted schedule."
     )
-    keep_schedule_start: int = setting(10, TOKENS, "Epoch at which k begins to fall.", ge=0)
-    keep_schedule_epochs: int = setting(100, TOKENS, "Epochs over which k falls.", gt=0)
+    keep_schedule_start: int = setting(10, TOKENS, "Epoch at which the rate begins to fall.", ge=0)
+    keep_schedule_epochs: int = setting(100, TOKENS, "Epochs over which the rate falls.", gt=0)
     missing: Literal["error", "dense", "random", "skip"] = setting(
         "error", TOKENS, "What to do with an image that has no ticket."
     )

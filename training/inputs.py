@@ -23,13 +23,13 @@ from dlth.data.mixing import Mixing
 from dlth.data.order import Batching, epoch_order
 from dlth.data.reader import Reader
 from dlth.data.ticket_cache import local_tickets
-from dlth.tickets import TicketHeader, TicketStore
+from dlth.tickets import Budget, TicketHeader, TicketStore
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.origin import describe
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.evalset import EvalSet, Frame, Note, described, join_val, moved_text, tokens_kept
-from dlth.training.schedule import tokens_at
+from dlth.training.schedule import KeepSchedule
 
 EVALUATION_SPLITS = ("val", "valid", "validation", "dev", "test")
 """What splits are called that nobody trains on."""
@@ -40,7 +40,7 @@ class Inputs:
     """What a run reads. `join_tickets` must be called once the model is known, and before anything is read.
 
     `left_out`: the training images that the tickets rule out; `met`: the corrupt ones that this rank has met since it
-    started, by id, and what was wrong with each.
+    started, by id, and what was wrong with each; `schedule`: what each step keeps, None where that is every patch.
     """
 
     config: TrainConfig
@@ -50,6 +50,7 @@ class Inputs:
     store: TicketStore | None
     val_store: TicketStore | None
     k: int | None = None
+    schedule: KeepSchedule | None = None
     frame: Frame = field(init=False)
     join: Join | None = None
     val: EvalSet | None = None
@@ -186,14 +187,14 @@ class Inputs:
             )
         return self._loader
 
+    def budget(self, epoch: int, step: int = 0) -> Budget | None:
+        """What a step of an epoch keeps; None where all patches are trained on."""
+        return None if self.schedule is None else self.schedule.budget(epoch, step)
+
     def tokens(self, epoch: int, step: int = 0) -> int:
-        """Patches kept in training at `epoch`."""
-        config, every = self.config, self.frame.grid.num_patches
-        if config.arm == "dense" or self.k is None:
-            return every
-        if config.keep_schedule == "none":
-            return self.k
-        return tokens_at(epoch, self.k, every, config.keep_schedule_start, config.keep_schedule_epochs)
+        """Patches kept at a step of an epoch."""
+        kept = self.budget(epoch, step)
+        return self.frame.grid.num_patches if kept is None else kept.k
 
     def _augmentation(self) -> Augmentation:
         config, frame = self.config, self.frame

@@ -120,12 +120,12 @@ class Training:
     def _train_epoch(self, stop: StopRequest) -> bool:
         """Do the epoch's remaining steps; False if a stop was asked for before its end."""
         at, parts = self.progress, self.parts
-        k = parts.inputs.tokens(at.epoch)
         clock = time.perf_counter()
         for batches in parts.inputs.train_steps(at.epoch, at.batch):
             data_seconds = time.perf_counter() - clock
             lr = parts.set_rate(at.epoch, at.step)
-            result = parts.stepper(batches, at.step, k)
+            k, budget = parts.inputs.tokens(at.epoch, at.batch), parts.inputs.budget(at.epoch, at.batch)
+            result = parts.stepper(batches, at.step, budget)
             at.batch, at.step = at.batch + 1, at.step + 1
             seconds = time.perf_counter() - clock
             self._count(result, k, data_seconds, seconds - data_seconds)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlth.tickets import Grid, SelectorInfo
+from dlth.tickets import Budget, Grid, SelectorInfo
 from dlth.tickets.errors import InputError
 from dlth.tickets.origin import describe_selector
 from dlth.training.config import TrainConfig
@@ -37,13 +37,13 @@ class OnlineSelector:
         """Its `rank` for images [B, 3, H, W] that are normalised, and sized, as the student wants them."""
         own = Pixels(self.frame.mean, self.frame.std)
 
-        def rank(images: Tensor) -> Tensor:
+        def rank(images: Tensor, budget: Budget | None = None) -> Tensor:
             images = own.renormalised(images, students)
             if (
                 images.shape[-2:] != self.frame.size
             ):  # same grid, other patches: its positions are those of its own size
                 images = F.interpolate(images, self.frame.size, mode="bicubic", antialias=True)
-            return self.selector.rank(images)
+            return self.selector.rank(images, budget)
 
         return rank
 

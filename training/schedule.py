@@ -1,15 +1,68 @@
-"""How many patches are kept at which epoch: the paper's adjusted schedule.
+"""How many patches are kept at which step: all the way the ticket's number, or the paper's adjusted schedule.
 
-k changes from epoch to epoch and not, as the authors' does, from step to step: each k is compiled once, and every batch
-of an epoch costs the same. Over 100 epochs the two differ by less than one patch in a hundred.
+The schedule is on the *stage rate*, the share that each selection stage keeps of what reaches it: it falls from 1 by
+half a cosine, a little each step, and the patches follow by the ceils of the stages, so about as its third power. A
+cosine on the number of patches itself is up to 13 of 196 off. The budget of a step is a function of (epoch, step), so a
+resumed run needs no state, and it is the selector's too where that runs in the loop.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+from dlth.tickets import Budget, TicketHeader
+from dlth.tickets.budget import exact_rate
+
+PAPERS_STAGES = 3
+"""Selection stages of the paper's selectors, where nothing says how many there were."""
+
+_DIGITS = 9
+"""Decimals of a rate, so that what is a whole number on paper is not one more by the dust of a cosine."""
 
 
-def tokens_at(epoch: int, k: int, num_patches: int, start: int, epochs: int) -> int:
-    """Patches kept in `epoch` (from 0): all before `start`, then down a half cosine over `epochs`, then `k`."""
-    share = min(max((epoch - start) / epochs, 0.0), 1.0)
-    return k + math.ceil(round((num_patches - k) * (1 + math.cos(math.pi * share)) / 2, 9))
+@dataclass(frozen=True)
+class KeepSchedule:
+    """The budget of every step: `final`, or on the way there from all patches.
+
+    The rate falls from the first step of epoch `start` on, for `epochs` epochs of `steps_per_epoch` steps; with 0
+    epochs every step has the final budget. `fuse_tokens`: whether the selector fuses what it drops, which counts.
+    """
+
+    final: Budget
+    start: int = 0
+    epochs: int = 0
+    steps_per_epoch: int = 1
+    fuse_tokens: bool = False
+
+    def budget(self, epoch: int, step: int = 0) -> Budget:
+        """What is kept at `step` of `epoch`, both from 0.
+
+        Source: the authors' r(t) = r_end + (1 - r_end) · (cos(π t / T) + 1) / 2, t steps since `start`, T of `epochs`.
+        """
+        passed, length = (epoch - self.start) * self.steps_per_epoch + step, self.epochs * self.steps_per_epoch
+        if passed >= length:
+            return self.final
+        end, fall = float(exact_rate(self.final.stage_keep)), (math.cos(math.pi * max(passed, 0) / length) + 1) / 2
+        rate = round(end + (1 - end) * fall, _DIGITS)
+        return Budget.from_stage_keep(rate, self.final.num_patches, len(self.final.stage_tokens), self.fuse_tokens)
+
+    @property
+    def most_sizes(self) -> int:
+        """At most so many different numbers of patches are kept over a run."""
+        return 1 if self.epochs == 0 else self.final.num_patches - self.final.k + 1
+
+
+def final_budget(k: int, num_patches: int, keep: str | None, header: TicketHeader | None) -> Budget:
+    """The budget of `k` of `num_patches` patches, with the stages by which a selector comes to them.
+
+    `keep`: the share that was asked for; `header`: of the tickets. Where a file says its stages and its own share is
+    taken, they are the file's; else as many as it has, or three, share the cut evenly.
+    """
+    fuse_tokens = header is not None and header.selector.fuse_tokens
+    stages = len(header.stage_tokens) if header is not None and header.stage_tokens else PAPERS_STAGES
+    if keep is not None:
+        return Budget.from_keep(keep, num_patches, stages, fuse_tokens)
+    if header is not None and header.stage_tokens and header.stage_keep:
+        return Budget(num_patches, header.stage_tokens, k, header.keep, header.stage_keep)
+    return Budget.from_tokens(k, num_patches, stages, fuse_tokens)

@@ -82,26 +82,28 @@ class Selector:
         self.vit.to(device)
         return self
 
-    def rank(self, images: Tensor) -> Tensor:
-        """All patches of normalised float images [B, 3, height, width], best first: int64 [B, P]."""
-        return self.select(images).patches
+    def rank(self, images: Tensor, budget: Budget | None = None) -> Tensor:
+        """All patches of normalised float images [B, 3, height, width], best first: int64 [B, P]; as `select`."""
+        return self.select(images, budget).patches
 
-    def select(self, images: Tensor) -> Selection:
+    def select(self, images: Tensor, budget: Budget | None = None) -> Selection:
         """Rankings and gaps of normalised float images [B, 3, height, width]; the ticket is the first `budget.k`.
 
+        `budget` takes the place of the selector's own for these images, as a keep schedule asks each step for another.
+
         Raises:
-            InputError: images that do not fit, or a model that was put into training mode
+            InputError: images or a budget that do not fit, or a model that was put into training mode
         """
         with torch.no_grad():  # not inference mode: its tensors could not index a student's in training
-            stages, _ = self._forward(images, to_the_end=False)
+            stages, _ = self._forward(images, budget, to_the_end=False)
             ranking = _ranking(stages)
-            gap = _gap(stages, ranking, self._budget_of(ranking.shape[1]).k)
+            gap = _gap(stages, ranking, (budget or self._budget_of(ranking.shape[1])).k)
         return Selection(ranking, gap)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of the whole forward pass with dropping switched on, as EViT evaluates."""
         with torch.no_grad():
-            _, tokens = self._forward(images, to_the_end=True)
+            _, tokens = self._forward(images, None, to_the_end=True)
             return self.vit.forward_head(self.vit.norm(tokens))
 
     def _budget_of(self, num_patches: int) -> Budget:
@@ -119,7 +121,7 @@ class Selector:
             raise InputError("give stage_keep, keep or tokens: one of them must say how many patches to keep")
         return Budget.from_stage_keep(stage_keep, num_patches, stages, self.fuse_tokens)
 
-    def _forward(self, images: Tensor, to_the_end: bool) -> tuple[list["_Stage"], Tensor]:
+    def _forward(self, images: Tensor, budget: Budget | None, to_the_end: bool) -> tuple[list["_Stage"], Tensor]:
         """Every stage's scores, and the last tokens [B, N, D] (meaningless unless `to_the_end`)."""
         vit, n = self.vit, self.vit.num_prefix_tokens
         if vit.training:
@@ -127,7 +129,12 @@ class Selector:
         tokens, table = embed(vit, images)
         num_patches = tokens.shape[1] - n
         patches = torch.arange(num_patches, device=tokens.device).expand(len(tokens), -1)
-        stage_tokens = self._budget_of(num_patches).stage_tokens
+        stage_tokens = (budget or self._budget_of(num_patches)).stage_tokens
+        if budget is not None and (budget.num_patches, len(stage_tokens)) != (num_patches, len(self.blocks)):
+            raise InputError(
+                f"a budget for {budget.num_patches} patches in {len(stage_tokens)} stages does not fit {num_patches}"
+                f" patches and {len(self.blocks)} selection blocks"
+            )
         rotary = table
         stages: list[_Stage] = []
         blocks: list[TimmBlock] = [*vit.blocks]

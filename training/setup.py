@@ -26,6 +26,7 @@ from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
 from dlth.training.outcome import LOOSE, STRICT, versions
 from dlth.training.reporter import Reporter
+from dlth.training.schedule import KeepSchedule, final_budget
 from dlth.training.settings import is_free
 from dlth.training.step import Pixels, Precision, Rank, Stepper
 from dlth.training.ticket_vit import TicketViT
@@ -218,10 +219,28 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     online = None
     if config.mode == "online" and (config.selector or config.selector_checkpoint):
         online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
+    inputs.schedule = _keep_schedule(config, inputs, online)
     rank = online.ranking(pixels) if online is not None else None
     in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
-    stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, in_loop)
+    sizes = 1 if inputs.schedule is None else inputs.schedule.most_sizes
+    stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, in_loop, sizes)
     return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, online, rank)
+
+
+def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> KeepSchedule | None:
+    """What each step keeps, None where that is every patch; a selector in the loop comes to it by its own stages."""
+    if config.arm == "dense" or inputs.k is None:
+        return None
+    if online is not None:
+        final, fuse_tokens = online.selector.budget, online.selector.fuse_tokens
+    else:
+        header = next((store.header for store in (inputs.store, inputs.val_store) if store is not None), None)
+        final = final_budget(inputs.k, inputs.frame.grid.num_patches, config.keep, header)
+        fuse_tokens = header is not None and header.selector.fuse_tokens
+    if config.keep_schedule == "none":
+        return KeepSchedule(final)
+    start, epochs = config.keep_schedule_start, config.keep_schedule_epochs
+    return KeepSchedule(final, start, epochs, inputs.steps_per_epoch, fuse_tokens)
 
 
 def _student(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:

@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,19 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from dlth.data.batch import Batch
 from dlth.data.mixing import mix_images, mix_targets
 from dlth.data.visibility import demote, hidden_share
+from dlth.tickets import Budget
 from dlth.tickets.seeding import derive
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.ticket_vit import TicketViT
 
-Rank = Callable[[Tensor], Tensor]
-"""Normalised images [B, 3, H, W] -> patches int64 [B, P], best first: the selector of the online mode."""
+
+class Rank(Protocol):
+    """The selector of the online mode."""
+
+    def __call__(self, images: Tensor, budget: Budget | None = None) -> Tensor:
+        """Patches int64 [B, P], best first, of normalised images [B, 3, H, W]; `budget` in place of its own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,8 @@ class Stepper:
     """Everything a step needs, put together once.
 
     `rank` ranks patches in the online mode, None otherwise. `full_size` is the number of images of a whole micro-batch:
-    only those go through the compiled student, so that a short last batch neither is dropped nor compiles anew.
+    only those go through the compiled student, so that a short batch neither is dropped nor compiles anew. `sizes`: at
+    most so many numbers of patches are kept, each of which is compiled for itself.
     """
 
     def __init__(
@@ -129,6 +136,7 @@ class Stepper:
         pixels: Pixels,
         num_classes: int,
         rank: Rank | None = None,
+        sizes: int = 1,
     ) -> None:
         self.student, self.optimizer, self.ema = student, optimizer, ema
         self.config, self.world, self.pixels, self.rank = config, world, pixels, rank
@@ -136,11 +144,11 @@ class Stepper:
         self.precision = Precision.of(config.amp, config.amp_dtype, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision.dtype == torch.float16)
         self._module = _distributed(student, world)
-        self._compiled = _compiled(self._module, config)
+        self._compiled = _compiled(self._module, config.torchcompile, sizes)
         self.last_losses: list[tuple[Batch, Tensor]] = []
 
-    def __call__(self, batches: Sequence[Batch], step: int, k: int | None) -> StepResult:
-        """Train on this rank's micro-batches of global step `step`; `k`: patches that the online selector keeps."""
+    def __call__(self, batches: Sequence[Batch], step: int, budget: Budget | None) -> StepResult:
+        """Train on this rank's micro-batches of global step `step`; `budget`: what the online selector keeps in it."""
         torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
         self.student.train()
         whole_batches = [batch for batch in batches if self._lacks_tickets(batch)]
@@ -149,7 +157,7 @@ class Stepper:
         self.last_losses = []
         if total == 0:  # every image of the global batch is corrupt: nothing to learn from, on any rank
             return StepResult(math.nan, math.nan, 0.0, moved=False)
-        sums = self._accumulate(batches, k, total)
+        sums = self._accumulate(batches, budget, total)
         reading = _read_later(torch.cat([sums, self._gradient_norm()[None]]))
         loss, hidden, norm = self.world.sums(reading())  # all ranks hold the same gradient, and judge by the same sums
         loss, norm = loss / total, norm / self.world.size
@@ -163,7 +171,7 @@ class Stepper:
     def _lacks_tickets(self, batch: Batch) -> bool:
         return batch.patches is None and self.config.arm == "ticket" and self.rank is None
 
-    def _accumulate(self, batches: Sequence[Batch], k: int | None, total: float) -> Tensor:
+    def _accumulate(self, batches: Sequence[Batch], budget: Budget | None, total: float) -> Tensor:
         """Forward and backward of every micro-batch; gives back this rank's weighted sums of losses and of hidden
         shares, float32 [2].
         """
@@ -172,7 +180,7 @@ class Stepper:
             last = at == len(batches) - 1
             waits = isinstance(self._module, DistributedDataParallel) and not last
             with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                losses, hidden = self._losses(batch, k)
+                losses, hidden = self._losses(batch, budget)
                 self.last_losses.append((batch, losses.detach()))
                 weighted = (losses * batch.weights).sum()
                 sums = sums + torch.stack([weighted.detach(), (hidden * batch.weights).sum()])
@@ -188,22 +196,23 @@ class Stepper:
             clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
         return norm
 
-    def _losses(self, batch: Batch, k: int | None) -> tuple[Tensor, Tensor]:
+    def _losses(self, batch: Batch, budget: Budget | None) -> tuple[Tensor, Tensor]:
         """Of each image, float32 [B]: cross entropy, with labels smoothed and mixed as the pixels are; hidden share."""
         images = mix_images(self.pixels(batch.images), batch.mix)
         targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
-            patches = batch.patches if self.rank is None else self._selected(self.rank(images), batch)[:, :k]
+            patches = batch.patches if self.rank is None else self._selected(images, batch, self.rank, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
             logits = forward(images, patches)
         losses = -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
         return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)
 
-    def _selected(self, rankings: Tensor, batch: Batch) -> Tensor:
-        """The online selector's rankings [B, P], hidden patches treated as in every other arm and mode."""
-        if batch.hidden is None or self.config.hidden == "keep":
-            return rankings
-        return demote(rankings, batch.hidden)
+    def _selected(self, images: Tensor, batch: Batch, rank: Rank, budget: Budget | None) -> Tensor:
+        """What the online selector keeps of mixed images, int64 [B, k]; hidden patches treated as everywhere."""
+        rankings = rank(images, budget)
+        if batch.hidden is not None and self.config.hidden == "demote":
+            rankings = demote(rankings, batch.hidden)
+        return rankings if budget is None else rankings[:, : budget.k]
 
     def _move(self, step: int) -> None:
         self.scaler.step(self.optimizer)
@@ -243,11 +252,11 @@ def _distributed(student: TicketViT, world: World) -> torch.nn.Module:
     return DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def _compiled(module: torch.nn.Module, config: TrainConfig) -> Callable[..., Tensor]:
-    """The module compiled for fixed shapes; a keep schedule compiles once for each k."""
-    if config.torchcompile is None:
+def _compiled(module: torch.nn.Module, backend: str | None, sizes: int) -> Callable[..., Tensor]:
+    """The module compiled for fixed shapes, once for each number of patches that a keep schedule passes through."""
+    if backend is None:
         return module
-    if config.keep_schedule != "none":
-        limits: Any = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, config.keep_schedule_epochs + 8)
-    return torch.compile(module, backend=config.torchcompile, dynamic=False)
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, sizes + 8)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, sizes + 8)
+    return torch.compile(module, backend=backend, dynamic=False)

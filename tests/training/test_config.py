@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.layers import checked, layered, to_toml
 from dlth.training.optim import learning_rate
-from dlth.training.schedule import tokens_at
 
 NEEDED = {"data": "train", "out": "run", "tickets": "tickets.zarr"}
 
@@ -181,12 +179,3 @@ def test_every_setting_has_a_help_text_and_a_panel() -> None:
         assert field.description.endswith("."), name
         assert isinstance(field.json_schema_extra, dict), name
         assert field.json_schema_extra["panel"], name
-
-
-def test_the_adjusted_schedule_falls_from_all_patches_to_k() -> None:
-    """All patches until epoch 10, k from epoch 110 on, half way in the middle, never rising."""
-    falling = [tokens_at(epoch, 101, 196, start=10, epochs=100) for epoch in range(130)]
-    assert falling[:11] == [196] * 11
-    assert falling[60] == 149  # 101 + ceil(95 / 2)
-    assert falling[110:] == [101] * 20
-    assert all(later <= earlier for earlier, later in pairwise(falling))

@@ -356,12 +356,20 @@ def test_online_selects_on_the_augmented_batch_and_needs_no_tickets(make_run: Ma
         train(config.model_copy(update={"resume": "auto", "selector_checkpoint": other}))
 
 
-def test_a_keep_schedule_trains_on_fewer_patches_each_epoch(make_run: MakeRun) -> None:
-    """k falls from 16 to 8 over three epochs, and the log says so."""
+def test_a_keep_schedule_trains_on_fewer_patches_each_step(make_run: MakeRun) -> None:
+    """The rate falls from 1 to a half in six steps of three epochs: k is its ceil of 16, and the log says so.
+
+    The random arm has the same k at every step, and tokens are counted as they were trained on.
+    """
     schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 2}
-    config = make_run(epochs=3, val=None, val_tickets=None, **schedule)
-    train(config)
-    assert [row["k"] for row in lines(config.out, "train")] == [16] * 3 + [12] * 3 + [8] * 3
+    falling = [16, 16, 14, 12, 10, 9, 8, 8, 8]
+    for arm in ("ticket", "random"):
+        config = make_run(arm, arm=arm, epochs=3, val=None, val_tickets=None, **schedule)
+        result = train(config)
+        assert [row["k"] for row in lines(config.out, "train")] == falling
+        seconds = result.throughput["data_seconds"] + result.throughput["compute_seconds"]
+        per_epoch = sum((k + 1) * images for k, images in zip(falling, [8, 6, 7] * 3, strict=True))
+        assert result.throughput["tokens_per_second"] * seconds == pytest.approx(per_epoch)
 
 
 def test_compiled_training_gives_the_same_losses_short_batch_included(make_run: MakeRun) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from dlth.tickets import Budget
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.loop import train
 from dlth.training.reporter import Reporter
+from dlth.training.selector import Selector
 from dlth.training.setup import prepare
 from dlth.training.step import Pixels
 
@@ -83,3 +85,30 @@ def test_every_arm_and_mode_says_how_much_of_what_it_trained_on_was_hidden(
     for name in ("random", "ticket", "online"):
         assert shares[name, "demote"] < 0.5 * shares[name, "keep"]
         assert shares[name, "keep"] == pytest.approx(shares["dense", "demote"], abs=0.07)
+
+
+def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRun, online: dict[str, Any]) -> None:
+    """Under a keep schedule it is asked for each step's own budget, and ranks as one made for that rate does."""
+    schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 1}
+    parts = prepare(make_run("online", epochs=2, **online | schedule), World(0, 1, torch.device("cpu")), Reporter())
+    assert parts.online is not None
+    assert parts.rank is not None
+    asked: list[tuple[Budget, torch.Tensor, torch.Tensor]] = []
+
+    def listening(images: torch.Tensor, budget: Budget | None = None) -> torch.Tensor:
+        assert budget is not None
+        assert parts.rank is not None
+        asked.append((budget, images, parts.rank(images, budget)))
+        return asked[-1][2]
+
+    parts.stepper.rank = listening
+    for epoch in (0, 1):
+        for step, batches in enumerate(parts.inputs.train_steps(epoch, 0)):
+            parts.stepper(batches, 3 * epoch + step, parts.inputs.budget(epoch, step))
+    rates = [1.0, 0.926776, 0.780331, *[0.707107] * 3]
+    assert [float(budget.stage_keep) for budget, _, _ in asked] == pytest.approx(rates, abs=1e-6)
+    assert [budget.k for budget, _, _ in asked] == [16, 14, 11, 8, 8, 8]
+    for budget, images, ranked in asked:
+        made = Selector(parts.online.selector.vit, budget.stage_keep, (0, 1))
+        assert torch.equal(ranked, made.rank(images))
+    assert any(not torch.equal(ranked, parts.rank(images)) for _, images, ranked in asked)
