@@ -90,8 +90,8 @@ class Coverage:
 
 _POLICY = {
     "error": "an error",
-    "dense": "trained on all patches",
-    "random": "trained on random patches",
+    "dense": "shown whole",
+    "random": "shown on random patches",
     "skip": "left out",
 }
 

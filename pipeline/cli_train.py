@@ -138,13 +138,21 @@ def show_result(result: Mapping[str, Any], out: str) -> None:
     )
     if result["tickets_are"]:
         console.note(f"trained on tickets of: {result['tickets_are']}")
+    if result["whole_images"]:
+        console.note(f"{result['whole_images']:,} times an image was trained on all patches, as there was no ticket")
     console.note(f"weights, log and result are in {out}")
 
 
 def show_evaluation(evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Print a table of accuracies, a row for each set of weights and kind of tokens."""
     rows = [
-        (weights, kind, int(line["tokens"]), round(line["top1"], 2), round(line["top5"], 2), round(line["loss"], 4))
+        (
+            weights,
+            _tokens(kind, line),
+            int(line["tokens"]),
+            *(round(line[name], 2) for name in ("top1", "top5")),
+            round(line["loss"], 4),
+        )
         for weights, table in evaluation.items()
         for kind, line in table.items()
     ]
@@ -154,3 +162,9 @@ def show_evaluation(evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             line["tickets_are"] for table in evaluation.values() for line in table.values() if "tickets_are" in line
         }
         console.table("; ticket: ".join(["validation", *sorted(whose)]), columns, rows)
+
+
+def _tokens(kind: str, line: Mapping[str, Any]) -> str:
+    """The kind of tokens, and how many images of the row had none of it and were shown otherwise."""
+    others = [f", {line[way]} of {line['images']} {way}" for way in ("whole", "random") if way in line]
+    return kind + "".join(others)

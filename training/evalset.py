@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import timm.data
 import torch
+from numpy.typing import NDArray
 
 from dlth.data.evaluation import EvalLoader
 from dlth.data.index import ShardIndex
-from dlth.data.join import Join, check_compatible, join
+from dlth.data.join import NO_TICKET, Join, check_compatible, join
 from dlth.data.patches import Arm
 from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import shown
@@ -118,7 +120,15 @@ class EvalSet:
         every = self.frame.grid.num_patches
         keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
         tokens: dict[str, int] = {kind: every if kind == "dense" else self.k or every for kind in kinds}
-        return EvalResult(keys, self.index.label, results, tokens, self.about_tickets() or {"tickets_are": ranked_by})
+        about = self.about_tickets() or {"tickets_are": ranked_by}
+        return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
+
+    def _stand_ins(self) -> tuple[NDArray[np.bool_] | None, Literal["whole", "random"]]:
+        """Which images stand under "ticket" without one, and on what they are shown."""
+        if self.join is None or self.join.coverage.policy not in ("dense", "random"):
+            return None, "whole"
+        lacking = self.join.ticket_row == NO_TICKET
+        return (lacking if lacking.any() else None), "whole" if self.join.coverage.policy == "dense" else "random"
 
     def about_tickets(self) -> dict[str, str]:
         """What the ticket file's tickets are, the view they were made in and the one they are measured in, in words."""

@@ -35,7 +35,7 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
         weights = WeightsFile.find(config.checkpoint, config.use_ema)
         note = note if world.leads else lambda text: None
         result = _evaluate(config, weights, world, note)
-        if text := result.left_out_text():
+        for text in result.notes():
             note(text)
         if config.out is not None and world.leads:
             result.save(Path(config.out))

@@ -227,7 +227,7 @@ class Training:
                 checkpoint.write_tensors(self.out / BEST, self.parts.vit.state_dict(), self._note())
 
     def _save_images(self, result: EvalResult) -> None:
-        if text := result.left_out_text():
+        for text in result.notes():
             self.reporter.note(text)
         if self.world.leads:
             result.save(self.out / VAL_RESULTS)

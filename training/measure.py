@@ -9,9 +9,9 @@ for a short last batch, and padding the last batch by repeats, which counts imag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class EvalResult:
     """One student on one set: results by kind of tokens, in the order of the set; `tokens` patches kept by kind.
 
     `about_tickets` says in words what the tickets are (tickets_are), and in which view they were made and measured.
+    `stand_ins` bool [N]: images without a ticket that were measured under "ticket" all the same, on all patches or on
+    random ones, as `shown_on` says.
     """
 
     keys: tuple[str, ...]
@@ -56,6 +58,8 @@ class EvalResult:
     results: Mapping[str, ImageResults]
     tokens: Mapping[str, int]
     about_tickets: Mapping[str, str] = field(default_factory=dict)
+    stand_ins: NDArray[np.bool_] | None = None
+    shown_on: Literal["whole", "random"] = "whole"
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -63,23 +67,49 @@ class EvalResult:
         seen = next(iter(self.results.values())).seen
         return tuple(self.keys[at] for at in np.flatnonzero(~seen))
 
-    def left_out_text(self) -> str:
-        """What a person should know of images that were not measured; empty where there are none."""
-        if not self.left_out:
-            return ""
-        named = ", ".join(shown(key, 60) for key in self.left_out[:10])
-        return f"{len(self.left_out):,} of {len(self.keys):,} validation images were not measured: {named}"
+    def notes(self) -> list[str]:
+        """What a person should know: images that were not measured, and those measured without the ticket they lack."""
+        notes = []
+        if self.left_out:
+            named = ", ".join(shown(key, 60) for key in self.left_out[:10])
+            notes.append(f"{len(self.left_out):,} of {len(self.keys):,} validation images were not measured: {named}")
+        if lacking := self._stand_ins():
+            row, patches = self.table()["ticket"], "all" if self.shown_on == "whole" else "random"
+            notes.append(
+                f"{lacking:,} of the {row['images']:,} images under 'ticket' have none and were measured on {patches}"
+                f" patches; top-1 of the others: {row['top1_with_ticket']:.2f} %"
+            )
+        return notes
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """A row per kind of tokens: top1, top5 (percent), loss, images, tokens; that of tickets says what they are."""
-        return {
-            kind: result.summary() | {"tokens": self.tokens[kind]} | (self.about_tickets if kind == "ticket" else {})
-            for kind, result in self.results.items()
-        }
+        """A row per kind of tokens: top1, top5 (percent), loss, images, tokens; that of tickets says what they are.
+
+        Where images without a ticket are among the last, it has their number as `whole` or `random`, by what they were
+        shown on, and the accuracy of the others as `top1_with_ticket`.
+        """
+        rows = {kind: {**result.summary(), "tokens": self.tokens[kind]} for kind, result in self.results.items()}
+        if "ticket" in rows:
+            rows["ticket"] |= self.about_tickets
+        if lacking := self._stand_ins():
+            ticket = self.results["ticket"]
+            others = replace(ticket, seen=ticket.seen & ~self.stand_ins)
+            rows["ticket"] |= {self.shown_on: lacking, "top1_with_ticket": others.summary()["top1"]}
+        return rows
+
+    def _stand_ins(self) -> int:
+        """How many images without a ticket were measured under "ticket"."""
+        if self.stand_ins is None or "ticket" not in self.results:
+            return 0
+        return int((self.results["ticket"].seen & self.stand_ins).sum())
 
     def save(self, path: Path) -> None:
-        """Write the per-image results: keys, labels, and {kind}_top1, {kind}_top5, {kind}_loss, {kind}_seen."""
+        """Write the per-image results: keys, labels, and {kind}_top1, {kind}_top5, {kind}_loss, {kind}_seen.
+
+        `without_ticket` says which were measured under "ticket" although they have none, where there are any.
+        """
         columns: dict[str, NDArray[np.generic]] = {"keys": np.array(self.keys), "labels": self.labels}
+        if self.stand_ins is not None:
+            columns["without_ticket"] = self.stand_ins
         for kind, result in self.results.items():
             columns |= {f"{kind}_{name}": values for name, values in vars(result).items()}
         partial = path.with_name(path.name + ".partial")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from dlth.data.decode import decode
 from dlth.data.index import open_index
 from dlth.data.views import render
+from dlth.pipeline.cli_train import show_evaluation
 from dlth.tickets import TicketStore, ViewSpec
 from dlth.tickets.controls import control
 from dlth.tickets.errors import InputError, MismatchError
@@ -195,3 +196,27 @@ def test_foreign_weights_need_a_model_name(make_run: MakeRun, tmp_path: Path) ->
     assert result.labels.tolist() == index.label.tolist()
     with pytest.raises(MismatchError, match="does not fit"):
         evaluate(foreign.model_copy(update=named | {"img_size": 48}))
+
+
+@pytest.mark.parametrize(("missing", "shown_as"), [("dense", "whole"), ("random", "random")])
+def test_images_measured_without_a_ticket_are_counted_in_the_tickets_row(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], missing: str, shown_as: str
+) -> None:
+    """21 of 32 images have a ticket: the row says how many have none, the table and a note too, and who they are."""
+    config = make_run(epochs=1, warmup_epochs=0, val=None, val_tickets=None)
+    train(config)
+    both = {"val": str(Path(config.data).parent / "*" / "*.tar"), "val_tickets": config.tickets}
+    notes: list[str] = []
+    result = evaluate(settings(config, missing=missing, **both), notes.append)
+    row, ticket, stand_ins = result.table()["ticket"], result.results["ticket"], result.stand_ins
+    assert (row["images"], row[shown_as], stand_ins.sum()) == (32, 11, 11)
+    assert row["top1_with_ticket"] == pytest.approx(100 * ticket.top1[~stand_ins].mean())
+    assert np.array_equal(
+        ticket.loss[stand_ins], result.results["dense" if missing == "dense" else "random"].loss[stand_ins]
+    )
+    assert not np.array_equal(ticket.loss, result.results["dense"].loss)
+    assert any("11 of the 32 images under 'ticket' have none and were measured on" in note for note in notes)
+    assert {"whole", "random", "top1_with_ticket"}.isdisjoint(result.table()["dense"])
+    show_evaluation({"model": result.table()})
+    printed = "".join(capsys.readouterr())
+    assert f"ticket, 11 of 32 {shown_as}" in printed

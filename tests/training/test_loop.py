@@ -306,6 +306,9 @@ def test_images_without_a_ticket_are_treated_as_told(make_run: MakeRun, missing:
     assert result.data["images"] == trained_on
     assert result.steps == 2 * -(-trained_on // 8)
     assert "tickets for 21 of 32 images" in result.data["coverage"]["data"]
+    shown_whole = [row.get("whole_images", 0) for row in lines(config.out, "epoch")]
+    assert sum(shown_whole) == result.whole_images
+    assert all(11 <= images <= 22 for images in shown_whole) if missing == "dense" else shown_whole == [0, 0]
 
 
 def test_a_corrupt_image_stops_the_run_or_is_named_and_left_out(make_run: MakeRun, make_tar: Any) -> None:
