@@ -69,7 +69,8 @@ def list_samples(source: str | Path | Sequence[str | Path], labels: Mapping[str,
     _check_unique(samples)
     if labels is not None and len(labels) != len(samples):
         raise MismatchError(f"{len(labels)} labels for {len(samples)} images: labels and images are of different sets")
-    renamed = tuple((sample.place, sample.key) for sample in samples if "." in Path(sample.place).stem)
+    dotted = {image.place for image in images if "." in Path(image.name).stem}
+    renamed = tuple((sample.place, sample.key) for sample in samples if sample.place in dotted)
     return Listing(samples, tuple(ignored), renamed)
 
 
@@ -115,7 +116,7 @@ def _samples(images: list[Located], labels: Mapping[str, str] | None, depth: int
         else:
             raise InputError(
                 f"{shown(image.place)}: nothing says its class. Images lie in class folders (source/CLASS/…), or carry "
-                "ImageNet's synset in their names, or labels are given (labels=, for ImageNet's validation images)."
+                "ImageNet's synset in their names, or labels are given (--labels, for ImageNet's validation images)."
             )
         if class_name.lower() in _SPLITS:
             raise InputError(

@@ -116,7 +116,11 @@ def pack(
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Shards written side by side; one a core, at most 8.")] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Labels of ImageNet's validation images: ground-truth file or development kit.")
+        str | None,
+        typer.Option(
+            help="Labels of ImageNet's validation images: the development kit, packed or not; its ground-truth file"
+            " with meta.mat beside it; a text of one synset a line; or LOC_val_solution.csv."
+        ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Write the split anew instead of going on.")] = False,
     json: Json = False,

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from typer.testing import CliRunner
 
 from dlth.data.decode import decode
 from dlth.data.imagenet import GROUND_TRUTH, META, split_name, synsets_by_number, validation_labels
 from dlth.data.pack import pack
+from dlth.pipeline.cli import app
 from dlth.tickets.errors import DamageError, InputError, LimitError, MismatchError, UnsafeError
 
 # The devkit's numbers are not in the order of the sorted synsets; number 4 stands above the leaves.
@@ -173,6 +175,7 @@ def test_the_validation_archive_takes_its_labels_from_the_devkit(
         report = pack(val_tar, out, split="val", labels=labels)
         assert packed(out, "val") == want
         assert report.classes == tuple(sorted(SYNSETS))
+        assert report.renamed == (), "a suffix that is taken off changes no key"
 
 
 def test_the_hubs_validation_archive_says_its_labels(
@@ -203,10 +206,17 @@ def test_names_say_their_synset(stem: str, name: str, wnid: str | None) -> None:
     assert split_name(stem) == (name, wnid)
 
 
+def test_the_help_offers_the_labels_that_are_read() -> None:
+    """`pack --help` does not offer the ground-truth file alone: its numbers say nothing without meta.mat."""
+    text = CliRunner().invoke(app, ["pack", "--help"], env={"COLUMNS": "400"}).output
+    assert "ground-truth file with meta.mat beside it" in text
+    assert "LOC_val_solution.csv" in text
+
+
 def test_labels_that_do_not_fit_the_images_are_refused(val_tar: Path, devkit: Path, tmp_path: Path) -> None:
     """No labels, too few, too many, an unknown number, a missing mapping: each is named, none guessed."""
     out, truth = tmp_path / "out", devkit / "data" / GROUND_TRUTH
-    with pytest.raises(InputError, match=r"ILSVRC2012_val_0000000\d.JPEG: nothing says its class.*labels"):
+    with pytest.raises(InputError, match=r"ILSVRC2012_val_0000000\d.JPEG: nothing says its class.*\(--labels, for"):
         pack(val_tar, out, split="val")
     truth.write_text("2\n" * 5)
     with pytest.raises(InputError, match=r"val_00000006.JPEG: no label for it among 5"):
