@@ -6,7 +6,17 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dlth.training.settings import WHICH_BLOCKS, Integers, Keep, Pairs, Settings, Triple, refuse_own_flags, setting
+from dlth.training.settings import (
+    WHICH_BLOCKS,
+    Deviations,
+    Integers,
+    Keep,
+    Pairs,
+    Settings,
+    Triple,
+    refuse_own_flags,
+    setting,
+)
 
 OWN_FLAGS = {"name": "--model", "num_classes": "--num-classes", "img_size": "--img-size", "pretrained": "--pretrained"}
 DEFAULT_MODEL = "deit_small"
@@ -34,7 +44,7 @@ class SelectConfig(Settings):
     img_size: int | None = setting(None, WHAT, "Side of the view in pixels." + FROM_FILE, gt=0)
     crop_pct: float | None = setting(None, WHAT, "Share of the centre view." + FROM_FILE, gt=0, le=1)
     mean: Triple | None = setting(None, WHAT, "Channel means of the input." + FROM_FILE)
-    std: Triple | None = setting(None, WHAT, "Channel deviations of the input." + FROM_FILE)
+    std: Deviations | None = setting(None, WHAT, "Channel deviations of the input." + FROM_FILE)
     bad_images: Literal["error", "skip"] = setting(
         "error", WHAT, "A corrupt image stops the run, or is skipped, counted and remembered in the file."
     )

@@ -38,7 +38,7 @@ from dlth.tickets import (
 from dlth.tickets.errors import shown
 from dlth.training import Selector
 from dlth.training.distributed import pick_device
-from dlth.training.evalset import Frame
+from dlth.training.evalset import Frame, described
 from dlth.training.models import build, default_blocks, patch_size_of, resolve
 from dlth.training.outcome import versions
 from dlth.training.weights import weights_digest
@@ -77,11 +77,12 @@ class SelectPlan:
 
     def facts(self) -> dict[str, object]:
         """The plan as a person would read it."""
-        header = self.header
+        header, pixels = self.header, self.header.preprocessing
         return {
             "selector": f"{header.selector.model} ({header.selector.weights_source})",
             "weights sha256": header.selector.weights_sha256[:16],
-            "view": f"{header.view.kind}, {header.view.height}x{header.view.width}",
+            "view": described(header.view),
+            "normalisation": f"mean {_channels(pixels.mean)}, std {_channels(pixels.std)}",
             "grid": f"{header.grid.rows}x{header.grid.cols} patches of {header.patch_size} px",
             "selection blocks": ", ".join(map(str, header.selector.blocks)),
             "tokens after each stage": " -> ".join(map(str, (header.grid.num_patches, *header.stage_tokens))),
@@ -335,6 +336,10 @@ def _gflops(function: Callable[[torch.Tensor], object], images: torch.Tensor) ->
     with counter, torch.inference_mode():
         function(images)
     return counter.get_total_flops() / 1e9
+
+
+def _channels(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _rounded(stage_keep: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from dlth.training.settings import (
     WHICH_BLOCKS,
+    Deviations,
     Integers,
     Keep,
     Pair,
@@ -109,7 +110,7 @@ class TrainConfig(Settings):
         None, MODEL, "Start from these weights: a run's folder, safetensors, or .pth.", path=True
     )
     mean: Triple | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
-    std: Triple | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
+    std: Deviations | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
 
     epochs: int = setting(300, SCHEDULE, "Passes over the training images.", gt=0)
     lr: float | None = setting(None, SCHEDULE, "Learning rate; lr-base · global batch / lr-base-size if absent.", gt=0)

@@ -17,7 +17,7 @@ from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
 from dlth.training.evalset import EvalSet, Frame, Note, join_val, tickets_crop, tokens_kept
 from dlth.training.inputs import check_labels
 from dlth.training.measure import EvalResult
-from dlth.training.models import build
+from dlth.training.models import build, resolve
 from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
@@ -46,6 +46,9 @@ def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note
     said, against = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)})
     if against:
         tell(against)
+    if said["model"] is None:
+        raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
+    resolve(said["model"])  # a name that is none is told before shards are read
     index = open_index(config.val, split=config.val_split)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     vit = _load(weights, said)
@@ -56,7 +59,8 @@ def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note
     k = _trained_k(weights, frame.grid) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
     found = join_val(index, store, frame, k, config.val_split, config.missing, tell)
-    seed = next(s for s in (config.seed, weights.note and weights.note.seed, DEFAULT_SEED) if s is not None)
+    recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
+    seed = recorded if config.seed is None else config.seed
     images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)
     precision = Precision.of(config.amp, config.amp_dtype, world.device)
     return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
@@ -82,8 +86,6 @@ def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
 
 def _load(weights: WeightsFile, said: Mapping[str, Any]) -> torch.nn.Module:
     """The model that settings and file name, with the file's weights."""
-    if said["model"] is None:
-        raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
     classes = weights.num_classes() if said["num_classes"] is None else said["num_classes"]
     vit = build(said["model"], num_classes=classes, img_size=said["img_size"], **(said["model_kwargs"] or {}))
     weights.load(vit)

@@ -30,7 +30,7 @@ from dlth.training.schedule import KeepSchedule, final_budget
 from dlth.training.settings import is_free
 from dlth.training.step import Pixels, Precision, Rank, Stepper
 from dlth.training.ticket_vit import TicketViT
-from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile, WeightsNote
+from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
 
 HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
 """Kinds of tokens by which an arm's best epoch is chosen, the first that was measured; the paper's choice."""
@@ -128,7 +128,7 @@ class Parts:
         config, frame = self.config, self.inputs.frame
         return WeightsNote(
             model=config.model or DEFAULT_MODEL,
-            model_kwargs=config.model_kwargs,
+            model_kwargs={name: value for name, value in config.model_kwargs.items() if name not in NOT_THE_MODELS},
             num_classes=int(getattr(self.vit, "num_classes", 0)),
             img_size=config.img_size,
             mean=frame.mean,
@@ -269,7 +269,9 @@ def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tupl
         said, against = start.settle(said)
         if against:
             note(against)
-    resolve(said["model"] or DEFAULT_MODEL)  # a name that is none is told before shards are read
+    for name in (said["model"] or DEFAULT_MODEL, config.selector):
+        if name is not None:
+            resolve(name)  # a name that is none is told before shards are read
     said |= {"model": said["model"] or DEFAULT_MODEL, "model_kwargs": said["model_kwargs"] or {}}
     images = {name: said.pop(name) for name in ABOUT_IMAGES}
     return config.model_copy(update=said), images | {"crop_pct": images["crop_pct"] or config.crop_pct}

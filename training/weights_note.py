@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from torch import nn
 
 from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.training.models import same_model
+from dlth.training.settings import Positive
 from dlth.training.weights import LoadedWeights, checkpoint_classes, load_weights
 
 KEY = "dlth"
@@ -33,7 +34,7 @@ ABOUT_IMAGES = ("mean", "std", "crop_pct", "interpolation")
 """What a note records and a setting may say otherwise."""
 
 _MAX_NOTE = 1 << 16
-_NOT_THE_MODELS = (
+NOT_THE_MODELS = (
     *("name", "model_name", "num_classes", "img_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("checkpoint_path", "cache_dir", "scriptable", "exportable", "features_only"),
 )
@@ -41,8 +42,6 @@ _NOT_THE_MODELS = (
 
 Text = Annotated[str, Field(max_length=1_000)]
 Size = Annotated[int, Field(ge=1, le=65_536)]
-Channels = tuple[float, float, float]
-Deviations = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
 class WeightsNote(BaseModel):
@@ -60,10 +59,10 @@ class WeightsNote(BaseModel):
     model_kwargs: Annotated[dict[Text, Any], Field(max_length=64)] = {}
     num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None
     img_size: Size | None = None
-    mean: Channels | None = None
-    std: Deviations | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
-    interpolation: Literal["bilinear", "bicubic"] | None = None
+    interpolation: Annotated[str, Field(pattern=r"^[a-z-]{1,20}$")] | None = None
     arm: Text = ""
     mode: Text = ""
     k: Annotated[int, Field(ge=1)] | None = None
@@ -79,7 +78,7 @@ class WeightsNote(BaseModel):
     @classmethod
     def _only_the_models(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if name in _NOT_THE_MODELS:
+            if name in NOT_THE_MODELS:
                 raise ValueError(f"{name} is no argument of a model")
         return value
 
