@@ -219,12 +219,15 @@ def _accuracy_section(runs: Runs) -> Section:
     caption = (
         "Bars are means, dots are seeds. Every model is evaluated on all patches, the selector's, and random ones."
     )
+    ticket = runs.results["ticket"][0]
     return Section(
         "Accuracy",
         texts=(
             f"Top-1 accuracy in percent, mean ± standard deviation over {len(runs.results['ticket'])} seed(s), on"
             " the whole validation set. Arms are compared on the tokens that they are meant for: dense on all, ticket"
             " and random on the selector's.",
+            f"The ticket arm is trained on tickets of {ticket['tickets_are']}; ticket tokens are, for every arm, those"
+            f" of {ticket['val_tickets_are']}.",
         ),
         tables=(Table(("trained on", "all tokens", "ticket tokens", "random tokens"), tuple(rows)),),
         pictures=(Picture("accuracy", figures.accuracies(values), caption),),

@@ -34,11 +34,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, list[str]]
 
 
 def test_the_report_says_what_the_runs_left(finished: tuple[Demo, list[str]]) -> None:
-    """Accuracies in the page are those of result.json; it names the ticket file and needs no network."""
+    """Accuracies in the page are those of result.json; it says whose tickets they are of and needs no network."""
     demo, _ = finished
     page = (demo.out / "report.html").read_text()
-    top1 = json.loads((demo.out / "ticket-0" / "result.json").read_text())["evaluation"]["model"]["ticket"]["top1"]
-    assert f">{top1:.1f}<" in page
+    result = json.loads((demo.out / "ticket-0" / "result.json").read_text())
+    assert f">{result['evaluation']['model']['ticket']['top1']:.1f}<" in page
+    assert result["tickets_are"].startswith("selector vit_tiny_patch16_224 (weights ")
+    assert f"ticket arm is trained on tickets of {result['tickets_are']}; ticket tokens are" in page
     assert TicketStore(demo.out / "tickets" / "val.zarr").identity in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert {path.stem for path in demo.out.glob("*.png")} >= {"tickets", "accuracy", "recall", "curves-loss"}
