@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlth.pipeline import console
+from dlth.pipeline.cli_settings import ConfigFile, PrintConfig, tell
 from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.flags import with_flags
 from dlth.pipeline.select_config import SelectConfig
@@ -54,22 +55,30 @@ def common(
 
 @app.command()
 @with_flags(SelectConfig)
-def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = False) -> None:
+def select(
+    overrides: dict[str, Any],
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
     """Stage 1: rank the patches of every image with a trained selector and write the ticket file."""
-    from dlth.training.layers import checked
+    from dlth.pipeline.settled import select_settings
 
-    config = checked(SelectConfig, overrides)
+    chosen = select_settings(overrides, config)
+    if tell(chosen, print_config):
+        return
+    settings = chosen.config()
     from dlth.pipeline import select_stage  # torch and timm: not before the settings are sound
 
-    plan = select_stage.plan(config, say=console.note)
+    plan = select_stage.plan(settings, say=console.note)
+    facts = plan.facts() | chosen.facts
     if dry_run:
-        console.as_json(plan.facts()) if json else console.facts(
-            "dlth select, dry run: nothing is written", plan.facts()
-        )
+        console.as_json(facts) if json else console.facts("dlth select, dry run: nothing is written", facts)
         return
     quiet = json or not console.leads()
     if not quiet:
-        console.facts("dlth select", plan.facts())
+        console.facts("dlth select", facts)
     with console.counting("select", plan.index.num_samples, quiet=quiet) as counter:
         wait = console.leads() and "RANK" in os.environ  # under torchrun the first rank reports for all
         report = select_stage.select(plan, counter.advance, counter.skip, console.note, wait)
@@ -82,7 +91,7 @@ def select(overrides: dict[str, Any], dry_run: DryRun = False, json: Json = Fals
         f" {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
     )
     if console.leads():
-        _say_of_file(report, config.out)
+        _say_of_file(report, settings.out)
 
 
 def _say_of_file(report: SelectReport, out: str) -> None:
@@ -127,6 +136,7 @@ def pack(
 ) -> None:
     """Pack images into WebDataset shards: bytes kept exactly, order shuffled by a seed, resumable."""
     from dlth.data.pack import pack as pack_images
+    from dlth.pipeline.project_record import record_shards
 
     with console.counting(f"pack {split}", 0, "images", quiet=json) as counter:
         report = pack_images(
@@ -150,14 +160,17 @@ def pack(
         "files that are no images": len(report.ignored),
         "keys that differ from the base name": len(report.renamed),
     }
+    recorded = record_shards(report.out, split, [shard.name for shard in report.shards])
     if json:
-        console.as_json(facts | {"ignored": report.ignored, "renamed": report.renamed})
+        console.as_json(facts | {"ignored": report.ignored, "renamed": report.renamed, "settings": recorded})
         return
     console.facts(f"dlth pack, split {split}", facts)
     for name in report.ignored[:10]:
         console.note(f"no image: {shown(name)}")
     for name, key in report.renamed[:10]:
         console.note(f"renamed, as a dot would end the key: {shown(name)} -> {shown(key)}")
+    for text in recorded:
+        console.note(text)
 
 
 @app.command()

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from dlth.pipeline import console
+from dlth.pipeline.cli_settings import ConfigFile, PrintConfig, tell
 from dlth.pipeline.cli_share import fetched
 from dlth.pipeline.flags import with_flags
-from dlth.training.config import RECIPES, TrainConfig
+from dlth.training.config import RECIPES, UNLESS_SAID, TrainConfig
 from dlth.training.eval_config import EvalConfig
-from dlth.training.layers import checked, layered, to_toml
 from dlth.training.reporter import Reporter
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
@@ -23,15 +23,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 class ConsoleReporter(Reporter):
     """Draws a run: the plan, a bar (or plain lines) over the epoch's steps, a line per epoch."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, facts: Mapping[str, Any] | None = None) -> None:
+        self.quiet, self.facts = quiet, facts or {}
         self._stack = ExitStack()
         self._counter: console.Counter | None = None
 
     def started(self, facts: Mapping[str, Any]) -> None:
         """Print the plan."""
         if not self.quiet:
-            console.facts("dlth train", facts)
+            console.facts("dlth train", {**facts, **self.facts})
 
     def note(self, text: str) -> None:
         """Pass on what a person should know."""
@@ -72,27 +72,32 @@ def _kinds(record: Mapping[str, Any]) -> list[str]:
 @with_flags(TrainConfig)
 def train(
     overrides: dict[str, Any],
-    recipe: Annotated[str | None, typer.Option(help="Start from a recipe: " + ", ".join(RECIPES) + ".")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the merged settings and stop.")] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help=f"Start from a recipe: {', '.join(RECIPES)}, none. (Default: {UNLESS_SAID}.)"),
+    ] = None,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Open and check everything, print the plan, train nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Stage 2: train a student on tickets, on as many random patches, or on all patches."""
-    settings = layered(overrides, recipe=recipe, config_file=config, say=console.lead_note)
-    if print_config:
-        typer.echo(to_toml(settings), nl=False)
+    from dlth.pipeline.settled import train_settings
+
+    chosen = train_settings(overrides | ({"recipe": recipe} if recipe is not None else {}), config)
+    if tell(chosen, print_config):
         return
+    settings = chosen.config()
     from dlth.training.loop import planned
     from dlth.training.loop import train as run
 
     if console.leads():
         fetched(settings.tickets, settings.val_tickets)
-    reporter = ConsoleReporter(quiet=json)
+    reporter = ConsoleReporter(quiet=json, facts=chosen.facts)
     if dry_run:
-        facts = planned(settings, reporter=reporter)
+        facts = planned(settings, reporter=reporter) | chosen.facts
         console.as_json(facts) if json else console.facts("dlth train, dry run: nothing is trained", facts)
         return
     try:
@@ -108,11 +113,20 @@ def train(
 
 
 @with_flags(EvalConfig)
-def evaluate(overrides: dict[str, Any], json: Json = False) -> None:
+def evaluate(
+    overrides: dict[str, Any], config: ConfigFile = None, print_config: PrintConfig = False, json: Json = False
+) -> None:
     """Measure any checkpoint on all patches, the selector's patches and random ones, side by side."""
-    settings = checked(EvalConfig, overrides)
+    from dlth.pipeline.settled import evaluate_settings
+
+    chosen = evaluate_settings(overrides, config)
+    if tell(chosen, print_config):
+        return
+    settings = chosen.config()
     from dlth.training.evaluate import evaluate as run
 
+    for name, value in chosen.facts.items():
+        console.lead_note(f"{name}: {value}")
     table = run(settings, console.note).table()
     if not console.leads():
         return

@@ -33,9 +33,9 @@ class SelectConfig(Settings):
         f"Selector: a friendly name or any timm ViT; what --checkpoint records if absent, otherwise {DEFAULT_MODEL}.",
     )
     data: str = setting(
-        ..., WHAT, "Shards: brace range, folder, glob, _info.json or index; local or remote.", path=True
+        ..., WHAT, "Shards: brace range, folder, glob, _info.json or index; local or remote.", path="shards"
     )
-    out: str = setting(..., WHAT, "The ticket file to write. An unfinished one is continued.", path=True)
+    out: str = setting(..., WHAT, "The ticket file to write. An unfinished one is continued.", path="file")
     split: str = setting("", WHAT, "Name of the split, for _info.json and the header (train, val, …).")
     dataset: str = setting("", WHAT, "Name of the dataset in the header, e.g. imagenet-1k.")
     view: Literal["whole", "center"] = setting(
@@ -58,7 +58,7 @@ class SelectConfig(Settings):
 
     pretrained: bool = setting(False, WEIGHTS, "Weights from timm's hub.")
     checkpoint: str | None = setting(
-        None, WEIGHTS, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path=True
+        None, WEIGHTS, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path="file"
     )
     random_weights: bool = setting(False, WEIGHTS, "Seeded random weights: tickets without meaning, for trials.")
     num_classes: int | None = setting(None, WEIGHTS, "Size of the head; the checkpoint's if absent.", gt=0)

@@ -72,8 +72,9 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], tar_format: int 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Indexes and remote shards go to a folder of this test run, never to the user's cache."""
+    """Indexes and remote shards go to a folder of this test run; no file of settings of the user is read."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DLTH_CONFIG", raising=False)
         patch.setenv("DLTH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -53,18 +53,20 @@ class TrainConfig(Settings):
     """Settings of `dlth train`; field names are the flags' names."""
 
     data: str = setting(
-        ..., WHAT, "Training shards: brace range, folder, glob, _info.json; local or remote.", free=True, path=True
+        ..., WHAT, "Training shards: brace range, folder, glob, _info.json; local or remote.", free=True, path="shards"
     )
-    val: str | None = setting(None, WHAT, "Validation shards; without them nothing is evaluated.", free=True, path=True)
+    val: str | None = setting(
+        None, WHAT, "Validation shards; without them nothing is evaluated.", free=True, path="shards"
+    )
     split: str | None = setting(None, WHAT, "Split of an _info.json to train on.", free=True)
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.", free=True)
     tickets: str | None = setting(
-        None, WHAT, "Ticket file of the training shards: a folder, a .zip, or an address.", free=True, path=True
+        None, WHAT, "Ticket file of the training shards: a folder, a .zip, or an address.", free=True, path="file"
     )
     val_tickets: str | None = setting(
-        None, WHAT, "Ticket file of the validation shards, likewise.", free=True, path=True
+        None, WHAT, "Ticket file of the validation shards, likewise.", free=True, path="file"
     )
-    out: str = setting(..., WHAT, "Folder of the run: weights, logs, result, checkpoints.", free=True, path=True)
+    out: str = setting(..., WHAT, "Folder of the run: weights, logs, result, checkpoints.", free=True, path="file")
     arm: Arm = setting("ticket", WHAT, "Tokens trained on: the tickets, as many random patches, or all patches.")
     mode: Mode = setting(
         "projected",
@@ -107,7 +109,7 @@ class TrainConfig(Settings):
     drop_path: float = setting(0.0, MODEL, "Stochastic depth rate of the last block.", ge=0, lt=1)
     pretrained: bool = setting(False, MODEL, "Start from timm's published weights.")
     init_from: str | None = setting(
-        None, MODEL, "Start from these weights: a run's folder, safetensors, or .pth.", path=True
+        None, MODEL, "Start from these weights: a run's folder, safetensors, or .pth.", path="file"
     )
     mean: Triple | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
     std: Deviations | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
@@ -183,7 +185,7 @@ class TrainConfig(Settings):
         "Selector of the online mode, which may differ from the student; what its weights record if absent.",
     )
     selector_checkpoint: str | None = setting(
-        None, SELECTOR, "Weights of the selector: a run's folder, safetensors, or .pth.", free=True, path=True
+        None, SELECTOR, "Weights of the selector: a run's folder, safetensors, or .pth.", free=True, path="file"
     )
     selector_pretrained: bool = setting(False, SELECTOR, "Take timm's published weights for the selector.")
     selector_kwargs: Pairs = setting({}, SELECTOR, "Further arguments of the selector's timm model.")
@@ -203,7 +205,7 @@ class TrainConfig(Settings):
         1, OUTPUT, "Epochs between evaluations; the last epoch is always evaluated.", gt=0, free=True
     )
     resume: str | None = setting(
-        None, OUTPUT, "Go on from a checkpoint: auto (the newest in --out, if any) or its path.", free=True, path=True
+        None, OUTPUT, "Go on from a checkpoint: auto (the newest in --out, if any) or its path.", free=True, path="file"
     )
     checkpoint_hist: int = setting(2, OUTPUT, "Checkpoints kept.", gt=0, free=True)
     checkpoint_steps: int | None = setting(
@@ -274,3 +276,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """What each recipe sets otherwise than the defaults."""
+
+UNLESS_SAID = "deit"
+"""The recipe of a run on the command line that names none: the paper's."""

@@ -17,15 +17,15 @@ class EvalConfig(Settings):
     """Settings of `dlth evaluate`; field names are the flags' names."""
 
     checkpoint: str = setting(
-        ..., WHAT, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path=True
+        ..., WHAT, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path="file"
     )
     val: str = setting(
-        ..., WHAT, "Validation shards: brace range, folder, glob, _info.json; local or remote.", path=True
+        ..., WHAT, "Validation shards: brace range, folder, glob, _info.json; local or remote.", path="shards"
     )
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.")
-    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards.", path=True)
+    val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards.", path="file")
     keep: Keep | None = setting(None, WHAT, "Share of the patches to keep." + FROM_FILE)
-    out: str | None = setting(None, WHAT, "File for the per-image results (.npz).", path=True)
+    out: str | None = setting(None, WHAT, "File for the per-image results (.npz).", path="file")
     missing: Literal["error", "dense", "random", "skip"] = setting(
         "error", WHAT, "What to do with an image that has no ticket."
     )

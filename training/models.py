@@ -21,6 +21,8 @@ from torch import nn
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
 from dlth.training.class_attention import unsupported
+from dlth.training.pretrained import ADVICE
+from dlth.training.pretrained import source as pretrained_source
 
 ViT = VisionTransformer | Eva
 """The two families that take tickets; distilled DeiT is one of the first."""
@@ -116,12 +118,13 @@ def build(
     config = get_pretrained_cfg(timm_name)
     if changed or config is None or not (config.has_weights or "pretrained_cfg_overlay" in options):
         raise InputError(f"timm has no released weights for {name}; use --checkpoint FILE or another model.")
+    options = options if "pretrained_cfg_overlay" in options else options | pretrained_source(timm_name)
     try:
         return timm.create_model(timm_name, pretrained=True, **options)
     except Exception as error:  # hub, http, file and shape errors of several libraries; all mean the same to a user
         raise InputError(
             f"the released weights of {timm_name} could not be fetched or do not fit ({type(error).__name__}: "
-            f"{shown(error)}). Without a network, bring the file yourself: --checkpoint FILE (safetensors or .pth)."
+            f"{shown(error)}). {ADVICE}"
         ) from error
 
 

@@ -23,8 +23,9 @@ from typing import Any
 
 from dlth.tickets.errors import DamageError, InputError
 from dlth.training.checkpoint import write_text
+from dlth.training.toml_text import CONFIG as CONFIG
 
-CONFIG, METRICS, SUMMARY, CURVES, RESULT = "config.toml", "metrics.jsonl", "summary.csv", "curves.png", "result.json"
+METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"
 
 

@@ -8,10 +8,12 @@ types and help drift apart from the code that reads them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+from dlth.tickets.budget import exact_rate
 
 WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."
 
@@ -21,12 +23,18 @@ NO_PATH = "auto"
 
 
 def setting(
-    default: Any, panel: str, description: str, *, free: bool = False, path: bool = False, **limits: Any
+    default: Any,
+    panel: str,
+    description: str,
+    *,
+    free: bool = False,
+    path: Literal["file", "shards"] | None = None,
+    **limits: Any,
 ) -> Any:
     """A field with its help text.
 
-    `free` ones may change when a run is resumed, as they do not touch its result; `path` ones name files or shards, and
-    are relative to the folder of the file of settings that they stand in.
+    `free` ones may change when a run is resumed, as they do not touch its result; `path` ones name a file
+    or folder, or shards (several, with commas between), relative to the file of settings that they stand in.
     """
     extra = {"panel": panel, "free": free, "path": path}
     return Field(default, description=description, json_schema_extra=extra, **limits)
@@ -37,9 +45,9 @@ def is_free(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("free"))
 
 
-def is_path(field: FieldInfo) -> bool:
-    """Whether a field names a file, a folder or shards."""
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("path"))
+def path_kind(field: FieldInfo) -> str:
+    """What a field names: ``file`` (or folder), ``shards``, or nothing of a file system."""
+    return str(field.json_schema_extra.get("path") or "") if isinstance(field.json_schema_extra, dict) else ""
 
 
 class Settings(BaseModel):
@@ -95,7 +103,13 @@ def _exact(value: object) -> object:
     return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Keep = Annotated[str, BeforeValidator(_exact)]
+def _share(value: str) -> str:
+    """A share that no number of patches could be kept by is refused before a model is built."""
+    exact_rate(value, "the share")
+    return value
+
+
+Keep = Annotated[str, BeforeValidator(_exact), AfterValidator(_share)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]

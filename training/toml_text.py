@@ -15,6 +15,9 @@ from typing import Any
 from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.training.settings import Settings
 
+CONFIG = "config.toml"
+"""The settings of a run, in its folder."""
+
 MAX_CONFIG_BYTES = 1 << 20
 
 

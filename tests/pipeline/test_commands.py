@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,6 @@ import pytest
 import timm
 from safetensors.torch import load_file
 
-from dlth.pipeline import cli
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.card import card
@@ -28,34 +28,6 @@ MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embe
 SMALL = (*MODEL, "--img-size", "32")
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def dlth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dlth", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def images(tmp_path: Path, make_picture: Callable[..., Any], make_image: Callable[..., bytes]) -> Path:
-    """A folder of 3 class folders with 8 JPEGs each."""
-    root = tmp_path / "images"
-    for number in range(24):
-        folder = root / f"n{number % 3:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"n{number % 3:08d}_{number}.JPEG").write_bytes(make_image(make_picture(number)))
-    return root
 
 
 def test_from_a_folder_of_images_to_a_trained_student(images: Path, tmp_path: Path) -> None:
@@ -213,27 +185,16 @@ def test_what_does_not_fit_is_refused_before_training(
 
 
 def test_print_config_gives_a_file_that_config_reads_back(dlth: Run, tmp_path: Path) -> None:
-    """The merged settings, printed and read again, are the same settings."""
-    words = (
-        "train",
-        "--recipe",
-        "deit",
-        "--data",
-        "d",
-        "--tickets",
-        "t",
-        "--out",
-        "o",
-        "--lr",
-        "0.001",
-        "--print-config",
-    )
-    code, first, _ = dlth(*words)
+    """The merged settings, printed and read again, are the same settings; each says where it came from."""
+    given = ("--recipe", "deit", "--data", "d", "--tickets", "t", "--out", "o", "--lr", "0.001")
+    code, first, _ = dlth("train", *given, "--print-config")
     assert code == 0
-    assert 'aa = "rand-m9-mstd0.5-inc1"' in first
-    assert "lr = 0.001" in first
+    for line in ('aa = "rand-m9-mstd0.5-inc1"  # recipe deit', "lr = 0.001  # flag", "momentum = 0.9  # default"):
+        assert line in first.splitlines()
     (tmp_path / "c.toml").write_text(first)
-    assert dlth("train", "--config", tmp_path / "c.toml", "--print-config")[1] == first
+    again = dlth("train", "--config", tmp_path / "c.toml", "--print-config")[1]
+    assert tomllib.loads(again) == tomllib.loads(first)
+    assert f"lr = 0.001  # {tmp_path / 'c.toml'}" in again.splitlines()
 
 
 def test_a_dry_run_of_training_takes_no_step(dlth: Run, tickets: tuple[Any, Path], tmp_path: Path) -> None:

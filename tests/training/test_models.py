@@ -1,8 +1,12 @@
 """Model names, sizes, and who can select or drop patches."""
 
+from pathlib import Path
+
+import huggingface_hub
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dlth.tickets.errors import InputError
@@ -142,6 +146,24 @@ def test_weights_that_cannot_be_fetched() -> None:
     nobody = {"url": "http://127.0.0.1:9/none.pth", "hf_hub_id": None}
     with pytest.raises(InputError, match=r"deit_tiny_patch16_224\.fb_in1k could not be fetched.*--checkpoint FILE"):
         build("deit_tiny", pretrained=True, pretrained_cfg_overlay=nobody)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_then_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No minutes of retries: an error at once that names both ways out, or the weights that an earlier call fetched."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"does not answer.*--checkpoint FILE.*--random-weights"):
+        build("vit_tiny", pretrained=True)
+    repository = tmp_path / "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    for name in ("refs", "snapshots/1"):
+        (repository / name).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("1")
+    fetched = timm.create_model("vit_tiny_patch16_224", depth=1)
+    save_file(fetched.state_dict(), repository / "snapshots" / "1" / "model.safetensors")
+    vit = build("vit_tiny", pretrained=True, depth=1)
+    torch.testing.assert_close(vit.state_dict(), fetched.state_dict())
 
 
 @pytest.mark.parametrize("name", ["deit_576", "vit_base_patch16_xp_224"])

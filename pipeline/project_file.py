@@ -1,0 +1,111 @@
+"""The file of a project's settings, ``dlth.toml``: one for all commands, found where the user works.
+
+Top-level keys say where the images are, tables hold any setting of a command. One file is taken and never two, so what
+a command does can be read in one place: ``--config``, else ``$DLTH_CONFIG``, else ``./dlth.toml``. Its paths are
+relative to its own folder, so that it means the same wherever it is used from. ``--config`` alone also takes the
+settings of one command without a table, as a run's ``config.toml`` holds them; their paths are relative to the working
+folder, as those of flags are.
+Rejected: a file for the user beside one for the project, whose sum nobody has in mind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from dlth.pipeline.select_config import SelectConfig
+from dlth.tickets.errors import InputError, MissingFileError, shown
+from dlth.training.config import TrainConfig
+from dlth.training.eval_config import EvalConfig
+from dlth.training.layers import check_names, nearest
+from dlth.training.settings import NO_PATH, Settings, path_kind
+from dlth.training.toml_text import read_toml
+
+NAME, VARIABLE = "dlth.toml", "DLTH_CONFIG"
+TABLES: Mapping[str, type[Settings]] = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig}
+SHARDS, TOP = ("data", "val"), ("data", "val", "dataset", "split")
+
+
+@dataclass(frozen=True)
+class ProjectFile:
+    """A file of settings as it was read, its paths as the working folder knows them.
+
+    top: what its top-level keys say of the images; tables: settings by command
+    """
+
+    path: Path
+    top: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def project_file(command: str, given: Path | None = None) -> ProjectFile | None:
+    """The file of settings that a command takes; None where there is none.
+
+    Args:
+        command: select, train or evaluate
+        given: the path of ``--config``; ``$DLTH_CONFIG`` or ``./dlth.toml`` if absent
+    Raises:
+        MissingFileError: a file that was named is not there
+        InputError: no TOML, or keys and tables that do not exist, with the nearest that do
+    """
+    if given is not None:
+        content = read_toml(given)
+        if content.keys() - {*TOP, *TABLES} and not content.keys() & TABLES.keys():
+            check_names(TABLES[command], content, f"in {shown(given)}")
+            return ProjectFile(given, {}, {command: content})
+        return _of(given, content)
+    if named := os.environ.get(VARIABLE):
+        if not Path(named).is_file():
+            raise MissingFileError(f"${VARIABLE} names {shown(named)}, which is no file")
+        return _of(Path(named), read_toml(Path(named)))
+    return _of(Path(NAME), read_toml(Path(NAME))) if Path(NAME).is_file() else None
+
+
+def _of(path: Path, content: Mapping[str, Any]) -> ProjectFile:
+    _check_keys(path, content)
+    top = {name: content[name] for name in TOP if name in content}
+    if wrong := [name for name, value in top.items() if not isinstance(value, str)]:
+        raise InputError(f"{shown(path)}: {', '.join(wrong)} must be text in quotes, found {shown(top[wrong[0]])}")
+    top |= {name: beside(path.parent, top[name], "shards") for name in SHARDS if name in top}
+    tables = {}
+    for name, kind in TABLES.items():
+        table = content.get(name, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{shown(path)}: {name} must be a table: write [{name}] and its settings below it")
+        check_names(kind, table, f"under [{name}] in {shown(path)}")
+        tables[name] = {key: _placed(path.parent, kind.model_fields[key], value) for key, value in table.items()}
+    return ProjectFile(path, top, tables)
+
+
+def _check_keys(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse keys that are none of the file's, and say where a setting belongs."""
+    for key in content.keys() - {*TOP, *TABLES}:
+        homes = [f"[{name}]" for name, kind in TABLES.items() if key in kind.model_fields]
+        advice = f": it belongs under {' or '.join(homes)}" if homes else nearest(key, (*TOP, *TABLES))
+        raise InputError(
+            f"{shown(path)} has {shown(key)!r} at its top level{advice}. What may stand there: {', '.join(TOP)}, and"
+            f" the tables {', '.join(f'[{name}]' for name in TABLES)}."
+        )
+
+
+def _placed(folder: Path, field: FieldInfo, value: Any) -> Any:
+    kind = path_kind(field)
+    return beside(folder, value, kind) if kind and isinstance(value, str) else value
+
+
+def beside(folder: Path, text: str, kind: str = "file") -> str:
+    """A path, or shards with commas between, that a file in `folder` names, as the working folder knows it.
+
+    Addresses and absolute paths stay as they are.
+    """
+    if kind == "shards" and not (folder / text).exists():
+        return ",".join(beside(folder, part.strip()) for part in re.split(r",(?![^{}]*\})", text))
+    if text in ("", NO_PATH) or "://" in text or os.path.isabs(text) or folder == Path():
+        return text
+    return os.path.normpath(folder / text)

@@ -1,0 +1,100 @@
+"""A command's settings from all their layers: defaults < derived < recipe < file of settings < flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic
+
+from dlth.data.splits import VALIDATION
+from dlth.pipeline import derived
+from dlth.pipeline.project_file import TABLES, ProjectFile, project_file
+from dlth.pipeline.run_folder import RUNS, run_folder, run_name
+from dlth.pipeline.select_config import SelectConfig
+from dlth.tickets.errors import InputError
+from dlth.training.config import UNLESS_SAID, TrainConfig
+from dlth.training.eval_config import EvalConfig
+from dlth.training.layers import FLAG, Layer, Layers, SettingsT, fitted, with_recipe
+
+
+@dataclass(frozen=True)
+class Settled(Generic[SettingsT]):
+    """The settings of one call of a command.
+
+    notes: what a person should know of them; file: the file of settings that was read; problem: why they cannot be used
+    as they stand, None if they can
+    """
+
+    layers: Layers[SettingsT]
+    notes: tuple[str, ...]
+    file: Path | None
+    problem: InputError | None = None
+
+    def config(self) -> SettingsT:
+        """The checked configuration. Raises InputError if it cannot be one."""
+        if self.problem is not None:
+            raise self.problem
+        return self.layers.config()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For the plan: the file of settings, if there is one."""
+        return {"settings": str(self.file)} if self.file is not None else {}
+
+
+def select_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settled[SelectConfig]:
+    """The settings of ``dlth select``. Raises DlthError for what no setting can be."""
+    file = project_file("select", config_file)
+    given = _given("select", file, flags)
+    split = Layers(SelectConfig, given).get("split")
+    if file is not None and "val" in file.top and str(split).lower() in VALIDATION:
+        given = (given[0], Layer(str(file.path), {"data": file.top["val"]}, given=True), *given[1:])
+    layers, notes = derived.for_select(Layers(SelectConfig, given), file)
+    return _settled(layers, notes, file)
+
+
+def train_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settled[TrainConfig]:
+    """The settings of ``dlth train``. Raises DlthError for what no setting can be."""
+    file = project_file("train", config_file)
+    layers, notes = derived.for_train(with_recipe(_given("train", file, flags), UNLESS_SAID), file)
+    layers, shortened = fitted(layers)
+    notes += shortened
+    if layers.get("out") is not None:
+        return _settled(layers, notes, file)
+    named = _settled(layers.under(derived.DERIVED, {"out": str(RUNS)}), notes, file)
+    if named.problem is not None:
+        return replace(named, layers=layers)
+    config = named.config()
+    header = derived.header_of(config.tickets) if config.tickets is not None else None
+    folder, name = run_folder(config, header), run_name(config, header)
+    if folder.name != name:
+        notes.append(f"{RUNS / name} holds a run of other settings: this one is {folder}")
+    return _settled(layers.under(derived.DERIVED, {"out": str(folder)}), notes, file)
+
+
+def evaluate_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settled[EvalConfig]:
+    """The settings of ``dlth evaluate``. Raises DlthError for what no setting can be."""
+    file = project_file("evaluate", config_file)
+    layers, notes = derived.for_evaluate(Layers(EvalConfig, _given("evaluate", file, flags)), file)
+    return _settled(layers, notes, file)
+
+
+def _given(command: str, file: ProjectFile | None, flags: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """What the user wrote: the file's top level as far as the command has such settings, its table, flags."""
+    if file is None:
+        return (Layer(FLAG, flags, given=True),)
+    known = TABLES[command].model_fields
+    top = {name: value for name, value in file.top.items() if name in known}
+    source = str(file.path)
+    table = file.tables.get(command, {})
+    return (Layer(source, top, given=True), Layer(source, table, given=True), Layer(FLAG, flags, given=True))
+
+
+def _settled(layers: Layers[SettingsT], notes: list[str], file: ProjectFile | None) -> Settled[SettingsT]:
+    problem = None
+    try:
+        layers.config()
+    except InputError as error:
+        problem = error
+    return Settled(layers, tuple(notes), file.path if file is not None else None, problem)
