@@ -187,9 +187,9 @@ def _by_group(rows: Rows, mix: MixPlan | BatchMix, mixed: Callable[[Rows, MixPla
     if all(plan.kind == "none" for _, plan in groups):
         return rows
     parts: Any = [rows[at] if plan.kind == "none" else mixed(rows[at], plan) for at, plan in groups]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts) if isinstance(rows, torch.Tensor) else np.concatenate(parts)
+    join: Any = torch.cat if isinstance(rows, torch.Tensor) else np.concatenate
+    result: Rows = parts[0] if len(parts) == 1 else join(parts)
+    return result
 
 
 def _averaged(rows: torch.Tensor, plan: MixPlan) -> torch.Tensor:
@@ -199,5 +199,5 @@ def _averaged(rows: torch.Tensor, plan: MixPlan) -> torch.Tensor:
 def _partners_rows(rows: torch.Tensor) -> torch.Tensor:
     """Each row's partner (see `partners`), without an index that would have to be copied to a GPU."""
     pairs = len(rows) // 2
-    swapped = rows[: 2 * pairs].unflatten(0, (pairs, 2)).flip(1).flatten(0, 1)
+    swapped = torch.unflatten(rows[: 2 * pairs], 0, (pairs, 2)).flip(1).flatten(0, 1)
     return swapped if 2 * pairs == len(rows) else torch.cat([swapped, rows[2 * pairs :]])

@@ -139,7 +139,7 @@ class EvalSet:
         return {"tickets_are": describe(header)} | views
 
     def _best(self, rank: Rank | None) -> Rank | None:
-        return None if rank is None else lambda images: rank(images)[:, : self.k]
+        return None if rank is None else lambda images, budget=None: rank(images, budget)[:, : self.k]
 
 
 def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> int | None:

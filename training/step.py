@@ -190,8 +190,8 @@ class Stepper:
     def _gradient_norm(self) -> Tensor:
         """Norm of the whole gradient, float32 [], left on the device; clipped by it where that is asked for."""
         self.scaler.unscale_(self.optimizer)
-        parameters = [parameter for parameter in self.student.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in parameters])
+        parameters = list(self.student.parameters())
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if self.config.clip_grad is not None:
             clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
         return norm
