@@ -73,7 +73,7 @@ class EvalResult:
         if self.left_out:
             named = ", ".join(shown(key, 60) for key in self.left_out[:10])
             notes.append(f"{len(self.left_out):,} of {len(self.keys):,} validation images were not measured: {named}")
-        if lacking := self._stand_ins():
+        if lacking := self._num_stand_ins():
             row, patches = self.table()["ticket"], "all" if self.shown_on == "whole" else "random"
             notes.append(
                 f"{lacking:,} of the {row['images']:,} images under 'ticket' have none and were measured on {patches}"
@@ -87,17 +87,18 @@ class EvalResult:
         Where images without a ticket are among the last, it has their number as `whole` or `random`, by what they were
         shown on, and the accuracy of the others as `top1_with_ticket`.
         """
-        rows = {kind: {**result.summary(), "tokens": self.tokens[kind]} for kind, result in self.results.items()}
+        rows: dict[str, dict[str, Any]] = {
+            kind: result.summary() | {"tokens": self.tokens[kind]} for kind, result in self.results.items()
+        }
         if "ticket" in rows:
             rows["ticket"] |= self.about_tickets
-        if lacking := self._stand_ins():
+        if self.stand_ins is not None and (lacking := self._num_stand_ins()):
             ticket = self.results["ticket"]
             others = replace(ticket, seen=ticket.seen & ~self.stand_ins)
             rows["ticket"] |= {self.shown_on: lacking, "top1_with_ticket": others.summary()["top1"]}
         return rows
 
-    def _stand_ins(self) -> int:
-        """How many images without a ticket were measured under "ticket"."""
+    def _num_stand_ins(self) -> int:
         if self.stand_ins is None or "ticket" not in self.results:
             return 0
         return int((self.results["ticket"].seen & self.stand_ins).sum())

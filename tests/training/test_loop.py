@@ -166,7 +166,7 @@ def test_killed_twice_and_resumed_is_the_unbroken_run_bit_for_bit(
 ) -> None:
     """SIGKILL mid-epoch, twice, between checkpoints: weights, optimizer, average, losses and order are the same."""
     whole = make_run("whole", workers=1, **EVERYTHING)
-    train(whole)
+    unbroken = train(whole)
     broken = make_run("broken", checkpoint_steps=2, **EVERYTHING)
     for step in (3, 5):  # of 6, three an epoch; saved are 2, 3 and 4
         assert train_process(broken, signals={step: signal.SIGKILL}).returncode == -signal.SIGKILL
@@ -174,7 +174,7 @@ def test_killed_twice_and_resumed_is_the_unbroken_run_bit_for_bit(
     listener = Listener()
     result = train(broken.model_copy(update={"resume": "auto"}), reporter=listener)
     assert "resumed at step 4, epoch 1" in " ".join(listener.notes)
-    assert result.steps == 6
+    assert (result.steps, result.hidden_share) == (6, unbroken.hidden_share)
     assert same(saved(whole.out), saved(broken.out))
     for kind in ("train", "epoch"):
         assert lines(broken.out, kind) == lines(whole.out, kind)
