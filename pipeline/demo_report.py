@@ -172,8 +172,8 @@ def _verdict(runs: Runs, first: str, claim: str, second: str) -> Verdict:
     came, as_good = runs.compare(first, second), claim == "as good as"
     one, two = (f"{np.mean(runs.top1(arm, runs.own_way(arm))):.1f} %" for arm in (first, second))
     within = f" within {MARGIN:g} points" if as_good else ""
-    p_value = came.equivalence_p_value if as_good else came.p_value
-    figures = f"{one} against {two}, {came.difference:+.1f} points, 95 % interval {_interval(came)}, p = {p_value:.2g}"
+    tested = f"equivalence p = {came.equivalence_p_value:.2g}" if as_good else f"p = {came.p_value:.2g}"
+    figures = f"{one} against {two}, {came.difference:+.1f} points, 95 % interval {_interval(came)}, {tested}"
     outcome = came.as_good if as_good else came.better
     if came.about == "models":
         outcome, figures = "not decided", f"fewer than three seeds say nothing of arms. These models: {figures}"
