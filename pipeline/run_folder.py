@@ -14,7 +14,7 @@ from typing import Any
 
 from dlth.tickets import TicketHeader, num_kept
 from dlth.tickets.errors import InputError
-from dlth.training.config import WHAT, TrainConfig
+from dlth.training.config import DEFAULT_MODEL, WHAT, TrainConfig
 from dlth.training.layers import checked
 from dlth.training.settings import is_free, path_kind
 from dlth.training.toml_text import CONFIG, read_toml
@@ -25,7 +25,8 @@ _OWN_TO_A_START = ("out", "resume", "recipe")
 
 def run_name(config: TrainConfig, header: TicketHeader | None) -> str:
     """What a run is called: arm, model, mode and patches kept unless all are, seed; `header` is its ticket file's."""
-    words = [config.arm, re.sub(r"[^A-Za-z0-9._]+", "_", config.model)]
+    known = DEFAULT_MODEL if config.init_from is None else Path(config.init_from).stem  # whose model its file records
+    words = [config.arm, re.sub(r"[^A-Za-z0-9._]+", "_", config.model or known)]
     if config.arm != "dense":
         words += [config.mode, _kept(config.keep, header)]
     return "-".join([*filter(None, words), f"seed{config.seed}"])
