@@ -413,8 +413,22 @@ def test_global_random_state_is_untouched(index: ShardIndex, store: TicketStore)
         ({"arm": "best"}, InputError, "the arm is one of ticket, random, dense, got 'best'"),
         ({"bad_images": "hide"}, InputError, "bad_images is 'error' or 'skip', got 'hide'"),
         ({"view_epochs": 0}, InputError, "view_epochs must be at least 1"),
+        ({"hidden": "drop"}, InputError, "hidden is 'demote' or 'keep', got 'drop'"),
+        ({"drawn_in": "crop"}, InputError, "drawn in the 'image' or the 'view', got 'crop'"),
     ],
-    ids=["no k", "k above grid", "no tickets", "rank", "odd batch", "grid", "arm", "bad images", "views"],
+    ids=[
+        "no k",
+        "k above grid",
+        "no tickets",
+        "rank",
+        "odd batch",
+        "grid",
+        "arm",
+        "bad images",
+        "views",
+        "hidden",
+        "drawn",
+    ],
 )
 def test_wrong_settings_are_refused(
     changes: dict[str, Any], error: type[Exception], message: str, index: ShardIndex, store: TicketStore

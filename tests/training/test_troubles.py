@@ -20,7 +20,7 @@ from dlth.training.distributed import World
 from dlth.training.loop import Training, train
 from dlth.training.outcome import DivergedError
 from dlth.training.reporter import Reporter
-from dlth.training.setup import Parts
+from dlth.training.setup import Parts, prepare
 from dlth.training.signals import stop_on_signals
 
 MakeRun = Callable[..., TrainConfig]
@@ -183,3 +183,17 @@ def test_a_step_that_float16s_scaler_skips_is_not_moved_and_no_bad_step_while_th
     assert ["halved" in note for note in listener.notes if "step" in note] == [True, True, False, False]
     (epoch,) = records(config.out, "epoch")
     assert epoch["train_loss"] is not None
+
+
+def test_a_corrupt_image_that_another_rank_met_is_named_with_what_is_wrong(
+    make_run: MakeRun, make_tar: Callable[..., Any]
+) -> None:
+    """The rank that speaks for all has not read it: it finds the cause in the image itself."""
+    config = make_run(bad_images="skip", **DENSE)
+    make_tar(Path(config.data) / "train-000009.tar", [("broken.jpg", b"\xff\xd8 no"), ("broken.cls", b"0")])
+    inputs = prepare(config, World(0, 1, torch.device("cpu")), Reporter()).inputs
+    inputs.met[3] = "met here"
+    causes = inputs.why_bad([3, 21])
+    assert list(causes) == [inputs.index.key(3), "broken"]
+    assert causes[inputs.index.key(3)] == "met here"
+    assert causes["broken"].startswith("shard train-000009.tar, key broken: ")
