@@ -21,10 +21,11 @@ from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, MismatchError
 from dlth.training.config import TrainConfig
-from dlth.training.layers import checked, layered, to_toml
+from dlth.training.layers import checked, layered
 from dlth.training.loop import train
 from dlth.training.reporter import Reporter
-from dlth.training.runlog import CONFIG, RESULT
+from dlth.training.runlog import RESULT
+from dlth.training.toml_text import CONFIG, to_toml
 
 MODEL = {
     "model": "vit_tiny_patch16_224",

@@ -33,9 +33,17 @@ class SelectConfig(Settings):
         f"Selector: a friendly name or any timm ViT; what --checkpoint records if absent, otherwise {DEFAULT_MODEL}.",
     )
     data: str = setting(
-        ..., WHAT, "Shards: brace range, folder, glob, _info.json or index; local or remote.", path="shards"
+        ...,
+        WHAT,
+        "Shards: brace range, folder, glob, _info.json or index; dlth.toml's or ./shards if absent.",
+        path="shards",
     )
-    out: str = setting(..., WHAT, "The ticket file to write. An unfinished one is continued.", path="file")
+    out: str = setting(
+        ...,
+        WHAT,
+        "The ticket file to write, an unfinished one to go on with; tickets.zarr or tickets-SPLIT.zarr if absent.",
+        path="file",
+    )
     split: str = setting("", WHAT, "Name of the split, for _info.json and the header (train, val, …).")
     dataset: str = setting("", WHAT, "Name of the dataset in the header, e.g. imagenet-1k.")
     view: Literal["whole", "center"] = setting(
@@ -56,7 +64,7 @@ class SelectConfig(Settings):
     fuse_tokens: bool = setting(False, BUDGET, "Fuse dropped tokens into one, as EViT may.")
     top_only: bool = setting(False, BUDGET, "Store the k best alone: smaller, but no smaller crop or keep is exact.")
 
-    pretrained: bool = setting(False, WEIGHTS, "Weights from timm's hub.")
+    pretrained: bool = setting(False, WEIGHTS, "Weights from timm's hub; so without the other two ways.")
     checkpoint: str | None = setting(
         None, WEIGHTS, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path="file"
     )

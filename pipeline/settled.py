@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from dlth.data.splits import VALIDATION
 from dlth.pipeline import derived
-from dlth.pipeline.project_file import TABLES, ProjectFile, project_file
+from dlth.pipeline.project_file import SHARDS, TABLES, ProjectFile, project_file
 from dlth.pipeline.run_folder import RUNS, run_folder, run_name
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets.errors import InputError
@@ -39,8 +39,9 @@ class Settled(Generic[SettingsT]):
 
     @property
     def facts(self) -> dict[str, str]:
-        """For the plan: the file of settings, if there is one."""
-        return {"settings": str(self.file)} if self.file is not None else {}
+        """For the plan: the file of settings, if there is one, and the shards."""
+        shards = {name: str(self.layers.get(name)) for name in SHARDS if name in self.layers.values}
+        return ({"settings": str(self.file)} if self.file is not None else {}) | shards
 
 
 def select_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settled[SelectConfig]:

@@ -53,10 +53,14 @@ class TrainConfig(Settings):
     """Settings of `dlth train`; field names are the flags' names."""
 
     data: str = setting(
-        ..., WHAT, "Training shards: brace range, folder, glob, _info.json; local or remote.", free=True, path="shards"
+        ...,
+        WHAT,
+        "Training shards: brace range, folder, glob, _info.json, address; dlth.toml's or ./shards if absent.",
+        free=True,
+        path="shards",
     )
     val: str | None = setting(
-        None, WHAT, "Validation shards; without them nothing is evaluated.", free=True, path="shards"
+        None, WHAT, "Validation shards, likewise; without them nothing is evaluated.", free=True, path="shards"
     )
     split: str | None = setting(None, WHAT, "Split of an _info.json to train on.", free=True)
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.", free=True)
@@ -64,9 +68,19 @@ class TrainConfig(Settings):
         None, WHAT, "Ticket file of the training shards: a folder, a .zip, or an address.", free=True, path="file"
     )
     val_tickets: str | None = setting(
-        None, WHAT, "Ticket file of the validation shards, likewise.", free=True, path="file"
+        None,
+        WHAT,
+        "Ticket file of the validation shards, likewise; the twin of --tickets if absent.",
+        free=True,
+        path="file",
     )
-    out: str = setting(..., WHAT, "Folder of the run: weights, logs, result, checkpoints.", free=True, path="file")
+    out: str = setting(
+        ...,
+        WHAT,
+        "Folder of the run: weights, logs, result, checkpoints; runs/ARM-… if absent.",
+        free=True,
+        path="file",
+    )
     arm: Arm = setting("ticket", WHAT, "Tokens trained on: the tickets, as many random patches, or all patches.")
     mode: Mode = setting(
         "projected",

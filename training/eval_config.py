@@ -20,7 +20,10 @@ class EvalConfig(Settings):
         ..., WHAT, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path="file"
     )
     val: str = setting(
-        ..., WHAT, "Validation shards: brace range, folder, glob, _info.json; local or remote.", path="shards"
+        ...,
+        WHAT,
+        "Validation shards: brace range, folder, glob, _info.json, address; dlth.toml's or ./shards if absent.",
+        path="shards",
     )
     val_split: str | None = setting(None, WHAT, "Split of an _info.json to evaluate on.")
     val_tickets: str | None = setting(None, WHAT, "Ticket file of the validation shards.", path="file")

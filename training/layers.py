@@ -20,7 +20,6 @@ from dlth.tickets.errors import InputError, shown
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.settings import Settings
 from dlth.training.toml_text import read_toml, toml_of
-from dlth.training.toml_text import to_toml as to_toml
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

@@ -24,15 +24,15 @@ from dlth.tickets.errors import InputError, shown
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
-from dlth.training.layers import to_toml
 from dlth.training.measure import EvalResult
 from dlth.training.metrics import Totals, device_name, peak_memory
 from dlth.training.outcome import DivergedError, RunResult, check_resumable, diverged, read_result
 from dlth.training.reporter import Reporter
-from dlth.training.runlog import CONFIG, RESULT, RunLog, write_result
+from dlth.training.runlog import RESULT, RunLog, write_result
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
 from dlth.training.step import StepResult
+from dlth.training.toml_text import CONFIG, to_toml
 from dlth.training.weights import weights_digest
 
 CHECKPOINTS = "checkpoints"

@@ -23,7 +23,6 @@ from typing import Any
 
 from dlth.tickets.errors import DamageError, InputError
 from dlth.training.checkpoint import write_text
-from dlth.training.toml_text import CONFIG as CONFIG
 
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"

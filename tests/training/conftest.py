@@ -31,7 +31,8 @@ from dlth.tickets import (
     generator,
 )
 from dlth.training.config import TrainConfig
-from dlth.training.layers import layered, to_toml
+from dlth.training.layers import layered
+from dlth.training.toml_text import to_toml
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
 """16 patches of a 4x4 grid."""

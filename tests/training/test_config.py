@@ -10,8 +10,9 @@ from dlth.data.order import DEFAULT_WINDOW
 from dlth.tickets.errors import InputError, MissingFileError
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.eval_config import EvalConfig
-from dlth.training.layers import checked, layered, to_toml
+from dlth.training.layers import checked, layered
 from dlth.training.optim import learning_rate
+from dlth.training.toml_text import to_toml
 
 NEEDED = {"data": "train", "out": "run", "tickets": "tickets.zarr"}
 

@@ -21,10 +21,11 @@ from dlth.data.index import open_index
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
-from dlth.training.layers import layered, to_toml
+from dlth.training.layers import layered
 from dlth.training.loop import planned, train
 from dlth.training.outcome import DivergedError, RunResult
 from dlth.training.reporter import Reporter
+from dlth.training.toml_text import to_toml
 
 MakeRun = Callable[..., TrainConfig]
 TIMES = {"images_per_second", "tokens_per_second", "data_seconds", "compute_seconds", "peak_memory_bytes"}
