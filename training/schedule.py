@@ -47,6 +47,11 @@ class KeepSchedule:
         rate = round(end + (1 - end) * fall, _DIGITS)
         return Budget.from_stage_keep(rate, self.final.num_patches, len(self.final.stage_tokens), self.fuse_tokens)
 
+    def __str__(self) -> str:
+        text = f"{self.final.k} of {self.final.num_patches} patches"
+        end = self.start + self.epochs
+        return text if self.epochs == 0 else f"{text}, falling from all between epochs {self.start} and {end}"
+
     @property
     def most_sizes(self) -> int:
         """At most so many different numbers of patches are kept over a run."""

@@ -100,11 +100,11 @@ class Parts:
     def facts(self) -> dict[str, Any]:
         """The plan as a person would read it."""
         config, inputs, views = self.config, self.inputs, self.inputs.batching.num_views
-        kept = self.grid.num_patches if self.k is None or config.arm == "dense" else self.k
+        every = self.grid.num_patches
         return {
             "model": f"{resolve(config.model or DEFAULT_MODEL)}, {self.parameters / 1e6:.1f} M parameters",
             "arm": ", ".join(filter(None, (config.arm, self.mode))),
-            "tokens": f"{kept} of {self.grid.num_patches} patches",
+            "tokens": str(inputs.schedule or f"{every} of {every} patches"),
             "images": inputs.left_out.num_trained,
             "an epoch shows": f"{inputs.epoch_images} images in {views} view{'s' if views > 1 else ''}",
             "validation images": inputs.num_val,
@@ -119,7 +119,8 @@ class Parts:
         strict = self._fixed_settings() | self.inputs.identities() | {"global batch": self.inputs.global_batch}
         strict |= {"mean": self.pixels.mean, "std": self.pixels.std, "left out": self.inputs.left_out.identity()}
         if self.online is not None:
-            strict["selector"] = {name: fact for name, fact in self.online.facts().items() if name != "weights_source"}
+            facts = {f"selector {name}": fact for name, fact in self.online.facts().items()}
+            strict |= {name: fact for name, fact in facts.items() if name != "selector weights_source"}
         loose = {"processes": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type}
         return {STRICT: strict, LOOSE: loose | versions()}
 

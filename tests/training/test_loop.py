@@ -369,6 +369,7 @@ def test_a_keep_schedule_trains_on_fewer_patches_each_step(make_run: MakeRun) ->
     falling = [16, 16, 14, 12, 10, 9, 8, 8, 8]
     for arm in ("ticket", "random"):
         config = make_run(arm, arm=arm, epochs=3, val=None, val_tickets=None, **schedule)
+        assert planned(config)["tokens"] == "8 of 16 patches, falling from all between epochs 0 and 2"
         result = train(config)
         assert [row["k"] for row in lines(config.out, "train")] == falling
         seconds = result.throughput["data_seconds"] + result.throughput["compute_seconds"]
