@@ -22,6 +22,7 @@ from dlth.data.loader import TrainLoader
 from dlth.data.mixing import Mixing
 from dlth.data.order import Batching, epoch_order
 from dlth.data.reader import Reader
+from dlth.data.splits import EVALUATION
 from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Budget, TicketHeader, TicketStore
 from dlth.tickets.errors import InputError, shown
@@ -30,9 +31,6 @@ from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.evalset import EvalSet, Frame, Note, described, join_val, moved_text, tokens_kept
 from dlth.training.schedule import KeepSchedule
-
-EVALUATION_SPLITS = ("val", "valid", "validation", "dev", "test")
-"""What splits are called that nobody trains on."""
 
 
 @dataclass
@@ -277,7 +275,7 @@ def made_for_evaluation(header: TicketHeader) -> str:
     signs = []
     if header.view.kind == "center":
         signs.append(f"on {described(header.view)}, outside of which nothing has a rank though training crops show it")
-    if header.dataset.split.lower() in EVALUATION_SPLITS:
+    if header.dataset.split.lower() in EVALUATION:
         signs.append(f"for the split {shown(header.dataset.split)!r}")
     return f"these tickets were made {' and '.join(signs)}: they look like tickets for evaluation" if signs else ""
 

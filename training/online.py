@@ -39,9 +39,7 @@ class OnlineSelector:
 
         def rank(images: Tensor, budget: Budget | None = None) -> Tensor:
             images = own.renormalised(images, students)
-            if (
-                images.shape[-2:] != self.frame.size
-            ):  # same grid, other patches: its positions are those of its own size
+            if images.shape[-2:] != self.frame.size:  # the same grid with patches of another size
                 images = F.interpolate(images, self.frame.size, mode="bicubic", antialias=True)
             return self.selector.rank(images, budget)
 

@@ -112,6 +112,7 @@ class Parts:
             "learning rate": self.optimizer.param_groups[0]["initial_lr"],
             "device": f"{self.world.size} x {self.world.device}",
             "out": config.out,
+            **({"selector": self.online.text} if self.online is not None else {}),
         } | inputs.facts()
 
     def facts_to_resume(self) -> dict[str, dict[str, Any]]:
