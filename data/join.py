@@ -112,12 +112,14 @@ class Join:
     @property
     def removed(self) -> NDArray[np.bool_]:
         """Bool [images]: left out of the order, by every arm: with 'skip', those without a ticket."""
-        return (self.ticket_row == NO_TICKET) & (self.coverage.policy == "skip")
+        without: NDArray[np.bool_] = self.ticket_row == NO_TICKET
+        return without & (self.coverage.policy == "skip")
 
     @property
     def bad(self) -> NDArray[np.bool_]:
         """Bool [images]: could not be read when the tickets were made; they stay in the order, and count nothing."""
-        return self.ticket_row == BAD_IMAGE
+        unreadable: NDArray[np.bool_] = self.ticket_row == BAD_IMAGE
+        return unreadable
 
 
 def check_compatible(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import asdict
 from importlib.metadata import requires, version
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -209,7 +210,7 @@ def index(
         "images": found.num_samples,
         "classes": found.num_classes,
         "fingerprint": found.fingerprint,
-    }
+    } | {name: digest for name, digest in asdict(found.identity).items() if name != "keys"}
     console.as_json(facts) if json else console.facts(f"dlth index {data}", facts)
 
 

@@ -73,7 +73,7 @@ def is_running_number(key: str) -> bool:
     """Whether a base name has no letter (`000123`, `07-000123`), so that another packing may use it for another
     image.
     """
-    return not any(char.isalpha() for char in base_name(key))
+    return not any(map(str.isalpha, base_name(key)))
 
 
 def running_numbers(keys: Sequence[str]) -> NDArray[np.bool_]:

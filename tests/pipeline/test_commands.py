@@ -42,7 +42,8 @@ def test_from_a_folder_of_images_to_a_trained_student(images: Path, tmp_path: Pa
 
     packed = dlth("pack", images, "--out", "shards", "--shard-size", 10)
     assert (packed["images"], packed["classes"], packed["shards"]) == (24, 3, 3)
-    assert dlth("index", "shards")["images"] == 24
+    listed = dlth("index", "shards")
+    assert (listed["images"], *map(len, map(listed.get, ("order", "labels", "content")))) == (24, 64, 64, 64)
     for name, view in (("train", "whole"), ("val", "center")):
         chosen = dlth(
             *("select", *SMALL, "--data", "shards", "--out", f"{name}.zarr", "--view", view, "--split", "train"),
