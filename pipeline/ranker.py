@@ -21,6 +21,7 @@ from torch import Tensor
 from dlth.pipeline.shard_reader import ShardBatch
 from dlth.tickets import Preprocessing
 from dlth.training import Selector
+from dlth.training.compiled import compiled
 
 Ranked = tuple[np.ndarray, np.ndarray]
 """Rankings int64 [batch, patches] and gaps float32 [batch] of a batch."""
@@ -46,7 +47,7 @@ class Ranker:
         self.pad = torchcompile is not None
         self._select: Callable[[Tensor], Any] = selector.select
         if torchcompile is not None:
-            self._select = torch.compile(selector.select, backend=torchcompile, dynamic=False)
+            self._select = compiled(selector.select, torchcompile)
 
     def __call__(self, images: Tensor) -> Ranked:
         """Rankings and gaps of uint8 images [batch, 3, height, width]."""

@@ -39,6 +39,7 @@ from dlth.data.mixing import mix_images, mix_targets
 from dlth.data.visibility import demote, hidden_share
 from dlth.tickets import Budget
 from dlth.tickets.seeding import derive
+from dlth.training.compiled import compiled
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.ticket_vit import TicketViT
@@ -259,4 +260,4 @@ def _compiled(module: torch.nn.Module, backend: str | None, sizes: int) -> Calla
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, sizes + 8)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, sizes + 8)
-    return torch.compile(module, backend=backend, dynamic=False)
+    return compiled(module, backend)

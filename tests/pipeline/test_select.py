@@ -386,3 +386,5 @@ def test_a_compiled_selector_gives_the_same_tickets(make_shards: Callable[..., A
     run(shards.spec, tmp_path / "compiled.zarr", torchcompile="eager")
     plain, compiled = (TicketStore(tmp_path / f"{name}.zarr") for name in ("plain", "compiled"))
     np.testing.assert_array_equal(plain.patches(0), compiled.patches(0))
+    with pytest.raises(InputError, match=r"--torchcompile inducto: .*did you mean inductor"):
+        run(shards.spec, tmp_path / "other.zarr", torchcompile="inducto")
