@@ -85,7 +85,8 @@ class PatchChoice:
             return np.full(len(frames), self.arm == "random")
         if self.join.coverage.policy != "dense":
             return np.ones(len(frames), dtype=bool)
-        return self.join.ticket_row[[frame.sample_id for frame in frames]] != NO_TICKET
+        chosen: NDArray[np.bool_] = self.join.ticket_row[[frame.sample_id for frame in frames]] != NO_TICKET
+        return chosen
 
     def rankings(self, frames: Sequence[Frame], epoch: int) -> Ranking:
         """Int64 [B, P]: all patches of each frame's view, best first; it says nothing for images that are shown whole.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -53,6 +54,21 @@ def test_one_seed_decides_nothing_of_arms(finished: tuple[Demo, list[str]]) -> N
     assert page.count("<strong>Not decided.</strong>") == len(CLAUSES) == 3
     assert "Holds" not in page
     assert "statements about the models at hand" in page
+
+
+def test_runs_on_other_labels_are_not_reported_together(finished: tuple[Demo, list[str]], tmp_path: Path) -> None:
+    """What differs beside the arm is named, with both sides, and there is no report."""
+    shutil.copytree(
+        finished[0].out, tmp_path / "demo", ignore=shutil.ignore_patterns("shards", "checkpoints", "tickets")
+    )
+    path = tmp_path / "demo" / "dense-0" / "result.json"
+    result = json.loads(path.read_text())
+    result["data"]["data_labels"] = "f" * 64
+    path.write_text(json.dumps(result))
+    with pytest.raises(
+        MismatchError, match=r"the training images' labels: .* \(arm ticket, seed 0\), f{12} \(arm dense"
+    ):
+        Runs.load(tmp_path / "demo", [0])
 
 
 def runs_of(accuracies: dict[str, list[float]], images: int = 1_000) -> Runs:
