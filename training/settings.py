@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from dlth.tickets.budget import exact_rate
@@ -36,7 +37,7 @@ def setting(
     `free` ones may change when a run is resumed, as they do not touch its result; `path` ones name a file
     or folder, or shards (several, with commas between), relative to the file of settings that they stand in.
     """
-    extra = {"panel": panel, "free": free, "path": path}
+    extra: JsonDict = {"panel": panel, "free": free, "path": path}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
