@@ -77,8 +77,8 @@ class Batching:
     """How an order is cut: `global_batch` images a step, over `world` ranks, in `micro_batches` each.
 
     `aug_repeats`: views of each image in an epoch, which then shows the first part of its order alone; 0 or 1: one view
-    of every image. `drop_last`: leave out what does not fill a global batch. Raises InputError when the global batch is
-    no multiple of world times micro-batches.
+    of every image. `drop_last`: leave out what does not fill a global batch, unless that is all there is. Raises
+    InputError when the global batch is no multiple of world times micro-batches.
     """
 
     global_batch: int
@@ -117,19 +117,9 @@ class Batching:
         return max(self.aug_repeats, 1)
 
     def num_steps(self, num_samples: int) -> int:
-        """Steps of an epoch of an order of that many images, the same on every rank.
-
-        Raises InputError where `drop_last` leaves none.
-        """
-        places = self._num_places(num_samples)
-        if not self.drop_last:
-            return -(-places // self.global_batch)
-        if places < self.global_batch:
-            raise InputError(
-                f"an epoch of {places} images is no full global batch of {self.global_batch}, and what does not fill"
-                " one is dropped: take a smaller --batch-size, or --no-drop-last"
-            )
-        return places // self.global_batch
+        """Steps of an epoch of an order of that many images, the same on every rank."""
+        whole, left = divmod(self._num_places(num_samples), self.global_batch)
+        return whole if self.drop_last and whole else whole + (left > 0)
 
     def num_shown(self, num_samples: int) -> int:
         """How many of that many images an epoch shows: the first of its order, the last perhaps in fewer views."""

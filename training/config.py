@@ -174,7 +174,7 @@ class TrainConfig(Settings):
     aug_repeats: int = setting(
         0, AUGMENT, "Views of an image in an epoch, which then shows as many images fewer; 0 is off.", ge=0
     )
-    drop_last: bool = setting(False, AUGMENT, "Leave out what does not fill the last batch of an epoch.")
+    drop_last: bool = setting(False, AUGMENT, "Leave out what does not fill the last batch, unless it is the only one.")
     aa: str | None = setting(None, AUGMENT, "RandAugment, e.g. rand-m9-mstd0.5-inc1.")
     color_jitter: float = setting(0.0, AUGMENT, "Strength of colour jitter (brightness, contrast, saturation).", ge=0)
     reprob: float = setting(0.0, AUGMENT, "Share of images in which a box is erased.", ge=0, le=1)
