@@ -158,7 +158,8 @@ class Noise:
         left = max(0.0, about_images - (num_seeds - 1) * runs * num_images)  # less what the runs explain
         chance = left / ((num_seeds - 1) * max(1, num_images - 1))
         images, freedom = _image_part(difference_SN)
-        return cls(((runs / num_seeds, num_seeds - 1), (max(0.0, images - chance / difference_SN.size), freedom)))
+        least = 2 / (num_images + 1) / (num_images + 2)  # what the two images that disagree add alone: never 0
+        return cls(((runs / num_seeds, num_seeds - 1), (max(least, images - chance / difference_SN.size), freedom)))
 
     def half_width(self, level: float) -> float:
         """Half of the interval that leaves out a share `level`."""

@@ -135,6 +135,14 @@ def test_no_disagreement_is_not_taken_for_certainty() -> None:
         assert came.equivalent is False
 
 
+def test_differences_that_cancel_by_seed_and_by_image_are_no_difference() -> None:
+    """Neither runs nor images then show any variance: an interval of no width around 0 had p = 1e-200."""
+    cancelling_SN = np.tile([[1, -1, 0], [-1, 0, 1], [0, 1, -1]], (1, 20))
+    came = compare_arms(cancelling_SN > 0, cancelling_SN < 0)
+    assert came.low < came.difference == 0 < came.high
+    assert came.p_value == 1
+
+
 def test_verdicts_say_holds_fails_or_not_decided() -> None:
     """Better needs an interval without 0, as good needs the margin; what neither shows is not decided."""
     rng = np.random.default_rng(0)
