@@ -97,7 +97,10 @@ def open_selector(
     )
     source = weights.load(vit).source if weights is not None else "timm hub"
     blocks = config.selector_blocks or default_blocks(vit)
-    selector = Selector(vit, blocks=blocks, fuse_tokens=config.selector_fuse_tokens, tokens=k)
+    tokens = (
+        k if config.keep is None else None
+    )  # a share says more than its k: the rates that stages and schedules have
+    selector = Selector(vit, blocks=blocks, fuse_tokens=config.selector_fuse_tokens, keep=config.keep, tokens=tokens)
     if selector.grid != grid:
         raise InputError(f"the selector ranks {selector.grid} patches, the student has {grid}: both need the same grid")
     info = SelectorInfo(

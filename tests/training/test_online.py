@@ -112,3 +112,14 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
         made = Selector(parts.online.selector.vit, budget.stage_keep, (0, 1))
         assert torch.equal(ranked, made.rank(images))
     assert any(not torch.equal(ranked, parts.rank(images)) for _, images, ranked in asked)
+
+
+def test_arms_of_one_share_keep_as_many_at_each_step_with_and_without_a_selector(
+    make_run: MakeRun, online: dict[str, Any]
+) -> None:
+    """0.52 of 16 are 9, but its root over two stages is not that of 9/16: the schedule falls to the former."""
+    schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 100, "epochs": 101}
+    options = {**online, **schedule, "keep": "0.52", "val": None}
+    parts = prepare(make_run("share", **options), World(0, 1, torch.device("cpu")), Reporter())
+    assert parts.inputs.schedule is not None
+    assert parts.inputs.schedule.final == Budget.from_keep("0.52", 16, 2)
