@@ -57,5 +57,19 @@ def test_arms_with_and_without_tickets_see_the_same_images(
         " (arm dense, seed 42)",
         "the validation images' tickets: none (arm dense, seed 42), eeeeeeeeeeee (arm dense, seed 42)",
     ]
+    config = dense["config"]
+    longer = {**dense, "steps": 99, "val_view": "center 32x32, crop 1", "config": config | {"lr": 0.5, "workers": 9}}
+    assert comparable([dense, longer]) == [
+        f"how many steps were taken: {dense['steps']} (arm dense, seed 42), 99 (arm dense, seed 42)",
+        "how validation images are seen: none (arm dense, seed 42), center 32x32, crop 1 (arm dense, seed 42)",
+        f"the setting lr: {config['lr'] or 'none'} (arm dense, seed 42), 0.5 (arm dense, seed 42)",
+    ]
+    kept = {**random, "k": 3, "config": random["config"] | {"hidden": "keep", "mode": "online"}}
+    assert comparable([dense, kept]) == [], "all patches are kept there"
+    assert [text.split(":")[0] for text in comparable([ticket, kept])] == [
+        "how many patches are kept",
+        "the setting mode",
+        "the setting hidden",
+    ]
     with pytest.raises(MismatchError, match=r"left out: the checkpoint has \{'bad': 0, 'missing': 1, "):
         train(runs["fewer"].model_copy(update={"resume": "auto", "missing": "random"}))
