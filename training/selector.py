@@ -95,7 +95,7 @@ class Selector:
             InputError: images or a budget that do not fit, or a model that was put into training mode
         """
         with torch.no_grad():  # not inference mode: its tensors could not index a student's in training
-            stages, _ = self._forward(images, budget, to_the_end=False)
+            stages, _ = self._forward(images, to_the_end=False, budget=budget)
             ranking = _ranking(stages)
             gap = _gap(stages, ranking, (budget or self._budget_of(ranking.shape[1])).k)
         return Selection(ranking, gap)
@@ -103,7 +103,7 @@ class Selector:
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of the whole forward pass with dropping switched on, as EViT evaluates."""
         with torch.no_grad():
-            _, tokens = self._forward(images, None, to_the_end=True)
+            _, tokens = self._forward(images, to_the_end=True)
             return self.vit.forward_head(self.vit.norm(tokens))
 
     def _budget_of(self, num_patches: int) -> Budget:
@@ -121,7 +121,7 @@ class Selector:
             raise InputError("give stage_keep, keep or tokens: one of them must say how many patches to keep")
         return Budget.from_stage_keep(stage_keep, num_patches, stages, self.fuse_tokens)
 
-    def _forward(self, images: Tensor, budget: Budget | None, to_the_end: bool) -> tuple[list["_Stage"], Tensor]:
+    def _forward(self, images: Tensor, to_the_end: bool, budget: Budget | None = None) -> tuple[list["_Stage"], Tensor]:
         """Every stage's scores, and the last tokens [B, N, D] (meaningless unless `to_the_end`)."""
         vit, n = self.vit, self.vit.num_prefix_tokens
         if vit.training:

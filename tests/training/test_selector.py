@@ -82,7 +82,7 @@ def compare(vit: nn.Module, selector: Selector, batch: Tensor) -> None:
             continue
         last, after = ranking[budget.k - 1], ranking[budget.k]
         saw_both = [scores for scores in stages if last in scores and after in scores][-1]
-        assert selection.gap[row].item() == pytest.approx(saw_both[last] - saw_both[after], abs=1e-7)
+        assert selection.gap[row].item() == pytest.approx(saw_both[last] - saw_both[after], abs=1e-6)  # float32
 
 
 def test_every_family_ranks_as_the_reference(tiny_vit: Make, family: str) -> None:
