@@ -119,6 +119,7 @@ class Parts:
         """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
         strict = self._fixed_settings() | self.inputs.identities() | {"global batch": self.inputs.global_batch}
         strict |= {"mean": self.pixels.mean, "std": self.pixels.std, "left out": self.inputs.left_out.identity()}
+        strict["evaluation view"] = self.about_tickets()["val_view"]
         if self.online is not None:
             facts = {f"selector {name}": fact for name, fact in self.online.facts().items()}
             strict |= {name: fact for name, fact in facts.items() if name != "selector weights_source"}

@@ -73,3 +73,12 @@ def test_arms_with_and_without_tickets_see_the_same_images(
     ]
     with pytest.raises(MismatchError, match=r"left out: the checkpoint has \{'bad': 0, 'missing': 1, "):
         train(runs["fewer"].model_copy(update={"resume": "auto", "missing": "random"}))
+
+
+def test_a_run_goes_on_with_the_evaluation_view_it_had(make_run: Callable[..., TrainConfig]) -> None:
+    """A recipe's crop gave way to the tickets' 0.9; the same number without the recipe would not: refused."""
+    config = make_run(crop_pct=0.875, epochs=1, warmup_epochs=0)
+    assert train(config.model_copy(update={"recipe": "deit"})).val_view == "center 32x32, crop 0.9, bicubic"
+    told = "evaluation view: the checkpoint has center 32x32, crop 0.9, bicubic, this run center 32x32, crop 0.875"
+    with pytest.raises(MismatchError, match=told):
+        train(config.model_copy(update={"resume": "auto"}))
