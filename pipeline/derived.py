@@ -113,9 +113,10 @@ def twin_of(tickets: str) -> tuple[Path | None, list[str]]:
     """
     header = header_of(tickets)
     for path in _twin_names(Path(tickets)) if header is not None else ():
-        other = header_of(str(path)) if path.exists() else None
-        if header is None or other is None:
+        if header is None or not path.exists():
             continue
+        if (other := header_of(str(path))) is None:
+            return None, [f"{path} is not taken as --val-tickets: it cannot be opened as a ticket file"]
         if reason := _no_twin(header, other):
             return None, [f"{path} is not taken as --val-tickets: {reason}"]
         return path, [f"val tickets: {path}, the twin of {shown(tickets)}"]

@@ -33,7 +33,7 @@ def record_shards(out: Path, split: str, names: Sequence[str]) -> list[str]:
             return []
         if key in known:
             return [f"{_near(path)} says {key} = {shown(known[key])} already, and that stays; these are {spec}"]
-        own = path.read_text(encoding="utf-8") if path.is_file() else ""
+        own = path.read_bytes().decode() if path.is_file() else ""  # text reading would change line ends
         text = _with_line(own, f"{key} = {toml_value(spec)}\n", {**known, key: spec})
         write_files({path: text.encode()}, path.with_name(f".{NAME}.partial"))
     except (DlthError, OSError) as error:

@@ -11,9 +11,9 @@ from dlth.training.settings import (
     Deviations,
     Integers,
     Keep,
+    Means,
     Pairs,
     Settings,
-    Triple,
     refuse_own_flags,
     setting,
 )
@@ -51,7 +51,7 @@ class SelectConfig(Settings):
     )
     img_size: int | None = setting(None, WHAT, "Side of the view in pixels." + FROM_FILE, gt=0)
     crop_pct: float | None = setting(None, WHAT, "Share of the centre view." + FROM_FILE, gt=0, le=1)
-    mean: Triple | None = setting(None, WHAT, "Channel means of the input." + FROM_FILE)
+    mean: Means | None = setting(None, WHAT, "Channel means of the input." + FROM_FILE)
     std: Deviations | None = setting(None, WHAT, "Channel deviations of the input." + FROM_FILE)
     bad_images: Literal["error", "skip"] = setting(
         "error", WHAT, "A corrupt image stops the run, or is skipped, counted and remembered in the file."

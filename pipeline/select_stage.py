@@ -288,15 +288,10 @@ def _load_selector(
 ) -> tuple[torch.nn.Module, str]:
     """The model, and where its weights are from."""
     torch.manual_seed(config.seed)
-    vit = build(
-        said["model"],
-        num_classes=said["num_classes"],
-        img_size=said["img_size"],
-        pretrained=config.pretrained,
-        **said["model_kwargs"],
-    )
+    options = {"num_classes": said["num_classes"], "img_size": said["img_size"], **said["model_kwargs"]}
     if weights is not None:
-        return vit, weights.load(vit).source
+        return weights.build(said["model"], **options), weights.path.name
+    vit = build(said["model"], pretrained=config.pretrained, **options)
     return vit, "timm hub" if config.pretrained else f"random weights, seed {config.seed}"
 
 

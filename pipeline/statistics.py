@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -112,7 +113,7 @@ def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = Non
             f"arms must be paired: first has {_size(first_SN)}, second {_size(second_SN)}."
             " Give the same images and seeds."
         )
-    if margin is not None and not 0 < margin < math.inf:
+    if margin is not None and not (isinstance(margin, Real) and 0 < margin < math.inf):
         raise InputError(f"margin {shown(margin)}: a number of points above 0 is needed")
     difference_SN = first_SN.astype(np.int8) - second_SN.astype(np.int8)
     num_seeds, num_images = difference_SN.shape

@@ -170,6 +170,8 @@ class TicketStore:
         """Int64 [keys]: shard index · max_rows + row of each key, skipped images among them, -1 where there is no
         row.
         """
+        if isinstance(keys, str | bytes):
+            raise InputError(f"a list of keys is needed, found the one key {shown(keys)!r}: put it in brackets")
         places = self._index().first_candidates(keys)
         found = np.flatnonzero(places >= 0)
         for item in found[np.argsort(places[found])].tolist():  # shard by shard, so that each is read once

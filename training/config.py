@@ -16,10 +16,10 @@ from dlth.training.settings import (
     Deviations,
     Integers,
     Keep,
+    Means,
     Pair,
     Pairs,
     Settings,
-    Triple,
     refuse_own_flags,
     setting,
 )
@@ -125,7 +125,7 @@ class TrainConfig(Settings):
     init_from: str | None = setting(
         None, MODEL, "Start from these weights: a run's folder, safetensors, or .pth.", path="file"
     )
-    mean: Triple | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
+    mean: Means | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
     std: Deviations | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
 
     epochs: int = setting(300, SCHEDULE, "Passes over the training images.", gt=0)
@@ -143,7 +143,7 @@ class TrainConfig(Settings):
     opt: str = setting("adamw", OPTIM, "Optimizer, any of timm's.")
     opt_eps: float | None = setting(None, OPTIM, "Epsilon of the optimizer; its own if absent.", gt=0)
     opt_betas: Pair | None = setting(None, OPTIM, "Betas of the optimizer; its own if absent.")
-    momentum: float = setting(0.9, OPTIM, "Momentum of optimizers that have it.", ge=0)
+    momentum: float = setting(0.9, OPTIM, "Momentum of optimizers that have it.", ge=0, lt=1)
     weight_decay: float = setting(0.05, OPTIM, "Weight decay (biases and norms are left out).", ge=0)
     clip_grad: float | None = setting(None, OPTIM, "Largest norm of the gradient; not clipped if absent.", gt=0)
     layer_decay: float | None = setting(None, OPTIM, "Factor on the learning rate per layer, from the head down.", gt=0)
@@ -172,7 +172,7 @@ class TrainConfig(Settings):
         multiple_of=2,
     )
     aug_repeats: int = setting(
-        0, AUGMENT, "Views of an image in an epoch, which then shows as many images fewer; 0 is off.", ge=0
+        0, AUGMENT, "Views of an image in an epoch, which then shows as many images fewer; 0 is off.", ge=0, le=1_000
     )
     drop_last: bool = setting(False, AUGMENT, "Leave out what does not fill the last batch, unless it is the only one.")
     aa: str | None = setting(None, AUGMENT, "RandAugment, e.g. rand-m9-mstd0.5-inc1.")

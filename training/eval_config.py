@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from dlth.training.config import MODEL, OWN_FLAGS, RUN, WHAT
-from dlth.training.settings import Deviations, Keep, Pairs, Settings, Triple, refuse_own_flags, setting
+from dlth.training.settings import Deviations, Keep, Means, Pairs, Settings, refuse_own_flags, setting
 
 DEFAULT_SEED = 42
 FROM_FILE = " What the checkpoint says of itself if absent."
@@ -39,7 +39,7 @@ class EvalConfig(Settings):
     num_classes: int | None = setting(None, MODEL, "Size of the head." + FROM_FILE, gt=0)
     img_size: int | None = setting(None, MODEL, "Side of the view in pixels." + FROM_FILE, gt=0)
     use_ema: bool = setting(False, MODEL, "Take the averaged weights of the run or of the checkpoint.")
-    mean: Triple | None = setting(None, MODEL, "Channel means of the input." + FROM_FILE)
+    mean: Means | None = setting(None, MODEL, "Channel means of the input." + FROM_FILE)
     std: Deviations | None = setting(None, MODEL, "Channel deviations of the input." + FROM_FILE)
     crop_pct: float | None = setting(
         None, MODEL, "Share of the evaluation crop; that of --val-tickets if absent." + FROM_FILE, gt=0, le=1

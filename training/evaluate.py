@@ -17,7 +17,7 @@ from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
 from dlth.training.evalset import EvalSet, Frame, Note, join_val, tickets_crop, tokens_kept
 from dlth.training.inputs import check_labels
 from dlth.training.measure import EvalResult
-from dlth.training.models import build, resolve
+from dlth.training.models import resolve
 from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
@@ -31,6 +31,7 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
     Raises:
         DlthError: weights, model, images and tickets do not fit together
     """
+    _check_out(config.out)
     with joined(config.device) as world:
         weights = WeightsFile.find(config.checkpoint, config.use_ema)
         note = note if world.leads else lambda text: None
@@ -66,6 +67,16 @@ def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note
     return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
 
 
+def _check_out(out: str | None) -> None:
+    """Refuse a file of results that would take another file's place: earlier results alone may be replaced.
+
+    Raises:
+        InputError: a name that results do not have
+    """
+    if out is not None and Path(out).suffix != ".npz":
+        raise InputError(f"--out {shown(out)}: per-image results are a .npz file, and their name must end so")
+
+
 def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
     """Patches that the run of a weights file kept, on the grid of now; None if it says none, or kept all as dense.
 
@@ -87,6 +98,4 @@ def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
 def _load(weights: WeightsFile, said: Mapping[str, Any]) -> torch.nn.Module:
     """The model that settings and file name, with the file's weights."""
     classes = weights.num_classes() if said["num_classes"] is None else said["num_classes"]
-    vit = build(said["model"], num_classes=classes, img_size=said["img_size"], **(said["model_kwargs"] or {}))
-    weights.load(vit)
-    return vit
+    return weights.build(said["model"], num_classes=classes, img_size=said["img_size"], **(said["model_kwargs"] or {}))

@@ -87,7 +87,9 @@ class Layers(Generic[SettingsT]):
                 adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
                 values[name] = None if self.get(name) is None else adapter.validate_python(self.get(name))
             except ValidationError as error:
-                problems += [_problem({**dict(found), "loc": (name, *found["loc"])}, {}) for found in error.errors()]
+                problems += [
+                    _problem({**dict(found), "loc": (name, *found["loc"])}, self.sources) for found in error.errors()
+                ]
         if problems:
             raise InputError("; ".join(problems))
         return toml_of(self.kind, values, self.sources)
@@ -208,7 +210,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _problem(problem: dict[str, Any], sources: Mapping[str, str]) -> str:
     flag = "--" + ".".join(map(str, problem["loc"])).replace("_", "-") if problem["loc"] else ""
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and len(problem["loc"]) == 1:
         name = problem["loc"][0]
         return f"{flag} is required: as a flag, or as {name} in a file of settings (dlth.toml)"
     text = str(problem["msg"]).removeprefix("Value error, ")

@@ -8,6 +8,7 @@ for a short last batch, and padding the last batch by repeats, which counts imag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,6 +80,12 @@ class EvalResult:
                 f"{lacking:,} of the {row['images']:,} images under 'ticket' have none and were measured on {patches}"
                 f" patches; top-1 of the others: {row['top1_with_ticket']:.2f} %"
             )
+        for kind, result in self.results.items():
+            if lost := int((result.seen & ~np.isfinite(result.loss)).sum()):
+                notes.append(
+                    f"{lost:,} of {int(result.seen.sum()):,} images on {kind} tokens got no numbers from the model (not"
+                    " finite) and count as wrong: look at its weights, --mean and --std"
+                )
         return notes
 
     def table(self) -> dict[str, dict[str, Any]]:
@@ -155,10 +162,13 @@ def measure(
 
 
 def _scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Top-1, top-5, loss and a one, float64 [B, 4]; a tie of logits goes to the lower class."""
+    """Top-1, top-5, loss and a one, float64 [B, 4]; a tie of logits goes to the lower class.
+
+    Logits that are no numbers are no answer: sorted, they would be one, the lowest class.
+    """
     order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]
-    hits = order == labels[:, None]
-    loss = F.cross_entropy(logits, labels, reduction="none")
+    hits = (order == labels[:, None]) & logits.isfinite().all(dim=1, keepdim=True)
+    loss = F.cross_entropy(logits, labels, reduction="none").masked_fill(~logits.isfinite().all(dim=1), math.nan)
     return torch.stack([hits[:, 0], hits.any(dim=1), loss, torch.ones_like(loss)], dim=1).double()
 
 

@@ -88,14 +88,11 @@ def open_selector(
             reporter.note(against)
     if said["model"] is None:
         raise InputError(f"{config.selector_checkpoint} does not say of which model it is: give --selector")
-    vit = build(
-        said["model"],
-        num_classes=weights.num_classes() if weights is not None else None,
-        img_size=said["img_size"] or config.img_size,
-        pretrained=config.selector_pretrained,
-        **(said["model_kwargs"] or {}),
-    )
-    source = weights.load(vit).source if weights is not None else "timm hub"
+    options = {"img_size": said["img_size"] or config.img_size, **(said["model_kwargs"] or {})}
+    if weights is not None:
+        vit, source = weights.build(said["model"], num_classes=weights.num_classes(), **options), weights.path.name
+    else:
+        vit, source = build(said["model"], pretrained=config.selector_pretrained, **options), "timm hub"
     blocks = config.selector_blocks or default_blocks(vit)
     tokens = (
         k if config.keep is None else None

@@ -52,7 +52,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: in
             layer_decay=config.layer_decay,
             **options,
         )
-    except (TypeError, AssertionError, ImportError) as error:
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise InputError(f"timm cannot make the optimizer {config.opt} with these settings: {error}") from error
 
 

@@ -8,9 +8,9 @@ types and help drift apart from the code that reads them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -58,6 +58,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, validate_default=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse ``epochs = true``, which Python would take for 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("true and false are no value of this setting")
+        return value
 
 
 def _comma_list(value: object) -> object:
@@ -114,7 +123,9 @@ Keep = Annotated[str, BeforeValidator(_exact), AfterValidator(_share)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]
-Triple = Annotated[tuple[float, float, float], BeforeValidator(_comma_list)]
-Positive = Annotated[float, Field(gt=0)]
-Deviations = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_comma_list)]
+# Of values in [0, 1]: means of 0 to 255, as other programs have them, would blacken every image without a word.
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+Means = Annotated[tuple[Mean, Mean, Mean], BeforeValidator(_comma_list)]
+Deviations = Annotated[tuple[Deviation, Deviation, Deviation], BeforeValidator(_comma_list)]
 Pairs = Annotated[dict[str, Any], BeforeValidator(_pairs)]

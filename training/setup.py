@@ -248,17 +248,9 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
 
 def _student(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:
     torch.manual_seed(derive(config.seed, "weights"))
-    vit = build(
-        config.model or DEFAULT_MODEL,
-        num_classes=num_classes,
-        img_size=config.img_size,
-        drop_path=config.drop_path,
-        pretrained=config.pretrained,
-        **config.model_kwargs,
-    )
-    if start is not None:
-        start.load(vit)
-    return vit
+    options: dict[str, Any] = {"num_classes": num_classes, "img_size": config.img_size, "drop_path": config.drop_path}
+    name, options = config.model or DEFAULT_MODEL, options | config.model_kwargs
+    return build(name, pretrained=config.pretrained, **options) if start is None else start.build(name, **options)
 
 
 def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:

@@ -58,13 +58,22 @@ def load_weights(vit: nn.Module, path: str | Path, use_ema: bool = False) -> Loa
         MismatchError: missing, unexpected or misshapen entries, all named
     """
     path = Path(path)
+    vit.load_state_dict(check_fits(vit, read_weights(path, use_ema), path.name), strict=True)
+    return LoadedWeights(weights_digest(vit), path.name)
+
+
+def check_fits(vit: nn.Module, weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of the file `name` under the model's own names; the model may be on the meta device.
+
+    Raises:
+        MismatchError: missing, unexpected or misshapen entries, all named
+    """
     wanted = vit.state_dict()
-    found = _renamed(read_weights(path, use_ema), wanted)
+    found = _renamed(weights, wanted)
     problems = _differences(wanted, found)
     if problems:
-        raise MismatchError(f"{path.name} does not fit this {type(vit).__name__}: {' '.join(problems)}")
-    vit.load_state_dict(found, strict=True)
-    return LoadedWeights(weights_digest(vit), path.name)
+        raise MismatchError(f"{name} does not fit this {type(vit).__name__}: {' '.join(problems)}")
+    return found
 
 
 def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:

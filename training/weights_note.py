@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dlth.tickets.errors import InputError, MissingFileError, shown
-from dlth.training.models import same_model
-from dlth.training.settings import Positive
-from dlth.training.weights import LoadedWeights, checkpoint_classes, load_weights
+from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
+from dlth.training.models import build, same_model
+from dlth.training.settings import Deviation, Mean
+from dlth.training.weights import LoadedWeights, check_fits, checkpoint_classes, load_weights, read_weights
 
 KEY = "dlth"
 """Name of the metadata entry that holds the note."""
@@ -59,8 +60,8 @@ class WeightsNote(BaseModel):
     model_kwargs: Annotated[dict[Text, Any], Field(max_length=64)] = {}
     num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None
     img_size: Size | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[Positive, Positive, Positive] | None = None
+    mean: tuple[Mean, Mean, Mean] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Annotated[str, Field(pattern=r"^[a-z-]{1,20}$")] | None = None
     arm: Text = ""
@@ -166,6 +167,26 @@ class WeightsFile:
     def num_classes(self) -> int | None:
         """Classes of the head; None without a linear head. Raises as `load_weights`."""
         return checkpoint_classes(self.path, self.use_ema)
+
+    def build(self, name: str, **options: Any) -> nn.Module:
+        """The model with the file's weights, in memory only once its shapes are found to be the file's.
+
+        A note may name a model of any size: without that look, four numbers in a small file take all memory.
+
+        Args:
+            name, options: as `models.build` takes them
+        Raises:
+            DlthError: as `models.build` and `load_weights`
+        """
+        found = read_weights(self.path, self.use_ema)
+        depth = options.get("depth")
+        if isinstance(depth, int) and depth > len(found):  # each block would have weights
+            raise MismatchError(f"{shown(self.name)} holds {len(found)} tensors, too few for a model of depth {depth}")
+        with torch.device("meta"):
+            check_fits(build(name, **options), found, self.path.name)
+        vit = build(name, **options)
+        self.load(vit)
+        return vit
 
     def load(self, vit: nn.Module) -> LoadedWeights:
         """Load the weights into a model, strictly. Raises as `load_weights`."""

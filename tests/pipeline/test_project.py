@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -240,6 +241,9 @@ def test_pack_keeps_what_a_user_wrote(folder: Path) -> None:
     assert record_shards(out, "val", ["val-000000.tar"]) == ["dlth.toml: val = shards/val-000000.tar"]
     assert path.read_text().endswith(own)
     assert tomllib.loads(path.read_text()) == tomllib.loads(own) | {"val": "shards/val-000000.tar"}
+    path.write_bytes(b"# mine\r\n")
+    record_shards(out, "train", names[:1])
+    assert path.read_bytes() == b'# mine\r\ndata = "shards/train-000000.tar"\n'
     path.write_text("not = = toml")
     assert "does not name these shards" in record_shards(out, "train", names)[0]
     assert path.read_text() == "not = = toml"
@@ -277,4 +281,7 @@ def test_a_twin_must_belong(make_shards: Callable[..., Any], dlth: Run, folder: 
     assert twin_of("a.zarr")[0] is None
     assert "a-test.zarr is not taken as --val-tickets: another selector made it" in twin_of("a.zarr")[1][0]
     assert "b-val.zarr is not taken as --val-tickets: its header says split 'train'" in twin_of("b.zarr")[1][0]
+    shutil.copytree("train.zarr", "c.zarr")
+    Path("c-val.zarr").write_text("no ticket file")
+    assert "c-val.zarr is not taken as --val-tickets: it cannot be opened" in twin_of("c.zarr")[1][0]
     assert twin_of("val.zarr") == twin_of("nowhere.zarr") == (None, [])

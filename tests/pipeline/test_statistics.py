@@ -158,6 +158,8 @@ def test_verdicts_say_holds_fails_or_not_decided() -> None:
     assert (small.better, small.as_good) == ("not decided", "not decided")
     without = compare_arms(base, alike)
     assert (without.margin, without.equivalent, without.equivalence_p_value) == (None, None, None)
+    with pytest.raises(InputError, match="a number of points above 0 is needed"):
+        compare_arms(base, alike, margin="1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs a margin"):
         _ = without.as_good
 

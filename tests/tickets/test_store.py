@@ -173,6 +173,8 @@ def test_skipped_images_are_never_handed_out_as_tickets(
     assert np.array_equal(got.found, [*~skipped[asked], False])
     assert (got.patches[~got.found] == store.layout.patches.fill).all()
     assert np.array_equal(store.find_many(keys) < 0, skipped)
+    with pytest.raises(InputError, match="a list of keys is needed"):
+        store.rankings(keys[0])  # whose letters would be looked up as keys
     assert np.array_equal(store.rankings([]).patches.shape, (0, store.num_patches_stored))
     with pytest.raises(MissingTicketError, match="could not be read when the tickets were made, and was skipped"):
         store.find(keys[int(np.flatnonzero(skipped)[0])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         "opt_betas": "0.9,0.95",
         "init_from": 'a "quoted"\\path\u007f\u00e9.pth',
         "lr": 1e-8,
+        "selector_kwargs": {"\U0001f600": 1, "day": date(2020, 1, 31), "deep": {"a b": [1, [2.5]]}},
     }
     config = layered(NEEDED | overrides, recipe="deit")
     file = tmp_path / "config.toml"
@@ -85,6 +87,13 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"selector_kwargs": "num_classes=5"}, None, r"--selector-kwargs num_classes .*: --selector-checkpoint"),
         ({"keep_schedule": "cosine", "keep_schedule_start": 300}, None, r"from epoch 300 on never begins in 300"),
         ({"model_kwargs": "depth"}, None, r"expected name=value, found 'depth'"),
+        ({"epochs": True}, None, r"--epochs: true and false are no value of this setting, found True"),
+        ({"lr": False}, None, r"--lr: true and false are no value"),
+        ({"mean": "123.7,116.3,103.5"}, None, r"--mean.0: .*less than or equal to 1, found 123.7"),
+        ({"std": "58.4,57.1,57.4"}, None, r"--std.0: .*less than or equal to 1"),
+        ({"mean": "0.5,0.5"}, None, r"--mean.2: Field required"),
+        ({"aug_repeats": 10**20}, None, r"--aug-repeats: .*less than or equal to 1000"),
+        ({"momentum": 1e300}, None, r"--momentum: .*less than 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) and value else None,
 )

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dlth.data.decode import decode
 from dlth.data.index import open_index
@@ -220,3 +220,28 @@ def test_images_measured_without_a_ticket_are_counted_in_the_tickets_row(
     show_evaluation({"model": result.table()})
     printed = "".join(capsys.readouterr())
     assert f"ticket, 11 of 32 {shown_as}" in printed
+
+
+def test_outputs_that_are_no_numbers_are_no_answers(make_run: MakeRun, tmp_path: Path) -> None:
+    """NaN logits, sorted, name the lowest class: they count as wrong and are told, whatever the label."""
+    config = make_run(arm="dense", tickets=None, val_tickets=None, epochs=1, warmup_epochs=0)
+    train(config)
+    weights = load_file(f"{config.out}/model.safetensors")
+    weights["head.bias"] = weights["head.bias"] * float("nan")
+    save_file(weights, tmp_path / "nan.safetensors")
+    about = {"model": config.model, "model_kwargs": config.model_kwargs, "img_size": config.img_size}
+    told: list[str] = []
+    result = evaluate(settings(config, checkpoint=str(tmp_path / "nan.safetensors"), **about), told.append)
+    assert (result.labels == 0).any()
+    assert (result.table()["dense"]["top1"], result.table()["dense"]["top5"]) == (0, 0)
+    assert any("11 of 11 images on dense tokens got no numbers from the model" in text for text in told)
+
+
+def test_results_take_no_other_files_place(make_run: MakeRun) -> None:
+    """`--out` is refused before anything is done where its name is not a result's: shards and weights stay whole."""
+    config = make_run()
+    shard = next(Path(str(config.val)).glob("*.tar"))
+    before = shard.read_bytes()
+    with pytest.raises(InputError, match=r"per-image results are a \.npz file"):
+        evaluate(settings(config, out=str(shard)))
+    assert shard.read_bytes() == before

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dlth.tickets.errors import InputError, MissingFileError
+from dlth.tickets.errors import InputError, MismatchError, MissingFileError
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
 from dlth.training.evaluate import evaluate
 from dlth.training.loop import train
+from dlth.training.models import build
 from dlth.training.reporter import Reporter
 from dlth.training.setup import Parts, prepare
 from dlth.training.step import Pixels
@@ -55,6 +56,7 @@ def noted(path: Path, note: object) -> Path:
         ({}, "model: "),
         ({"model": "a", "std": [0.5, 0, 0.5]}, "std.1: "),
         ({"model": "a", "mean": [0.5, 0.5]}, "mean.2: "),
+        ({"model": "a", "mean": [123.7, 116.3, 103.5]}, "mean.0: "),
         ({"model": "a", "crop_pct": 1.5}, "crop_pct: "),
         ({"model": "a", "img_size": "224"}, "img_size: "),
         ({"model": "a", "k": 0}, "k: "),
@@ -71,6 +73,26 @@ def test_a_note_that_cannot_be_is_refused_by_file_and_field(tmp_path: Path, note
     """The file may be a stranger's: types, lengths and ranges are checked, nothing may read or fetch files."""
     with pytest.raises(InputError, match=rf"w\.safetensors.*{field}"):
         WeightsNote.read(noted(tmp_path / "w.safetensors", note))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"depth": 10**9}, "too few for a model of depth 1000000000"),
+        ({"embed_dim": 2**20}, "cls_token .file 1x1x32, model 1x1x1048576"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_note_of_a_larger_model_takes_no_memory(tmp_path: Path, changed: dict[str, int], message: str) -> None:
+    """The model is compared with the file's shapes before it is made: no small file can name one that fills memory."""
+    tiny = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    vit = build("vit_tiny_patch16_224", num_classes=4, img_size=32, **tiny)
+    save_file(vit.state_dict(), tmp_path / "w.safetensors")
+    weights = WeightsFile.find(str(tmp_path / "w.safetensors"))
+    with pytest.raises(MismatchError, match=message):
+        weights.build("vit_tiny_patch16_224", num_classes=4, img_size=32, **(tiny | changed))
+    made = weights.build("vit_tiny_patch16_224", num_classes=4, img_size=32, **tiny)
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in vit.state_dict().items())
 
 
 def test_names_of_other_versions_are_left_alone(tmp_path: Path) -> None:
