@@ -45,7 +45,9 @@ ARMS_OWN = (
 """Settings that may differ: they make the arm, or touch no result, or are compared by what came of them."""
 
 Fact = tuple[str, Any]
-"""What must be alike, and among which results: those of a seed, or all (None)."""
+"""What must be alike, and among which results: those of a seed or of a packing, or all (None)."""
+CONTENT = {"data_content": "data_order", "val_content": "val_order"}
+"""Digests of bytes, by the packing that they take their sample in: another packing's says nothing of these bytes."""
 
 
 def comparable(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -66,7 +68,8 @@ def comparable(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _facts(result: Mapping[str, Any]) -> dict[Fact, Any]:
     """What a result says of what must be alike."""
     data, config, drops = result["data"], result.get("config", {}), result["arm"] != "dense"
-    facts: dict[Fact, Any] = {(text, None): data[name] for name, text in ALIKE.items() if name in data}
+    packing = {name: data.get(order) for name, order in CONTENT.items()}
+    facts: dict[Fact, Any] = {(text, packing.get(name)): data[name] for name, text in ALIKE.items() if name in data}
     facts |= {(text, result["seed"]): data[name] for name, text in ALIKE_BY_SEED.items() if name in data}
     facts |= {(text, None): result[name] for name, text in ALIKE_RUNS.items() if name in result}
     if drops and "k" in result:

@@ -57,6 +57,10 @@ def test_arms_with_and_without_tickets_see_the_same_images(
         " (arm dense, seed 42)",
         "the validation images' tickets: none (arm dense, seed 42), eeeeeeeeeeee (arm dense, seed 42)",
     ]
+    repacked = {**dense, "data": dense["data"] | {"data_order": "a" * 64, "data_content": "b" * 64}}
+    assert [text.split(":")[0] for text in comparable([dense, repacked])] == [
+        "the order of the training images in their shards"
+    ], "the sample of bytes follows the packing above 1,000 images, so another digest is no other bytes"
     config = dense["config"]
     longer = {**dense, "steps": 99, "val_view": "center 32x32, crop 1", "config": config | {"lr": 0.5, "workers": 9}}
     assert comparable([dense, longer]) == [
