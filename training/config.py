@@ -248,6 +248,12 @@ class TrainConfig(Settings):
             raise ValueError("the ticket arm needs a ticket file (--tickets), or --mode online with a --selector")
         if self.mode != "projected" and self.arm == "dense":
             raise ValueError(f"mode {self.mode} is a way of choosing patches; the dense arm uses none")
+        if self.mode == "frozen" and self.frozen_views < self.aug_repeats:
+            raise ValueError(
+                f"an epoch shows each image in {self.aug_repeats} views (--aug-repeats), and --frozen-views"
+                f" {self.frozen_views} of them are replayed: equal pictures would count as several. Give at least"
+                f" --frozen-views {self.aug_repeats}, or --aug-repeats 0"
+            )
         if self.arm != "dense" and self.tickets is None and self.keep is None:
             raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
         if self.arm == "dense" and self.keep_schedule != "none":

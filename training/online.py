@@ -94,9 +94,7 @@ def open_selector(
     else:
         vit, source = build(said["model"], pretrained=config.selector_pretrained, **options), "timm hub"
     blocks = config.selector_blocks or default_blocks(vit)
-    tokens = (
-        k if config.keep is None else None
-    )  # a share says more than its k: the rates that stages and schedules have
+    tokens = k if config.keep is None else None  # a share says more than its k: the rates of stages and schedules
     selector = Selector(vit, blocks=blocks, fuse_tokens=config.selector_fuse_tokens, keep=config.keep, tokens=tokens)
     if selector.grid != grid:
         raise InputError(f"the selector ranks {selector.grid} patches, the student has {grid}: both need the same grid")

@@ -79,6 +79,11 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"mode": "online"}, None, r"name the selector"),
         ({"arm": "random", "tickets": None}, None, r"how many patches the random arm keeps"),
         ({"arm": "dense", "mode": "frozen"}, None, r"the dense arm uses none"),
+        (
+            {"mode": "frozen", "frozen_views": 2},
+            "deit",
+            r"--frozen-views 2 of them are replayed: .* at least .*-views 3",
+        ),
         ({"arm": "dense", "keep_schedule": "cosine"}, None, r"has no meaning"),
         ({"epochs": 3, "warmup_epochs": 5}, None, r"5 epochs of warm-up do not fit in 3"),
         ({"model_kwargs": "depth=2,num_classes=5"}, None, r"--model-kwargs num_classes has a flag .*: --num-classes"),
