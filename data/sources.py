@@ -288,7 +288,10 @@ def _of_split(splits: dict[str, list[Source]], split: str | None, where: str) ->
         return next(iter(splits.values()))
     if split not in splits:
         asked = f"no split {shown(split)!r}" if split else "several splits"
-        raise InputError(f"{shown(where)} has {asked}; its splits are: {shown(', '.join(splits))}. Say which one.")
+        raise InputError(
+            f"{shown(where)} has {asked}; its splits are: {shown(', '.join(splits))}. Say which one:"
+            " --split, or --val-split for validation images."
+        )
     return splits[split]
 
 

@@ -86,10 +86,11 @@ def select(
     if json and console.leads():
         console.as_json(report.__dict__ | {"rate": counter.rate})
         return
+    here = " here" if "RANK" in os.environ else ""
     who = "" if console.leads() else f"rank {os.environ['RANK']}: "
     console.note(
-        f"{who}{report.images:,} images read in {report.shards:,} shards ({report.shards_before:,} were done before),"
-        f" {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
+        f"{who}{report.images:,} images read in {report.shards:,} shards{here} ({report.shards_before:,} were done"
+        f" before), {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
     )
     if console.leads():
         _say_of_file(report, settings.out)
@@ -239,7 +240,7 @@ def main() -> None:
             raise
         sys.stderr.write(
             f"error[E_INPUT]: this command needs {error.name}, which a light installation leaves out: install dlth "
-            "whole (pip install dlth)\n"
+            "whole (pip install . in its folder)\n"
         )
         sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:

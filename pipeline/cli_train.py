@@ -43,8 +43,9 @@ class ConsoleReporter(Reporter):
             label = f"epoch {record['epoch'] + 1}"
             counting = console.counting(label, record["num_batches"], "steps", quiet=self.quiet)
             self._counter = self._stack.enter_context(counting)
-            self._counter.skip(record["batch"] - 1)
-        self._counter.advance(1)
+            self._counter.skip(record["batch"])  # the first step is over before there is a clock to its rate
+        else:
+            self._counter.advance(1)
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
         """Close the bar and print the epoch's line."""
@@ -74,7 +75,10 @@ def train(
     overrides: dict[str, Any],
     recipe: Annotated[
         str | None,
-        typer.Option(help=f"Start from a recipe: {', '.join(RECIPES)}, none. (Default: {UNLESS_SAID}.)"),
+        typer.Option(
+            help=f"Start from a recipe: {', '.join(RECIPES)}, none; what it sets takes the place of defaults"
+            f" below, --print-config shows it. (Default: {UNLESS_SAID}.)"
+        ),
     ] = None,
     config: ConfigFile = None,
     print_config: PrintConfig = False,

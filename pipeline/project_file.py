@@ -78,6 +78,9 @@ def _of(path: Path, content: Mapping[str, Any]) -> ProjectFile:
         table = content.get(name, {})
         if not isinstance(table, dict):
             raise InputError(f"{shown(path)}: {name} must be a table: write [{name}] and its settings below it")
+        for key in table.keys() - kind.model_fields.keys():
+            if homes := _homes(key):
+                raise InputError(f"{shown(path)} has {shown(key)!r} under [{name}]: it belongs under {homes}")
         check_names(kind, table, f"under [{name}] in {shown(path)}")
         tables[name] = {key: _placed(path.parent, kind.model_fields[key], value) for key, value in table.items()}
     return ProjectFile(path, top, tables)
@@ -86,12 +89,17 @@ def _of(path: Path, content: Mapping[str, Any]) -> ProjectFile:
 def _check_keys(path: Path, content: Mapping[str, Any]) -> None:
     """Refuse keys that are none of the file's, and say where a setting belongs."""
     for key in content.keys() - {*TOP, *TABLES}:
-        homes = [f"[{name}]" for name, kind in TABLES.items() if key in kind.model_fields]
-        advice = f": it belongs under {' or '.join(homes)}" if homes else nearest(key, (*TOP, *TABLES))
+        homes = _homes(key)
+        advice = f": it belongs under {homes}" if homes else nearest(key, (*TOP, *TABLES))
         raise InputError(
             f"{shown(path)} has {shown(key)!r} at its top level{advice}. What may stand there: {', '.join(TOP)}, and"
             f" the tables {', '.join(f'[{name}]' for name in TABLES)}."
         )
+
+
+def _homes(key: str) -> str:
+    """The tables that have a setting of that name, in words; empty where none has."""
+    return " or ".join(f"[{name}]" for name, kind in TABLES.items() if key in kind.model_fields)
 
 
 def _placed(folder: Path, field: FieldInfo, value: Any) -> Any:

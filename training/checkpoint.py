@@ -173,7 +173,14 @@ def write_tensors(path: Path, tensors: Tensors, note: Any = None) -> None:
     partial = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, partial, metadata={"dlth": json.dumps(note)} if note is not None else None)
+    partial.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read; whoever reads the result may read it
     _publish(partial, path)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -297,5 +297,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """What each recipe sets otherwise than the defaults."""
 
+RECIPE_BATCH = {"deit": 1024}
+"""Images of a step that a recipe's numbers are meant for."""
+
 UNLESS_SAID = "deit"
 """The recipe of a run on the command line that names none: the paper's."""

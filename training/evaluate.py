@@ -54,11 +54,14 @@ def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     vit = _load(weights, said)
     check_labels(int(getattr(vit, "num_classes", 0)), index)
-    if config.crop_pct is None:
+    chosen = weights.note is not None and weights.note.crop_chosen
+    if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
         said |= tickets_crop(store, said, tell)
     frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
     k = _trained_k(weights, frame.grid) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
+    if k is not None and store is None:
+        tell("no ticket row: --val-tickets names the tickets of these images")
     found = join_val(index, store, frame, k, config.val_split, config.missing, tell)
     recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
     seed = recorded if config.seed is None else config.seed

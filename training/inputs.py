@@ -138,6 +138,8 @@ class Inputs:
             note(f"training: {self.join.coverage}")
         self.left_out = LeftOut.known(self.index.num_samples, self.join)
         if self.val_index is not None:
+            if self.val_index.fingerprint == self.index.fingerprint:
+                note("the validation images are the training images, by their keys: accuracies say nothing of new ones")
             found = join_val(self.val_index, self.val_store, frame, self.k, config.val_split, config.missing, note)
             self.val = EvalSet(
                 self.val_index,

@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3
 
 from dlth.tickets import Grid
 from dlth.tickets.seeding import derive
-from dlth.training.config import DEFAULT_MODEL, TrainConfig
+from dlth.training.config import DEFAULT_MODEL, RECIPE_BATCH, TrainConfig
 from dlth.training.distributed import World
 from dlth.training.evalset import Frame, Note, described, tickets_crop
 from dlth.training.inputs import Inputs, open_inputs
@@ -103,6 +103,7 @@ class Parts:
         every = self.grid.num_patches
         return {
             "model": f"{resolve(config.model or DEFAULT_MODEL)}, {self.parameters / 1e6:.1f} M parameters",
+            "recipe": recipe_fact(config.recipe, inputs.global_batch),
             "arm": ", ".join(filter(None, (config.arm, self.mode))),
             "tokens": str(inputs.schedule or f"{every} of {every} patches"),
             "images": inputs.left_out.num_trained,
@@ -138,6 +139,7 @@ class Parts:
             std=frame.std,
             crop_pct=frame.crop_pct,
             interpolation=frame.interpolation,
+            crop_chosen=config.users_crop_pct is not None,
             num_patches=self.grid.num_patches,
             seed=config.seed,
             config_sha256=self.config_sha256,
@@ -195,6 +197,14 @@ class Parts:
     def _fixed_settings(self) -> dict[str, Any]:
         values = self.config.model_dump(mode="json")
         return {name: values[name] for name, kind in TrainConfig.model_fields.items() if not is_free(kind)}
+
+
+def recipe_fact(recipe: str, global_batch: int) -> str:
+    """The recipe's name, and what its numbers are meant for where that is another global batch than the run's."""
+    meant = RECIPE_BATCH.get(recipe, global_batch)
+    if meant == global_batch:
+        return recipe or "none"
+    return f"{recipe}, meant for {meant:,} images a step: batch size x processes x --grad-accum-steps"
 
 
 def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:

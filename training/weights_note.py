@@ -50,6 +50,7 @@ class WeightsNote(BaseModel):
 
     model, model_kwargs, num_classes, img_size: how timm builds the model (img_size in pixels, None: the model's own)
     mean, std, crop_pct, interpolation: how its images were made, mean and std of values in [0, 1]
+    crop_chosen: whether the run's user chose crop_pct, and not a recipe, the tickets or the model
     arm, mode, k, keep, num_patches, tickets: what it was trained on (k of num_patches patches, the file's identity)
     seed, config_sha256, epoch, step: which run wrote it, and when
     """
@@ -64,6 +65,7 @@ class WeightsNote(BaseModel):
     std: tuple[Deviation, Deviation, Deviation] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Annotated[str, Field(pattern=r"^[a-z-]{1,20}$")] | None = None
+    crop_chosen: bool = False
     arm: Text = ""
     mode: Text = ""
     k: Annotated[int, Field(ge=1)] | None = None

@@ -21,12 +21,14 @@ from dlth.pipeline.cli_train import show_evaluation
 from dlth.tickets import TicketStore, ViewSpec
 from dlth.tickets.controls import control
 from dlth.tickets.errors import InputError, MismatchError
+from dlth.training.checkpoint import write_tensors
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.evaluate import evaluate
 from dlth.training.loop import planned, train
 from dlth.training.reporter import Reporter
 from dlth.training.ticket_vit import TicketViT
+from dlth.training.weights_note import WeightsNote
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -99,7 +101,7 @@ def test_a_checkpoint_folder_of_the_loop_evaluates_too(make_run: MakeRun) -> Non
 
 def test_weights_know_the_crop_and_the_random_tokens_of_their_run(make_run: MakeRun) -> None:
     """crop_pct and seed come from the file: every kind of tokens gives the run's numbers; flags still win."""
-    config = make_run(crop_pct=0.6, seed=7, val_tickets=None, epochs=1, warmup_epochs=0)
+    config = make_run(crop_pct=0.6, seed=7, epochs=1, warmup_epochs=0)
     reported = train(config).evaluation["model"]
     losses = {kind: row["loss"] for kind, row in evaluate(settings(config)).table().items()}
     assert losses == pytest.approx({kind: row["loss"] for kind, row in reported.items()}, abs=1e-6)
@@ -109,8 +111,10 @@ def test_weights_know_the_crop_and_the_random_tokens_of_their_run(make_run: Make
     assert any(f"against what {config.out} records of itself: --crop-pct 1.0 (recorded: 0.6)" in n for n in notes)
 
 
-def test_validation_tickets_say_the_view_unless_a_flag_does(make_run: MakeRun) -> None:
-    """Training and evaluation take the tickets' crop; where a flag keeps another, coverage and result name both."""
+def test_validation_tickets_say_the_view_unless_a_user_does(make_run: MakeRun, tmp_path: Path) -> None:
+    """Training and evaluation take the tickets' crop, not one that weights merely record; where a user chose another,
+    in training or now, it is kept, and coverage and result name both.
+    """
     config = make_run(epochs=1, warmup_epochs=0)
     insisting = make_run("insisting", crop_pct=1.0, epochs=1, warmup_epochs=0)
     taken, kept = train(config), train(insisting)
@@ -122,14 +126,20 @@ def test_validation_tickets_say_the_view_unless_a_flag_does(make_run: MakeRun) -
     )
     assert told in kept.data["coverage"]["val"]
 
+    written = Path(insisting.out) / "model.safetensors"
+    note = WeightsNote.read(written)
+    assert note is not None
+    recorded = tmp_path / "recorded.safetensors"
+    write_tensors(recorded, load_file(written), note.model_copy(update={"crop_chosen": False}).model_dump(mode="json"))
     notes: list[str] = []
-    found = evaluate(settings(insisting), notes.append).table()
+    found = evaluate(settings(insisting, checkpoint=str(recorded)), notes.append).table()
     assert found["ticket"]["view"] == found["ticket"]["tickets_view"] == taken.val_view
     assert any("seen as their tickets were made" in note and "not with crop_pct 1.0" in note for note in notes)
-    notes.clear()
-    again = evaluate(settings(insisting, crop_pct=1.0), notes.append).table()
-    assert any(told in note for note in notes)
-    assert again["ticket"]["loss"] == pytest.approx(kept.evaluation["model"]["ticket"]["loss"], abs=1e-6)
+    for options in ({}, {"crop_pct": 1.0, "checkpoint": str(recorded)}):
+        notes.clear()
+        again = evaluate(settings(insisting, **options), notes.append).table()
+        assert any(told in note for note in notes)
+        assert again["ticket"]["loss"] == pytest.approx(kept.evaluation["model"]["ticket"]["loss"], abs=1e-6)
     assert again["ticket"]["loss"] != pytest.approx(found["ticket"]["loss"], abs=1e-4)
 
 

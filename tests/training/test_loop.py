@@ -25,6 +25,7 @@ from dlth.training.layers import layered
 from dlth.training.loop import planned, train
 from dlth.training.outcome import DivergedError, RunResult
 from dlth.training.reporter import Reporter
+from dlth.training.setup import recipe_fact
 from dlth.training.toml_text import to_toml
 
 MakeRun = Callable[..., TrainConfig]
@@ -445,6 +446,9 @@ def test_a_plan_shows_what_would_run_and_writes_nothing(make_run: MakeRun) -> No
     assert facts["tokens"] == "8 of 16 patches"
     assert facts["steps"] == "2 epochs of 3 steps of 8 images"
     assert facts["an epoch shows"] == "21 images in 1 view"
+    assert facts["recipe"] == "none"
+    assert recipe_fact("deit", 1024) == "deit"
+    assert recipe_fact("deit", 256).startswith("deit, meant for 1,024 images a step")
     assert not Path(config.out).exists()
     assert "lr = 0.001" in to_toml(config)
 
