@@ -223,7 +223,7 @@ def _accuracy_section(runs: Runs) -> Section:
     return Section(
         "Accuracy",
         texts=(
-            f"Top-1 accuracy in percent, mean ± standard deviation over {len(runs.results['ticket'])} seed(s), on"
+            f"Top-1 accuracy in percent, mean ± standard deviation over {len(runs.results['ticket'])} seeds, on"
             " the whole validation set. Arms are compared on the tokens that they are meant for: dense on all, ticket"
             " and random on the selector's.",
             f"The ticket arm is trained on tickets of {ticket['tickets_are']}; ticket tokens are, for every arm, those"

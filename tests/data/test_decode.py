@@ -211,10 +211,10 @@ def png(width, height, depth, colour, channels):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\\x89PNG\\r\\n\\x1a\\n" + header + chunk(b"IDAT", raw) + chunk(b"IEND", b"")
 
-large, thin = png(6000, 6000, 16, 6, 4), png(30_000, 1, 8, 2, 3)
+large, thin = png(4000, 4000, 16, 6, 4), png(30_000, 1, 8, 2, 3)
 render(decode(png(40, 30, 8, 2, 3), where="warm"), ViewSpec("center", 224, 224, "0.875"))
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 250_000_000, resource.RLIM_INFINITY))
 print(render(decode(thin, where="thin"), ViewSpec("center", 224, 224, "0.875")).shape)
 try:
     decode(large, where="large")
@@ -225,7 +225,7 @@ except BadImageError as error:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_memory_is_bounded_by_the_result_and_a_lack_of_it_is_a_bad_image():
-    """With 400 MB to go: a 30,000 x 1 image (5.8 GB when resized whole) is shown, 288 MB of 16 bit RGBA are refused."""
+    """With 250 MB to go: a 30,000 x 1 image (5.8 GB when resized whole) is shown, 128 MB of 16 bit RGBA are refused."""
     done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     shape, message = done.stdout.strip().split("\n")
