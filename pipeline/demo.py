@@ -95,6 +95,7 @@ class Demo:
             "arm": arm,
             "seed": seed,
             "epochs": self.config.epochs,
+            "val_interval": 2,
             "scale": (1.0, 1.0),
             "ratio": (1.0, 1.0),
             "crop_pct": 1.0,

@@ -9,7 +9,7 @@ class DemoConfig(Settings):
     """Settings of `dlth demo`."""
 
     out: str = setting("demo", "Demo", "Folder of everything that the demo makes.")
-    images: int = setting(4500, "Demo", "Training images.", gt=0)
+    images: int = setting(3600, "Demo", "Training images.", gt=0)
     val_images: int = setting(1000, "Demo", "Validation images.", gt=0)
     epochs: int = setting(6, "Demo", "Epochs of every training.", gt=1)
     keep: str = setting("0.25", "Demo", "Share of the 64 patches to keep.")

@@ -276,8 +276,8 @@ def _recall_section(by_block: Mapping[str, float], store: TicketStore) -> Sectio
 
 
 def _curve_section(runs: Runs) -> Section:
-    top1 = {arm: [[row[f"eval_{runs.own_way(arm)}_top1"] for row in run] for run in runs.epochs[arm]] for arm in ARMS}
-    loss = {arm: [[row["train_loss"] for row in run] for run in runs.epochs[arm]] for arm in ARMS}
+    top1 = {arm: _by_epoch(runs.epochs[arm], f"eval_{runs.own_way(arm)}_top1") for arm in ARMS}
+    loss = {arm: _by_epoch(runs.epochs[arm], "train_loss") for arm in ARMS}
     return Section(
         "Curves",
         pictures=(
@@ -289,6 +289,11 @@ def _curve_section(runs: Runs) -> Section:
             Picture("curves-loss", figures.curves(loss, "training loss"), "Training loss by epoch."),
         ),
     )
+
+
+def _by_epoch(runs: Sequence[Sequence[Mapping[str, Any]]], column: str) -> list[list[tuple[int, float]]]:
+    """For each run the epochs, from 1, at which it has a value in the column, and the value."""
+    return [[(row["epoch"] + 1, row[column]) for row in run if row.get(column) is not None] for run in runs]
 
 
 def _cost_section(runs: Runs, store: TicketStore, model: Mapping[str, Any]) -> Section:

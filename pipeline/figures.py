@@ -163,11 +163,11 @@ def _outline(axis: Axes, patches: np.ndarray, shape: tuple[int, ...], grid: Grid
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#e0218a", linewidth=1.2))
 
 
-def curves(histories: Mapping[str, Sequence[Sequence[float]]], label: str) -> Figure:
+def curves(histories: Mapping[str, Sequence[Sequence[tuple[int, float]]]], label: str) -> Figure:
     """One value by epoch, one line per arm and seed.
 
     Args:
-        histories: for each arm, a sequence of runs, each a sequence of values by epoch
+        histories: for each arm, a sequence of runs, each a sequence of (epoch, value)
         label: name of the value
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -175,11 +175,11 @@ def curves(histories: Mapping[str, Sequence[Sequence[float]]], label: str) -> Fi
     for arm, runs in histories.items():
         for number, run in enumerate(runs):
             axis.plot(
-                range(1, len(run) + 1),
-                run,
+                *zip(*run, strict=True),
                 color=COLOURS.get(arm, GREY),
                 alpha=0.9,
                 linewidth=1.8,
+                marker=".",
                 linestyle=("-", "--", ":", "-.")[number % 4],
                 label=arm if number == 0 else None,
             )
