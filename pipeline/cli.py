@@ -92,6 +92,11 @@ def select(
         f"{who}{report.images:,} images read in {report.shards:,} shards{here} ({report.shards_before:,} were done"
         f" before), {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
     )
+    if report.tied and report.tied == report.images:
+        console.note(
+            "the scores of every image are equal where its ticket is cut: the patches' places alone decided, as with"
+            " weights that are constant. Such tickets say nothing of the images."
+        )
     if console.leads():
         _say_of_file(report, settings.out)
 

@@ -18,6 +18,7 @@ from dlth.pipeline.cli_tickets import File, Json, tickets
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.derive import Draft
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.origin import all_alike
 
 Files = Annotated[list[Path], typer.Argument(help="Ticket files, two or more.")]
 Out = Annotated[Path, typer.Option(help="The ticket file to write; nothing is overwritten.")]
@@ -59,7 +60,12 @@ def stats(
         by_class = {str(label): asdict(part) for label, part in found.classes.items()}
         console.as_json(
             fields
-            | {"overall": asdict(found.overall), "classes": by_class, "frequency": found.frequency.round(6).tolist()}
+            | {
+                "alike": found.alike,
+                "overall": asdict(found.overall),
+                "classes": by_class,
+                "frequency": found.frequency.round(6).tolist(),
+            }
         )
         return
     part, patches = found.overall, store.header.grid.num_patches
@@ -75,6 +81,8 @@ def stats(
             "fragile rows": f"gap {fragile}" + (f"; {found.unscored:.1%} without scores" if found.unscored else ""),
         },
     )
+    if found.alike:
+        console.note(f"note: {all_alike(store.header, part.num_tickets, found.k)}")
     if classes is not None:
         rows = [
             (classes.name(label), each.num_tickets, each.centre_bias, each.entropy_share, each.fragile[1e-4])

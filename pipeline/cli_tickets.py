@@ -52,19 +52,23 @@ def verify(
     """Read every byte of a ticket file and check it; exit code 1 and the damage's name if something is wrong."""
     part = _part(subset)
     damage: list[DlthError]
+    notes: list[str] = []
     try:
         store = TicketStore(file)
         with console.counting("verify", len(store.shards), "shards", quiet=json) as counter:
-            damage = [*_signature(store, key, signature), *store.verify(progress=counter, subset=part)]
+            damage = [*_signature(store, key, signature), *store.verify(counter, part, notes.append)]
         identity, rows = store.identity, store.num_rows
     except DamageError as error:
         damage, identity, rows = [error], "", 0
     if json:
         console.as_json(
-            {"ok": not damage, "identity": identity, "rows": rows, "subset": subset, "damage": [str(d) for d in damage]}
+            {"ok": not damage, "identity": identity, "rows": rows, "subset": subset, "notes": notes}
+            | {"damage": [str(problem) for problem in damage]}
         )
     for problem in [] if json else damage:
         console.note(f"damaged[{problem.code}]: {problem}")
+    for text in [] if json else notes:
+        console.note(f"note: {text}")
     if damage:
         raise typer.Exit(1)
     if not json:

@@ -24,7 +24,7 @@ from dlth.training import Selector
 from dlth.training.compiled import compiled
 
 Ranked = tuple[np.ndarray, np.ndarray]
-"""Rankings int64 [batch, patches] and gaps float32 [batch] of a batch."""
+"""Rankings int64 [batch, patches] and gaps float32 [batch] of a batch; a gap is NaN where scores are no numbers."""
 
 
 class Ranker:

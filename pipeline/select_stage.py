@@ -35,12 +35,13 @@ from dlth.tickets import (
     TicketStore,
     TicketWriter,
 )
-from dlth.tickets.errors import shown
+from dlth.tickets.errors import InputError, shown
 from dlth.training import Selector
 from dlth.training.distributed import pick_device
 from dlth.training.evalset import Frame, described
 from dlth.training.models import build, default_blocks, patch_size_of, resolve
 from dlth.training.outcome import versions
+from dlth.training.selector import check_weights
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 
@@ -102,6 +103,7 @@ class SelectReport:
     """What a run of stage 1 did, and once the file is complete, what all processes did together.
 
     images, shards, skipped: what this process read, and what was wrong with each image that it left without a ticket
+    tied: images of those whose scores are equal at the cut, so that their patches' places alone decided it
     shards_before: done when this process began
     left_to_others: shards that other processes still worked on at the end
     images_in_file, skipped_elsewhere, identity: of the complete file; the images (shard and key) that other processes
@@ -111,6 +113,7 @@ class SelectReport:
     complete: bool
     images: int = 0
     shards: int = 0
+    tied: int = 0
     shards_before: int = 0
     skipped: list[str] = field(default_factory=list)
     left_to_others: int = 0
@@ -139,6 +142,7 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
     selector = Selector(vit, config.stage_keep, blocks, config.fuse_tokens, keep=keep, tokens=config.tokens)
     frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
     header = _header(config, selector, frame, index, model_name, source)
+    check_weights(vit, source, header.selector.weights_sha256)
     height, width = header.view.height, header.view.width
     sample = torch.zeros(1, 3, height, width)
     plan = SelectPlan(
@@ -165,7 +169,8 @@ def select(
         wait: stay until the file is complete, for the shards in other processes' hands; those of a process that died
             are done here
     Raises:
-        DlthError: a damaged shard, a corrupt image with `bad_images="error"`, a file of another configuration
+        DlthError: a damaged shard, a corrupt image with `bad_images="error"`, a file of another configuration, an
+            image whose scores are no numbers
     """
     config, index = plan.config, plan.index
     writer = TicketWriter(config.out, plan.header, plan.shards, index.key_width)
@@ -235,7 +240,9 @@ def _rank_missing(
                 raise BadImageError(batch.problems[0]).advised()
             for problem in batch.problems:
                 say(f"skipped: {problem}")
+            _check_scores(plan, batch, ranked[1])
             report.skipped += batch.problems
+            report.tied += int((ranked[1][batch.good] == 0).sum())
             parts.append((batch, ranked))
             report.images += len(batch.good)
             progress(len(batch.good))
@@ -246,6 +253,23 @@ def _rank_missing(
                 report.shards += 1
                 parts = []
     return done
+
+
+def _check_scores(plan: SelectPlan, batch: ShardBatch, gap: np.ndarray) -> None:
+    """Raises InputError, naming image and weights, where a sound image's scores are no numbers (its gap is NaN)."""
+    lost = np.flatnonzero(np.isnan(gap) & batch.good)
+    if not len(lost):
+        return
+    selector, pixels = plan.header.selector, plan.header.preprocessing
+    key = plan.index.key(int(plan.index.row_start[batch.shard]) + batch.start + int(lost[0]))
+    cause = f"{selector.block_dtype} blocks may have overflowed: try --amp-dtype bfloat16, or no --amp"
+    raise InputError(
+        f"shard {shown(plan.index.shards[batch.shard].name)}, key {shown(key)}: the scores of its patches are no"
+        f" numbers, so it cannot have a ticket ({len(lost)} of {len(gap)} images of its batch). Ranked by"
+        f" {shown(selector.model)} ({shown(selector.weights_source)}, sha256 {selector.weights_sha256[:16]}) on"
+        f" {plan.device}, mean {_channels(pixels.mean)}, std {_channels(pixels.std)}:"
+        f" {cause if plan.config.amp else 'look at the weights, and at --mean and --std'}"
+    )
 
 
 def _from_own_start(todo: list[int]) -> list[int]:

@@ -28,6 +28,15 @@ def describe(header: TicketHeader) -> str:
     return "; ".join(part for part in (who, done, _parents(record.get("parents"))) if part)
 
 
+def all_alike(header: TicketHeader, num_tickets: int, k: int) -> str:
+    """What to say of a file in which every one of several tickets has the same k best patches."""
+    return (
+        f"all {num_tickets:,} tickets keep the same {k} of {header.grid.num_patches} patches. Controls by place"
+        " (centre, edges) are made so; a selector whose scores are constant or no numbers makes them so too. These are:"
+        f" {describe(header)}"
+    )
+
+
 def describe_selector(selector: SelectorInfo) -> str:
     """A selector with its weights and blocks; the bare name where no model's scores ordered the patches."""
     name = shown(selector.model, 80)

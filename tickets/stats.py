@@ -58,6 +58,11 @@ class TicketStats:
     overall: PositionStats
     classes: dict[int, PositionStats]
 
+    @property
+    def alike(self) -> bool:
+        """Whether several images have tickets, all of the same patches and not of all patches."""
+        return self.overall.num_tickets > 1 and self.positions_used == self.k < len(self.frequency)
+
 
 def ticket_stats(
     store: TicketStore,

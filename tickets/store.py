@@ -50,7 +50,7 @@ from dlth.tickets.layout import (
 from dlth.tickets.manifest import Manifest, ShardEntry, check_digest
 from dlth.tickets.masks import from_bits, kept_sets
 from dlth.tickets.partial import Partial
-from dlth.tickets.verify import verify_store
+from dlth.tickets.verify import Note, Progress, verify_store
 
 _MAX_ENTRIES = 4 * MAX_SHARDS + 16
 
@@ -189,14 +189,15 @@ class TicketStore:
         return Rankings(patches, rows, (rows >= 0) & (self._without_skipped(rows) < 0))
 
     def verify(
-        self, progress: Callable[[int, int], None] | None = None, subset: tuple[int, int] | None = None
+        self, progress: Progress | None = None, subset: tuple[int, int] | None = None, note: Note | None = None
     ) -> list[DamageError]:
         """Every digest, range, permutation, count, and key; returns what is wrong, one error per finding.
 
-        `progress(done, total)` is called after each shard. `subset` (n, t) with 1 <= n <= t checks the n-th of t
-        parts only, and then not what spans shards: that no key stands twice, and the content digest.
+        `progress(done, total)` is called after each shard. `subset` (n, t) with 1 <= n <= t checks the n-th of t parts
+        only, and not what spans shards: that no key stands twice, and the content digest. `note(text)` is told of what
+        is no damage and yet odd: that all tickets are alike.
         """
-        return verify_store(self, progress, subset)
+        return verify_store(self, progress, subset, note)
 
     @property
     def num_files(self) -> int:

@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from dlth.tickets.errors import DamageError, InputError, shown
 from dlth.tickets.keyindex import KeyIndex, key_hashes
 from dlth.tickets.manifest import content_id
+from dlth.tickets.origin import all_alike
 
 if TYPE_CHECKING:
     from dlth.tickets.store import TicketStore
 
 Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
 
 
-def verify_store(store: "TicketStore", progress: Progress | None, subset: tuple[int, int] | None) -> list[DamageError]:
+def verify_store(
+    store: "TicketStore", progress: Progress | None, subset: tuple[int, int] | None, note: Note | None
+) -> list[DamageError]:
     """See `TicketStore.verify`. Keeps 24 bytes a row; a copy of the store is read, so its cache and counters stay."""
     part, parts = subset or (1, 1)
     if not 1 <= part <= parts:
@@ -30,6 +34,7 @@ def verify_store(store: "TicketStore", progress: Progress | None, subset: tuple[
     findings: dict[str, DamageError] = {}  # by text: a gap is read beside its patches and would report them again
     hashes: list[NDArray[np.uint64]] = []
     images: list[NDArray[np.uint8]] = []
+    kept, num_tickets = np.zeros(store.layout.num_patches, dtype=bool), 0  # patches that any ticket read so far keeps
 
     def attempt(load: Callable[[int], Any], shard_index: int) -> Any:
         try:
@@ -39,7 +44,10 @@ def verify_store(store: "TicketStore", progress: Progress | None, subset: tuple[
             return None
 
     for done, shard_index in enumerate(chosen, 1):
-        attempt(fresh.patches, shard_index)
+        if (patches := attempt(fresh.patches, shard_index)) is not None:
+            good = ~fresh.skipped(shard_index)
+            kept[patches[good, : store.header.k]] = True
+            num_tickets += int(good.sum())
         attempt(fresh.gap, shard_index)
         if (keys := attempt(fresh.keys, shard_index)) is not None:
             hashes.append(key_hashes(keys))
@@ -47,6 +55,8 @@ def verify_store(store: "TicketStore", progress: Progress | None, subset: tuple[
             images.append(rows.copy())
         if progress is not None:
             progress(done, len(chosen))
+    if note is not None and num_tickets > 1 and kept.sum() == store.header.k < kept.size:
+        note(all_alike(store.header, num_tickets, store.header.k))
     if parts == 1 and not findings:
         return [*_repeated_keys(fresh, hashes), *_content(fresh, images)]
     return list(findings.values())

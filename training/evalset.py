@@ -15,12 +15,13 @@ from dlth.data.evaluation import EvalLoader
 from dlth.data.index import ShardIndex
 from dlth.data.join import NO_TICKET, Join, check_compatible, join
 from dlth.data.patches import Arm
-from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
+from dlth.tickets import Budget, Grid, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import shown
 from dlth.tickets.origin import describe
 from dlth.training.distributed import World
 from dlth.training.measure import EvalResult, measure
 from dlth.training.models import grid_of, patch_size_of
+from dlth.training.selector import Selection
 from dlth.training.step import Pixels, Precision, Rank
 from dlth.training.ticket_vit import TicketViT
 
@@ -139,7 +140,14 @@ class EvalSet:
         return {"tickets_are": describe(header)} | views
 
     def _best(self, rank: Rank | None) -> Rank | None:
-        return None if rank is None else lambda images, budget=None: rank(images, budget)[:, : self.k]
+        if rank is None:
+            return None
+
+        def best(images: torch.Tensor, budget: Budget | None = None) -> Selection:
+            found = rank(images, budget)
+            return found._replace(patches=found.patches[:, : self.k])
+
+        return best
 
 
 def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> int | None:

@@ -154,8 +154,10 @@ def measure(
             images = pixels(batch.images)
             for kind in kinds:
                 with precision():
-                    kept = rank(images) if kind == "ticket" and rank is not None else batch.patches[kind]
-                    logits = student(images, kept).float()
+                    in_loop = rank(images) if kind == "ticket" and rank is not None else None
+                    logits = student(images, batch.patches[kind] if in_loop is None else in_loop.patches).float()
+                if in_loop is not None:  # where the selector's scores are no numbers, what it kept is no ticket
+                    logits = logits.masked_fill(in_loop.gap.isnan()[:, None], math.nan)
                 columns[kind].index_add_(0, batch.ids.cpu(), _scores(logits, batch.labels).cpu())
     student.train(was_training)
     return {kind: _results(world.sum_(table)) for kind, table in columns.items()}

@@ -16,7 +16,7 @@ from dlth.training.config import TrainConfig
 from dlth.training.evalset import Frame
 from dlth.training.models import build, default_blocks, resolve
 from dlth.training.reporter import Reporter
-from dlth.training.selector import Selector
+from dlth.training.selector import Selection, Selector, check_weights
 from dlth.training.step import Pixels, Rank
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, WeightsFile
@@ -34,14 +34,14 @@ class OnlineSelector:
     info: SelectorInfo
 
     def ranking(self, students: Pixels) -> Rank:
-        """Its `rank` for images [B, 3, H, W] that are normalised, and sized, as the student wants them."""
+        """Its `select` for images [B, 3, H, W] that are normalised, and sized, as the student wants them."""
         own = Pixels(self.frame.mean, self.frame.std)
 
-        def rank(images: Tensor, budget: Budget | None = None) -> Tensor:
+        def rank(images: Tensor, budget: Budget | None = None) -> Selection:
             images = own.renormalised(images, students)
             if images.shape[-2:] != self.frame.size:  # the same grid with patches of another size
                 images = F.interpolate(images, self.frame.size, mode="bicubic", antialias=True)
-            return self.selector.rank(images, budget)
+            return self.selector.select(images, budget)
 
         return rank
 
@@ -73,7 +73,7 @@ def open_selector(
     """Build the selector that the settings name, with what its weights record, in evaluation mode on the device.
 
     Raises:
-        InputError: no trained weights, no model, or a grid that is not the student's
+        InputError: no trained weights or some that are no numbers, no model, or a grid that is not the student's
     """
     if not (config.selector_checkpoint or config.selector_pretrained):
         raise InputError(
@@ -98,7 +98,7 @@ def open_selector(
     selector = Selector(vit, blocks=blocks, fuse_tokens=config.selector_fuse_tokens, keep=config.keep, tokens=tokens)
     if selector.grid != grid:
         raise InputError(f"the selector ranks {selector.grid} patches, the student has {grid}: both need the same grid")
-    info = SelectorInfo(
-        resolve(said["model"]), weights_digest(vit), source, selector.blocks, fuse_tokens=selector.fuse_tokens
-    )
+    digest = weights_digest(vit)
+    check_weights(vit, source, digest)
+    info = SelectorInfo(resolve(said["model"]), digest, source, selector.blocks, fuse_tokens=selector.fuse_tokens)
     return OnlineSelector(selector.to(device), Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES}), info)

@@ -124,7 +124,8 @@ def diverged(
     more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
     return DivergedError(
         f"the loss was {loss} and the norm of its gradient {grad_norm} for {bad_steps} steps in a row, up to step"
-        f" {step}; the last batch's images without a number: {named}{more} (all in diverged-rank{rank}.json). The"
+        f" {step}; the last batch's images without a number: {named}{more} (all in diverged-rank{rank}.json;"
+        " those that a selector in the loop cannot score are among them). The"
         " checkpoints hold the last good weights; a lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help."
     )
 

@@ -32,7 +32,8 @@ class Selection(NamedTuple):
     """Rankings of a batch.
 
     `patches` int64 [B, P]: all patches, best first. `gap` float32 [B]: score of the k-th minus that of the (k+1)-th at
-    the last stage that saw both (0 is a tie, inf means that nothing was cut): how fragile the ticket is.
+    the last stage that saw both (0 is a tie, inf means that nothing was cut): how fragile the ticket is. NaN where a
+    score is no number: sorted, such scores leave the patches in their own order, and that is no ticket.
     """
 
     patches: Tensor
@@ -83,7 +84,10 @@ class Selector:
         return self
 
     def rank(self, images: Tensor, budget: Budget | None = None) -> Tensor:
-        """All patches of normalised float images [B, 3, height, width], best first: int64 [B, P]; as `select`."""
+        """All patches of normalised float images [B, 3, height, width], best first: int64 [B, P]; as `select`.
+
+        Only `select` tells an image whose scores are no numbers.
+        """
         return self.select(images, budget).patches
 
     def select(self, images: Tensor, budget: Budget | None = None) -> Selection:
@@ -98,6 +102,7 @@ class Selector:
             stages, _ = self._forward(images, to_the_end=False, budget=budget)
             ranking = _ranking(stages)
             gap = _gap(stages, ranking, (budget or self._budget_of(ranking.shape[1])).k)
+            gap = gap.masked_fill(~_are_numbers(stages), torch.nan)  # on the device: who reads the gap learns of it
         return Selection(ranking, gap)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -164,6 +169,25 @@ class Selector:
         return stages, tokens
 
 
+def check_weights(vit: nn.Module, source: str, digest: str) -> None:
+    """Refuse weights that hold NaN or infinity, by which no patch can be ranked.
+
+    Args:
+        source, digest: where the weights are from, and their sha256, for the message
+    Raises:
+        InputError: names the first tensor and how much of it is no number
+    """
+    bad = {name: ~tensor.isfinite() for name, tensor in vit.state_dict().items() if tensor.is_floating_point()}
+    bad = {name: mask for name, mask in bad.items() if mask.any()}
+    if bad:
+        name, mask = next(iter(bad.items()))
+        raise InputError(
+            f"the selector's weights ({shown(source)}, sha256 {digest[:16]}) hold values that are no numbers:"
+            f" {shown(name)} has {int(mask.sum()):,} of {mask.numel():,} ({len(bad)} tensors in all). No patch can be"
+            " ranked by them: take another checkpoint"
+        )
+
+
 def _checked_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
     numbers = tuple(blocks)
     rising = all(earlier < later for earlier, later in pairwise(numbers))
@@ -227,6 +251,11 @@ def _ranking(stages: list[_Stage]) -> Tensor:
         return everyone
     patches_first = (everyone >= num_patches).to(torch.uint8).sort(dim=1, stable=True).indices
     return everyone.gather(1, patches_first[:, :num_patches])
+
+
+def _are_numbers(stages: list[_Stage]) -> Tensor:
+    """Bool [B]: whether every score of every stage is finite (then so is their sum: they are attention, 0 to 1)."""
+    return torch.stack([stage.scores.sum(dim=1) for stage in stages]).isfinite().all(dim=0)
 
 
 def _gap(stages: list[_Stage], ranking: Tensor, k: int) -> Tensor:

@@ -42,14 +42,15 @@ from dlth.tickets.seeding import derive
 from dlth.training.compiled import compiled
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
+from dlth.training.selector import Selection
 from dlth.training.ticket_vit import TicketViT
 
 
 class Rank(Protocol):
     """The selector of the online mode."""
 
-    def __call__(self, images: Tensor, budget: Budget | None = None) -> Tensor:
-        """Patches int64 [B, P], best first, of normalised images [B, 3, H, W]; `budget` in place of its own."""
+    def __call__(self, images: Tensor, budget: Budget | None = None) -> Selection:
+        """Rankings of all patches of normalised images [B, 3, H, W]; `budget` in place of its own."""
         ...
 
 
@@ -202,18 +203,24 @@ class Stepper:
         images = mix_images(self.pixels(batch.images), batch.mix)
         targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
-            patches = batch.patches if self.rank is None else self._selected(images, batch, self.rank, budget)
+            patches, unranked = batch.patches, None
+            if self.rank is not None:
+                patches, unranked = self._selected(images, batch, self.rank, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
             logits = forward(images, patches)
         losses = -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+        if unranked is not None:
+            losses = losses.masked_fill(unranked, math.nan)
         return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)
 
-    def _selected(self, images: Tensor, batch: Batch, rank: Rank, budget: Budget | None) -> Tensor:
-        """What the online selector keeps of mixed images, int64 [B, k]; hidden patches treated as everywhere."""
-        rankings = rank(images, budget)
+    def _selected(self, images: Tensor, batch: Batch, rank: Rank, budget: Budget | None) -> tuple[Tensor, Tensor]:
+        """What the online selector keeps of mixed images, int64 [B, k], hidden patches treated as everywhere; and
+        bool [B], images whose scores are no numbers: they have no ticket, so their loss is none either.
+        """
+        rankings, gap = rank(images, budget)
         if batch.hidden is not None and self.config.hidden == "demote":
             rankings = demote(rankings, batch.hidden)
-        return rankings if budget is None else rankings[:, : budget.k]
+        return (rankings if budget is None else rankings[:, : budget.k]), gap.isnan()
 
     def _move(self, step: int) -> None:
         self.scaler.step(self.optimizer)

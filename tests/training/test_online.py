@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dlth.tickets import Budget
+from dlth.tickets.errors import InputError
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.loop import train
 from dlth.training.reporter import Reporter
-from dlth.training.selector import Selector
-from dlth.training.setup import prepare
+from dlth.training.selector import Selection, Selector
+from dlth.training.setup import Parts, prepare
 from dlth.training.step import Pixels
 
 ERASED: dict[str, Any] = {
@@ -65,7 +68,7 @@ def test_the_selector_ranks_images_of_its_own_normalisation(
     students = parts.pixels(images)
     before = students.clone()
     assert torch.allclose(own.renormalised(students, parts.pixels), own(images), atol=1e-5)
-    assert torch.equal(parts.rank(students), selector.rank(own(images)))
+    assert torch.equal(parts.rank(students).patches, selector.rank(own(images)))
     assert torch.equal(students, before)
 
 
@@ -93,9 +96,9 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
     parts = prepare(make_run("online", epochs=2, **online | schedule), World(0, 1, torch.device("cpu")), Reporter())
     assert parts.online is not None
     assert parts.rank is not None
-    asked: list[tuple[Budget, torch.Tensor, torch.Tensor]] = []
+    asked: list[tuple[Budget, torch.Tensor, Selection]] = []
 
-    def listening(images: torch.Tensor, budget: Budget | None = None) -> torch.Tensor:
+    def listening(images: torch.Tensor, budget: Budget | None = None) -> Selection:
         assert budget is not None
         assert parts.rank is not None
         asked.append((budget, images, parts.rank(images, budget)))
@@ -110,8 +113,8 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
     assert [budget.k for budget, _, _ in asked] == [16, 14, 11, 8, 8, 8]
     for budget, images, ranked in asked:
         made = Selector(parts.online.selector.vit, budget.stage_keep, (0, 1))
-        assert torch.equal(ranked, made.rank(images))
-    assert any(not torch.equal(ranked, parts.rank(images)) for _, images, ranked in asked)
+        assert torch.equal(ranked.patches, made.rank(images))
+    assert any(not torch.equal(ranked.patches, parts.rank(images).patches) for _, images, ranked in asked)
 
 
 def test_arms_of_one_share_keep_as_many_at_each_step_with_and_without_a_selector(
@@ -123,3 +126,30 @@ def test_arms_of_one_share_keep_as_many_at_each_step_with_and_without_a_selector
     parts = prepare(make_run("share", **options), World(0, 1, torch.device("cpu")), Reporter())
     assert parts.inputs.schedule is not None
     assert parts.inputs.schedule.final == Budget.from_keep("0.52", 16, 2)
+
+
+def test_a_selector_that_cannot_score_an_image_gives_it_no_ticket(
+    make_run: MakeRun, online: dict[str, Any], tmp_path: Path
+) -> None:
+    """Weights that are no numbers are refused; where finite ones overflow, the step's loss is no number, so nothing is
+    learnt from patches in their own order, and the evaluation counts such images as wrong.
+    """
+
+    def parts(name: str, factor: float) -> Parts:
+        weights = load_file(online["selector_checkpoint"])
+        weights[name] = weights[name] * factor
+        save_file(weights, tmp_path / "spoilt.safetensors")
+        config = make_run("spoilt", **online | {"selector_checkpoint": str(tmp_path / "spoilt.safetensors")})
+        return prepare(config, World(0, 1, torch.device("cpu")), Reporter())
+
+    with pytest.raises(InputError, match=r"hold values that are no numbers: norm\.weight"):
+        parts("norm.weight", math.nan)
+    made = parts("blocks.0.mlp.fc1.weight", 1e38)
+    before = [weight.clone() for weight in made.vit.parameters()]
+    result = made.stepper(next(iter(made.inputs.train_steps(0, 0))), 0, made.inputs.budget(0, 0))
+    assert (math.isnan(result.loss), result.moved) == (True, False)
+    assert all(map(torch.equal, before, made.vit.parameters()))
+    assert made.inputs.val is not None
+    measured = made.inputs.val.evaluate(made.student, made.world, made.pixels, made.stepper.precision, made.rank)
+    assert measured.table()["ticket"]["top1"] == 0
+    assert any("images on ticket tokens got no numbers" in text for text in measured.notes())

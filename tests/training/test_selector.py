@@ -143,6 +143,22 @@ def test_ties_go_to_the_lowest_patch(tiny_vit: Make) -> None:
     assert (Selector(vit, 0.7, (1, 3)).rank(images()) == torch.arange(16)).all()
 
 
+def test_scores_that_are_no_numbers_have_no_gap(tiny_vit: Make) -> None:
+    """An image that a stage gives NaN for is told by its gap, also where nothing is cut; its neighbours keep theirs."""
+    batch = images()
+    for rate in (0.7, 1):
+        selector = Selector(tiny_vit(), rate, (1, 3))
+        expected = selector.select(batch)
+        spoilt = batch.clone()
+        spoilt[1, 0, 3, 5] = math.nan
+        found = selector.select(spoilt)
+        assert found.gap.isnan().tolist() == [False, True, False]
+        assert torch.equal(found.gap[[0, 2]], expected.gap[[0, 2]])
+        with torch.no_grad():
+            selector.vit.blocks[0].mlp.fc1.weight.mul_(1e38)
+        assert selector.select(batch).gap.isnan().all()
+
+
 def test_nothing_cut_has_an_infinite_gap(tiny_vit: Make) -> None:
     """A ticket of all patches cannot be fragile."""
     assert Selector(tiny_vit(), stage_keep=1, blocks=(2,)).select(images()).gap.isinf().all()
