@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dlth.data.shard_index import ShardIndex, ShardInfo
-from dlth.data.tar import BLOCK
+from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DlthError
 from dlth.tickets.files import sync_folder
 from dlth.tickets.jsontext import canonical, parse

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from dlth.data.cache import cache_root, open_shard
 from dlth.data.identity import DataIdentity, data_identity
 from dlth.data.remote import Facts
-from dlth.data.tar import BLOCK, check_header, pread
+from dlth.data.tar import check_header, pread
+from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DamageError, shown
 
 Int64s = NDArray[np.int64]

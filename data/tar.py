@@ -4,8 +4,9 @@ Shards come from strangers, and Python's `tarfile` treats a damaged header as th
 and the rest of the samples are gone without an error (997 of 1,000 flips, measured); a 512-byte file can hang it. So
 dlth walks the headers itself: plain ustar, pax (``path``, ``size``) and GNU long names, every checksum compared, every
 size checked against the bytes that are left, the end-of-archive mark required. Links, devices, sparse and compressed
-archives are refused, since none of them is needed to hold images. Every step moves forward by at least one block and
-every read is bounded, so the walk ends on any input.
+archives are refused, since none of them is needed to hold images; and so is, by name, whatever two tar readers could
+see differently (`tar_header.py`, `pax.py`): what is indexed here is what any other reader finds. Every step moves
+forward by at least one block and every read is bounded, so the walk ends on any input.
 
 What the format cannot tell: a flipped bit inside a file's content (caught later by the content hash of the image or
 the shard's digest) and inside a pax or long-name record, which has no checksum (caught when the names of image and
@@ -16,13 +17,16 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
+from dlth.data.pax import pax_fields, refused
+from dlth.data.tar_header import BLOCK, OCTAL_LIMIT, disputed, is_old_folder, is_sound, name_field, size_field
 from dlth.tickets.errors import DamageError, LimitError, UnsafeError, shown
 
-BLOCK = 512
 MAX_NAME_RECORD = 64 * 1024  # bytes of one pax or long-name record
 MAX_TRAILING = 16 * 1024 * 1024  # zero padding after the end mark; GNU tar's largest usual record is far below
 _WINDOW = 4096  # a label, its header and the next image's header usually fit: one system call for three reads
 _ZEROS = bytes(BLOCK)
+_MAX_SIZE_DIGITS = 18  # of a size in pax: below 2**63
+_PLAIN = (b"0", b"\0", b"7")  # "7", contiguous, is a plain file to every reader
 _REFUSED = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -41,6 +45,13 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
+
+
+class Record(NamedTuple):
+    """What stands before a member: its type (``x``, ``g``, ``L``), and what it says of that member alone."""
+
+    kind: bytes
+    fields: dict[str, bytes]
 
 
 class _Reader:
@@ -69,6 +80,12 @@ class _Reader:
             shard=self.where,
         )
 
+    def disputed(self, offset: int, what: str) -> NoReturn:
+        raise UnsafeError(
+            f"{shown(self.where)}: byte {offset - self.start}: {what}: tar readers differ on it, and some would see "
+            "other samples. Write the shard again (with GNU tar or Python's tarfile, or dlth pack)."
+        )
+
     def unsafe(self, offset: int, what: str) -> NoReturn:
         raise UnsafeError(
             f"{shown(self.where)}: byte {offset - self.start}: {what}. Only plain files are read from a shard: "
@@ -90,44 +107,39 @@ def members(descriptor: int, size: int, *, where: str, start: int = 0) -> Iterat
 
     `where` names the shard in errors; a tar inside a tar (ImageNet's training archive) is walked by its `Member`'s
     offset and size. Directories are passed over. Raises `DamageError` (bad checksum, size past the end, no end mark,
-    bytes after it) or `UnsafeError` (links, devices, sparse or compressed), with shard and byte.
+    bytes after it) or `UnsafeError` (links, devices, sparse or compressed; what tar readers do not read alike), with
+    shard and byte.
     """
     reader = _Reader(descriptor, start, size, where)
-    offset, extended = start, dict[str, bytes]()
+    offset, record = start, None
     while True:
         if offset >= reader.end:
             reader.damaged(offset, "the end mark of the archive is missing: cut short")
         header = reader.read(offset, BLOCK)
         if header == _ZEROS:
-            if extended:
+            if record is not None:
                 reader.damaged(offset, "a name record is followed by the end of the archive")
             return _check_end(reader, offset)
-        kind = header[156:157]
-        length = _checked_size(reader, offset, header)
-        content = offset + BLOCK
+        kind, length = header[156:157], _checked_size(reader, offset, header)
         if kind in (b"x", b"g", b"L"):
-            _read_record(reader, offset, kind, length, extended)
+            record = _read_record(reader, offset, kind, length, record)
         else:
-            if kind in _REFUSED:
-                reader.unsafe(offset, f"{shown(_name_field(header).decode('utf-8', 'replace'))} is {_REFUSED[kind]}")
-            if kind not in (b"0", b"\0", b"7", b"5"):
-                reader.unsafe(offset, f"member type {kind!r} is unknown")
-            length = _number(reader, offset, extended.get("size", b""), length)
-            name = _name(reader, offset, header, extended)
-            if kind != b"5" and not name.endswith("/"):
-                if content + length > reader.end:
-                    left = reader.end - content
-                    reader.damaged(offset, f"{shown(name)} claims {length} bytes, {left} are left: cut short")
-                yield Member(name, content, length)
-            extended.clear()
-        offset = content + -(-length // BLOCK) * BLOCK
+            member, is_folder = _member(reader, offset, header, length, record)
+            if not is_folder:
+                yield member
+            length, record = member.size, None
+        offset += BLOCK + _padded(length)
 
 
 def check_header(header: bytes, size: int) -> bool:
     """Whether `header` (the 512 bytes before a content) is a sound tar header of a plain file of `size` bytes."""
-    if len(header) != BLOCK or header[156:157] not in (b"0", b"\0", b"7"):
-        return False
-    return _octal(header[148:156]) == _checksum(header) and _size_field(header) == size
+    return (
+        len(header) == BLOCK
+        and header[156:157] in _PLAIN
+        and is_sound(header)
+        and size_field(header) == size
+        and not disputed(header)
+    )
 
 
 def _check_end(reader: _Reader, offset: int) -> None:
@@ -143,57 +155,67 @@ def _check_end(reader: _Reader, offset: int) -> None:
 
 
 def _checked_size(reader: _Reader, offset: int, header: bytes) -> int:
-    """The size field of a header whose checksum was found right."""
-    if _octal(header[148:156]) != _checksum(header):
+    """The size field of a header that is sound and that all readers understand alike."""
+    if not is_sound(header):
         packed = next((name for magic, name in _COMPRESSED.items() if header.startswith(magic)), "")
         if packed and offset == reader.start:
             reader.unsafe(offset, f"this is a {packed} file, not a plain tar")
         reader.damaged(offset, "this is not a sound tar header (its checksum does not match)")
-    size = _size_field(header)
+    size = size_field(header)
     if size is None or size > reader.end - reader.start:
         reader.damaged(offset, f"the header's size field is {'not a number' if size is None else f'{size} bytes'}")
+    if odd := disputed(header):
+        reader.disputed(offset, odd)
     return size
 
 
-def _read_record(reader: _Reader, offset: int, kind: bytes, length: int, extended: dict[str, bytes]) -> None:
-    """Take in a pax header (``x``, ``g``) or a GNU long name (``L``), which speak about the next member."""
+def _read_record(reader: _Reader, offset: int, kind: bytes, length: int, before: Record | None) -> Record:
+    """Take in a pax header (``x``, ``g``) or a GNU long name (``L``), which speak about the next member.
+
+    `before`: the record right before it, which may only be a global one: which of two is followed differs.
+    """
+    if before is not None and before.kind != b"g":
+        reader.disputed(offset, "two name records stand before one member")
     if length > MAX_NAME_RECORD:
         raise LimitError(
             f"{shown(reader.where)}: byte {offset - reader.start}: a name record of {length} bytes; "
             f"at most {MAX_NAME_RECORD} are read. Write the shard again with shorter names."
         )
-    record = reader.read(offset + BLOCK, length)
+    padded = reader.read(offset + BLOCK, _padded(length))
+    record = padded[:length]
+    if padded.count(0, length) != len(padded) - length:
+        reader.disputed(offset, "bytes other than zero follow a name record in its block")
     if kind == b"L":
-        extended["path"] = record.rstrip(b"\0")
-        return
-    fields = _pax(reader, offset, record)
-    if any(key.startswith("GNU.sparse") for key in fields):
-        reader.unsafe(offset, "a pax header makes the next member a sparse file")
-    if "linkpath" in fields:
-        reader.unsafe(offset, "a pax header makes the next member a link")
-    if kind == b"x":
-        extended.update(fields)
-    elif fields.keys() & {"path", "size"}:
-        reader.unsafe(offset, "a global pax header changes every member's name or size")
+        return Record(kind, {"path": record.rstrip(b"\0")})
+    fields = pax_fields(record)
+    if fields is None:
+        reader.damaged(offset, "a pax header is malformed")
+    if odd := refused(fields, kind == b"g"):
+        reader.unsafe(offset, shown(odd))
+    return Record(kind, {} if kind == b"g" else fields)
 
 
-def _pax(reader: _Reader, offset: int, record: bytes) -> dict[str, bytes]:
-    """The fields ``length key=value\\n`` of a pax record."""
-    fields, position = dict[str, bytes](), 0
-    while position < len(record):
-        digits, space, _ = record[position : position + 12].partition(b" ")
-        length = int(digits) if space and digits.isdigit() else 0
-        field = record[position + len(digits) + 1 : position + length]
-        key, equals, value = field[:-1].partition(b"=")
-        if length <= len(digits) + 1 or position + length > len(record) or not equals or field[-1:] != b"\n":
-            reader.damaged(offset, "a pax header is malformed")
-        fields[key.decode("utf-8", "replace")] = value
-        position += length
-    return fields
+def _member(reader: _Reader, offset: int, header: bytes, length: int, record: Record | None) -> tuple[Member, bool]:
+    """The member of a header and of the record before it, and whether it is a folder (which has no content)."""
+    kind, fields = header[156:157], record.fields if record else {}
+    if kind in _REFUSED:
+        reader.unsafe(offset, f"{shown(name_field(header).decode('utf-8', 'replace'))} is {_REFUSED[kind]}")
+    if kind not in _PLAIN and kind != b"5":
+        reader.unsafe(offset, f"member type {kind!r} is unknown")
+    name = _name(reader, offset, fields.get("path", name_field(header)))
+    size = _size(reader, offset, name, length, fields.get("size"))
+    is_folder = kind == b"5" or is_old_folder(header)
+    if kind != b"5" and name.endswith("/") != is_folder:
+        reader.disputed(offset, f"{shown(name)} is a file to some and a folder to others")
+    if is_folder and size:
+        reader.disputed(offset, f"{shown(name)} is a folder of {size} bytes, which hide what follows from some")
+    if offset + BLOCK + size > reader.end:
+        left = reader.end - offset - BLOCK
+        reader.damaged(offset, f"{shown(name)} claims {size} bytes, {left} are left: cut short")
+    return Member(name, offset + BLOCK, size), is_folder
 
 
-def _name(reader: _Reader, offset: int, header: bytes, extended: dict[str, bytes]) -> str:
-    raw = extended.get("path") or _name_field(header)
+def _name(reader: _Reader, offset: int, raw: bytes) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -203,33 +225,18 @@ def _name(reader: _Reader, offset: int, header: bytes, extended: dict[str, bytes
     return name
 
 
-def _name_field(header: bytes) -> bytes:
-    """The name of a header, with ustar's prefix (GNU and v7 headers have other things there)."""
-    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
-    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+def _size(reader: _Reader, offset: int, name: str, length: int, given: bytes | None) -> int:
+    """The size that pax gives, which must be the header's; from 8 GiB on writers leave that at zero."""
+    if given is None:
+        return length
+    if not given.isdigit() or len(given) > _MAX_SIZE_DIGITS:
+        reader.damaged(offset, f"a pax header gives the size {shown(ascii(given))}")
+    size = int(given)
+    if size != length and not (length == 0 and size >= OCTAL_LIMIT):
+        reader.disputed(offset, f"{shown(name)} has {size} bytes by its pax header and {length} by its own")
+    return size
 
 
-def _number(reader: _Reader, offset: int, digits: bytes, otherwise: int) -> int:
-    if not digits:
-        return otherwise
-    if not digits.isdigit() or len(digits) > 18:
-        reader.damaged(offset, f"a pax header gives the size {shown(ascii(digits))}")
-    return int(digits)
-
-
-def _checksum(header: bytes) -> int:
-    """Sum of the header's bytes with its own checksum field taken as eight spaces."""
-    return sum(header) - sum(header[148:156]) + 8 * 32
-
-
-def _size_field(header: bytes) -> int | None:
-    """The size in octal, or in GNU's base 256 for 8 GiB and more; None if it is neither."""
-    field = header[124:136]
-    return int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)
-
-
-def _octal(field: bytes) -> int | None:
-    digits = field.rstrip(b"\0 ").lstrip(b" ")
-    if not digits or digits.strip(b"01234567"):
-        return None
-    return int(digits, 8)
+def _padded(length: int) -> int:
+    """Bytes of the blocks that hold a content."""
+    return -(-length // BLOCK) * BLOCK

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,20 @@ def tars(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     return f"shards cut at {told.get('cuts', 0)} 64-byte steps and {told.get('flips', 0):,} bits flipped", told
 
 
+def odd_tars(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    program = shutil.which("tar") or ""
+    told = script("hostile/odd_tars.py", "--count", arguments.odd_tars, "--tar", program if is_gnu(program) else "")
+    same = told.get("outcomes", {}).get("the same members", 0)
+    refused = sum(count for name, count in told.get("outcomes", {}).items() if name.startswith("refused"))
+    others = "Python's tarfile and GNU tar" if is_gnu(program) else "Python's tarfile"
+    return f"{told.get('count', 0):,} odd tars: {refused:,} refused, {same:,} with the members that {others} find", told
+
+
+def is_gnu(program: str) -> bool:
+    """Whether this tar program is GNU's."""
+    return bool(program) and b"GNU" in subprocess.run([program, "--version"], capture_output=True).stdout
+
+
 def pytest_part(*arguments: str, examples: int = 0) -> list[str]:
     environment = os.environ | ({"DLTH_EXAMPLES": str(examples)} if examples else {})
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *arguments]
@@ -137,7 +152,20 @@ def writers(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
     part.__name__: part
-    for part in (mutants, checkpoints, bits, exploits, steps, moments, disk, read_only, tars, machine, writers)
+    for part in (
+        mutants,
+        checkpoints,
+        bits,
+        exploits,
+        steps,
+        moments,
+        disk,
+        read_only,
+        tars,
+        odd_tars,
+        machine,
+        writers,
+    )
 }
 
 
@@ -165,6 +193,7 @@ def main() -> int:
     parser.add_argument("--step-stride", type=int, default=1)
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--flips", type=int, default=10_000)
+    parser.add_argument("--odd-tars", type=int, default=20_000)
     parser.add_argument("--examples", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", default=",".join(PARTS))

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlth.data.tar import BLOCK, Member, check_header, members, pread
+from dlth.data.archives import archive_files
+from dlth.data.tar import Member, check_header, members, pread
+from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DamageError, DlthError, LimitError, UnsafeError
 
 CONTENTS = [("a/x.jpg", b"J" * 700), ("a/x.cls", b"3"), ("empty.jpg", b""), ("b.jpg", b"K" * 512), ("b.cls", b"0")]
@@ -128,6 +130,81 @@ def test_flips_in_headers_are_all_found(tar_format: int, tmp_path: Path, make_ta
 
 
 END = bytes(1024)
+BODY = b"J" * 512
+
+
+def hidden() -> bytes:
+    """A sample that a folder's content holds."""
+    return header("hidden.jpg", 512) + BODY
+
+
+def with_long_name(name: bytes) -> bytes:
+    return header("././@LongLink", len(name), b"L") + name.ljust(512, b"\0")
+
+
+def patched(at: int, value: bytes, kind: bytes = b"0", size: int = 0) -> bytes:
+    """A header with other bytes at one place, and a checksum that is right."""
+    raw = bytearray(header("a.jpg", size, kind))
+    raw[at : at + len(value)] = value
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    return bytes(raw)
+
+
+DISPUTED: dict[str, tuple[bytes, str]] = {
+    "folder with a size": (header("d/", 1024, b"5") + hidden(), "d/ is a folder of 1024 bytes"),
+    "old folder with a size": (header("d/", 1024, b"\0") + hidden(), "d/ is a folder of 1024 bytes"),
+    "folder with a pax size": (
+        with_pax("13 size=1024\n") + header("d", 1024, b"5") + hidden(),
+        "d/ is a folder of 1024",
+    ),
+    "file that ends like a folder": (header("a.jpg/", 512) + BODY, "a.jpg/ is a file to some and a folder to others"),
+    "record that ends like a folder": (with_pax("15 path=a.jpg/\n") + header("b.jpg"), "a.jpg/ is a file to some"),
+    "old folder, file by its record": (with_long_name(b"a.jpg\0") + header("d/", 0, b"\0"), "a.jpg is a file to some"),
+    "pax size against the header": (
+        with_pax("12 size=512\n") + header("a.jpg") + BODY,
+        "has 512 bytes by its pax header",
+    ),
+    "two pax records": (with_pax("14 path=b.jpg\n") * 2 + header("a.jpg"), "two name records stand before one member"),
+    "long name and pax": (with_long_name(b"a\0") + with_pax("14 path=b.jpg\n") + header("a.jpg"), "two name records"),
+    "something behind a record": (
+        with_pax("14 path=b.jpg\n")[:-20] + b"14 path=c.jpg\n".ljust(20, b"\0") + header("a.jpg"),
+        "bytes other than zero follow a name record",
+    ),
+    "a mode that is no number": (patched(100, b"0o644\0"), "the header's mode field is not a number"),
+    "a signed owner": (patched(108, b"+12\0"), "the header's owner field is not a number"),
+    "a time that is no number": (patched(136, b"yesterday\0"), "the header's time field is not a number"),
+    "a prefix in a GNU header": (patched(257, b"ustar  \0".ljust(88, b"\0") + b"dir"), "of a format that has none"),
+    "a prefix with a slash": (patched(345, b"dir/"), "prefix ends in a slash"),
+}
+
+
+@pytest.mark.parametrize("case", DISPUTED)
+def test_what_readers_see_differently_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    """Where two readers would list other samples or bytes, the shard is refused with its byte, also inside a tar."""
+    content, message = DISPUTED[case]
+    with pytest.raises(UnsafeError, match=rf"^s.tar: byte \d+: .*{message}.*: tar readers differ on it"):
+        walk_bytes(tmp_path, content + END)
+    inner = content + END
+    outer = tmp_path / "train.tar"
+    outer.write_bytes(header("n01440764.tar", len(inner)) + inner + END)
+    with pytest.raises(UnsafeError, match=message):
+        list(archive_files(outer, tmp_path))
+
+
+def test_a_member_of_8_gib_as_python_writes_it(tmp_path: Path) -> None:
+    """Such a size stands in a pax header and as zero in the member's own: no contradiction."""
+    path, size = tmp_path / "s.tar", 8**11
+    info = tarfile.TarInfo("video.mp4")
+    info.size = size
+    head = info.tobuf(tarfile.PAX_FORMAT)
+    with open(path, "wb") as file:
+        file.write(head)
+        file.seek(len(head) + size)
+        file.write(header("a.jpg", 512) + BODY + END)
+    assert walk(path) == [("video.mp4", len(head), size), ("a.jpg", len(head) + size + BLOCK, 512)]
+
+
 LIES: dict[str, tuple[bytes, type[DlthError], str]] = {
     "empty file": (b"", DamageError, "byte 0: the end mark of the archive is missing"),
     "half a block": (b"\0" * 100, DamageError, "byte 0: 512 bytes must follow, 100 are left"),
@@ -149,10 +226,28 @@ LIES: dict[str, tuple[bytes, type[DlthError], str]] = {
     "pax sparse": (with_pax("22 GNU.sparse.major=1\n") + header("a.jpg") + END, UnsafeError, "a sparse file"),
     "pax link": (with_pax("14 linkpath=a\n") + header("a.jpg") + END, UnsafeError, "the next member a link"),
     "global name": (with_pax("14 path=b.jpg\n", b"g") + header("a.jpg") + END, UnsafeError, "changes every member"),
-    "pax size past the end": (with_pax("13 size=9999\n") + header("a") + END, DamageError, "a claims 9999 bytes"),
+    "pax size of its own": (
+        with_pax("13 size=9999\n") + header("a") + END,
+        UnsafeError,
+        "a has 9999 bytes by its pax h",
+    ),
+    "pax size past the end": (
+        with_pax("19 size=8589934592\n") + header("a") + END,
+        DamageError,
+        "a claims 8589934592 bytes",
+    ),
     "pax size no number": (with_pax("11 size=-1\n") + header("a.jpg") + END, DamageError, "gives the size b'-1'"),
     "pax length wrong": (with_pax("99 path=b.jpg\n") + header("a.jpg") + END, DamageError, "pax header is malformed"),
     "pax length zero": (with_pax("0 path=b.jpg\n") + header("a.jpg") + END, DamageError, "pax header is malformed"),
+    "pax of another alphabet": (with_pax("22 hdrcharset=latin-1\n") + header("a") + END, UnsafeError, "not in UTF-8"),
+    "pax with a key twice": (with_pax("14 path=b.jpg\n14 path=c.jpg\n") + header("a") + END, DamageError, "malformed"),
+    "pax with an empty name": (with_pax("8 path=\n") + header("a") + END, UnsafeError, "gives an empty path"),
+    "pax with a size of holes": (
+        with_pax("23 SCHILY.realsize=512\n") + header("a") + END,
+        UnsafeError,
+        "SCHILY.realsize",
+    ),
+    "global at the end": (with_pax("12 comment=\n", b"g") + END, DamageError, "followed by the end"),
     "pax at the end": (with_pax("14 path=b.jpg\n") + END, DamageError, "name record is followed by the end"),
     "NUL in a name": (with_pax("12 path=b\0g\n") + header("a.jpg") + END, DamageError, "one with a NUL in it"),
     "huge name record": (with_pax("x" * 70_000) + header("a.jpg") + END, LimitError, "a name record of 70000 bytes"),
