@@ -13,18 +13,15 @@ Rejected: fsspec's ``filecache`` (no bound, no check of the length, whole files 
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dlth.data.remote import Facts, facts, filesystem, is_remote, open_regular
-from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
+from dlth.data.fetch import blocks
+from dlth.data.remote import Facts, facts, is_remote, open_regular
+from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
 from dlth.tickets.files import space_errors
-
-_BLOCK = 16 * 1024 * 1024  # bytes asked for at a time
-_WAITS = (0.1, 0.5, 2.0)  # seconds before another try; then the error is the user's
 
 
 def cache_root(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -138,13 +135,16 @@ def _abandoned(lock: Path) -> bool:
 
 
 def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
-    """Copy a remote shard block by block, each of the length asked for; then compare digest and stamp."""
-    digest, position = hashlib.sha256(), 0
-    while position < known.size:
-        block = fetch(url, position, min(known.size, position + _BLOCK), known.size)
-        file.write(block)
-        digest.update(block)
-        position += len(block)
+    """Copy a remote shard block by block; then compare digest and stamp."""
+    digest = hashlib.sha256()
+    try:
+        for block in blocks(url, 0, known.size):
+            file.write(block)
+            digest.update(block)
+    except TransferError as error:
+        if isinstance(error.__cause__, TimeoutError):  # a server that stalls says nothing of the shard
+            raise
+        raise DamageError(str(error), shard=url) from error
     if sha256 and digest.hexdigest() != sha256:
         raise DamageError(
             f"{shown(url)}: sha256 {digest.hexdigest()}, declared is {shown(sha256)}. Ask whoever made it.",
@@ -152,25 +152,3 @@ def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
         )
     if (found := facts(url)) != known:
         raise _changed(url, known, found)
-
-
-def fetch(url: str, start: int, end: int, size: int) -> bytes:
-    """Bytes [start, end) of a remote file; a server that knows no ranges may give the whole of it at once."""
-    cause: object = ""
-    for wait in (*_WAITS, None):
-        try:
-            system, path = filesystem(url)
-            block: bytes = system.cat_file(path, start=start, end=end)
-            if len(block) == end - start or (start == 0 and len(block) == size):
-                return block
-            cause = f"the server sent {len(block)} bytes"
-        except FileNotFoundError:
-            raise MissingFileError(f"{shown(url)} is missing") from None
-        except Exception as error:  # every file system has its own errors for a cut connection
-            cause = error
-        if wait is not None:
-            time.sleep(wait)
-    raise DamageError(
-        f"{shown(url)}: bytes {start} to {end} of {size} did not come in {len(_WAITS) + 1} tries: {shown(cause)}",
-        shard=url,
-    )

@@ -2,21 +2,38 @@
 
 Local files are opened once and read by position. Remote ones go through fsspec, whole shards at a time, into a bounded
 cache (`cache.py`): reading single images by range would cost a request each, and a tar's headers a request per member.
+What stands behind http is read by our own hand (`http.py`), as its servers may be anybody's.
 """
 
+import math
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
-from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, UnsafeError, shown
+from dlth.data.waiting import watched
+from dlth.tickets.errors import (
+    DlthError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    TransferError,
+    UnsafeError,
+    shown,
+)
+
+Result = TypeVar("Result")
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "memory")
 _STAMPS = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
+
+
+WAITS = (0.1, 0.5, 2.0)  # seconds before another try; then the error is the user's
 
 
 @dataclass(frozen=True)
@@ -32,15 +49,41 @@ def is_remote(address: str) -> bool:
     return "://" in address and not address.startswith("file://")
 
 
+def is_http(address: str) -> bool:
+    """Whether `address` is read by `http.py`."""
+    return address.startswith(("http://", "https://"))
+
+
+def patience() -> float:
+    """Seconds without a byte after which a server counts as stalled: ``$DLTH_TIMEOUT``, else 60. Raises InputError."""
+    text = os.environ.get("DLTH_TIMEOUT") or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 86_400:
+        raise InputError(f"DLTH_TIMEOUT must be a number of seconds above 0 and up to 86400, got {shown(text)!r}")
+    return seconds
+
+
 @contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Turn what file systems raise (each has its own errors) into MissingFileError with address and cause."""
+def reaching(url: str, within: float | None = None) -> Iterator[None]:
+    """Turn what file systems raise (each has its own errors) into MissingFileError with address and cause.
+
+    A server that stalls is a TransferError; `within`: the seconds that it was given, `patience()` if none are said.
+    """
     try:
         yield
     except DlthError:
         raise
     except FileNotFoundError:
         raise MissingFileError(f"{shown(url)} is missing") from None
+    except TimeoutError as error:
+        seconds = within or patience()
+        raise TransferError(
+            f"{shown(url)}: the server stalls: no answer within {seconds:g} seconds. Try again later"
+            + ("." if within else "; DLTH_TIMEOUT sets the seconds.")
+        ) from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise MissingFileError(f"{shown(url)} cannot be reached: {shown(cause)}") from error
@@ -76,22 +119,45 @@ def facts(url: str) -> Facts:
         except OSError:
             raise MissingFileError(f"{shown(url)} is missing") from None
         return Facts(status.st_size, str(status.st_mtime_ns))
-    with reaching(url):
-        system, path = filesystem(url)
-        system.invalidate_cache()
-        info = system.info(path)
+    with reaching(url), watched(url):
+        info = _retried(lambda: _info(url))
     if type(info.get("size")) is not int:
         raise InputError(f"{shown(url)}: the server tells no size. Copy the shards to a disk first.")
     return Facts(info["size"], next((str(info[field]) for field in _STAMPS if info.get(field)), ""))
 
 
-def read_small(url: str, limit: int) -> bytes | None:
-    """A whole file of at most `limit` bytes, None where there is none. Raises LimitError."""
+def _info(url: str) -> dict[str, Any]:
+    if is_http(url):
+        from dlth.data.http import http_info  # which imports aiohttp: most runs need none
+
+        return http_info(url)
+    system, path = filesystem(url)
+    system.invalidate_cache()
+    info: dict[str, Any] = system.info(path)
+    return info
+
+
+def _retried(ask: Callable[[], Result]) -> Result:
+    """What `ask` returns, in another try where a server stalled or was busy; what is not there is told at once."""
+    for wait in WAITS:
+        try:
+            return ask()
+        except (TimeoutError, ConnectionError):
+            time.sleep(wait)
+    return ask()
+
+
+def read_small(url: str, limit: int, within: float | None = None) -> bytes | None:
+    """A whole file of at most `limit` bytes, None where there is none.
+
+    `within`: seconds that it may take where it is remote, in one try. Raises LimitError, TransferError.
+    """
     if is_remote(url):
-        with reaching(url):
-            system, path = filesystem(url)
+        with reaching(url, within), watched(url):
             try:
-                raw: bytes = system.cat_file(path, start=0, end=limit + 1)
+                raw = _small(url, limit, within) if within else _retried(lambda: _small(url, limit, None))
+            except MissingFileError:  # it may be there, and cannot be had
+                raise
             except FileNotFoundError:
                 return None
     else:
@@ -104,3 +170,19 @@ def read_small(url: str, limit: int) -> bytes | None:
     if len(raw) > limit:
         raise LimitError(f"{shown(url)} is larger than {limit} bytes")
     return raw
+
+
+def _small(url: str, limit: int, within: float | None) -> bytes:
+    """At most `limit` + 1 bytes of a remote file's beginning."""
+    if not is_http(url):
+        system, path = filesystem(url)
+        raw: bytes = system.cat_file(path, start=0, end=limit + 1)
+        return raw
+    from dlth.data.http import http_answer
+
+    with http_answer(url, 0, limit + 1, within) as answer:
+        if answer is None:  # an empty file has no ranges
+            return b""
+        if answer.total is not None and answer.total > limit:
+            raise LimitError(f"{shown(url)} is larger than {limit} bytes")
+        return answer.rest(limit + 1, within)

@@ -12,7 +12,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from dlth.tickets.store import TicketStore
 CARD = "README.md"
 SIGNATURE = ".sig"
 MAX_BESIDE = 2**20  # bytes of a card or a signature
+_SIGNATURE_SECONDS = 10.0  # a signature has some thousand bytes
 _PINNED = re.compile(r"(.+)#identity=([0-9a-f]{64})")
 _KEEPS_PART = (TransferError, LockedError, SpaceError, MissingFileError)
 
@@ -125,11 +125,12 @@ def put_beside(url: str, raw: bytes, note: Note) -> str:
     return url
 
 
-def pull(spec: str, out: str | os.PathLike[str], progress: Progress | None = None) -> str:
+def pull(spec: str, out: str | os.PathLike[str], progress: Progress | None = None, note: Note | None = None) -> str:
     """Fetch a packed ticket file and check all of it; returns its identity.
 
     `out`: where it gets its name, packed if that ends in .zip, else as a folder; `<out>.download` is what came so far,
-    and a second call goes on from there. A signature beside it (`.sig`) comes along. Raises InputError when something
+    and a second call goes on from there. A signature beside it (`.sig`) comes along where it can be had at once; `note`
+    is told why it could not. Raises InputError when something
     stands at `out`, MismatchError for another identity than `spec` asks for, and what `download`, `Archive` and
     `unpack` raise.
     """
@@ -150,7 +151,7 @@ def pull(spec: str, out: str | os.PathLike[str], progress: Progress | None = Non
         raise
     discard(part)
     head, mark, query = url.partition("?") if is_remote(url) else (url, "", "")
-    _signature(f"{head}{SIGNATURE}{mark}{query}", Path(f"{target}{SIGNATURE}"))
+    _signature(f"{head}{SIGNATURE}{mark}{query}", Path(f"{target}{SIGNATURE}"), note)
     return identity
 
 
@@ -174,10 +175,16 @@ def _settle(part: Path, target: Path, wanted: str) -> str:
         return archive.identity
 
 
-def _signature(url: str, target: Path) -> None:
-    """Fetch a signature where there is one and none stands here; it is checked when it is used."""
-    with suppress(MissingFileError):
-        raw = read_small(url, MAX_BESIDE)
-        if raw is not None and not target.exists():
+def _signature(url: str, target: Path, note: Note | None) -> None:
+    """Fetch a signature where there is one and none stands here; it is checked when it is used.
+
+    The ticket file is there and whole: nothing about its signature may hold the command up or fail it.
+    """
+    try:
+        raw = read_small(url, MAX_BESIDE, within=_SIGNATURE_SECONDS)
+        if raw is not None and not os.path.lexists(target):
             with new_file(target) as file:
                 file.write(raw)
+    except (DlthError, OSError) as error:
+        if note is not None:
+            note(f"the signature was not fetched: {error}")

@@ -9,7 +9,9 @@ Rejected: webdataset's own expansion (it runs ``pipe:``, rewrites names by an en
 without a bound).
 """
 
+import fnmatch
 import glob
+import html
 import itertools
 import math
 import os
@@ -18,14 +20,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urljoin
 
-from dlth.data.remote import SCHEMES, filesystem, is_remote, reaching, read_small
+from dlth.data.remote import SCHEMES, filesystem, is_http, is_remote, reaching, read_small
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError, shown
 from dlth.tickets.jsontext import parse
 
 MAX_SHARDS = 100_000
 INFO_NAME = "_info.json"
 MAX_JSON = 64 * 1024 * 1024  # bytes
+_MAX_PAGE = 64 * 1024 * 1024  # bytes of a web server's list of a folder: `MAX_SHARDS` names with their dates
+_LINK = re.compile(r"""href\s{0,3}=\s{0,3}["']?([^"'\s<>]{1,2000})""", re.IGNORECASE)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "dev"))
 
@@ -172,9 +177,25 @@ def _expand_one(address: str, split: str | None) -> list[Source]:
 def _glob(pattern: str) -> list[str]:
     if not is_remote(pattern):
         return glob.glob(pattern)
+    if is_http(pattern):
+        return _listed(pattern)
     with reaching(pattern):
         system, path = filesystem(pattern)
         return [system.unstrip_protocol(match) for match in system.glob(path)]
+
+
+def _listed(pattern: str) -> list[str]:
+    """Addresses in a web server's own list of a folder whose last part is as `pattern` says.
+
+    Read by hand: fsspec takes a page of any size, and walks into every folder that it names.
+    """
+    folder, _, last = pattern.rpartition("/")
+    if any(mark in folder for mark in "*["):
+        raise InputError(f"{shown(pattern)}: behind http, only the last part of an address may hold * or [")
+    page = (read_small(f"{folder}/", _MAX_PAGE) or b"").decode("utf-8", "replace")
+    links = {urljoin(f"{folder}/", html.unescape(link)) for link in _LINK.findall(page)}
+    found = {link for link in links if link.rpartition("/")[0] == folder}
+    return sorted(link for link in found if fnmatch.fnmatchcase(link.rpartition("/")[2], last.replace("?", "[?]")))
 
 
 def _from_folder(folder: str, split: str | None) -> list[Source]:

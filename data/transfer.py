@@ -10,6 +10,7 @@ transfer, and its `put` for S3, which begins anew.
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,19 @@ from typing import Any
 
 from fsspec.callbacks import Callback
 
-from dlth.data.cache import fetch
+from dlth.data.fetch import blocks
 from dlth.data.remote import Facts, facts, filesystem, is_remote, reaching
+from dlth.data.waiting import watched
 from dlth.tickets.derive import Progress
-from dlth.tickets.errors import DamageError, InputError, LockedError, MissingFileError, TransferError, shown
+from dlth.tickets.errors import (
+    DamageError,
+    DlthError,
+    InputError,
+    LockedError,
+    SpaceError,
+    TransferError,
+    shown,
+)
 from dlth.tickets.files import read_file, space_errors
 from dlth.tickets.jsontext import canonical
 from dlth.tickets.locks import locked
@@ -71,28 +81,38 @@ def _fetch_rest(url: str, part: Path, known: Facts, progress: Progress | None) -
             file.truncate()
             note_of(part).write_bytes(note)
         position = file.tell()
-        while position < known.size:
+        _check_room(part.parent, known.size - position, url)
+
+        def told(count: int) -> None:
             if progress is not None:
-                progress(position, known.size)
-            try:
-                block = fetch(url, position, min(known.size, position + BLOCK), known.size)
-            except DamageError as error:
-                raise TransferError(
-                    f"{shown(url)} broke off after {position:,} of {known.size:,} bytes, which are kept: run the same "
-                    f"command again ({error})"
-                ) from error
-            file.write(block)
-            file.flush()
-            position += len(block)
+                progress(count, known.size)
+
+        told(position)
+        try:
+            for block in blocks(url, position, known.size, BLOCK, told):
+                file.write(block)
+                file.flush()
+                position += len(block)
+        except TransferError as error:
+            raise TransferError(
+                f"{shown(url)} broke off after {position:,} of {known.size:,} bytes, which are kept: run the same "
+                f"command again ({error})"
+            ) from error
         os.fsync(file.fileno())
     if progress is not None:
         progress(known.size, known.size)
 
 
+def _check_room(folder: Path, needed: int, url: str) -> None:
+    """Refuse before the first byte what cannot fit: a server says what it likes of a file's size."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise SpaceError(f"{shown(url)}: {needed:,} bytes are needed in {shown(folder)}, {free:,} are free: free some")
+
+
 def _same_note(part: Path, note: bytes) -> bool:
     try:
         return read_file(note_of(part), _MAX_NOTE, "note") == note
-    except (MissingFileError, OSError):
+    except (DlthError, OSError):  # a note that cannot be read, whatever it is, is not this one
         return False
 
 
@@ -122,7 +142,7 @@ def upload(local: Path, target: str, progress: Progress | None = None) -> None:
         return
     system, path = filesystem(target)
     tries = _send_s3 if target.startswith("s3://") else _send
-    _again(lambda: tries(system, local, path, size, progress), target)
+    _again(lambda told: tries(system, local, path, size, told), target, progress)
     if (found := facts(target).size) != size:
         raise TransferError(
             f"{shown(target)} has {found:,} bytes after {size:,} were sent; remove it and send it again"
@@ -131,11 +151,18 @@ def upload(local: Path, target: str, progress: Progress | None = None) -> None:
         progress(size, size)
 
 
-def _again(send: Callable[[], None], target: str) -> None:
+def _again(send: Callable[[Progress], None], target: str, progress: Progress | None) -> None:
     """Try a few times; every file system has its own errors for a cut connection."""
     for wait in (*_WAITS, None):
         try:
-            send()
+            with watched(target) as heard:
+
+                def told(done: int, total: int, heard: Callable[[int], None] = heard) -> None:
+                    heard(done)
+                    if progress is not None:
+                        progress(done, total)
+
+                send(told)
             return
         except Exception as error:
             if wait is None:
@@ -154,23 +181,22 @@ def _copy(local: Path, target: Path, size: int, progress: Progress | None) -> No
                 progress(file.tell(), size)
 
 
-def _send(system: Any, local: Path, path: str, size: int, progress: Progress | None) -> None:
+def _send(system: Any, local: Path, path: str, size: int, progress: Progress) -> None:
     system.put_file(str(local), path, callback=_Reported(size, progress))
 
 
 class _Reported(Callback):
     """fsspec's way of telling progress, turned into ours."""
 
-    def __init__(self, size: int, progress: Progress | None) -> None:
+    def __init__(self, size: int, progress: Progress) -> None:
         super().__init__(size=size)
         self._progress = progress
 
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
-        if self._progress is not None:
-            self._progress(min(self.value, self.size), self.size)
+        self._progress(min(self.value, self.size), self.size)
 
 
-def _send_s3(system: Any, local: Path, path: str, size: int, progress: Progress | None) -> None:
+def _send_s3(system: Any, local: Path, path: str, size: int, progress: Progress) -> None:
     """A multipart upload, the one that an earlier try left unfinished where there is one."""
     bucket, key, _ = system.split_path(path)
     place = {"Bucket": bucket, "Key": key}
@@ -186,8 +212,7 @@ def _send_s3(system: Any, local: Path, path: str, size: int, progress: Progress 
                 tag = system.call_s3("upload_part", **place, UploadId=upload_id, PartNumber=number, Body=raw)["ETag"]
             parts.append({"PartNumber": number, "ETag": tag})
             done += len(raw)
-            if progress is not None:
-                progress(done, size)
+            progress(done, size)
     system.call_s3("complete_multipart_upload", **place, UploadId=upload_id, MultipartUpload={"Parts": parts})
     system.invalidate_cache()
 

@@ -52,6 +52,7 @@ def common(
     ] = False,
 ) -> None:
     """Winning tickets for vision transformers: select each image's best patches once, train on them often."""
+    console.listen()
 
 
 @app.command()

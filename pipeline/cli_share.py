@@ -108,7 +108,7 @@ def pull(
     url = pinned(address)[0].partition("?")[0]
     target = out or Path(url.rpartition("/")[2].removesuffix(".zip") or "tickets.zarr")
     with console.counting("pull", 0, "bytes", quiet=json) as counter:
-        identity = fetch(address, target, counter)
+        identity = fetch(address, target, counter, console.note)
     _say({"file": str(target), "identity": identity}, json)
 
 

@@ -8,6 +8,7 @@ a log unreadable. Results go to standard output, everything said on the way goes
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -116,6 +117,20 @@ def leads() -> bool:
 def note(text: str) -> None:
     """Say something on the way, on standard error, as it is."""
     err.print(escape(text))
+
+
+class _Spoken(logging.Handler):
+    """What the library logs, said as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.format(record))
+
+
+def listen() -> None:
+    """Say what dlth's own log tells (a server that keeps us waiting), whatever else is set up for logs."""
+    log = logging.getLogger("dlth")
+    if not any(isinstance(handler, _Spoken) for handler in log.handlers):
+        log.addHandler(_Spoken())
 
 
 def lead_note(text: str) -> None:
