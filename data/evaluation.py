@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import Dataset
 
 from dlth.data.batch import EvalBatch
+from dlth.data.classes import require_labels
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
 from dlth.data.left_out import LeftOut
 from dlth.data.order import Ids
 from dlth.data.patches import ARMS, Arm, Frame, PatchChoice
-from dlth.data.reader import BadImages, Reader, require_labels
+from dlth.data.reader import BadImages, Reader
 from dlth.data.views import render
 from dlth.data.workers import Failure, Queue, make_loader, results
 from dlth.tickets.errors import DlthError, InputError

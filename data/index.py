@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from dlth.data.cache import cache_root, locked, open_shard
+from dlth.data.classes import check_declared
 from dlth.data.index_file import read_index, write_index
 from dlth.data.remote import Facts, facts, is_remote
 from dlth.data.scan import Rows, scan
@@ -46,7 +47,8 @@ def open_index(
 
     `cache_dir` takes the place of ``$DLTH_CACHE``; `progress` is called as shards are read; `rebuild` reads them even
     if the index is fresh. Raises the errors of `resolve`, DamageError and UnsafeError for what a shard must not be,
-    InputError for duplicate keys, MismatchError where ``_info.json`` declares another number of samples.
+    InputError for duplicate keys, MismatchError where ``_info.json`` declares another number of samples or
+    ``classes.json`` fewer classes.
     """
     listing, root = resolve(spec, split), cache_root(cache_dir)
     shards = _shards_now(listing)
@@ -57,9 +59,11 @@ def open_index(
                 if path and (index := read_index(path, listing.name, shards, root)):
                     for source, shard in zip(listing.sources, index.shards, strict=True):
                         _check_declared("samples", source, source.rows, shard.rows)
+                    check_declared(index)
                     return index
         rows = _each(lambda pair: _scan_shard(*pair, root), list(zip(shards, listing.sources, strict=True)), progress)
         index = _joined(listing.name, shards, list(rows), root)
+        check_declared(index)
         if not (beside and write_index(beside, index)):
             write_index(cached, index)
     return index

@@ -28,13 +28,14 @@ from torch.utils.data import Dataset
 
 from dlth.data.augment import Augmentation, augment
 from dlth.data.batch import Batch
+from dlth.data.classes import require_labels
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
 from dlth.data.left_out import LeftOut
 from dlth.data.mixing import BatchMix, Mixing, batch_mix, mix_hidden, mix_rankings, partners
 from dlth.data.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, live_shards
 from dlth.data.patches import Arm, DrawnIn, Frame, PatchChoice, RandomTokens, later
-from dlth.data.reader import BadImages, Reader, require_labels
+from dlth.data.reader import BadImages, Reader
 from dlth.data.visibility import demote
 from dlth.data.workers import Failure, Queue, make_loader, results
 from dlth.tickets.errors import DlthError, InputError, shown

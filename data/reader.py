@@ -72,11 +72,3 @@ class Reader:
                 "the shard is damaged or was changed; compare it with dlth index --check, or run dlth select again",
                 shard=self.index.shards[self.index.shard_of(sample_id)].name,
             )
-
-
-def require_labels(index: ShardIndex) -> None:
-    """Raise InputError, naming the first, when images have no label."""
-    unlabelled = np.flatnonzero(index.label < 0)
-    if len(unlabelled):
-        key = shown(index.key(int(unlabelled[0])))
-        raise InputError(f"{len(unlabelled):,} images have no label (a .cls member); the first is {key}")

@@ -23,7 +23,8 @@ MAX_IMAGE_BYTES = 256 * 1024 * 1024
 MAX_KEY_BYTES = 1024
 _PICTURES = IMAGE_SUFFIXES | {"gif", "bmp", "tif", "tiff", "ppm", "avif", "heic", "jxl", "jp2"}
 _MAX_LABEL_BYTES = 32
-_MAX_LABEL = 2**31
+MAX_CLASSES = 1_000_000
+"""No label reaches this: the largest sets of images have some 200,000 classes (Google Landmarks)."""
 
 
 @dataclass
@@ -111,12 +112,11 @@ def _checked_key(key: str, member: Member, where: str) -> bytes:
 
 def _label(descriptor: int, member: Member, where: str, key: str) -> int:
     content = pread(descriptor, member.offset, min(member.size, _MAX_LABEL_BYTES)).strip()
-    if content == b"-1":
-        return -1
-    if member.size > _MAX_LABEL_BYTES or not content.isdigit() or int(content) >= _MAX_LABEL:
+    if member.size > _MAX_LABEL_BYTES or not content.isdigit() or int(content) >= MAX_CLASSES:
         raise DamageError(
             f"{shown(where)}: byte {member.offset}: the label of {shown(key)!r} must be a class number in digits, "
-            f"found {shown(ascii(content))[1:]} ({member.size} bytes)",
+            f"found {shown(ascii(content))[1:]} ({member.size} bytes). It goes from 0 to {MAX_CLASSES - 1}; an "
+            "image of no class has no .cls member.",
             shard=where,
         )
     return int(content)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from dlth.data.index import ShardIndex, open_index
+from dlth.data.classes import class_names
+from dlth.data.index import open_index
 from dlth.data.join import join
-from dlth.data.split_info import CLASSES
 from dlth.tickets import TicketStore
-from dlth.tickets.errors import InputError, SchemaError, shown
-from dlth.tickets.files import read_file
-from dlth.tickets.jsontext import parse
+from dlth.tickets.errors import InputError, shown
 from dlth.tickets.labels import NO_LABEL
-
-_MAX_CLASSES_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +53,3 @@ def row_classes(data: str, split: str | None, store: TicketStore) -> RowClasses:
     by_place[joined.ticket_row[found]] = index.label[found]
     parts = [by_place[start * store.max_rows :][: shard.rows] for start, shard in enumerate(store.shards)]
     return RowClasses(np.concatenate(parts), class_names(index), str(joined.coverage))
-
-
-def class_names(index: ShardIndex) -> tuple[str, ...]:
-    """The names in `classes.json` beside local shards, in label order; empty where there is none."""
-    path = Path(index.shards[0].url).parent / CLASSES
-    if not path.is_file():
-        return ()
-    value = parse(read_file(path, _MAX_CLASSES_BYTES, shown(path)), shown(path))
-    names = value.get("names") if isinstance(value, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SchemaError(f"{shown(path)}: 'names' must be a list of texts")
-    return tuple(names)

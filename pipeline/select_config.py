@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from dlth.data.scan import MAX_CLASSES
 from dlth.training.settings import (
     WHICH_BLOCKS,
     Deviations,
@@ -69,7 +70,9 @@ class SelectConfig(Settings):
         None, WEIGHTS, "Weights: a run's folder, safetensors, or .pth of timm, DeiT, EViT.", path="file"
     )
     random_weights: bool = setting(False, WEIGHTS, "Seeded random weights: tickets without meaning, for trials.")
-    num_classes: int | None = setting(None, WEIGHTS, "Size of the head; the checkpoint's if absent.", gt=0)
+    num_classes: int | None = setting(
+        None, WEIGHTS, "Size of the head; the checkpoint's if absent.", gt=0, le=MAX_CLASSES
+    )
     model_kwargs: Pairs = setting({}, WEIGHTS, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
     use_ema: bool = setting(False, WEIGHTS, "Take the averaged weights of the run or of the checkpoint.")
     seed: int = setting(0, WEIGHTS, "Seed of random weights.", ge=0)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dlth.data.classes import require_images
 from dlth.data.decode import BadImageError
 from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline.ranker import Ranked, Ranker, rank_batches
@@ -135,6 +136,7 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
     if model_name != said["model"]:
         say(f"{said['model']} is timm's {model_name}")
     index = open_index(config.data, split=config.split or None)
+    require_images(index)
     vit, source = _load_selector(config, said, weights)
     blocks = config.blocks or default_blocks(vit)
     given = (config.keep, config.stage_keep, config.tokens)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from dlth.data.classes import class_names
 from dlth.data.decode import BadImageError, decode, image_size
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
@@ -22,7 +23,6 @@ from dlth.data.patches import stored_rankings
 from dlth.data.split_info import CLASSES
 from dlth.data.views import render
 from dlth.pipeline.gallery import Card, Gallery
-from dlth.pipeline.row_labels import class_names
 from dlth.tickets import TicketHeader, TicketStore, View, num_kept, project
 from dlth.tickets.errors import InputError, MismatchError, shown
 

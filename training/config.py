@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from dlth.data.scan import MAX_CLASSES
 from dlth.training.settings import (
     WHICH_BLOCKS,
     Deviations,
@@ -118,7 +119,9 @@ class TrainConfig(Settings):
         f"Student: a friendly name or any timm ViT; what --init-from records if absent, otherwise {DEFAULT_MODEL}.",
     )
     model_kwargs: Pairs = setting({}, MODEL, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
-    num_classes: int | None = setting(None, MODEL, "Size of the head; the training shards' classes if absent.", gt=0)
+    num_classes: int | None = setting(
+        None, MODEL, "Size of the head; the training shards' classes if absent.", gt=0, le=MAX_CLASSES
+    )
     img_size: int | None = setting(None, MODEL, "Side of the training view in pixels; the model's own if absent.", gt=0)
     drop_path: float = setting(0.0, MODEL, "Stochastic depth rate of the last block.", ge=0, lt=1)
     pretrained: bool = setting(False, MODEL, "Start from timm's published weights.")

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from dlth.data.scan import MAX_CLASSES
 from dlth.training.config import MODEL, OWN_FLAGS, RUN, WHAT
 from dlth.training.settings import Deviations, Keep, Means, Pairs, Settings, refuse_own_flags, setting
 
@@ -36,7 +37,7 @@ class EvalConfig(Settings):
 
     model: str | None = setting(None, MODEL, "Friendly or timm name of the model." + FROM_FILE)
     model_kwargs: Pairs | None = setting(None, MODEL, "Further arguments of the timm model." + FROM_FILE)
-    num_classes: int | None = setting(None, MODEL, "Size of the head." + FROM_FILE, gt=0)
+    num_classes: int | None = setting(None, MODEL, "Size of the head." + FROM_FILE, gt=0, le=MAX_CLASSES)
     img_size: int | None = setting(None, MODEL, "Side of the view in pixels." + FROM_FILE, gt=0)
     use_ema: bool = setting(False, MODEL, "Take the averaged weights of the run or of the checkpoint.")
     mean: Means | None = setting(None, MODEL, "Channel means of the input." + FROM_FILE)

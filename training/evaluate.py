@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dlth.data.classes import check_labels, require_labels
 from dlth.data.index import open_index
 from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
@@ -15,7 +16,6 @@ from dlth.tickets.errors import InputError, shown
 from dlth.training.distributed import World, joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
 from dlth.training.evalset import EvalSet, Frame, Note, join_val, tickets_crop, tokens_kept
-from dlth.training.inputs import check_labels
 from dlth.training.measure import EvalResult
 from dlth.training.models import resolve
 from dlth.training.step import Pixels, Precision
@@ -51,6 +51,7 @@ def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note
         raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
     resolve(said["model"])  # a name that is none is told before shards are read
     index = open_index(config.val, split=config.val_split)
+    require_labels(index)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     vit = _load(weights, said)
     check_labels(int(getattr(vit, "num_classes", 0)), index)

@@ -14,6 +14,7 @@ import numpy as np
 
 from dlth.data.augment import Augmentation
 from dlth.data.batch import Batch
+from dlth.data.classes import check_head, check_labels, require_labels
 from dlth.data.identity import DataIdentity
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, check_compatible, join
@@ -282,25 +283,11 @@ def made_for_evaluation(header: TicketHeader) -> str:
     return f"these tickets were made {' and '.join(signs)}: they look like tickets for evaluation" if signs else ""
 
 
-def check_labels(num_classes: int, *indexes: ShardIndex | None) -> None:
-    """Refuse images whose labels a head of `num_classes` has no place for.
-
-    Raises:
-        InputError: names the images and the highest label
-    """
-    for index in indexes:
-        if index is not None and index.num_classes > num_classes:
-            raise InputError(
-                f"{index.name} has labels up to {index.num_classes - 1}; a head of {num_classes} classes has no place"
-                " for them: set --num-classes"
-            )
-
-
 def open_inputs(config: TrainConfig, world: World) -> Inputs:
     """Open the shards' indexes and the ticket files; the leading rank goes first, as it may have to make an index.
 
     Raises:
-        DlthError: shards or ticket files that cannot be read
+        DlthError: shards or ticket files that cannot be read, images or labels that cannot be trained on
     """
     if not world.leads:
         world.wait()
@@ -308,6 +295,11 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
     val_index = open_index(config.val, split=config.val_split) if config.val is not None else None
     if world.leads:
         world.wait()
+    for images in (index, val_index):
+        if images is not None:
+            require_labels(images)
+    if config.num_classes is None:
+        check_head(index)
     if config.val_tickets is not None and val_index is None:
         raise InputError("--val-tickets was given without --val, the images they belong to")
     store = TicketStore(local_tickets(config.tickets)) if config.tickets is not None else None

@@ -123,7 +123,6 @@ def test_foreign_shards_work_as_they_are(one: Any, make_picture: Any, make_image
         ("t/a.cls", b"0"),
         ("t/c.jpg", images["t/c"]),
         ("d.WebP", images["d"]),
-        ("d.cls", b"-1"),
         ("d.mask.png", b"no image of its own"),
         ("README", b"hello"),
     )
@@ -157,6 +156,13 @@ REFUSED: dict[str, tuple[list[tuple[str, bytes]], type[DlthError], str]] = {
     "a pickled label": ([("a.jpg", JPEG), ("a.cls", b"\x80\x04K\x01.")], DamageError, r"found '\\x80"),
     "a long label": ([("a.jpg", JPEG), ("a.cls", b"1" * 33)], DamageError, r"\(33 bytes\)"),
     "a huge label": ([("a.jpg", JPEG), ("a.cls", b"2147483648")], DamageError, "found '2147483648'"),
+    "a label for gigabytes": ([("a.jpg", JPEG), ("a.cls", b"1000000")], DamageError, "'a' must be .* 0 to 999999"),
+    "a label below 0": (
+        [("a.jpg", JPEG), ("a.cls", b"-1")],
+        DamageError,
+        "'a' must be .* image of no class has no .cls",
+    ),
+    "digits of another script": ([("a.jpg", JPEG), ("a.cls", "１".encode())], DamageError, "class number in digits"),
     "a path out": ([("../a.jpg", JPEG)], UnsafeError, "the key '../a' points out of its folder"),
     "an absolute path": ([("/etc/a.jpg", JPEG)], UnsafeError, "the key '/etc/a' points out of its folder"),
     "an escape in a key": ([("\x1b[2Ja.cls", b"1")], DamageError, r"label of '\\\\x1b\[2Ja' has no image"),

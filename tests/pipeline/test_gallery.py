@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dlth.data.classes import class_names
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline import figures
 from dlth.pipeline.cli import app
 from dlth.pipeline.gallery import Card, Gallery, page, shared, sheets
 from dlth.pipeline.report import Report, Section, Table, write_report
-from dlth.pipeline.row_labels import class_names
 from dlth.pipeline.show import Choice, gallery_of
 from dlth.tickets import (
     DatasetInfo,

@@ -316,6 +316,12 @@ def test_what_cannot_be_selected_is_refused_before_anything_is_written(
     assert not (tmp_path / "t.zarr.partial").exists()
 
 
+def test_shards_without_images_are_refused(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """A ticket file of no image is not begun: what the shards hold instead is said."""
+    with pytest.raises(DlthError, match="train: 1 shards hold no image"):
+        plan(config(data=make_shards(1, 0).spec, out=tmp_path / "t.zarr"))
+
+
 def test_the_batch_is_halved_until_it_fits_the_device() -> None:
     """A selector whose device holds 3 images ranks 16 of them all the same, and says so; rows stay in order."""
     import timm

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,6 +246,17 @@ def test_outputs_that_are_no_numbers_are_no_answers(make_run: MakeRun, tmp_path:
     assert (result.labels == 0).any()
     assert (result.table()["dense"]["top1"], result.table()["dense"]["top5"]) == (0, 0)
     assert any("11 of 11 images on dense tokens got no numbers from the model" in text for text in told)
+
+
+def test_images_are_needed(make_run: MakeRun, make_shards: Callable[..., Any]) -> None:
+    """train and evaluate refuse shards without an image before the first step, for training and for validation."""
+    config, none = make_run(epochs=1, warmup_epochs=0), make_shards(1, 0, split="none").spec
+    for given in ({"data": none}, {"val": none}):
+        with pytest.raises(InputError, match="none: 1 shards hold no image"):
+            train(config.model_copy(update=given))
+    train(config)
+    with pytest.raises(InputError, match="none: 1 shards hold no image"):
+        evaluate(settings(config, val=none))
 
 
 def test_results_take_no_other_files_place(make_run: MakeRun) -> None:

@@ -422,7 +422,7 @@ def test_starting_from_weights_is_not_resuming(make_run: MakeRun) -> None:
     ("overrides", "error", "message"),
     [
         ({"img_size": 48}, MismatchError, r"grid: the file has 4x4 patches, the model 6x6"),
-        ({"num_classes": 3}, InputError, r"labels up to 3; a head of 3 classes has no place"),
+        ({"num_classes": 3}, InputError, r"labels up to 3; a head of 3 classes has .*key n00000003_3: label 3\)"),
         ({"opt": "adamww"}, InputError, r"timm has no optimizer 'adamww' \(did you mean 'adamw'\?\)"),
         ({"model": "swin_tiny_patch4_window7_224", "model_kwargs": {}}, InputError, r"What can: "),
         ({"device": "cuda:99"}, InputError, r"GPU"),
