@@ -29,7 +29,7 @@ class _Movable:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same batch in pinned memory (called by torch's DataLoader)."""
+        """The same batch in pinned memory (for a GPU)."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from dlth.data.batch import EvalBatch
 from dlth.data.classes import require_labels
+from dlth.data.crashes import Crashed
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
 from dlth.data.left_out import LeftOut
@@ -21,8 +21,8 @@ from dlth.data.order import Ids
 from dlth.data.patches import ARMS, Arm, Frame, PatchChoice
 from dlth.data.reader import BadImages, Reader
 from dlth.data.views import render
-from dlth.data.workers import Failure, Queue, make_loader, results
-from dlth.tickets.errors import DlthError, InputError
+from dlth.data.workers import Pool
+from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import ViewSpec
 
@@ -68,23 +68,18 @@ class EvalLoader:
         self._index, self.batch_size = index, batch_size
         self.bad_images: dict[str, str] = {}
         choices = [PatchChoice(arm, grid, seed, join if arm == "ticket" else None, drawn_in="view") for arm in arms]
-        self._requests = Queue()
-        dataset = _EvalDataset(Reader(index, join, bad_images), view, grid, choices, k)
-        self._loader = make_loader(dataset, self._requests, workers)
+        self._pool = Pool(_EvalJob(Reader(index, join, bad_images), view, grid, choices, k), workers)
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """This rank's batches. Raises WorkerError, BadImageError, DamageError."""
-        self._requests.items = (
-            self._ids[start : start + self.batch_size] for start in range(0, len(self._ids), self.batch_size)
-        )
-        for result in results(self._loader):
-            batches, bad = result
+        starts = range(0, len(self._ids), self.batch_size)
+        for batches, bad in self._pool.results(self._ids[start : start + self.batch_size] for start in starts):
             self.bad_images.update({self._index.key(sample_id): problem for sample_id, problem in bad.items()})
             yield from batches
 
 
 @dataclass(frozen=True, eq=False)
-class _EvalDataset(Dataset[tuple[list[EvalBatch], dict[int, str]] | Failure]):
+class _EvalJob:
     """The worker's side: ids in, batches out (two where some images have no ticket and are shown whole)."""
 
     reader: Reader
@@ -93,13 +88,18 @@ class _EvalDataset(Dataset[tuple[list[EvalBatch], dict[int, str]] | Failure]):
     choices: list[PatchChoice]
     k: int | None
 
-    def __getitem__(self, ids: Ids) -> tuple[list[EvalBatch], dict[int, str]] | Failure:
-        try:
-            images, bad = self.reader.read(ids)
-            good = [i for i, image in enumerate(images) if image is not None]
-            return (self._batches(ids[good], [image for image in images if image is not None]), bad)
-        except DlthError as error:
-            return Failure(error)
+    @property
+    def index(self) -> ShardIndex:
+        return self.reader.index
+
+    def images(self, ids: Ids) -> list[int]:
+        found: list[int] = self.reader.wanted(ids).tolist()
+        return found
+
+    def __call__(self, ids: Ids, crashed: Crashed) -> tuple[list[EvalBatch], dict[int, str]]:
+        images, bad = self.reader.read(ids, crashed)
+        good = [i for i, image in enumerate(images) if image is not None]
+        return self._batches(ids[good], [image for image in images if image is not None]), bad
 
     def _batches(self, ids: Ids, images: list[torch.Tensor]) -> list[EvalBatch]:
         if not images:

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation: torch's DataLoader over a plan that is computed, never discovered.
+"""Batches for training: worker processes over a plan that is computed, never discovered.
 
 The main process knows the whole epoch (`order`) and sends each worker one request after another: these samples, this
 step. A worker reads and decodes them, augments, takes their tickets, projects them in one call and returns batches.
@@ -24,11 +24,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from dlth.data.augment import Augmentation, augment
 from dlth.data.batch import Batch
 from dlth.data.classes import require_labels
+from dlth.data.crashes import Crashed
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
 from dlth.data.left_out import LeftOut
@@ -37,8 +37,8 @@ from dlth.data.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, li
 from dlth.data.patches import Arm, DrawnIn, Frame, PatchChoice, RandomTokens, later
 from dlth.data.reader import BadImages, Reader
 from dlth.data.visibility import demote
-from dlth.data.workers import Failure, Queue, make_loader, results
-from dlth.tickets.errors import DlthError, InputError, shown
+from dlth.data.workers import Pool
+from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.view import View
 
@@ -105,9 +105,8 @@ class TrainLoader:
             _keep_open(join, self._order(0))
         choice = PatchChoice(arm, grid, seed, join, random_tokens, drawn_in)
         replay = None if view_epochs is None else Replay(view_epochs, batching.num_views)
-        dataset = _TrainDataset(Reader(index, join, bad_images), augmentation, choice, seed, replay, hidden)
-        self._requests = Queue()
-        self._loader = make_loader(dataset, self._requests, workers)
+        job = _TrainJob(Reader(index, join, bad_images), augmentation, choice, seed, replay, hidden)
+        self._pool = Pool(job, workers)
 
     @property
     def num_steps(self) -> int:
@@ -119,8 +118,7 @@ class TrainLoader:
 
         Raises WorkerError, BadImageError or DamageError.
         """
-        self._requests.items = self._plan(epoch, start_step)
-        for batches in results(self._loader):
+        for batches in self._pool.results(self._plan(epoch, start_step)):
             for batch in batches:
                 self.bad_images.update(
                     {self._index.key(sample_id): problem for sample_id, problem in batch.bad.items()}
@@ -171,7 +169,7 @@ class Replay:
 
 
 @dataclass(frozen=True, eq=False)
-class _TrainDataset(Dataset[list[Batch] | Failure]):
+class _TrainJob:
     """The worker's side: a request in, batches out."""
 
     reader: Reader
@@ -181,14 +179,16 @@ class _TrainDataset(Dataset[list[Batch] | Failure]):
     replay: Replay | None
     hidden: Hidden
 
-    def __getitem__(self, request: Request) -> list[Batch] | Failure:
-        try:
-            return self._batches(request)
-        except DlthError as error:
-            return Failure(error)
+    @property
+    def index(self) -> ShardIndex:
+        return self.reader.index
 
-    def _batches(self, request: Request) -> list[Batch]:
-        images, bad = self.reader.read(request.part.ids)
+    def images(self, request: Request) -> list[int]:
+        found: list[int] = self.reader.wanted(request.part.ids).tolist()
+        return found
+
+    def __call__(self, request: Request, crashed: Crashed) -> list[Batch]:
+        images, bad = self.reader.read(request.part.ids, crashed)
         pixels, frames = self._augmented(request, images)
         hidden = hidden_patches(frames, self.choice.grid, request.mix)
         patches, kept = self._patches(request, frames, hidden)

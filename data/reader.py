@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dlth.data.decode import BadImageError, decode
+from dlth.data.crashes import NONE, Crashed, decode_sample
+from dlth.data.decode import BadImageError
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join
@@ -32,32 +33,30 @@ class Reader:
         if self.bad_images not in ("error", "skip"):
             raise InputError(f"bad_images is 'error' or 'skip', got {shown(self.bad_images)!r}")
 
-    def read(self, ids: Ids) -> tuple[list[torch.Tensor | None], dict[int, str]]:
+    def wanted(self, ids: Ids) -> Ids:
+        """Which of `ids` are read, int64 [m], rising: each once, without those that the tickets know to be bad."""
+        wanted = np.unique(ids)  # an image may be there in several views
+        return wanted if self.join is None else wanted[~self.join.bad[wanted]]
+
+    def read(self, ids: Ids, crashed: Crashed = NONE) -> tuple[list[torch.Tensor | None], dict[int, str]]:
         """Images uint8 [3, height, width] of `ids` int64 [n], None where bad; and id and cause of each bad one met.
 
-        An image that the tickets know to be bad is not read.
+        An image that the tickets know to be bad is not read, and one that has crashed a decoder is not decoded.
 
         Raises BadImageError with 'error', DamageError when an image is not the one its ticket was made from.
         """
         images: dict[int, torch.Tensor] = {}
         bad: dict[int, str] = {}
-        wanted = np.unique(ids)  # an image may be there in several views
-        if self.join is not None:
-            wanted = wanted[~self.join.bad[wanted]]
+        wanted = self.wanted(ids)
         for sample_id, encoded in zip(wanted.tolist(), self.index.read_many(wanted), strict=True):
             self._check_identity(sample_id, encoded)
             try:
-                images[sample_id] = decode(encoded, where=self.where(sample_id))
+                images[sample_id] = decode_sample(self.index, sample_id, encoded, crashed)
             except BadImageError as error:
                 if self.bad_images == "error":
                     raise error.advised() from error
                 bad[sample_id] = str(error)
         return [images.get(sample_id) for sample_id in ids.tolist()], bad
-
-    def where(self, sample_id: int) -> str:
-        """Shard and key, as messages name them."""
-        shard = self.index.shards[self.index.shard_of(sample_id)]
-        return f"shard {shown(shard.name)}, key {shown(self.index.key(sample_id))}"
 
     def _check_identity(self, sample_id: int, encoded: bytes) -> None:
         if self.join is None or not self.join.identical[sample_id]:
@@ -68,7 +67,8 @@ class Reader:
         shard, row = divmod(place, store.max_rows)
         if store.images(shard)[row].tobytes() != content_hash(encoded):
             raise DamageError(
-                f"{self.where(sample_id)}: the image is not the one its ticket was made from (content hash differs): "
-                "the shard is damaged or was changed; compare it with dlth index --check, or run dlth select again",
+                f"{self.index.where(sample_id)}: the image is not the one its ticket was made from (content hash "
+                "differs): the shard is damaged or was changed; compare it with dlth index --check, or run dlth select "
+                "again",
                 shard=self.index.shards[self.index.shard_of(sample_id)].name,
             )

@@ -135,6 +135,10 @@ class ShardIndex:
         """The shard's number that holds a sample."""
         return int(np.searchsorted(self.row_start, sample, side="right")) - 1
 
+    def where(self, sample: int) -> str:
+        """Shard and key of a sample, as messages name them."""
+        return f"shard {shown(self.shards[self.shard_of(sample)].name)}, key {shown(self.key(sample))}"
+
     def read(self, sample: int) -> bytes:
         """The encoded image of one sample, exactly as stored."""
         return self.read_many([sample])[0]

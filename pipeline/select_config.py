@@ -82,7 +82,9 @@ class SelectConfig(Settings):
     amp: bool = setting(False, RUN, "Run the blocks in --amp-dtype; scores stay in float32.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision of the blocks under --amp.")
     torchcompile: str | None = setting(None, RUN, "Compile the selector with this backend, e.g. inductor.")
-    workers: int = setting(2, RUN, "Processes that read and decode.", ge=0)
+    workers: int = setting(
+        2, RUN, "Processes that read and decode. With 0 an image that crashes a decoder ends all.", ge=0
+    )
     threads: int | None = setting(None, RUN, "Batches computed side by side on a CPU; all cores if absent.", gt=0)
 
     creator: str = setting("", WHAT, "Who made the file, for the header.")

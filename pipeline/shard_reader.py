@@ -2,8 +2,8 @@
 
 Batches depend on the shard and the batch size alone, never on which process or worker reads them: together with
 single-threaded arithmetic (see `ranker.py`) that is what makes the same bytes come out of any number of them.
-A map-style dataset under torch's DataLoader does the rest: its batch sampler runs in the main process, so it is the
-place where shards are claimed, a few batches before their images are needed.
+Worker processes do the rest. Requests are made in the main process, so that is where shards are claimed, a few batches
+before their images are needed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from dlth.data.decode import BadImageError, decode
+from dlth.data.crashes import Crashed, decode_sample
+from dlth.data.decode import BadImageError
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.views import render
-from dlth.data.workers import Failure, Queue, make_loader, results
+from dlth.data.workers import Pool
 from dlth.tickets import ViewSpec
-from dlth.tickets.errors import DlthError, shown
 
 
 @dataclass(frozen=True)
@@ -43,33 +42,38 @@ class ShardBatch:
     problems: tuple[str, ...]
 
 
-class ShardRows(Dataset[ShardBatch | Failure]):
-    """Reads and decodes rows [start, stop) of a shard into the selector's view."""
+Rows = tuple[int, int, int]
+"""A shard's number, and the rows [start, stop) of it."""
 
-    def __init__(self, index: ShardIndex, view: ViewSpec) -> None:
-        self.index, self.view = index, view
 
-    def __getitem__(self, request: tuple[int, int, int]) -> ShardBatch | Failure:
-        try:
-            return self._read(*request)
-        except DlthError as error:
-            return Failure(error)
+@dataclass(frozen=True, eq=False)
+class ShardRows:
+    """Reads and decodes rows of a shard into the selector's view."""
 
-    def _read(self, shard: int, start: int, stop: int) -> ShardBatch:
+    index: ShardIndex
+    view: ViewSpec
+
+    def images(self, request: Rows) -> range:
+        """Ids of the images in these rows."""
+        shard, start, stop = request
         first = int(self.index.row_start[shard])
-        encoded = self.index.read_many(list(range(first + start, first + stop)))
+        return range(first + start, first + stop)
+
+    def __call__(self, request: Rows, crashed: Crashed) -> ShardBatch:
+        """The rows, with those that are in `crashed` as bad images."""
+        ids = self.images(request)
+        encoded = self.index.read_many(list(ids))
         images = torch.zeros(len(encoded), 3, self.view.height, self.view.width, dtype=torch.uint8)
         problems: list[str] = []
         good = np.ones(len(encoded), dtype=bool)
-        for row, data in enumerate(encoded):
-            where = f"shard {shown(self.index.shards[shard].name)}, key {shown(self.index.key(first + start + row))}"
+        for row, (sample_id, data) in enumerate(zip(ids, encoded, strict=True)):
             try:
-                images[row] = render(decode(data, where=where), self.view)
+                images[row] = render(decode_sample(self.index, sample_id, data, crashed), self.view)
             except BadImageError as error:
                 good[row] = False
                 problems.append(str(error))
         hashes = np.frombuffer(b"".join(map(content_hash, encoded)), dtype=np.uint8).reshape(-1, 16)
-        return ShardBatch(shard, start, images, hashes, good, tuple(problems))
+        return ShardBatch(*request[:2], images, hashes, good, tuple(problems))
 
 
 def read_shards(
@@ -80,12 +84,10 @@ def read_shards(
     Raises:
         DlthError: a shard that cannot be read, or a reading process that died
     """
-    queue = Queue()
-    queue.items = _requests(shards, index, batch_size)
-    yield from results(make_loader(ShardRows(index, view), queue, workers))
+    yield from Pool(ShardRows(index, view), workers).results(_requests(shards, index, batch_size))
 
 
-def _requests(shards: Iterable[int], index: ShardIndex, batch_size: int) -> Iterator[tuple[int, int, int]]:
+def _requests(shards: Iterable[int], index: ShardIndex, batch_size: int) -> Iterator[Rows]:
     for shard in shards:
         rows = index.shards[shard].rows
         for start in range(0, rows, batch_size):

@@ -15,15 +15,17 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from dlth.data.classes import class_names
-from dlth.data.decode import BadImageError, decode, image_size
+from dlth.data.crashes import Crashed, decode_sample
+from dlth.data.decode import BadImageError, image_size
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, join
 from dlth.data.patches import stored_rankings
 from dlth.data.split_info import CLASSES
 from dlth.data.views import render
+from dlth.data.workers import Pool
 from dlth.pipeline.gallery import Card, Gallery
-from dlth.tickets import TicketHeader, TicketStore, View, num_kept, project
+from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
 from dlth.tickets.errors import InputError, MismatchError, shown
 
 MAX_COMPARED = 20_000
@@ -177,22 +179,16 @@ def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[s
     store = joins[0].store
     rankings = [_rankings(index, each, ids, store.header) for each in joins]
     ranked = min(rows.shape[1] for rows in rankings)
-    for at, i in enumerate(ids.tolist()):
-        [encoded] = index.read_many([i])
-        key, label, (shard, row) = (
-            index.key(i),
-            int(index.label[i]),
-            divmod(int(joins[0].ticket_row[i]), store.max_rows),
-        )
-        try:
-            image = render(decode(encoded, where=f"key {shown(key)}"), store.header.view)
-        except BadImageError as error:
-            say(f"left out: {error}")
+    pictures = Pool(_Pictures(index, store.header.view), workers=1).results(ids.tolist())
+    for at, (i, (picture, digest)) in enumerate(zip(ids.tolist(), pictures, strict=True)):
+        if isinstance(picture, str):
+            say(f"left out: {picture}")
             continue
-        same = content_hash(encoded) == store.images(shard)[row].tobytes()
+        label, (shard, row) = int(index.label[i]), divmod(int(joins[0].ticket_row[i]), store.max_rows)
+        same = digest == store.images(shard)[row].tobytes()
         yield Card(
-            key=key,
-            image=_fitted(image).permute(1, 2, 0).numpy(),
+            key=index.key(i),
+            image=picture.permute(1, 2, 0).numpy(),
             ranking=rankings[0][at, :ranked],
             other=rankings[1][at, :ranked] if len(rankings) > 1 else None,
             label=label,
@@ -200,6 +196,27 @@ def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[s
             gap=float(store.gap(shard)[row]),
             note="" if same else "not the bytes the ticket was made from",
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Pictures:
+    """A worker's side: a sample in; out its picture uint8 [3, height, width] or what is wrong with it, and its hash."""
+
+    index: ShardIndex
+    view: ViewSpec
+
+    def images(self, sample: int) -> list[int]:
+        return [sample]
+
+    def __call__(self, sample: int, crashed: Crashed) -> tuple[torch.Tensor | str, bytes]:
+        encoded = self.index.read(sample)
+        try:
+            picture: torch.Tensor | str = _fitted(
+                render(decode_sample(self.index, sample, encoded, crashed), self.view)
+            )
+        except BadImageError as error:
+            picture = str(error)
+        return picture, content_hash(encoded)
 
 
 def _fitted(image: torch.Tensor) -> torch.Tensor:

@@ -215,7 +215,13 @@ class TrainConfig(Settings):
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
     torchcompile: str | None = setting(None, RUN, "Compile the student with this backend, e.g. inductor.")
     channels_last: bool = setting(False, RUN, "Keep images in channels-last memory.")
-    workers: int = setting(4, RUN, "Processes that read, decode and augment, per process of training.", ge=0, free=True)
+    workers: int = setting(
+        4,
+        RUN,
+        "Processes that read and augment, for each of training. With 0 a decoder's crash ends all.",
+        ge=0,
+        free=True,
+    )
     validation_batch_size: int | None = setting(None, RUN, "Images per forward of evaluation.", gt=0, free=True)
 
     val_interval: int = setting(

@@ -50,7 +50,9 @@ class EvalConfig(Settings):
     device: str = setting("auto", RUN, "cuda, cpu, cuda:1; auto takes a GPU where there is one.")
     amp: bool = setting(False, RUN, "Compute in --amp-dtype where it is safe.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
-    workers: int = setting(4, RUN, "Processes that read and decode.", ge=0)
+    workers: int = setting(
+        4, RUN, "Processes that read and decode. With 0 an image that crashes a decoder ends all.", ge=0
+    )
     seed: int | None = setting(None, RUN, f"Seed of the random tokens.{FROM_FILE} Otherwise {DEFAULT_SEED}.", ge=0)
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ import numpy as np
 from dlth.data.augment import Augmentation
 from dlth.data.batch import Batch
 from dlth.data.classes import check_head, check_labels, require_labels
+from dlth.data.crashes import crashing
 from dlth.data.identity import DataIdentity
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, check_compatible, join
@@ -226,7 +227,8 @@ class Inputs:
     def why_bad(self, ids: Sequence[int]) -> dict[str, str]:
         """Keys of corrupt training images, and what is wrong with each; those that other ranks met are read again."""
         others = [sample_id for sample_id in ids if sample_id not in self.met]
-        causes = self.met | Reader(self.index, bad_images="skip").read(np.array(others, dtype=np.int64))[1]
+        reader, crashed = Reader(self.index, bad_images="skip"), crashing(self.index, others)
+        causes = self.met | reader.read(np.array(others, dtype=np.int64), crashed)[1]
         return {self.index.key(number): causes.get(number, "another process could not read it") for number in ids}
 
     def trained_on(self, met: Sequence[int]) -> dict[str, Any]:
