@@ -20,9 +20,11 @@ from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, MismatchError
+from dlth.tickets.locks import LOCK, owned
 from dlth.training.config import TrainConfig
 from dlth.training.layers import checked, layered
 from dlth.training.loop import train
+from dlth.training.publish import write_text
 from dlth.training.reporter import Reporter
 from dlth.training.runlog import RESULT
 from dlth.training.toml_text import CONFIG, to_toml
@@ -51,7 +53,11 @@ class Demo:
         return Path(self.config.out)
 
     def run(self) -> Path:
-        """All steps in order; gives the report's path."""
+        """All steps in order; gives the report's path. Raises LockedError while another demo works in the folder."""
+        with owned(self.out):
+            return self._run()
+
+    def _run(self) -> Path:
         self._claim_folder()
         shards = self.out / "shards"
         self.say("\n# handwritten digits among clutter, as WebDataset shards")
@@ -75,15 +81,14 @@ class Demo:
         return lines + [as_command("train", self._train_values(name, arm=arm, seed=seed)) for name, arm, seed in runs]
 
     def _claim_folder(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
         record, text = self.out / "demo.toml", to_toml(self.config)
         if record.exists() and record.read_text() != text:
             raise MismatchError(
                 f"{self.out} holds a demo with other settings:\n{record.read_text()}\nTake another --out, or remove it."
             )
-        if not record.exists() and any(self.out.iterdir()):
+        if not record.exists() and any(path.name != LOCK for path in self.out.iterdir()):
             raise InputError(f"{self.out} is not empty and holds no demo: take another --out.")
-        record.write_text(text)
+        write_text(record, text)
 
     def _train_values(self, name: str, *, arm: str, seed: int) -> dict[str, Any]:
         shards, tickets = self.out / "shards", self.out / "tickets"

@@ -73,6 +73,14 @@ def checkpoints(arguments: argparse.Namespace, folder: Path) -> tuple[str, Count
     return f"{text}, {other:,} loaded under another digest, {same:,} with the same weights", told
 
 
+def run_folders(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = script("hostile/run_folders.py", "--count", arguments.run_folders)
+    outcomes = told.get("outcomes", {})
+    refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
+    text = f"{told.get('mutants', 0):,} spoilt folders of a killed run: {refused:,} refused"
+    return f"{text}, {outcomes.get('the same', 0):,} gone on with to the same numbers", told
+
+
 def bits(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = [script("hostile/bits.py", "--form", form, "--stride", arguments.stride) for form in ("full", "top", "mask")]
     flips, all_bits = (sum(part.get(name, 0) for part in told) for name in ("flips", "bits"))
@@ -155,6 +163,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
     for part in (
         mutants,
         checkpoints,
+        run_folders,
         bits,
         exploits,
         steps,
@@ -189,6 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--checkpoints", type=int, default=10_000)
+    parser.add_argument("--run-folders", type=int, default=1_000)
     parser.add_argument("--stride", type=int, default=1, help="flip every n-th bit only")
     parser.add_argument("--step-stride", type=int, default=1)
     parser.add_argument("--kills", type=int, default=1_000)

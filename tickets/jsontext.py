@@ -21,8 +21,11 @@ def canonical(value: Json) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def parse(raw: bytes, where: str) -> Json:
-    """The value of JSON text; raises SchemaError, naming `where`, for anything the standard or this format forbids."""
+def parse(raw: bytes, where: str, max_depth: int = MAX_DEPTH) -> Json:
+    """The value of JSON text; raises SchemaError, naming `where`, for anything the standard or this format forbids.
+
+    `max_depth`: how deep lists and objects may stand in each other.
+    """
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -31,7 +34,7 @@ def parse(raw: bytes, where: str) -> Json:
             parse_float=_finite,
             parse_int=_bounded,
         )
-        _check_depth(value, MAX_DEPTH)
+        _check_depth(value, max_depth)
         return value
     except RecursionError as error:
         raise SchemaError(f"{where}: JSON is nested too deeply") from error
@@ -47,7 +50,7 @@ def same(left: Json, right: Json) -> bool:
 def _check_depth(value: Json, left: int) -> None:
     if isinstance(value, dict | list):
         if left == 0:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+            raise ValueError("nested too deep")
         for item in value.values() if isinstance(value, dict) else value:
             _check_depth(item, left - 1)
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dlth.tickets.files import refuse_read_only
+from dlth.tickets.errors import DlthError, InputError, LockedError, shown
+from dlth.tickets.files import read_file, refuse_read_only, space_errors
 
 _held: set[int] = set()
 
@@ -43,6 +44,67 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
         if handle in _held:
             _held.discard(handle)
             os.close(handle)
+
+
+LOCK = ".lock"
+"""Name of the lock file in a folder that has an owner."""
+
+
+@contextmanager
+def owned(folder: Path, name: str = "") -> Iterator[None]:
+    """Own a folder of results, or the file `name` in it, for the block; the folder is made if need be.
+
+    If nothing is written, none is left behind. The lock file holds the owner's process number while the block runs, and
+    is gone afterwards.
+
+    Raises:
+        LockedError: another process owns it
+        InputError: the folder cannot be made, or nothing may be written there
+        SpaceError: the disk is full
+    """
+    lock = folder / (f".{name}{LOCK}" if name else LOCK)
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    try:
+        _make(folder)
+        with locked(lock) as mine:
+            if not mine:
+                raise LockedError(
+                    f"{shown(folder / name)} belongs to another process{_owner(lock)} that writes its results there:"
+                    " wait for it, or take another --out"
+                )
+            with space_errors(folder, len(str(os.getpid()))):
+                lock.write_text(str(os.getpid()))
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # up to the first that holds something
+            for path in filter(os.path.isdir, made):
+                path.rmdir()
+
+
+def _make(folder: Path) -> None:
+    try:
+        with space_errors(folder, 0):
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.samefile("/"):
+                raise InputError(f"{shown(folder)} cannot be a folder of results: it is the root of all. Take another")
+    except (OSError, ValueError) as error:
+        if isinstance(error, DlthError):
+            raise
+        raise InputError(
+            f"{shown(folder)} cannot be a folder of results: {shown(error)}. Take another --out"
+        ) from error
+
+
+def _owner(lock: Path) -> str:
+    """The process that the lock file names, in words; empty where it names none."""
+    try:
+        number = read_file(lock, 20, LOCK).decode("ascii", "replace")
+    except DlthError:
+        return ""
+    return f" (number {number} on its machine)" if number.isdecimal() else ""
 
 
 def _acquire(path: Path, wait: bool) -> int | None:

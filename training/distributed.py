@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from dlth.tickets.errors import InputError
+from dlth.tickets.errors import DlthError, InputError, MismatchError
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,21 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that ends on all ranks alike: what one of them refuses in it, none goes on after.
+
+        Raises:
+            DlthError: this rank's own, or on the others MismatchError, which says that there was one
+        """
+        problem: DlthError | None = None
+        try:
+            yield
+        except DlthError as error:
+            problem = error
+        if self.any(problem is not None):
+            raise problem or MismatchError("another rank of this run was refused; its own message says why")
 
     def wait(self) -> None:
         """Return once every rank has come here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dlth.data.index import open_index
 from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.locks import owned
 from dlth.training.distributed import World, joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
 from dlth.training.evalset import EvalSet, Frame, Note, join_val, tickets_crop, tokens_kept
@@ -29,10 +31,14 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
     `note` is told, on the leading rank, how images and tickets met.
 
     Raises:
+        LockedError: another process writes the results of `config.out`
         DlthError: weights, model, images and tickets do not fit together
     """
     _check_out(config.out)
-    with joined(config.device) as world:
+    with joined(config.device) as world, ExitStack() as stack:
+        with world.together():
+            if config.out is not None and world.leads:
+                stack.enter_context(owned(Path(config.out).parent, Path(config.out).name))
         weights = WeightsFile.find(config.checkpoint, config.use_ema)
         note = note if world.leads else lambda text: None
         result = _evaluate(config, weights, world, note)

@@ -13,22 +13,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.locks import owned
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
 from dlth.training.measure import EvalResult
 from dlth.training.metrics import Totals, device_name, peak_memory
-from dlth.training.outcome import DivergedError, RunResult, check_resumable, diverged, read_result
+from dlth.training.outcome import DivergedError, RunResult, diverged, read_result
+from dlth.training.progress import Progress
+from dlth.training.publish import write_text
 from dlth.training.reporter import Reporter
-from dlth.training.runlog import RESULT, RunLog, write_result
+from dlth.training.resume import LOG, mark_of, take_over
+from dlth.training.runlog import METRICS, RESULT, Mark, RunLog, write_result
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
 from dlth.training.step import StepResult
@@ -55,34 +60,13 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult
 def planned(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[str, Any]:
     """Open, check and build everything that a run needs, and give back its plan; nothing is trained or written.
 
+    What it would refuse is refused: also a folder that cannot be its own, or a checkpoint to go on from.
+
     Raises:
         DlthError: as `train`
     """
     with joined(config.device) as world:
-        return prepare(config, world, reporter or Reporter()).facts()
-
-
-@dataclass
-class Progress:
-    """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no finite gradient.
-
-    `bad_images`: ids of the corrupt training images that any rank has met, also before a resume.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    bad_steps: int = 0
-    best: dict[str, Any] = field(default_factory=dict)
-    bad_images: list[int] = field(default_factory=list)
-    in_epoch: Totals = field(default_factory=Totals)
-    in_run: Totals = field(default_factory=Totals)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        """The progress that `asdict` took apart."""
-        totals = {name: Totals(**values[name]) for name in ("in_epoch", "in_run")}
-        return cls(**{**values, **totals})
+        return Training(config, world, reporter or Reporter()).plan()
 
 
 class Training:
@@ -94,17 +78,41 @@ class Training:
         self.parts: Parts = prepare(config, world, reporter)
         self.progress = Progress()
         self.log: RunLog | None = None
+        self.log_mark: Mark | None = None
         self.evaluation: dict[str, dict[str, dict[str, Any]]] = {}
         self.train_loss: float | None = None
 
     def run(self, stop: StopRequest) -> RunResult:
-        """Train to the end, or until a signal asks to stop."""
-        self._resume()
+        """Train to the end, or until a signal asks to stop, as the one owner of the run's folder.
+
+        Raises:
+            LockedError: another run owns it
+        """
+        with self._owned():
+            self._resume()
+            return self._run(stop)
+
+    def plan(self) -> dict[str, Any]:
+        """What the run would do, as a person would read it. Raises what it would raise before its first step."""
+        with self._owned():
+            self._resume()
+            return self.parts.facts() | {"starts at step": self.progress.step}
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            with self.world.together():
+                if self.world.leads:
+                    stack.enter_context(owned(self.out))
+            yield
+
+    def _run(self, stop: StopRequest) -> RunResult:
         if (finished := self._finished()) is not None:
             self.reporter.note(f"{self.out} holds this run, finished already: its result is given back as it is")
             return finished
         self.reporter.started(self.parts.facts() | {"starts at step": self.progress.step})
-        self._open_log()
+        with self.world.together():
+            self._open_log()
         try:
             while self.progress.epoch < self.config.epochs:
                 whole = self._train_epoch(stop)
@@ -266,6 +274,7 @@ class Training:
             "progress": asdict(self.progress),
             "optimizer": optimizer,
             "scaler": parts.stepper.scaler.state_dict(),
+            LOG: self.log.mark()._asdict() if self.log is not None else {},
         }
         step, keep = self.progress.step, self.config.checkpoint_hist
         checkpoint.save(self.out / CHECKPOINTS, step, tensors, state, keep, self._note())
@@ -276,15 +285,11 @@ class Training:
         if path is None:
             return
         saved = checkpoint.load(path)
-        for note in check_resumable(saved, ours):
+        self.progress, notes = take_over(saved, ours, self.parts)
+        if self.out / CHECKPOINTS == path.parent:  # the log of another folder's run is not here
+            self.log_mark = mark_of(saved)
+        for note in notes:
             self.reporter.note(note)
-        parts = self.parts
-        parts.vit.load_state_dict(saved.parts["model"])
-        if parts.ema is not None:
-            parts.ema.module.load_state_dict(saved.parts["ema"])
-        parts.optimizer.load_state_dict(checkpoint.put_together(saved.state["optimizer"], saved.parts["optimizer"]))
-        parts.stepper.scaler.load_state_dict(saved.state["scaler"])
-        self.progress = Progress.from_json(saved.state["progress"])
         self.reporter.note(f"resumed at step {self.progress.step}, epoch {self.progress.epoch}, from {path}")
 
     def _finished(self) -> RunResult | None:
@@ -301,8 +306,10 @@ class Training:
     def _open_log(self) -> None:
         if self.world.leads:
             about = {name: self.parts.about_tickets()[name] for name in ("tickets_are", "val_tickets_are")}
-            self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard, about)
-            checkpoint.write_text(self.out / CONFIG, to_toml(self.config))
+            if self.log_mark is not None and self.log_mark.lines and not (self.out / METRICS).exists():
+                self.reporter.note(f"{self.out / METRICS} is not there: the log begins at step {self.progress.step}")
+            self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard, about, self.log_mark)
+            write_text(self.out / CONFIG, to_toml(self.config))
 
     def _note(self) -> dict[str, Any]:
         return self.parts.identity().to_json() | {"epoch": self.progress.epoch, "step": self.progress.step}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dlth.data.batch import EvalBatch
 from dlth.tickets.errors import shown
 from dlth.training.distributed import World
+from dlth.training.publish import published
 from dlth.training.step import Pixels, Precision, Rank
 from dlth.training.ticket_vit import TicketViT
 
@@ -114,16 +115,15 @@ class EvalResult:
         """Write the per-image results: keys, labels, and {kind}_top1, {kind}_top5, {kind}_loss, {kind}_seen.
 
         `without_ticket` says which were measured under "ticket" although they have none, where there are any.
+        Raises SpaceError and InputError, as `published`.
         """
         columns: dict[str, NDArray[np.generic]] = {"keys": np.array(self.keys), "labels": self.labels}
         if self.stand_ins is not None:
             columns["without_ticket"] = self.stand_ins
         for kind, result in self.results.items():
             columns |= {f"{kind}_{name}": values for name, values in vars(result).items()}
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
+        with published(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **columns)
-        partial.rename(path)
 
 
 def measure(

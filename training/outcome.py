@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from dlth.tickets.errors import DlthError, MismatchError, shown
-from dlth.training.checkpoint import Checkpoint, write_text
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from dlth.tickets.errors import DamageError, DlthError, LimitError, MismatchError, MissingFileError, shown
+from dlth.training.checkpoint import Checkpoint
+from dlth.training.publish import write_text
+from dlth.training.seal import read_sealed
 from dlth.training.signals import EXIT_RESUMABLE
 
 PACKAGES = ("dlth", "torch", "torchvision", "timm", "numpy", "zarr")
@@ -40,6 +44,8 @@ class RunResult:
     whole_images: how often an image was trained on all patches as it, or the one it mixed with, had no ticket
     throughput: images and tokens per second over all ranks, seconds in data and in compute, over the whole run
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     status: Literal["finished", "stopped"]
     arm: str
@@ -84,11 +90,15 @@ class RunResult:
         return asdict(self)
 
 
+MAX_RESULT_BYTES = 16 << 20
+_CHECK: TypeAdapter[RunResult] = TypeAdapter(RunResult)
+
+
 def read_result(path: Path) -> RunResult | None:
-    """The result that a result.json holds; None if there is none, or one that this version cannot read."""
+    """The result that a result.json holds; None if there is none, or one that cannot be read or is damaged."""
     try:
-        return RunResult(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        return _CHECK.validate_json(json.dumps(read_sealed(path, MAX_RESULT_BYTES)[0]))
+    except (MissingFileError, DamageError, LimitError, ValidationError):
         return None
 
 

@@ -8,66 +8,106 @@
     tensorboard/    only when asked for
 
 metrics.jsonl is the source; the others can be made from it. On resume, what lies after the checkpoint is cut off, so an
-interrupted run leaves the same lines as an unbroken one, times apart. Only the leading rank has a log.
+interrupted run leaves the same lines as an unbroken one, times apart; a checkpoint holds the digest of the lines before
+it, so that a number which changed since is told. Lines are read and copied one at a time, and those of whole epochs
+alone stay in memory: a log of every step of a long run has gigabytes. Only the leading rank has a log.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dlth.tickets.errors import DamageError, InputError
-from dlth.training.checkpoint import write_text
+from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeError, shown
+from dlth.tickets.jsontext import parse
+from dlth.training.publish import published, write_errors, write_text
+from dlth.training.seal import sealed
 
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"
+_MAX_LINE = 1 << 20
+
+
+class Mark(NamedTuple):
+    """How far a log went when a checkpoint was written: its lines, and sha256 of their bytes."""
+
+    lines: int
+    sha256: str
 
 
 class RunLog:
     """The log of one run in `folder`; `after` is the step that a resumed run goes on from, 0 for a new one.
 
-    `about` says whose tickets the run's numbers are of: columns of the summary, the title of the curves. Raises
-    InputError when TensorBoard is asked for and not installed.
+    `about` says whose tickets the run's numbers are of: columns of the summary, the title of the curves. `mark` is what
+    the checkpoint says of the lines before it, None where it says nothing.
+
+    Raises:
+        InputError: TensorBoard is asked for and not installed, or nothing can be written
+        DamageError: a log that is none, or not what the run wrote before the checkpoint
+        SpaceError: the disk is full
     """
 
     def __init__(
-        self, folder: Path, after: int = 0, tensorboard: bool = False, about: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        after: int = 0,
+        tensorboard: bool = False,
+        about: Mapping[str, str] | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self.folder, self.about = folder, dict(about or {})
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULT).unlink(missing_ok=True)
-        self._records = [record for record in _read_records(folder / METRICS) if _is_before(record, after)]
-        write_text(folder / METRICS, "".join(_line(record) for record in self._records))
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self.epochs: list[dict[str, Any]] = []
+        self._lines, self._digest = 0, hashlib.sha256()
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with published(folder / METRICS) as partial, partial.open("wb") as file:
+            for line in _kept(folder / METRICS, after, mark):
+                file.write(line)
+                self._count(line, _record(line, folder / METRICS))
+        with write_errors(folder / RESULT):
+            (folder / RESULT).unlink(missing_ok=True)
+        self._file = (folder / METRICS).open("ab")
         self._board = _open_board(folder / TENSORBOARD, after) if tensorboard else None
 
     def close(self) -> None:
         """Close the files; nothing can be added afterwards."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with write_errors(self.folder / METRICS):
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+    def mark(self) -> Mark:
+        """How far the log goes; it is on the disk for good before a checkpoint says so."""
+        with write_errors(self.folder / METRICS):
+            os.fsync(self._file.fileno())
+        return Mark(self._lines, self._digest.hexdigest())
 
     def add(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
         """Append a record and give it back; numbers go to TensorBoard as well."""
         record = {"kind": kind, "step": step, **strict(values)}
-        self._records.append(record)
-        self._file.write(_line(record))
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float) and name != "epoch":
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        with write_errors(self.folder / METRICS):
+            self._file.write(line)
+            self._file.flush()
+            if self._board is not None:
+                for name, value in values.items():
+                    if isinstance(value, int | float) and name != "epoch":
+                        self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._count(line, record)
         return record
 
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        """The records of whole epochs, one each, in order."""
-        return [record for record in self._records if record["kind"] == "epoch"]
+    def _count(self, line: bytes, record: dict[str, Any]) -> None:
+        self._lines += 1
+        self._digest.update(line)
+        if record["kind"] == "epoch":
+            self.epochs.append(record)
 
     def write_summary(self) -> None:
         """Write summary.csv and curves.png anew from the epochs so far."""
@@ -83,7 +123,7 @@ class RunLog:
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, the mark of a finished run."""
-    write_text(folder / RESULT, json.dumps(strict(result), indent=2, allow_nan=False) + "\n")
+    write_text(folder / RESULT, json.dumps(sealed(strict(result)), indent=2, allow_nan=False) + "\n")
 
 
 def strict(value: Any) -> Any:
@@ -119,33 +159,73 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]
     title = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in about.items() if text)
     if title:
         figure.suptitle(title, fontsize="small", parse_math=False)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.rename(path)
+    with published(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row if row[name] is not None))
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+def _kept(path: Path, after: int, mark: Mark | None) -> Iterator[bytes]:
+    """The lines of an earlier start that a run goes on from at step `after`.
+
+    With a mark they are its first lines, else those whose step says so; a last line that a kill cut off is dropped. A
+    log that is not there is begun anew.
+
+    Raises:
+        DamageError: what the mark stands for is not there
+    """
+    digest, count = hashlib.sha256(), 0
+    for line in _lines(path):
+        if mark is None:
+            if _is_before(_record(line, path), after):
+                yield line
+            continue
+        if count == mark.lines:
+            break
+        digest.update(line)
+        count += 1
+        yield line
+    if mark is not None and os.path.lexists(path) and mark != (count, digest.hexdigest()):
+        raise DamageError(
+            f"{shown(path)} is not what the run wrote before its checkpoint: put it back, or remove it, and the log"
+            " begins at the checkpoint",
+            file=path.name,
+        )
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Whole lines of a log, none where there is none. Raises DamageError and UnsafeError for what is no log."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file():
+        raise UnsafeError(f"{shown(path)} is not a regular file")
+    with path.open("rb") as file:
+        while (line := file.readline(_MAX_LINE)).endswith(b"\n"):
+            yield line
+        if len(line) == _MAX_LINE:
+            raise DamageError(f"{shown(path)} is no list of JSON lines: one has no end", file=path.name)
+
+
+def _record(line: bytes, path: Path) -> dict[str, Any]:
+    """The record of a line. Raises DamageError where it is none."""
+    try:
+        record = parse(line, shown(path))
+    except SchemaError as error:
+        raise DamageError(f"{shown(path)} is no list of JSON lines: {error}", file=path.name) from error
+    flat = isinstance(record, dict) and not any(isinstance(value, dict | list) for value in record.values())
+    if not flat or type(record.get("step")) is not int or record.get("kind") not in ("train", "epoch"):
+        raise DamageError(f"{shown(path)} holds a line that is no record: {shown(line)}", file=path.name)
+    numbers = all(value is None or isinstance(value, int | float) for name, value in record.items() if name != "kind")
+    if record["kind"] == "epoch" and not (numbers and {"epoch", "lr"} <= record.keys()):
+        raise DamageError(f"{shown(path)} holds an epoch that is none: {shown(line)}", file=path.name)
+    return record
 
 
 def _is_before(record: Mapping[str, Any], step: int) -> bool:
     """Whether a record was written before the checkpoint of `step`: what is measured there is measured again."""
     return bool(record["step"] < step or (record["step"] == step and record["kind"] == "train"))
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of an earlier start; a last line that a kill cut off is dropped."""
-    if not path.is_file():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    try:
-        return [json.loads(line) for line in whole]
-    except ValueError as error:
-        raise DamageError(f"{path} is no list of JSON lines: {error}", file=str(path)) from error
 
 
 def _open_board(folder: Path, after: int) -> Any:

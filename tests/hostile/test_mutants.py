@@ -62,3 +62,16 @@ def test_mutants_of_checkpoints() -> None:
     code, total = run("checkpoints.py", "--count", "60", "--weaken")
     assert code == 1
     assert "the digest does not tell what was loaded" in total["findings"][0]
+
+
+def test_mutants_of_run_folders() -> None:
+    """Of 24 spoilt folders of a killed run each is refused or goes on to the same numbers; without digests not all do.
+
+    A third of them hold a state.json that was changed and digested anew.
+    """
+    code, total = run("run_folders.py", "--count", "24")
+    assert (code, total["findings"]) == (0, [])
+    assert total["outcomes"]["refused E_DAMAGE"] > 8
+    code, total = run("run_folders.py", "--first", "14", "--count", "1", "--weaken")
+    assert code == 1
+    assert "model.safetensors, bit 8091: another run" in total["findings"][0]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 
-from dlth.tickets.errors import DamageError, InputError, MissingFileError
+from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError
 from dlth.training import checkpoint
+from dlth.training.seal import sealed
 
 PARTS = {"model": {"weight": torch.arange(6.0).reshape(2, 3).T}, "optimizer": {"count": torch.tensor(3)}}
 
@@ -102,7 +103,11 @@ def test_damage_and_strangers_are_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(state | {"version": 9}))
-    with pytest.raises(InputError, match=r"\('dlth-checkpoint', 9\); this dlth reads dlth-checkpoint version 1"):
+    with pytest.raises(DamageError, match="its content is not what its sha256 was made of"):
+        checkpoint.load(path)
+    newer = {name: value for name, value in state.items() if name != "sha256"} | {"version": 9}
+    (path / "state.json").write_text(json.dumps(sealed(newer)))
+    with pytest.raises(InputError, match=r"\('dlth-checkpoint', 9\); this dlth reads dlth-checkpoint versions 1 to 2"):
         checkpoint.load(path)
     (path / "state.json").write_text(json.dumps(state))
     content = bytearray((path / "model.safetensors").read_bytes())
@@ -116,3 +121,34 @@ def test_damage_and_strangers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("../elsewhere\n")
     with pytest.raises(DamageError, match="which is no checkpoint"):
         checkpoint.newest(tmp_path)
+
+
+def test_a_flipped_bit_of_the_state_is_damage_or_nothing(tmp_path: Path) -> None:
+    """Every eleventh bit of state.json and of latest: refused, or read as the same content; never as another."""
+    path = checkpoint.save(tmp_path, 1, PARTS, {"progress": {"epoch": 0, "step": 1, "share": 0.25}}, keep=1)
+    written = checkpoint.load(path).state
+    for file in (path / "state.json", tmp_path / "latest"):
+        sound, refused = file.read_bytes(), 0
+        for bit in range(0, 8 * len(sound), 11):
+            file.write_bytes(sound[: bit // 8] + bytes([sound[bit // 8] ^ 1 << bit % 8]) + sound[bit // 8 + 1 :])
+            try:
+                newest = checkpoint.newest(tmp_path)
+                assert newest is not None
+                assert checkpoint.load(newest).state == written
+            except DlthError:
+                refused += 1
+        assert refused > len(sound) // 2
+        file.write_bytes(sound)
+
+
+def test_a_checkpoint_of_version_1_is_read(tmp_path: Path) -> None:
+    """Without a digest of its own, with digests in place of sizes and digests, and a bare name in latest."""
+    path = checkpoint.save(tmp_path, 1, PARTS, {"step": 1}, keep=1)
+    head = json.loads((path / "state.json").read_text())
+    files = {part: entry["sha256"] for part, entry in head["files"].items()}
+    old = {"format": head["format"], "version": 1, "files": files, "state": head["state"]}
+    (path / "state.json").write_text(json.dumps(old))
+    (tmp_path / "latest").write_text(f"{path.name}\n")
+    newest = checkpoint.newest(tmp_path)
+    assert newest == path
+    assert checkpoint.load(newest).state == {"step": 1}

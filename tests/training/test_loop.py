@@ -25,6 +25,7 @@ from dlth.training.layers import layered
 from dlth.training.loop import planned, train
 from dlth.training.outcome import DivergedError, RunResult
 from dlth.training.reporter import Reporter
+from dlth.training.seal import read_sealed
 from dlth.training.setup import recipe_fact
 from dlth.training.toml_text import to_toml
 
@@ -95,7 +96,8 @@ def test_a_run_leaves_weights_that_timm_loads_and_every_record(make_run: MakeRun
     ema = timm.create_model(config.model, img_size=32, num_classes=4, **config.model_kwargs)
     ema.load_state_dict(load_file(out / "model_ema.safetensors"))
     assert (result.status, result.exit_code, result.steps, result.epochs) == ("finished", 0, 6, 2)
-    written = json.loads((out / "result.json").read_text())
+    written, is_sealed = read_sealed(out / "result.json", 1 << 20)
+    assert is_sealed
     assert written == json.loads(json.dumps(result.to_json()))
     assert (written["arm"], written["mode"], written["k"], written["num_patches"]) == ("ticket", "projected", 8, 16)
     assert len(written["tickets"]) == len(written["val_tickets"]) == 64

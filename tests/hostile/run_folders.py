@@ -1,0 +1,217 @@
+"""Seeded damage to the folder of a run that was killed: resuming is refused, or goes on exactly as from the sound one.
+
+    python run_folders.py [--count 60] [--first 0] [--weaken]
+
+Mutant n is a function of n: a file of the folder, and a way to spoil it (gone, empty, cut, a bit flipped, a folder, a
+link, a FIFO, endless, of a terabyte, JSON that is deep or holds what no checkpoint holds). A third of them change a
+field of state.json and make its digest anew, as someone would who knows how. With `--weaken` digests are not looked at,
+and findings must come. Prints one JSON object; exit code 1 with findings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlth.tickets.errors import DlthError
+from dlth.training import checkpoint, seal
+from dlth.training.config import TrainConfig
+from dlth.training.distributed import World
+from dlth.training.layers import layered
+from dlth.training.loop import Training, train
+from dlth.training.reporter import Reporter
+from dlth.training.signals import StopRequest
+
+ALONE = World(0, 1, torch.device("cpu"))
+STEP = "checkpoints/step-00000005"
+FILES = (f"{STEP}/state.json", f"{STEP}/model.safetensors", f"{STEP}/optimizer.safetensors", f"{STEP}/ema.safetensors")
+FILES = (*FILES, "checkpoints/latest", "metrics.jsonl", "config.toml", "result.json")
+VALUES = (None, True, -1, 7, 10**18, 0.5, "x", "..", [], {}, [[1]], {"tensor": "x"})
+
+
+class KilledError(Exception):
+    """Stands for kill -9 between two steps."""
+
+
+class KilledAt(Reporter):
+    """Ends the run in the middle of its step 6: the newest checkpoint is of step 5, the log goes on after it."""
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        if record["step"] == 6:
+            raise KilledError
+
+
+class Hang(BaseException):
+    """Twenty seconds are over."""
+
+
+def killed_run(folder: Path) -> TrainConfig:
+    """A run of three epochs of three steps on five images, killed in its sixth step; settings that resume it."""
+    make = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
+    (folder / "data").mkdir()
+    members = []
+    for number in range(5):
+        members += [(f"n{number}.jpg", make["encode"](make["picture"](number))), (f"n{number}.cls", b"1")]
+    make["write_tar"](folder / "data" / "train-000000.tar", members)
+    settings = {
+        "data": str(folder / "data"),
+        "val": str(folder / "data"),
+        "out": str(folder / "run"),
+        "arm": "dense",
+        "model": "vit_tiny_patch16_224",
+        "model_kwargs": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        "img_size": 16,
+        "epochs": 3,
+        "warmup_epochs": 0,
+        "batch_size": 2,
+        "model_ema": True,
+        "checkpoint_steps": 1,
+        "log_interval": 1,
+        "workers": 0,
+        "device": "cpu",
+    }
+    try:
+        train(layered(settings), reporter=KilledAt())
+    except KilledError:
+        (folder / "run" / "result.json").write_text("{}")
+    return layered(settings | {"resume": "auto"})
+
+
+def resumed(config: TrainConfig) -> dict[str, Any]:
+    """What a resumed run is after one more step: weights, place, and every number of its log, times apart."""
+    result = Training(config, ALONE, Reporter()).run(StopRequest(requested=True)).to_json()
+    text = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    timed = ("seconds", "per_second", "peak_memory")
+    log = [{name: value for name, value in json.loads(line).items() if not any(word in name for word in timed)}
+           for line in text]  # fmt: skip
+    return {name: result[name] for name in ("weights_sha256", "steps", "epochs", "best", "status")} | {"log": log}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all values in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield (*path, name)
+        yield from places(item, (*path, name))
+
+
+def forged(path: Path, rng: random.Random) -> str:
+    """A field of state.json becomes another value, and the digest that of the new content."""
+    head = json.loads(path.read_text())
+    head.pop(seal.SEAL)
+    state = head["state"]
+    part = rng.choice(("head", "progress", "progress", "progress", "optimizer", "scaler", "log", "must_agree"))
+    within = head if part == "head" else {part: state[part]}
+    if part == "head":
+        within = {name: head[name] for name in ("files", "format", "version", "state")}
+        options = [("files",), ("state",), ("version",), ("format",), *places({"files": head["files"]})]
+    else:
+        options = list(places(within))
+    place = rng.choice(options)
+    inner = within
+    for name in place[:-1]:
+        inner = inner[name]
+    value = rng.choice((*VALUES, "gone"))
+    if value == "gone":
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    content = within if part == "head" else head | {"state": state | within}
+    path.write_text(json.dumps(seal.sealed(content)))
+    return f"{'.'.join(map(str, place))} = {value!r}"
+
+
+def spoilt(path: Path, rng: random.Random) -> str:
+    """One of the ways to spoil a file, in words."""
+    raw = path.read_bytes()
+    ways: dict[str, Callable[[], Any]] = {
+        "gone": lambda: None,
+        "empty": lambda: path.write_bytes(b""),
+        "cut": lambda: path.write_bytes(raw[: rng.randrange(len(raw))]),
+        "a folder": path.mkdir,
+        "a FIFO": lambda: os.mkfifo(path),
+        "a link to nothing": lambda: path.symlink_to("nothing"),
+        "endless": lambda: path.symlink_to("/dev/zero"),
+        "of a terabyte": lambda: os.truncate(path, path.write_bytes(raw) and 1 << 40),
+        "deep": lambda: path.write_bytes(b"[" * 200_000),
+        "NaN": lambda: path.write_bytes(raw.replace(b"1", b"NaN", 3)),
+        "noise": lambda: path.write_bytes(rng.randbytes(300)),
+    }
+    way = rng.choice((*ways, *["bit"] * 6))
+    path.unlink()
+    if way == "bit":
+        place = rng.randrange(len(raw))
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << rng.randrange(8)]) + raw[place + 1 :])
+        return f"bit {place}"
+    ways[way]()
+    return way
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--weaken", action="store_true")
+    arguments = parser.parse_args()
+
+    def ring(*_: object) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, ring)
+    torch.set_num_threads(1)
+    outcomes: Counter[str] = Counter()
+    findings = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = killed_run(folder)
+        shutil.copytree(folder / "run", folder / "sound")
+        expected = resumed(config)
+        if arguments.weaken:
+            seal._digest = lambda content: ""
+            checkpoint._entry = lambda path: {"bytes": path.stat().st_size, "sha256": ""}
+            head = json.loads((folder / "sound" / FILES[0]).read_text())
+            for entry in (head, *head["files"].values()):
+                entry["sha256"] = ""
+            (folder / "sound" / FILES[0]).write_text(json.dumps(head, indent=1))
+        for number in range(arguments.first, arguments.first + arguments.count):
+            rng = random.Random(number)
+            shutil.rmtree(folder / "run")
+            shutil.copytree(folder / "sound", folder / "run")
+            file = FILES[0] if number % 3 == 0 else rng.choice(FILES)
+            what = (forged if number % 3 == 0 else spoilt)(folder / "run" / file, rng)
+            signal.alarm(20)
+            try:
+                found = resumed(config)
+                if what == "gone" and file == "metrics.jsonl":  # said, and the log begins at the checkpoint
+                    found["log"] = expected["log"][: -len(found["log"])] + found["log"]
+                outcome = "the same" if found == expected else "another run"
+            except DlthError as error:
+                outcome = f"refused {error.code}"
+            except Hang:
+                outcome = "hung"
+            except Exception as error:
+                outcome = f"{type(error).__name__}: {str(error)[:200]}"
+            signal.alarm(0)
+            if outcome == "the same" or outcome.startswith("refused"):
+                outcomes[outcome] += 1
+            else:
+                findings.append(f"{number}: {file}, {what}: {outcome}")
+    print(json.dumps({"mutants": arguments.count, "outcomes": outcomes, "findings": findings}))
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Taking a checkpoint over into a run that is built: everything is held against the run first, then loaded.
+
+Shapes and types of an optimizer's state are asked of the optimizer itself: it takes one step on zero gradients, on
+weights that the checkpoint's replace right after. Rejected: a table of what each of timm's optimizers keeps, and
+loading as it comes, after which a wrong shape fails in the middle of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dlth.tickets.errors import DamageError, shown
+from dlth.training.checkpoint import Checkpoint, put_together
+from dlth.training.outcome import LOOSE, STRICT, check_resumable
+from dlth.training.progress import Progress
+from dlth.training.runlog import Mark
+from dlth.training.setup import Parts
+from dlth.training.weights import check_fits
+
+LOG = "log"
+"""In a checkpoint's state: lines and digest of the run's log up to there; version 1 has none."""
+_FIELDS = (STRICT, LOOSE, "progress", "optimizer", "scaler")
+
+
+def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: Parts) -> tuple[Progress, list[str]]:
+    """Load a checkpoint into a run's parts; gives back where it was, and what changed without doing harm.
+
+    Args:
+        saved: the checkpoint
+        ours: `facts_to_resume` of the run
+        parts: the run's; nothing of them but the optimizer's state changes before all is checked
+    Raises:
+        MismatchError: the checkpoint is of another run
+        DamageError: it holds what no checkpoint of this run could
+    """
+    state, inputs = saved.state, parts.inputs
+    wrong = [name for name in (*_FIELDS, LOG) if not isinstance(state.get(name, {} if name == LOG else None), dict)]
+    if wrong or set(saved.parts) != {"model", "optimizer"} | ({"ema"} if parts.ema is not None else set()):
+        there = f"{', '.join(saved.parts)}; in its state {', '.join(wrong) or 'nothing'} cannot be read"
+        raise DamageError(f"{saved.path} is no checkpoint of this run: it holds {shown(there)}")
+    notes = check_resumable(saved, ours)
+    progress = Progress.from_json(
+        state["progress"], parts.config.epochs, inputs.steps_per_epoch, inputs.index.num_samples
+    )
+    modules = {"model": parts.vit} | ({"ema": parts.ema.module} if parts.ema is not None else {})
+    for name, module in modules.items():
+        _same_kind(check_fits(module, saved.parts[name], name), module.state_dict(), f"{saved.path}: {name}")
+    optimizer = put_together(state["optimizer"], saved.parts["optimizer"])
+    _check_optimizer(optimizer, parts.optimizer, f"{saved.path}: optimizer")
+    _same_kind(state["scaler"], parts.stepper.scaler.state_dict(), f"{saved.path}: scaler")
+    for name, module in modules.items():
+        module.load_state_dict(saved.parts[name])
+    parts.optimizer.load_state_dict(optimizer)
+    parts.stepper.scaler.load_state_dict(state["scaler"])
+    return progress, notes
+
+
+def mark_of(saved: Checkpoint) -> Mark | None:
+    """What a checkpoint says of the log before it; None if it says nothing. Raises DamageError for what is no mark."""
+    said = saved.state.get(LOG) or None
+    if said is None:
+        return None
+    if {name: type(value) for name, value in said.items()} != {"lines": int, "sha256": str}:
+        raise DamageError(f"{saved.path}: what it says of the log cannot be read")
+    return Mark(**said)
+
+
+def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Hold an optimizer's state against what this one has after a step: groups alike, and each weight's state.
+
+    A weight may lack a state (it never had a gradient), and have more in it than after one step.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    optimizer.zero_grad()
+    wanted = optimizer.state_dict()
+    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+        raise DamageError(f"{where} is no state of an optimizer")
+    _same_kind(found.get("param_groups"), wanted["param_groups"], f"{where}, groups")
+    for number, state in found["state"].items():
+        if number not in wanted["state"] or not isinstance(state, dict):
+            raise DamageError(f"{where} has a state of weight {shown(number)}, which the run has not")
+        _same_kind({name: state.get(name) for name in wanted["state"][number]}, wanted["state"][number], where)
+
+
+def _same_kind(found: Any, wanted: Any, where: str) -> None:
+    """Raises DamageError unless both have the same names, lengths and types, and tensors the same shapes and dtypes."""
+    if _kind(found) != _kind(wanted):
+        raise DamageError(f"{where} is not of the shapes and types that this run has")
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {name: _kind(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_kind(item) for item in value]
+    return "number" if isinstance(value, int | float) else type(value)
