@@ -13,6 +13,8 @@ Rejected: fsspec's ``filecache`` (no bound, no check of the length, whole files 
 import fcntl
 import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,8 +27,29 @@ from dlth.tickets.files import space_errors
 
 
 def cache_root(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The folder asked for, else ``$DLTH_CACHE``, else ``~/.cache/dlth``."""
-    return Path(folder or os.environ.get("DLTH_CACHE") or Path.home() / ".cache" / "dlth")
+    """The folder asked for, else ``$DLTH_CACHE``, else ``~/.cache/dlth``; without a home, one in the temporary folder.
+
+    Raises InputError where that temporary folder is another user's.
+    """
+    if given := folder or os.environ.get("DLTH_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "dlth"
+    except RuntimeError:  # a container's user, with no $HOME and no entry in passwd
+        return _temporary_root()
+
+
+def _temporary_root() -> Path:
+    """A folder of this user alone: in a shared one, others could plant indexes and shards."""
+    root = Path(tempfile.gettempdir()) / f"dlth-cache-{os.getuid()}"
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise InputError(
+            f"this user has no home folder, and {shown(root)} is not this user's alone: set DLTH_CACHE to a folder"
+        )
+    return root
 
 
 def cache_limit() -> int:

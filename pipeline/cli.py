@@ -1,16 +1,14 @@
 """The command line: it parses, calls one library function, and shows what came back.
 
 Everything heavy is imported inside the commands, so that `dlth --help` and `dlth tickets info` answer at once.
-Exit codes: 0 done, 1 damage found by a check, 2 bad input, 75 stopped on request and resumable, 130 interrupted.
+Exit codes: 0 done, 1 damage found by a check, 2 bad input or a machine that refuses, 70 a mistake of dlth's, 75 stopped
+on request and resumable, 130 interrupted, 141 nobody reads the result; `last_line` keeps them.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 from dataclasses import asdict
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,13 +17,15 @@ from dlth.pipeline import console
 from dlth.pipeline.cli_settings import ConfigFile, PrintConfig, tell
 from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.flags import with_flags
+from dlth.pipeline.last_line import main
 from dlth.pipeline.select_config import SelectConfig
-from dlth.tickets.errors import DlthError, shown
+from dlth.tickets.errors import shown
+from dlth.training.ranks import ranks
 
 if TYPE_CHECKING:
     from dlth.pipeline.select_stage import SelectReport
 
-EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_DAMAGE = 1
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,13 +82,13 @@ def select(
     if not quiet:
         console.facts("dlth select", facts)
     with console.counting("select", plan.index.num_samples, quiet=quiet) as counter:
-        wait = console.leads() and "RANK" in os.environ  # under torchrun the first rank reports for all
+        wait = console.leads() and ranks().launched  # under torchrun the first rank reports for all
         report = select_stage.select(plan, counter.advance, counter.skip, console.note, wait)
     if json and console.leads():
         console.as_json(report.__dict__ | {"rate": counter.rate})
         return
-    here = " here" if "RANK" in os.environ else ""
-    who = "" if console.leads() else f"rank {os.environ['RANK']}: "
+    here = " here" if ranks().launched else ""
+    who = "" if console.leads() else f"rank {ranks().rank}: "
     console.note(
         f"{who}{report.images:,} images read in {report.shards:,} shards{here} ({report.shards_before:,} were done"
         f" before), {len(report.skipped):,} skipped, {counter.rate:.1f} images/s"
@@ -232,32 +232,6 @@ def demo(overrides: dict[str, Any]) -> None:
     config = checked(DemoConfig, overrides)
     report = Demo(config, console.note, ConsoleReporter(), console.counting).run()
     console.note(f"open {report} in a browser")
-
-
-def main() -> None:
-    """Entry point of the `dlth` command: users' mistakes become one message and exit code 2, never a traceback."""
-    try:
-        app()
-    except DlthError as error:
-        sys.stderr.write(f"error[{error.code}]: {error}\n")
-        sys.exit(EXIT_INPUT)
-    except ModuleNotFoundError as error:
-        if not _is_left_out(error):
-            raise
-        sys.stderr.write(
-            f"error[E_INPUT]: this command needs {error.name}, which a light installation leaves out: install dlth "
-            "whole (pip install . in its folder)\n"
-        )
-        sys.exit(EXIT_INPUT)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _is_left_out(error: ModuleNotFoundError) -> bool:
-    """Whether a package is missing that dlth's whole installation has: anything else is a mistake of ours."""
-    needed = {re.split(r"[^\w-]", need)[0].lower() for need in requires("dlth") or () if "extra ==" not in need}
-    return (error.name or "").partition(".")[0].lower() in needed
 
 
 def _registered() -> None:

@@ -90,7 +90,7 @@ def push(
         console.as_json(facts | {"pinned": sent.pinned})
         return
     console.note(f"{sent.num_bytes:,} bytes sent, with {', '.join(sent.beside) or 'nothing beside'}. To fetch it:")
-    console.out.print(f"dlth tickets pull {sent.pinned}", markup=False)
+    console.say(f"dlth tickets pull {shown(sent.pinned, console.LONGEST)}")
 
 
 @tickets.command()

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+from dlth.tickets.errors import plain, shown
+from dlth.training.ranks import ranks
+
+LONGEST = 1_000
+"""Characters of a value in a table, at most: names in a header may be far longer."""
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines off a terminal."""
@@ -80,7 +83,7 @@ class _Bar(Counter):
     def __init__(self, label: str, total: int, unit: str, progress: Progress) -> None:
         super().__init__(label, total, unit)
         self._progress = progress
-        self._task = progress.add_task(escape(label), total=total, rate="")
+        self._task = progress.add_task(shown(label), total=total, rate="")
 
     def _draw(self) -> None:
         rate = f"{self.rate:.0f} {self.unit}/s"
@@ -90,33 +93,39 @@ class _Bar(Counter):
 @contextmanager
 def counting(label: str, total: int, unit: str = "images", quiet: bool = False) -> Iterator[Counter]:
     """Show progress, rate and time left of `total` units of work while the block runs."""
-    if quiet or not err.is_terminal:
+    if quiet or not _err().is_terminal:
         counter = Counter(label, total, unit)
         if quiet:
             counter._draw = lambda: None  # type: ignore[method-assign]
         yield counter
         return
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("·"),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=err) as progress:
+    # rich would put its own stream, which decodes what it is given, before the one that escapes
+    with Progress(*columns, console=_err(), redirect_stdout=False, redirect_stderr=False) as progress:
         yield _Bar(label, total, unit, progress)
 
 
 def leads() -> bool:
     """Whether this process speaks: under torchrun only the first does."""
-    return os.environ.get("RANK", "0") == "0"
+    return ranks().leads
 
 
 def note(text: str) -> None:
-    """Say something on the way, on standard error, as it is."""
-    err.print(escape(text))
+    """Say something on the way, on standard error."""
+    _err().print(plain(text))
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a part of the result on standard output."""
+    _out().print(plain(text), style=style)
 
 
 class _Spoken(logging.Handler):
@@ -141,27 +150,39 @@ def lead_note(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table on standard output; numbers are right-aligned."""
-    view = Table(title=escape(title), title_justify="left", title_style="bold")
+    view = Table(title=shown(title, LONGEST), title_justify="left", title_style="bold")
     for at, column in enumerate(columns):
         numeric = all(isinstance(row[at], int | float) for row in rows) and bool(rows)
-        view.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+        view.add_column(shown(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(escape(_cell(value)) for value in row))
-    out.print(view)
+        view.add_row(*map(_cell, row))
+    _out().print(view)
 
 
 def facts(title: str, values: Mapping[str, object]) -> None:
     """Print names and values, one a line, on standard output."""
     width = max((len(name) for name in values), default=0)
-    out.print(f"[bold]{escape(title)}[/bold]")
+    say(shown(title, LONGEST), style="bold")
     for name, value in values.items():
-        out.print(f"  {escape(name):<{width}}  {escape(_cell(value))}")
+        say(f"  {shown(name):<{width}}  {_cell(value)}")
 
 
 def as_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on standard output, for scripts."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    """Print one JSON object on standard output, for scripts: ASCII alone, and null for what is no finite number."""
+    text = json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+    sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no infinity, and most readers refuse Python's way of writing them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _cell(value: object) -> str:
@@ -171,4 +192,14 @@ def _cell(value: object) -> str:
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return shown(value, LONGEST)
+
+
+@cache
+def _out() -> Console:
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+@cache
+def _err() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)

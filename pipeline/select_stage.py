@@ -10,7 +10,6 @@ all the recovery there is.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -42,6 +41,7 @@ from dlth.training.distributed import pick_device
 from dlth.training.evalset import Frame, described
 from dlth.training.models import build, default_blocks, patch_size_of, resolve
 from dlth.training.outcome import versions
+from dlth.training.ranks import ranks
 from dlth.training.selector import check_weights
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
@@ -276,8 +276,8 @@ def _check_scores(plan: SelectPlan, batch: ShardBatch, gap: np.ndarray) -> None:
 
 def _from_own_start(todo: list[int]) -> list[int]:
     """The missing shards, each process of a torchrun job beginning elsewhere, so that they rarely meet."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    start = len(todo) * rank // world
+    here = ranks()
+    start = len(todo) * here.rank // here.size
     return todo[start:] + todo[:start]
 
 

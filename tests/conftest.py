@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -205,3 +206,18 @@ def make_shards(tmp_path: Path) -> Callable[..., Shards]:
         return Shards(root, tuple(paths), tuple(keys), tuple(labels))
 
     return make
+
+
+@pytest.fixture
+def dlth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``dlth("tickets", "info", path)``: the command line in this process -> exit code, standard output and error."""
+    from dlth.pipeline.last_line import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dlth", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        return int(stop.value.code or 0), said.out, said.err
+
+    return run

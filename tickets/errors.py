@@ -104,9 +104,35 @@ class SpaceError(DlthError, OSError):
     code = "E_SPACE"
 
 
+class OutOfMemoryError(DlthError, MemoryError):
+    """This machine has not the memory that the work needs."""
+
+    code = "E_MEMORY"
+
+
+class MachineError(DlthError, OSError):
+    """The operating system refuses or fails: descriptors, processes, a disk's errors; no input would mend it."""
+
+    code = "E_OS"
+
+
+class BugError(DlthError):
+    """Something that nobody foresaw: a mistake of dlth's or of a library's, to be reported."""
+
+    code = "E_BUG"
+
+
+def plain(text: str, keep: str = "\n\t") -> str:
+    """Text in which every control, format, surrogate and odd space character but those of `keep` is an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def shown(text: object, limit: int = SHOWN_LIMIT) -> str:
-    """Text from outside made safe to print: control, formatting and surrogate characters escaped, cut to `limit`."""
+    """Text from outside made safe to print on one line: as `plain`, newlines too, and cut to `limit`."""
     raw = str(text)
-    cut = raw[:limit]
-    safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+    safe = plain(raw[:limit], keep="")
     return f"{safe}… ({len(raw)} characters)" if len(raw) > limit else safe

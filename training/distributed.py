@@ -8,7 +8,6 @@ the CPU and never make the GPU wait. Rejected: sending Python objects between ra
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from dlth.tickets.errors import DlthError, InputError, MismatchError
+from dlth.tickets.errors import DlthError, InputError, MismatchError, shown
+from dlth.training.ranks import ranks
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"--device {name}: PyTorch sees no CUDA GPU here; use --device cpu or auto")
-        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        index = device.index if device.index is not None else ranks().local
         if index >= torch.cuda.device_count():
             raise InputError(f"this process needs GPU {index}; this machine has {torch.cuda.device_count()}")
         device = torch.device("cuda", index)
@@ -99,7 +99,7 @@ def joined(device_name: str) -> Iterator[World]:
     A group that the caller has already made is used and left as it is.
 
     Raises:
-        InputError: no such device
+        InputError: no such device, or ranks that do not find each other
     """
     device = pick_device(device_name)
     if device.type == "cuda":
@@ -107,10 +107,15 @@ def joined(device_name: str) -> Iterator[World]:
     if dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), device)
         return
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if ranks().size == 1:
         yield World(0, 1, device)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, dist.DistError) as error:
+        raise InputError(
+            f"the ranks of this job do not find each other: {shown(error)}. torchrun sets MASTER_ADDR and MASTER_PORT"
+        ) from error
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
