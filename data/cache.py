@@ -7,6 +7,9 @@ under its name only when whole: downloaded under a lock into a temporary file, i
 compared, synced, renamed. What is handed out is an open descriptor: clearing an entry that a process still reads does
 it no harm.
 
+A server that gives neither ETag nor date says nothing of a shard's content, and a copy of the same size may be of other
+bytes. There the digest of the content is the stamp: the declared one, or that of the shard fetched anew.
+
 Rejected: fsspec's ``filecache`` (no bound, no check of the length, whole files under their final name while they grow).
 """
 
@@ -24,6 +27,9 @@ from dlth.data.fetch import blocks
 from dlth.data.remote import Facts, facts, is_remote, open_regular
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
 from dlth.tickets.files import space_errors
+
+_CONTENT = "sha256:"
+"""Begins a stamp that is the digest of the content."""
 
 
 def cache_root(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -100,8 +106,35 @@ def _changed(url: str, known: Facts, found: Facts) -> DamageError:
     )
 
 
+def stamped(known: Facts, sha256: str) -> Facts:
+    """What `facts` told, with the declared digest as stamp where a server gives none; without both it stays empty.
+
+    An empty stamp tells nothing: then a copy in the cache may be of other bytes, and `refetch` alone can say.
+    """
+    return known if known.stamp or not sha256 else Facts(known.size, _CONTENT + sha256)
+
+
+def is_content(known: Facts) -> bool:
+    """Whether the stamp is the digest of the content."""
+    return known.stamp.startswith(_CONTENT)
+
+
+def refetch(url: str, known: Facts, root: Path, sha256: str = "") -> Facts:
+    """Fetch a shard, whatever the cache holds, and keep it there; what `open_shard` then finds it by.
+
+    Where the server gives no stamp, that of the result is the content's own digest. A local shard is left where it is.
+    """
+    if not is_remote(url):
+        return known
+    name = _entry(f"{url} anew", known)
+    with locked(root / "locks" / name):
+        found, descriptor = _fetch(url, known, root, sha256, name)
+    os.close(descriptor)
+    return found
+
+
 def _open_cached(url: str, known: Facts, root: Path, sha256: str) -> int:
-    name = hashlib.sha256(f"{url}\n{known.stamp}\n{known.size}".encode()).hexdigest()[:40]
+    name = _entry(url, known)
     path = root / "shards" / f"{name}.tar"
     with locked(root / "locks" / name):
         with suppress(MissingFileError):
@@ -110,20 +143,31 @@ def _open_cached(url: str, known: Facts, root: Path, sha256: str) -> int:
                 os.utime(path)
                 return descriptor
             os.close(descriptor)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(path.parent, known.size, url)
-        part = path.with_suffix(".part")
-        try:
-            with space_errors(part.parent, known.size), open(part, "wb") as file:
-                _download(url, known, file, sha256)
-                file.flush()
-                os.fsync(file.fileno())
-            descriptor, _ = open_regular(str(part))
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        _make_room(path.parent, 0, url)  # again, as others may have come at the same time
-        return descriptor
+        return _fetch(url, known, root, sha256, name)[1]
+
+
+def _entry(url: str, known: Facts) -> str:
+    """The name of a shard's copy."""
+    return hashlib.sha256(f"{url}\n{known.stamp}\n{known.size}".encode()).hexdigest()[:40]
+
+
+def _fetch(url: str, known: Facts, root: Path, sha256: str, lock: str) -> tuple[Facts, int]:
+    """Fetch a shard into its place, under the lock of that name: what it is known by from now on, and a descriptor."""
+    folder = root / "shards"
+    folder.mkdir(parents=True, exist_ok=True)
+    _make_room(folder, known.size, url)
+    part = folder / f"{lock}.part"
+    try:
+        with space_errors(folder, known.size), open(part, "wb") as file:
+            found = _download(url, known, file, sha256)
+            file.flush()
+            os.fsync(file.fileno())
+        descriptor, _ = open_regular(str(part))
+        os.replace(part, folder / f"{_entry(url, found)}.tar")
+    finally:
+        part.unlink(missing_ok=True)
+    _make_room(folder, 0, url)  # again, as others may have come at the same time
+    return found, descriptor
 
 
 def _make_room(folder: Path, needed: int, url: str) -> None:
@@ -157,8 +201,8 @@ def _abandoned(lock: Path) -> bool:
         return True
 
 
-def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
-    """Copy a remote shard block by block; then compare digest and stamp."""
+def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> Facts:
+    """Copy a remote shard block by block; then compare digest and stamp. What it is known by, with a stamp."""
     digest = hashlib.sha256()
     try:
         for block in blocks(url, 0, known.size):
@@ -173,5 +217,9 @@ def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> None:
             f"{shown(url)}: sha256 {digest.hexdigest()}, declared is {shown(sha256)}. Ask whoever made it.",
             shard=url,
         )
-    if (found := facts(url)) != known:
+    found = facts(url)
+    if not found.stamp:
+        found = Facts(found.size, _CONTENT + digest.hexdigest())
+    if found != (known if known.stamp else Facts(known.size, found.stamp)):
         raise _changed(url, known, found)
+    return found

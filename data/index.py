@@ -1,14 +1,16 @@
 """Makes and opens the index of a data set's shards: on first use, kept beside them, noticed when stale.
 
-`open_index` asks every shard for its size and stamp (local: mtime in ns; remote: ETag or the like). If an index file
-describes exactly these shards it is loaded; otherwise the tars' headers are read again, shards in parallel, and the
-result kept beside the shards, or in the cache where that folder is remote or read-only. Threads and not processes: the
-work is waiting for disks and servers. Everything that would lose or mix up samples later is an error here, with names
-and places: duplicate keys anywhere, another number of samples than an ``_info.json`` declares.
+`open_index` asks every shard for its size and stamp (local: mtime in ns; remote: ETag or the like, without which the
+content decides). If an index file describes exactly these shards and can be believed it is loaded; otherwise the tars'
+headers are read again, shards in parallel, and the result kept beside the shards, or in the cache where that folder is
+remote or read-only. Threads and not processes: the work is waiting for disks and servers. Everything that would lose or
+mix up samples later is an error here, with names and places: duplicate keys anywhere, another number of samples than an
+``_info.json`` declares.
 """
 
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +19,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from dlth.data.cache import cache_root, locked, open_shard
+from dlth.data.cache import cache_root, is_content, locked, open_shard, refetch, stamped
 from dlth.data.classes import check_declared
 from dlth.data.index_file import read_index, write_index
+from dlth.data.index_trust import contradiction
 from dlth.data.remote import Facts, facts, is_remote
 from dlth.data.scan import Rows, scan
 from dlth.data.shard_index import ShardIndex, ShardInfo
-from dlth.data.sources import Listing, Source, resolve
+from dlth.data.sources import INFO_NAME, Listing, Source, resolve
 from dlth.tickets.errors import DamageError, DlthError, InputError, MismatchError, shown
 
 __all__ = ["ShardIndex", "ShardInfo", "check_shards", "open_index"]
@@ -31,6 +34,7 @@ __all__ = ["ShardIndex", "ShardInfo", "check_shards", "open_index"]
 Progress = Callable[[int, int], None]
 """Called with the number of shards done and the number of all."""
 
+LOG = logging.getLogger("dlth")
 _THREADS = 16
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,20 +50,17 @@ def open_index(
     """The index of the shards that `spec` (see `sources.resolve`) means; loaded if fresh, else made and kept.
 
     `cache_dir` takes the place of ``$DLTH_CACHE``; `progress` is called as shards are read; `rebuild` reads them even
-    if the index is fresh. Raises the errors of `resolve`, DamageError and UnsafeError for what a shard must not be,
-    InputError for duplicate keys, MismatchError where ``_info.json`` declares another number of samples or
-    ``classes.json`` fewer classes.
+    if the index is fresh, and fetches remote ones again. Raises the errors of `resolve`, DamageError and UnsafeError
+    for what a shard must not be, InputError for duplicate keys, MismatchError where ``_info.json`` declares another
+    number of samples or ``classes.json`` fewer classes.
     """
     listing, root = resolve(spec, split), cache_root(cache_dir)
-    shards = _shards_now(listing)
+    shards = _shards_now(listing, root, anew=rebuild)
     beside, cached = _places(listing, root)
     with locked(root / "locks" / cached.name):  # the ranks of a machine start together: one reads, the others load
         if not rebuild:
-            for path in (beside, cached):
-                if path and (index := read_index(path, listing.name, shards, root)):
-                    for source, shard in zip(listing.sources, index.shards, strict=True):
-                        _check_declared("samples", source, source.rows, shard.rows)
-                    check_declared(index)
+            for path in filter(None, (beside, cached)):
+                if (index := _kept(path, listing, shards, root)) is not None:
                     return index
         rows = _each(lambda pair: _scan_shard(*pair, root), list(zip(shards, listing.sources, strict=True)), progress)
         index = _joined(listing.name, shards, list(rows), root)
@@ -78,7 +79,7 @@ def check_shards(
     """Read every byte of the shards and return what is wrong with them, one error for each bad shard; empty if none.
 
     Compared are sizes, numbers of samples and sha256 digests as far as an ``_info.json`` or wids index declares them,
-    and each tar's own structure.
+    and each tar's own structure. Remote shards are fetched, whatever the cache holds.
     """
     listing, root = resolve(spec, split), cache_root(cache_dir)
 
@@ -92,14 +93,50 @@ def check_shards(
     return [error for error in _each(check, listing.sources, progress) if error]
 
 
-def _shards_now(listing: Listing) -> list[ShardInfo]:
-    """What each shard is now, before it is opened; raises MismatchError where its declared size is another."""
-    found = list(_each(lambda source: facts(source.url), listing.sources, None))
-    for source, now in zip(listing.sources, found, strict=True):
-        _check_declared("bytes", source, source.size, now.size)
+def _kept(path: Path, listing: Listing, shards: list[ShardInfo], root: Path) -> ShardIndex | None:
+    """The index at `path` if it is of these shards and can be believed; raises MismatchError as `open_index`."""
+    index = read_index(path, listing.name, shards, root)
+    if index is None:
+        return None
+    if wrong := contradiction(index):
+        LOG.warning(
+            "%s contradicts the shards (%s) and is not used: they are read again. Whoever can write in that folder may "
+            "have put it there; ask who did",
+            shown(path),
+            wrong,
+        )
+        return None
+    for source, shard in zip(listing.sources, index.shards, strict=True):
+        _check_declared("samples", source, source.rows, shard.rows)
+    check_declared(index)
+    return index
+
+
+def _shards_now(listing: Listing, root: Path, anew: bool) -> list[ShardInfo]:
+    """What each shard is now, before it is opened; raises MismatchError where its declared size is another.
+
+    `anew`: remote ones are fetched, whatever the cache holds. So are those whose server tells nothing of their content.
+    """
+
+    def now(source: Source) -> Facts:
+        told = facts(source.url)
+        _check_declared("bytes", source, source.size, told.size)
+        known = stamped(told, source.sha256)
+        return refetch(source.url, known, root, source.sha256) if anew or not known.stamp else known
+
+    found = list(_each(now, listing.sources, None))
+    untold = [s.url for s, known in zip(listing.sources, found, strict=True) if is_content(known) and not s.sha256]
+    if untold:
+        LOG.warning(
+            "%d shards, the first %s, come from a server that tells neither an ETag nor a date of them: they are "
+            "fetched at each opening. Declare their sha256 in %s, or copy them to a disk",
+            len(untold),
+            shown(untold[0]),
+            INFO_NAME,
+        )
     return [
-        ShardInfo(name, source.url, now.size, now.stamp, 0, source.sha256)
-        for name, source, now in zip(listing.names, listing.sources, found, strict=True)
+        ShardInfo(name, source.url, known.size, known.stamp, 0, source.sha256)
+        for name, source, known in zip(listing.names, listing.sources, found, strict=True)
     ]
 
 
@@ -147,8 +184,9 @@ def _scan_shard(shard: ShardInfo, source: Source, root: Path) -> Rows:
 
 
 def _check_shard(source: Source, root: Path) -> None:
-    now = facts(source.url)
-    _check_declared("bytes", source, source.size, now.size)
+    told = facts(source.url)
+    _check_declared("bytes", source, source.size, told.size)
+    now = refetch(source.url, told, root)  # a copy in the cache says nothing of what is there now
     _scan_shard(ShardInfo("", source.url, now.size, now.stamp, 0), source, root)
     if source.sha256:
         descriptor = open_shard(source.url, now, root)

@@ -2,14 +2,16 @@
 
 It may lie in a folder that strangers filled, so it is read as such: safetensors checks that header, shapes and sizes
 agree before anything is allocated; then names, sizes and stamps of all shards are compared with the shards as they are
-now, every array is checked against the shards' bytes, and a digest over the arrays tells a flipped bit. A file that
-fails in any way counts as absent: the index is derived data, and reading the tars again makes it. (Whoever can write
-there could still forge a consistent one with wrong keys and labels, as they could forge the shards.)
+now, shapes with the number of rows, and a digest over the arrays tells a flipped bit. A file that fails in any way
+counts as absent: the index is derived data, and reading the tars again makes it. A whole one may still have been put
+there by someone else: `index_trust.py` says how far it is believed.
 
 Rejected: npz (numpy allocates what an array's header claims before reading it, and zip members may be bombs).
 """
 
 import os
+import re
+import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +22,16 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dlth.data.scan import MAX_KEY_BYTES
 from dlth.data.shard_index import ShardIndex, ShardInfo
 from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DlthError
 from dlth.tickets.files import sync_folder
 from dlth.tickets.jsontext import canonical, parse
 
-FORMAT = "dlth-index 1"
+FORMAT = "dlth-index 2"  # 2: of tars that every reader understands alike, with labels that are bounded
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TYPES = {np.int64: "I64", np.uint8: "U8"}  # as safetensors calls them
 _ARRAYS = {  # in the order that `ShardIndex` takes them
     "image_offset": np.int64,
     "image_size": np.int64,
@@ -47,9 +52,15 @@ def write_index(path: Path, index: ShardIndex) -> bool:
     }
     text = canonical(facts).decode()
     metadata = {"format": FORMAT, "index": text, "digest": _digest(text, arrays)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # a name that nobody can foresee: in a shared folder a link might wait at any other, and what it means be lost
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError:
+        return False
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
         save_file(arrays, temporary, metadata)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -64,53 +75,57 @@ def write_index(path: Path, index: ShardIndex) -> bool:
 
 
 def read_index(path: Path, name: str, shards: list[ShardInfo], cache_dir: Path) -> ShardIndex | None:
-    """The index at `path` if it is sound and describes exactly these shards as they are now; their rows are filled in.
+    """The index at `path` if it is whole and describes exactly these shards as they are now; their rows are filled in.
 
-    `shards`: name, address, size and stamp of each as found now, in order; their `rows` are not looked at.
+    `shards`: name, address, size and stamp of each as found now, in order; their `rows` are not looked at. What the
+    index says of their rows is for `index_trust` to judge.
     """
     try:
+        if not path.is_file():  # a FIFO would be waited for
+            return None
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
             text = metadata["index"]
             if metadata["format"] != FORMAT:
                 return None
+            facts = parse(text.encode(), "index")
+            filled = _filled(facts["shards"], shards)
+            if filled is None or not _has_shapes(file, sum(shard.rows for shard in filled)):
+                return None
             arrays: Arrays = {array: file.get_tensor(array) for array in _ARRAYS}
-        facts = parse(text.encode(), "index")
-        if metadata["digest"] != _digest(text, arrays):
+        fingerprint, ignored = facts["fingerprint"], facts["num_ignored"]
+        if (
+            metadata["digest"] != _digest(text, arrays)
+            or not _SHA256.fullmatch(fingerprint)
+            or type(ignored) is not int
+        ):
             return None
-        described = [(found.name, found.size, found.stamp) for found in shards]
-        if described != [tuple(entry[:3]) for entry in facts["shards"]]:
-            return None
-        filled = [replace(found, rows=entry[3]) for found, entry in zip(shards, facts["shards"], strict=True)]
-        fingerprint, ignored = str(facts["fingerprint"]), int(facts["num_ignored"])
         offset, size, label, key_bytes, key_start = (arrays[array] for array in _ARRAYS)
-        index = ShardIndex(name, filled, offset, size, label, key_bytes, key_start, fingerprint, ignored, cache_dir)
-        return _checked(index)
+        return ShardIndex(name, filled, offset, size, label, key_bytes, key_start, fingerprint, ignored, cache_dir)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, DlthError):
         return None
 
 
-def _checked(index: ShardIndex) -> ShardIndex | None:
-    """The index if its arrays agree with each other and lie within the shards."""
-    count = int(index.row_start[-1])
-    shapes = {"key_start": (count + 1,), "key_bytes": (len(index.key_bytes),)}
+def _filled(entries: list[Any], shards: list[ShardInfo]) -> list[ShardInfo] | None:
+    """The shards with their rows, if the entries (name, size, stamp, rows) are of these and can be so many rows."""
+    if [[found.name, found.size, found.stamp] for found in shards] != [entry[:3] for entry in entries]:
+        return None
+    rows = [count for entry in entries for count in entry[3:]]
+    if len(rows) != len(shards) or any(type(count) is not int for count in rows):
+        return None
+    possible = all(0 <= count <= found.size // BLOCK for count, found in zip(rows, shards, strict=True))
+    return [replace(found, rows=count) for found, count in zip(shards, rows, strict=True)] if possible else None
+
+
+def _has_shapes(file: Any, count: int) -> bool:
+    """Whether the arrays have the types and shapes of so many rows; asked before any is loaded."""
     for array, kind in _ARRAYS.items():
-        value = getattr(index, array)
-        if value.dtype != kind or value.shape != shapes.get(array, (count,)):
-            return None
-    ends = index.image_offset + index.image_size
-    limits = np.repeat([shard.size for shard in index.shards], np.diff(index.row_start))
-    sound = (
-        (index.image_offset >= BLOCK).all()
-        and (index.image_size >= 0).all()
-        and (index.image_size <= limits).all()
-        and (ends <= limits).all()
-        and (index.label >= -1).all()
-        and (np.diff(index.key_start) > 0).all()
-        and index.key_start[0] == 0
-        and index.key_start[-1] == len(index.key_bytes)
-    )
-    return index if sound else None
+        view = file.get_slice(array)
+        shape, length = view.get_shape(), {"key_start": count + 1}.get(array, count)
+        fits = shape[0] <= count * MAX_KEY_BYTES if array == "key_bytes" and len(shape) == 1 else shape == [length]
+        if view.get_dtype() != _TYPES[kind] or not fits:
+            return False
+    return True
 
 
 def _digest(text: str, arrays: Arrays) -> str:

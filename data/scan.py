@@ -77,7 +77,7 @@ def scan(descriptor: int, size: int, where: str) -> Rows:
         rows.keys.append(_checked_key(key, member, where))
         rows.offsets.append(member.offset)
         rows.sizes.append(member.size)
-        rows.labels.append(_label(descriptor, labels[key], where, key) if key in labels else -1)
+        rows.labels.append(read_label(descriptor, labels[key], where, key) if key in labels else -1)
         if member.size > MAX_IMAGE_BYTES:
             raise LimitError(
                 f"{shown(where)}: byte {member.offset}: image {shown(member.name)} has {member.size} bytes; "
@@ -110,7 +110,8 @@ def _checked_key(key: str, member: Member, where: str) -> bytes:
     return raw
 
 
-def _label(descriptor: int, member: Member, where: str, key: str) -> int:
+def read_label(descriptor: int, member: Member, where: str, key: str) -> int:
+    """The class number in a ``.cls`` member of an open shard; raises DamageError, naming shard and key."""
     content = pread(descriptor, member.offset, min(member.size, _MAX_LABEL_BYTES)).strip()
     if member.size > _MAX_LABEL_BYTES or not content.isdigit() or int(content) >= MAX_CLASSES:
         raise DamageError(

@@ -4,6 +4,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,68 @@ def test_a_changed_remote_shard_makes_a_new_index(shards: Any, serve: Any, cache
     with pytest.raises(DamageError, match=r"train-000000.tar changed after its index was made"):
         before.read(0)
     assert open_index(url).keys(0) == list(other.keys[0])
+
+
+def relabelled(path: Path) -> bytes:
+    """The same tar with every label 0: as many bytes, another content."""
+    raw = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        for info in tar:
+            if info.name.endswith(".cls"):
+                raw[info.offset_data] = ord("0")
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["content", "digest"])
+def test_without_an_etag_the_content_decides(
+    declared: bool, shards: Any, serve: Any, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that tells size alone: other labels in as many bytes are seen at the next opening, and readers refuse.
+
+    A declared sha256 stands in for the ETag, and nothing comes twice; without one every opening fetches, and says so.
+    """
+    server, path = serve(shards.folder), shards.paths[0]
+    server.stamps = False
+
+    def declare() -> None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry = {"filenames": [path.name], "shard_sha256": [digest]}
+        (shards.folder / "_info.json").write_text(json.dumps({"splits": {"train": entry}}))
+
+    def gets() -> int:
+        return sum(method == "GET" and asked.endswith(".tar") for method, asked in server.requests)
+
+    if declared:
+        declare()
+    spec = f"{server.url}/_info.json" if declared else f"{server.url}/{path.name}"
+    before = open_index(spec)
+    assert open_index(spec).label.tolist() == before.label.tolist() == [0, 1, 2, 3]
+    assert gets() == (1 if declared else 2)
+    assert any("tells neither an ETag nor a date" in message for message in caplog.messages) is not declared
+    path.write_bytes(relabelled(path))
+    if declared:
+        declare()
+    assert open_index(spec).label.tolist() == [0, 0, 0, 0]
+    assert len(before.read_many(range(4))) == 4  # of the copy that has its digest
+    for copy in cached(cache):
+        copy.unlink()
+    with pytest.raises(DamageError, match=r"changed after its index was made|declared is"):
+        pickle.loads(pickle.dumps(before)).read(0)
+
+
+def test_check_and_rebuild_fetch_whatever_the_cache_holds(shards: Any, serve: Any, cache: Path) -> None:
+    """A server tells the same ETag and size for other bytes: opening believes it, --check and --rebuild do not."""
+    server, path = serve(shards.folder), shards.paths[0]
+    url = f"{server.url}/{path.name}"
+    server.stamp = '"always the same"'
+    assert open_index(url).label.tolist() == [0, 1, 2, 3]
+    path.write_bytes(relabelled(path))
+    assert open_index(url).label.tolist() == [0, 1, 2, 3]
+    assert open_index(url, rebuild=True).label.tolist() == [0, 0, 0, 0]
+    assert open_index(url).label.tolist() == [0, 0, 0, 0]
+    path.write_bytes(b"\0" * 512 + path.read_bytes()[512:])
+    [damage] = check_shards(url)
+    assert "train-000000.tar" in str(damage)
 
 
 def test_the_cache_stays_under_its_bound(shards: Any, serve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
