@@ -182,6 +182,8 @@ class _Column:
         self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, kinds: str, axes: int | None
     ) -> None:
         self.name, self._where = info.filename.removesuffix(".npy"), where
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA's header asks for gigabytes
+            raise InputError(f"{where}: '{self.name}' is packed in a way that numpy does not write; save it anew")
         self._file = archive.open(info)
         version = np.lib.format.read_magic(self._file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

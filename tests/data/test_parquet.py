@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dlth.data.confined import Confined
 from dlth.data.parquet import ParquetTable, export_parquet
 from dlth.tickets import (
     DatasetInfo,
@@ -24,7 +28,7 @@ from dlth.tickets import (
     generator,
 )
 from dlth.tickets.derive import Draft
-from dlth.tickets.errors import DamageError, DlthError, InputError
+from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError
 from dlth.tickets.imports import ImportOptions, import_draft
 
 GRID = ImportOptions(grid=Grid(4, 4), patch_size=8, k=6)
@@ -143,3 +147,39 @@ def test_flipped_bytes_end_in_our_errors(tmp_path: Path) -> None:
         except DlthError:
             refused += 1
     assert refused > 20
+
+
+def test_a_row_of_millions_in_a_thousand_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that unpacks to far more than it is asks for memory in a process of its own, is refused, and others are
+    read under the same bound."""
+    monkeypatch.setattr("dlth.data.parquet.MAX_MEMORY", 2**26)
+    zeros = pa.ListArray.from_arrays(pa.array([0, 8_000_000], pa.int32()), pa.array(np.zeros(8_000_000, np.int64)))
+    bomb = write(tmp_path / "bomb.parquet", key=["a"], patches=zeros)
+    assert bomb.stat().st_size < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LimitError, match=r"bomb\.parquet asks for more than 0\.0625 GiB of memory"):
+        ParquetTable(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # KiB
+    good = write(tmp_path / "good.parquet", key=list("abc"), patches=rankings(3).tolist())
+    assert ParquetTable(good).read(0, 3).ranking.shape == (3, 16)
+
+
+class _Ends:
+    """Ends its process as a crash, an abort or an exit would."""
+
+    def signal(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+
+    def exit(self, code: int) -> None:
+        os._exit(code)
+
+
+def test_a_reader_that_dies_is_an_error_that_names_the_file() -> None:
+    """Whatever ends the child, the parent goes on, with an error of the family."""
+    for name, value, error, match in (
+        ("signal", signal.SIGSEGV, DamageError, r"x ended the process that read it \(SIGSEGV\)"),
+        ("signal", signal.SIGABRT, LimitError, "x asks for more than 1 GiB of memory"),
+        ("exit", 3, DamageError, r"x ended the process that read it \(exit code 3\)"),
+    ):
+        with pytest.raises(error, match=match):
+            Confined(_Ends, 2**30, "x").call(name, value)
