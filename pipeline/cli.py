@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -144,8 +145,10 @@ def pack(
 ) -> None:
     """Pack images into WebDataset shards: bytes kept exactly, order shuffled by a seed, resumable."""
     from dlth.data.pack import pack as pack_images
-    from dlth.pipeline.project_record import record_shards
+    from dlth.pipeline.project_record import obstacles, record_shards
 
+    for text in obstacles(Path(out), split):
+        console.note(text)
     with console.counting(f"pack {split}", 0, "images", quiet=json) as counter:
         report = pack_images(
             source[0] if len(source) == 1 else source,

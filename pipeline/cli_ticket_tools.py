@@ -17,7 +17,8 @@ from dlth.pipeline import console
 from dlth.pipeline.cli_tickets import File, Json, tickets
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.derive import Draft
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import InputError, MissingFileError, shown
+from dlth.tickets.named import named_lines
 from dlth.tickets.origin import all_alike
 
 Files = Annotated[list[Path], typer.Argument(help="Ticket files, two or more.")]
@@ -168,7 +169,7 @@ def subset(
         raise InputError("say which rows to keep with one of --keys, --keys-of and --class")
     store = opened(file)
     if keys is not None:
-        draft = edit.subset_by_keys(store, _lines(keys))
+        draft = edit.subset_by_keys(store, _keys(keys, store))
     elif keys_of is not None:
         draft = edit.common_rows(store, opened(keys_of))
     else:
@@ -280,12 +281,13 @@ def _classes(data: str | None, split: str | None, store: TicketStore) -> Any:
     return classes
 
 
-def _lines(path: Path) -> Sequence[str]:
+def _keys(path: Path, store: TicketStore) -> Sequence[str]:
+    """A list of keys, bounded by what the file can have of them; room is left for empty lines and keys named twice."""
+    lines = 2 * store.num_rows + 1_000
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown(path)} cannot be read as a list of keys: {shown(error)}") from error
-    return [line for line in text.splitlines() if line]
+        return named_lines(path, lines * (store.layout.key_width + 2), lines, "list of keys")
+    except MissingFileError as error:
+        raise InputError(f"{shown(path)} cannot be read as a list of keys: {error}") from error
 
 
 def _more(total: int) -> None:

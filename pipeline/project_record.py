@@ -1,50 +1,88 @@
 """What `dlth pack` writes of its shards into the ``dlth.toml`` beside their folder: the next commands find them there.
 
 A line is put after the file's own text, or before it where tables follow, and never into it: what a user wrote stays as
-it is to the letter. A key that is there already stays too. A file that cannot be read or written is no reason to call
-packed shards a failure: it is said, and that is all.
+it is to the letter. A key that is there already stays too; a link stays a link, and what it points to is written. A
+file that cannot be read or written is no reason to call packed shards a failure: it is said, before the work begins
+where that can be seen then, and that is all.
 """
 
 from __future__ import annotations
 
-import tomllib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlth.data.splits import EVALUATION, TRAINING
 from dlth.pipeline.project_file import NAME
-from dlth.tickets.errors import DlthError, shown
+from dlth.tickets.errors import DlthError, InputError, UnsafeError, shown
 from dlth.tickets.files import write_files
-from dlth.training.toml_text import read_toml, toml_value
+from dlth.tickets.named import read_named
+from dlth.training.toml_text import MAX_CONFIG_BYTES, parse_toml, toml_value
+
+_BOM = "\ufeff"
+
+
+def obstacles(out: Path, split: str) -> list[str]:
+    """Why the ``dlth.toml`` beside the folder `out` could not take the shards of a split, before they are packed."""
+    if _key(split) is None:
+        return []
+    path = out.absolute().parent / NAME
+    try:
+        parse_toml(_own(path).removeprefix(_BOM), _near(path))
+    except (DlthError, OSError) as error:
+        return [f"{_near(path)} will not name these shards: {shown(error)}"]
+    return []
 
 
 def record_shards(out: Path, split: str, names: Sequence[str]) -> list[str]:
     """Name the shards of a split in the ``dlth.toml`` beside the folder `out`; what a person should know of it."""
-    key = "data" if split.lower() in TRAINING else "val" if split.lower() in EVALUATION else None
+    key = _key(split)
     if key is None or not names:
         return []
     folder = out.absolute()
     path = folder.parent / NAME
     spec = f"{folder.name}/{brace_range(names)}"
     try:
-        known = read_toml(path) if path.is_file() else {}
+        own = _own(path)
+        text = own.removeprefix(_BOM)
+        known = parse_toml(text, _near(path))
         if known.get(key) == spec:
             return []
         if key in known:
             return [f"{_near(path)} says {key} = {shown(known[key])} already, and that stays; these are {spec}"]
-        own = path.read_bytes().decode() if path.is_file() else ""  # text reading would change line ends
-        text = _with_line(own, f"{key} = {toml_value(spec)}\n", {**known, key: spec})
-        write_files({path: text.encode()}, path.with_name(f".{NAME}.partial"))
+        line = f"{key} = {toml_value(spec)}\n"
+        added = own[: len(own) - len(text)] + _with_line(text, line, {**known, key: spec}, _near(path))
+        target = Path(os.path.realpath(path))
+        write_files({target: added.encode()}, target.with_name(f".{NAME}.partial"))
     except (DlthError, OSError) as error:
         return [f"{_near(path)} does not name these shards: {shown(error)}"]
     return [f"{_near(path)}: {key} = {spec}"]
 
 
-def _with_line(text: str, line: str, wanted: Mapping[str, Any]) -> str:
+def _key(split: str) -> str | None:
+    return "data" if split.lower() in TRAINING else "val" if split.lower() in EVALUATION else None
+
+
+def _own(path: Path) -> str:
+    """A file's text as it is, line ends and byte order mark too; empty where there is none."""
+    if not path.exists():
+        return ""
+    if not path.is_file():
+        raise UnsafeError(f"{_near(path)} is not a regular file, and is left as it is")
+    try:
+        return read_named(path, MAX_CONFIG_BYTES, "file of settings").decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{_near(path)} is not TOML: {error}") from error
+
+
+def _with_line(text: str, line: str, wanted: Mapping[str, Any], where: str) -> str:
     """A file's text with one more line of its top level: at the end, unless it would belong to a table there."""
     at_end = f"{text}\n{line}" if text and not text.endswith("\n") else text + line
-    return at_end if tomllib.loads(at_end) == wanted else line + text
+    try:
+        return at_end if parse_toml(at_end, where) == wanted else line + text
+    except InputError:  # the table at the end has that key too
+        return line + text
 
 
 def brace_range(names: Sequence[str]) -> str:

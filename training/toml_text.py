@@ -7,19 +7,39 @@ because the text is for people: a line a setting, under its panel, with where it
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from dlth.tickets.errors import InputError, MissingFileError, shown
+from dlth.tickets.errors import InputError, shown
+from dlth.tickets.named import named_text
 from dlth.training.settings import Settings
 
 CONFIG = "config.toml"
 """The settings of a run, in its folder."""
 
-MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 1 << 18
+"""Settings have some thousand bytes; this leaves room for thousands of shards, named one by one."""
+
+_MAX_DEPTH = 16
+"""Parts of a dotted key, and brackets within brackets: the parser keeps a list of all beginnings of a key (gigabytes
+for 100,000 parts) and calls itself for each bracket. Settings have three of either."""
+
+_TOKEN = re.compile(
+    r"""
+    (?P<part> (?: "{3} (?: \\. | [^"] | "(?!"") )*+ (?: "{3,5} | \Z )  # strings; one without an end goes to the end
+              | '{3} (?: [^'] | '(?!'') )*+ (?: '{3,5} | \Z )
+              | " (?: \\[^\n] | [^"\n] )*+ "?
+              | ' [^'\n]*+ '?
+              | [A-Za-z0-9_-]++ ) )
+    | (?P<dot> \. ) | (?P<open> [\[{] ) | (?P<close> [\]}] ) | (?P<space> [ \t]++ ) | \#[^\n]*+ | .
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""Every text is cut into these in one pass, whatever it holds: none of them is ever tried twice at one place."""
 
 
 def to_toml(config: Settings) -> str:
@@ -71,15 +91,43 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: no such file
-        InputError: too large, or no TOML
+        LimitError: too large
+        InputError: no TOML, or nested beyond every need
+        UnsafeError: neither a file nor a pipe
     """
-    if not path.is_file():
-        raise MissingFileError(f"there is no configuration file {shown(path)}")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise InputError(
-            f"{shown(path)} has {path.stat().st_size} bytes; a configuration has at most {MAX_CONFIG_BYTES}"
-        )
+    text = named_text(path, MAX_CONFIG_BYTES, "configuration file").replace("\r\n", "\n").replace("\r", "\n")
+    return parse_toml(text, shown(path))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """What a TOML text holds; raises InputError, naming `where`, for what is no TOML or nested beyond every need."""
+    _check_depth(text, where)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown(path)} is not TOML: {error}") from error
+        content = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError is one, and so is what a number of 5,000 digits raises
+        raise InputError(f"{where} is not TOML: {error}") from error
+    _check_numbers(content, where)
+    return content
+
+
+def _check_depth(text: str, where: str) -> None:
+    parts, joined, brackets = 0, False, 0
+    for token in _TOKEN.finditer(text):
+        kind = token.lastgroup
+        if kind == "space":
+            continue
+        brackets += (kind == "open") - (kind == "close")
+        parts = (parts + 1 if joined else 1) if kind == "part" else parts if kind == "dot" else 0
+        joined = kind == "dot"
+        if max(parts, brackets) > _MAX_DEPTH:
+            line = text.count("\n", 0, token.start()) + 1
+            raise InputError(f"{where}, line {line}: nested more than {_MAX_DEPTH} deep, which no setting is")
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Refuse whole numbers beyond the 64 bits that TOML has."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_numbers(item, where)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{where}: a whole number has more than 64 bits")
