@@ -20,12 +20,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlth.data.imagenet import WNID
+from dlth.data.remote import open_regular
 from dlth.data.tar import members
-from dlth.tickets.errors import DamageError, InputError, MissingFileError, SpaceError, UnsafeError, shown
+from dlth.tickets.errors import (
+    DamageError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    SpaceError,
+    UnsafeError,
+    shown,
+)
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 16 * 1024 * 1024
 RESERVE = 256 * 1024 * 1024  # bytes that stay free on the disk
+_SWELL, _SWELL_BYTES = (
+    20,
+    256 * 1024 * 1024,
+)  # a tar of icons of 300 bytes is five times its gzip, one of zeros thousand
 
 
 class Located(NamedTuple):
@@ -55,12 +68,18 @@ def folder_files(root: Path) -> Iterator[Located]:
 def archive_files(path: Path, spool: Path) -> Iterator[Located]:
     """Every file in a tar, and in the class archives inside it; a gzip one is decompressed into the folder `spool`."""
     try:
-        with path.open("rb") as file:
-            packed = file.read(2) == _GZIP
-        plain = _decompressed(path, spool) if packed else path
-        yield from _in_tar(plain, str(path), ())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{shown(path)} is not there") from error
+        descriptor, _ = open_regular(str(path))
+    except MissingFileError:
+        raise MissingFileError(f"{shown(path)} is not there") from None
+    with os.fdopen(descriptor, "rb") as file:
+        packed = file.read(2) == _GZIP
+    yield from _in_tar(_decompressed(path, spool) if packed else path, str(path), ())
+
+
+def discard_spools(spool: Path) -> None:
+    """Remove what was decompressed into the folder `spool`."""
+    for path in spool.glob("*.spool"):
+        path.unlink(missing_ok=True)
 
 
 def _below(folder: Path, folders: tuple[str, ...], above: frozenset[tuple[int, int]]) -> Iterator[Located]:
@@ -128,7 +147,12 @@ def _decompressed(path: Path, spool: Path) -> Path:
     try:
         with gzip.open(path) as source, partial.open("wb") as target:
             while chunk := source.read(_CHUNK):
-                # images hardly compress: an archive that swells beyond the disk is a mistake or an attack
+                # images hardly compress: an archive that swells so, or beyond the disk, is a mistake or an attack
+                if target.tell() + len(chunk) > _SWELL * status.st_size + _SWELL_BYTES:
+                    raise LimitError(
+                        f"{shown(path)} has {status.st_size} bytes and unpacks to more than {target.tell()}: no "
+                        "archive of images does. If this one is right, decompress it (gunzip) and give the .tar."
+                    )
                 if shutil.disk_usage(spool).free < RESERVE + len(chunk):
                     raise SpaceError(
                         f"{shown(path)}: no space left in {shown(spool)} after {target.tell()} bytes. Only a plain tar "

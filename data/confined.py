@@ -13,6 +13,7 @@ import signal
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,16 @@ class Confined:
             return self._too_much()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return DamageError(f"{self._what} ended the process that read it ({how}): it is damaged or made to do harm")
+
+
+def confined(call: Callable[[], Any], memory: int, what: str) -> Any:
+    """The result of one call in such a process; raises as `Confined`."""
+    return Confined(partial(_Once, call), memory, what).call("result")
+
+
+class _Once:
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.result = call()
 
 
 def _end(process: Any, ours: Connection) -> None:

@@ -9,14 +9,21 @@ Read as labels: the devkit (``ILSVRC2012_devkit_t12.tar.gz`` or its folder); ``I
 with ``meta.mat`` beside it; a text with one synset a line in the images' order; Kaggle's ``LOC_val_solution.csv``.
 """
 
+import lzma
+import os
 import re
 import tarfile
+import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO
 
+from dlth.data.confined import confined
 from dlth.data.matfile import read_struct_array
+from dlth.data.remote import open_regular
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
+from dlth.tickets.named import read_named
 
 GROUND_TRUTH, META, DEVKIT = (
     "ILSVRC2012_validation_ground_truth.txt",
@@ -25,6 +32,7 @@ GROUND_TRUTH, META, DEVKIT = (
 )
 MAX_TEXT = 64 * 1024 * 1024
 MAX_DEVKIT = 1024 * 1024 * 1024
+_DEVKIT_MEMORY = 512 * 1024 * 1024  # bytes to read it with; its files have three million
 WNID = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 _TRAIN_NAME = re.compile(r"(n\d{8})_\d+")
@@ -118,10 +126,23 @@ def _synset(text: str, where: str, row: int) -> str:
 
 
 def _from_devkit(path: Path) -> dict[str, bytes]:
-    """Ground truth and meta.mat out of the devkit's archive, read as a stream and never extracted."""
+    """Ground truth and meta.mat out of the devkit's archive, in a process of its own.
+
+    Whoever unpacks a tar of a stranger reads its name records whole, whatever size they say they have.
+    """
+    found: dict[str, bytes] = confined(partial(_unpacked, path), _DEVKIT_MEMORY, shown(path))
+    return found
+
+
+def _unpacked(path: Path) -> dict[str, bytes]:
+    """The two files of a devkit's archive, read as a stream and never extracted."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r|*") as devkit:
+        descriptor, _ = open_regular(str(path))
+    except MissingFileError as error:
+        raise MissingFileError(f"{shown(path)} is not there") from error
+    try:
+        with os.fdopen(descriptor, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as devkit:
             for member in devkit:
                 if member.offset_data + member.size > MAX_DEVKIT:
                     raise LimitError(f"{shown(path)}: more than {MAX_DEVKIT} bytes when decompressed: no devkit")
@@ -130,9 +151,7 @@ def _from_devkit(path: Path) -> dict[str, bytes]:
                     continue
                 stream = devkit.extractfile(member)
                 found[name] = _bounded(stream, f"{path}: {name}") if stream else b""
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{shown(path)} is not there") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise DamageError(f"{shown(path)} cannot be read: {shown(error)}") from error
     if missing := [name for name in (GROUND_TRUTH, META) if name not in found]:
         raise InputError(f"{shown(path)} holds no {' and no '.join(missing)}: give {DEVKIT}")
@@ -141,9 +160,8 @@ def _from_devkit(path: Path) -> dict[str, bytes]:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return _bounded(file, str(path))
-    except FileNotFoundError as error:
+        return read_named(path, MAX_TEXT, "file of labels")
+    except MissingFileError as error:
         raise MissingFileError(
             f"{shown(path)} is not there. The class numbers of ImageNet's validation labels need {META}: "
             f"give {DEVKIT} itself, or keep both files in one folder."

@@ -25,9 +25,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dlth.data.archives import RESERVE
+from dlth.data.archives import RESERVE, discard_spools
 from dlth.data.imagenet import validation_labels
-from dlth.data.pack_state import finished_shards, owned, record_shard
+from dlth.data.pack_state import finished_shards, has_records, owned, record_shard
 from dlth.data.samples import Listing, Sample, list_samples
 from dlth.data.split_info import (
     CLASSES,
@@ -104,7 +104,11 @@ def pack(
     settings = _Settings(split, samples_per_shard, seed, classes)
     known = None if labels is None else validation_labels(Path(labels))
     with owned(Path(out), split) as work:
-        return _pack(list_samples(source, known, work), Path(out), work, settings, workers, progress, resume)
+        try:
+            return _pack(list_samples(source, known, work), Path(out), work, settings, workers, progress, resume)
+        finally:
+            if not has_records(work):  # a source that was refused leaves nothing; one that was begun is gone on with
+                discard_spools(work)
 
 
 def pack_samples(

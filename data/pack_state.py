@@ -64,6 +64,11 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
     return {record["name"]: ShardRecord(**record) for record in records if record}
 
 
+def has_records(work: Path) -> bool:
+    """Whether a shard was finished and the split is not."""
+    return any(work.glob(f"*{_RECORD}"))
+
+
 def record_shard(work: Path, record: ShardRecord) -> None:
     """Remember a finished shard."""
     path = work / (record.name.removesuffix(".tar") + _RECORD)

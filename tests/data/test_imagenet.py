@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import resource
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -301,7 +302,7 @@ def test_a_huge_member_is_refused_before_it_is_read(tmp_path: Path) -> None:
         pack(tmp_path / "huge.tar", tmp_path / "out")
 
 
-def test_a_devkit_that_swells_is_refused(tmp_path: Path) -> None:
+def test_a_devkit_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gzip archive that claims a text of gigabytes is not read into memory."""
     info = tarfile.TarInfo(f"devkit/{GROUND_TRUTH}")
     info.size = 2 * 1024**3
@@ -315,3 +316,10 @@ def test_a_devkit_that_swells_is_refused(tmp_path: Path) -> None:
     (tmp_path / "large.tar.gz").write_bytes(small.getvalue())
     with pytest.raises(LimitError, match=r"ground_truth.txt: more than \d+ bytes"):
         validation_labels(tmp_path / "large.tar.gz")
+    info.type, info.size = tarfile.XHDTYPE, 256 * 1024**2  # a name record, which tarfile reads whole
+    (tmp_path / "name.tar.gz").write_bytes(gzip.compress(info.tobuf() + bytes(info.size), 1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr("dlth.data.imagenet._DEVKIT_MEMORY", 2**27)
+    with pytest.raises(LimitError, match=r"asks for more than 0\.125 GiB"):
+        validation_labels(tmp_path / "name.tar.gz")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # KiB

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
+import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,13 +15,15 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
 from timm.data.readers.reader_wds import _load_info, _parse_split_info
 
+from dlth.data.imagenet import validation_labels
 from dlth.data.pack import PackReport, pack
-from dlth.tickets.errors import DamageError, InputError, LockedError, MismatchError, SpaceError, UnsafeError
+from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, SpaceError, UnsafeError
 
 MakeFolder = Callable[..., Path]
 
@@ -344,3 +349,40 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(
     with pytest.raises(SpaceError, match=r"\d+ bytes are needed, \d+ are free"):
         pack(source, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_source_that_is_refused_leaves_nothing_unpacked(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gzip archive that is a bomb, holds no images, or cannot be packed in the end, leaves no copy of itself."""
+    out = tmp_path / "out"
+
+    def refused(name: str, content: bytes, match: str, **options: Any) -> None:
+        (tmp_path / name).write_bytes(gzip.compress(content, 1))
+        with pytest.raises(DlthError, match=match):
+            pack(tmp_path / name, out, **options)
+        assert [path.name for path in out.rglob("*") if path.is_file()] in ([".pack.lock"], [".pack.lock", "plan.json"])
+
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(make_folder(), "train")
+    refused("no-tar.tar.gz", b"text" * 1000, "not a sound tar header")
+    refused("no-images.tar.gz", bytes(10_240), "holds no images")
+    refused("classes.tar.gz", packed.getvalue(), "3 classes of the images are not in", classes=("bird",))
+    monkeypatch.setattr("dlth.data.pack.RESERVE", shutil.disk_usage(tmp_path).free)
+    refused("no-room.tar.gz", packed.getvalue(), "bytes are needed")
+    monkeypatch.setattr("dlth.data.archives._SWELL_BYTES", 2**20)
+    monkeypatch.setattr("dlth.data.archives._CHUNK", 2**18)
+    refused("bomb.tar.gz", packed.getvalue()[:-1024] + bytes(2**24), "no archive of images does")
+
+
+def test_an_archive_that_is_a_pipe_does_not_hold_pack_up(tmp_path: Path) -> None:
+    """A FIFO, as archive or as labels, is refused and not waited for."""
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(UnsafeError, match=r"a\.tar is not a regular file"):
+        pack(tmp_path / "a.tar", tmp_path / "out")
+    os.mkfifo(tmp_path / "devkit.tar.gz")
+    with pytest.raises(UnsafeError, match=r"devkit\.tar\.gz is not a regular file"):
+        validation_labels(tmp_path / "devkit.tar.gz")
+    with pytest.raises(UnsafeError, match="neither a file nor a pipe"):
+        validation_labels(Path("/dev/zero"))

@@ -156,7 +156,7 @@ def test_pack_leaves_what_is_no_file_of_settings(name: str, tmp_path: Path) -> N
 
 
 def test_pack_writes_through_a_link_and_behind_a_mark(tmp_path: Path) -> None:
-    """A linked dlth.toml stays a link, a byte order mark stays first, a table with a key of that name is no obstacle."""
+    """A linked dlth.toml stays a link, a byte order mark stays first, a table with such a key is no obstacle."""
     own = tmp_path / "own" / "settings.toml"
     own.parent.mkdir()
     own.write_bytes(b"\xef\xbb\xbf[train]\ndata = 'x'\n")
