@@ -31,6 +31,7 @@ from dlth.tickets.errors import (
     TransferError,
     shown,
 )
+from dlth.tickets.named import read_named
 from dlth.tickets.newfile import new_file, refuse_existing
 from dlth.tickets.store import TicketStore
 
@@ -93,7 +94,7 @@ def push(source: str | os.PathLike[str], target: str, note: Note, progress: Prog
         beside = [put_beside(f"{url.rpartition('/')[0] or '.'}/{CARD}", text.encode(), note)]
         signature = Path(f"{local}{SIGNATURE}")
         if signature.is_file():
-            beside.append(put_beside(f"{url}{SIGNATURE}", signature.read_bytes(), note))
+            beside.append(put_beside(f"{url}{SIGNATURE}", read_named(signature, MAX_BESIDE, "signature"), note))
         upload(packed, url, progress)
         return Sent(url, identity, packed.stat().st_size, tuple(place for place in beside if place))
 

@@ -127,6 +127,8 @@ def expand_braces(text: str) -> list[str]:
 def _choices(inside: str, text: str) -> list[str]:
     result: list[str] = []
     for item in inside.split(","):
+        if len(result) > MAX_SHARDS:
+            raise LimitError(f"{shown(text)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
         ends = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", item)
         if not ends:
             result.append(item)
@@ -285,7 +287,11 @@ def _read_info(raw: bytes, folder: str) -> dict[str, list[Source]]:
 def _info_split(entry: Any, folder: str, where: str) -> list[Source]:
     if not isinstance(entry, dict) or not isinstance(entry.get("filenames"), list):
         raise SchemaError(f"{shown(where)}: 'filenames' must be a list")
-    names = [spelled for name in entry["filenames"] for spelled in expand_braces(str(name))]
+    names: list[str] = []
+    for name in entry["filenames"]:
+        names += expand_braces(str(name))
+        if len(names) > MAX_SHARDS:
+            raise LimitError(f"{shown(where)}: more than {MAX_SHARDS} shards are named")
     columns: list[list[Any]] = []
     for field in ("shard_lengths", "shard_sizes", "shard_sha256"):
         column = entry.get(field) or [None] * len(names)

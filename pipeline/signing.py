@@ -9,7 +9,6 @@ files (a megabyte of digests that the manifest holds already) and a format of ou
 from __future__ import annotations
 
 import base64
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, InputError, MissingFileError, SignatureError, shown
 from dlth.tickets.files import read_file
+from dlth.tickets.jsontext import parse
 from dlth.tickets.newfile import new_file
 
 PASSWORD = "DLTH_KEY_PASSWORD"
@@ -79,7 +79,7 @@ def check_signature(store: TicketStore, key: Path, signature: Path) -> None:
 
 def _signed_files(bundle: bytes) -> dict[str, str]:
     """Name and sha256 of what a bundle, whose signature was found good, is about: a signer may leave files out."""
-    statement = json.loads(base64.b64decode(json.loads(bundle)["dsseEnvelope"]["payload"]))
+    statement = parse(base64.b64decode(parse(bundle, "signature")["dsseEnvelope"]["payload"]), "signed statement")
     resources = statement["predicate"]["resources"]
     return {item["name"]: item["digest"] for item in resources if item["algorithm"] == "sha256"}
 

@@ -1,6 +1,7 @@
 """Shard specs: every spelling in use finds the same shards, and no spelling runs, reads or escapes anything else."""
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def test_braces(text: str, expected: list[str]) -> None:
     [
         ("{0..9999999999}.tar", LimitError, f"is longer than {MAX_SHARDS} shards"),
         ("{0..999}{0..999}.tar", LimitError, f"means more than {MAX_SHARDS} shards"),
+        ("{0..60000,0..60000,%s}.tar" % ("0..99999," * 10**5), LimitError, f"means more than {MAX_SHARDS} shards"),
         ("{5..2}.tar", InputError, r"the range 5..2 goes backwards"),
         ("{a,{b,c}}.tar", InputError, "unbalanced or nested"),
         ("a-{0..3.tar", InputError, "unbalanced or nested"),
@@ -263,3 +265,13 @@ def test_a_json_index_is_bounded(folder: Path) -> None:
         file.truncate(65 * 1024 * 1024)
     with pytest.raises(LimitError, match=r"_info.json is larger than 67108864 bytes"):
         expand(str(folder))
+
+
+def test_a_json_index_of_many_ranges_is_bounded(folder: Path) -> None:
+    """Names in an index may be ranges, and a thousand ranges in ten kilobytes are not spelled out."""
+    ranges = ["a-{00000..99999}.tar"] * 10**4
+    (folder / "_info.json").write_text(json.dumps({"splits": {"train": {"filenames": ranges}}}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LimitError, match="split train: more than 100000 shards are named"):
+        expand(str(folder))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
