@@ -39,7 +39,8 @@ from dlth.data.split_info import (
     merged_info,
     split_entry,
 )
-from dlth.data.tar import BLOCK, pread
+from dlth.data.tar import pread
+from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
 from dlth.tickets.files import space_errors, sync_folder, write_files
 from dlth.tickets.seeding import generator
