@@ -28,7 +28,7 @@ import numpy as np
 from dlth.data.archives import RESERVE, discard_spools
 from dlth.data.imagenet import validation_labels
 from dlth.data.pack_state import finished_shards, has_records, owned, record_shard
-from dlth.data.samples import Listing, Sample, list_samples
+from dlth.data.samples import Listing, Sample, list_samples, source_paths
 from dlth.data.split_info import (
     CLASSES,
     INFO,
@@ -42,7 +42,7 @@ from dlth.data.split_info import (
 from dlth.data.tar import pread
 from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
-from dlth.tickets.files import space_errors, sync_folder, write_files
+from dlth.tickets.files import reading, space_errors, sync_folder, user_path, write_files
 from dlth.tickets.seeding import generator
 
 Progress = Callable[[int, int], None]
@@ -103,10 +103,12 @@ def pack(
     `out`, `SpaceError`, and what `list_samples` and `validation_labels` raise.
     """
     settings = _Settings(split, samples_per_shard, seed, classes)
-    known = None if labels is None else validation_labels(Path(labels))
+    user_path(out)
+    paths = source_paths(source)
+    known = None if labels is None else validation_labels(user_path(labels))
     with owned(Path(out), split) as work:
         try:
-            return _pack(list_samples(source, known, work), Path(out), work, settings, workers, progress, resume)
+            return _pack(list_samples(paths, known, work), Path(out), work, settings, workers, progress, resume)
         finally:
             if not has_records(work):  # a source that was refused leaves nothing; one that was begun is gone on with
                 discard_spools(work)
@@ -258,7 +260,8 @@ def _write_shard(path: Path, temporary: Path, samples: Sequence[Sample], labels:
 
 def _encoded(sample: Sample) -> bytes:
     """The sample's encoded bytes, from wherever they lie."""
-    descriptor = os.open(sample.file, os.O_RDONLY)
+    with reading(sample.file):
+        descriptor = os.open(sample.file, os.O_RDONLY)
     try:
         encoded = pread(descriptor, sample.offset, sample.size)
     finally:

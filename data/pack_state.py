@@ -6,11 +6,11 @@ continues the first. Rejected: believing a shard because its file is there, whic
 data and name can make a lie; so is a journal of lines, whose last line may be torn.
 """
 
-import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_recor
 from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
 from dlth.tickets.files import read_file, write_files
 from dlth.tickets.jsontext import parse
+from dlth.tickets.locks import locked
+from dlth.tickets.newfile import make_folder
 
 _PLAN, _RECORD = "plan.json", ".tar.json"
 _MAX_BYTES = 64 * 1024
@@ -26,13 +28,20 @@ _MAX_BYTES = 64 * 1024
 @contextmanager
 def owned(out: Path, split: str) -> Iterator[Path]:
     """Where this split's unfinished work is kept, while no other `pack` writes to `out` (`LockedError`)."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".pack.lock").open("w") as lock:  # the kernel lets go of it when the process dies
+    before = os.path.lexists(out)
+    make_folder(out)
+    lock = out / ".pack.lock"
+    with locked(lock) as mine:
+        if not mine:
+            raise LockedError(f"another dlth pack writes to {shown(out)}: wait, or give another folder")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(f"another dlth pack writes to {shown(out)}: wait, or give another folder") from error
-        yield out / f".pack-{split}"
+            yield out / f".pack-{split}"
+        except BaseException:
+            with suppress(OSError):  # a folder that was made for nothing but the lock
+                if not before and os.listdir(out) == [lock.name]:
+                    lock.unlink()
+                    out.rmdir()
+            raise
 
 
 def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: bool) -> dict[str, ShardRecord]:

@@ -26,6 +26,7 @@ from dlth.tickets.errors import (
     UnsafeError,
     shown,
 )
+from dlth.tickets.files import reading
 
 Result = TypeVar("Result")
 
@@ -100,10 +101,11 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 def open_regular(path: str) -> tuple[int, os.stat_result]:
     """Open a local file for reading by position; links are followed, but FIFOs and devices are refused."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError(f"{shown(path)} is missing") from None
+    with reading(path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingFileError(f"{shown(path)} is missing") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)

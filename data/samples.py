@@ -10,6 +10,7 @@ listed and remembered by the stage that decodes it, and bytes that were left out
 """
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import NamedTuple
 
 from dlth.data.archives import Located, archive_files, folder_files
 from dlth.data.imagenet import label_of, split_name
-from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, shown
+from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.tickets.files import reading, user_path
 
 SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Suffix of a file to suffix in a shard; ``jpeg`` becomes ``jpg``, which every reader of shards looks for."""
@@ -54,7 +56,7 @@ def list_samples(source: str | Path | Sequence[str | Path], labels: Mapping[str,
     Raises `InputError` (no images, no class, unusable or repeated key), `MismatchError` (labels of other images), and
     what the walk over folders and archives raises.
     """
-    paths = _paths(source)
+    paths = source_paths(source)
     is_folder = paths[0].is_dir()
     files = folder_files(paths[0]) if is_folder else _all_files(paths, spool)
     images, ignored = list[Located](), list[str]()
@@ -74,14 +76,20 @@ def list_samples(source: str | Path | Sequence[str | Path], labels: Mapping[str,
     return Listing(samples, tuple(ignored), renamed)
 
 
-def _paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The folder or the archives that were named, with globs resolved."""
+def source_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The folder or the archives that were named, with globs resolved.
+
+    Raises MissingFileError, InputError (no path, or one that cannot be read), UnsafeError (FIFO, socket, device).
+    """
     given = [source] if isinstance(source, str | Path) else list(source)
     paths: list[Path] = []
     for one in map(str, given):
-        found = [one] if Path(one).exists() else sorted(glob.glob(one))
-        if not found:
-            raise MissingFileError(f"{shown(one)}: no such folder or archive")
+        with reading(one):
+            found = [one] if user_path(one).exists() else sorted(glob.glob(one))
+            if not found:
+                raise MissingFileError(f"{shown(one)}: no such folder or archive")
+            if odd := [path for path in found if not (os.path.isdir(path) or os.path.isfile(path))]:
+                raise UnsafeError(f"{shown(odd[0])} is not a regular file, nor a folder")
         paths += map(Path, found)
     if not paths:
         raise InputError("no source was named: give a folder of class folders, or archives")

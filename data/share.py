@@ -31,8 +31,9 @@ from dlth.tickets.errors import (
     TransferError,
     shown,
 )
+from dlth.tickets.files import user_path
 from dlth.tickets.named import read_named
-from dlth.tickets.newfile import new_file, refuse_existing
+from dlth.tickets.newfile import new_file, new_place, refuse_existing
 from dlth.tickets.store import TicketStore
 
 CARD = "README.md"
@@ -85,13 +86,16 @@ def push(source: str | os.PathLike[str], target: str, note: Note, progress: Prog
     what `TicketStore`, `Archive` and `upload` raise.
     """
     local, target = Path(source), target.removeprefix("file://")
-    name = local.name if local.suffix == ".zip" else f"{local.resolve().name}.zip"
+    name = local.name if local.suffix == ".zip" else f"{Path(os.path.realpath(local)).name}.zip"
     url = target if target.endswith(".zip") else f"{target.rstrip('/')}/{name}"
+    if not is_remote(url):
+        user_path(target)
     check_address(url)
     check_free(url)
     with tempfile.TemporaryDirectory(prefix="dlth-push-") as temporary:
         packed, text, identity = _prepared(local, Path(temporary), url.rpartition("/")[2])
-        beside = [put_beside(f"{url.rpartition('/')[0] or '.'}/{CARD}", text.encode(), note)]
+        folder, slash, _ = url.rpartition("/")
+        beside = [put_beside(f"{folder}{slash}{CARD}", text.encode(), note)]
         signature = Path(f"{local}{SIGNATURE}")
         if signature.is_file():
             beside.append(put_beside(f"{url}{SIGNATURE}", read_named(signature, MAX_BESIDE, "signature"), note))
@@ -137,10 +141,7 @@ def pull(spec: str, out: str | os.PathLike[str], progress: Progress | None = Non
     """
     url, wanted = pinned(spec)
     check_packed(url)
-    target = Path(os.path.abspath(out))
-    refuse_existing(target)
-    if not target.parent.is_dir():
-        raise MissingFileError(f"there is no folder {shown(target.parent)} to write {shown(target.name)} into")
+    target = new_place(out)
     part = target.with_name(f"{target.name}.download")
     try:
         download(url, part, progress)

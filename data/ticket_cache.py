@@ -27,7 +27,7 @@ from dlth.data.transfer import discard, download
 from dlth.tickets.archive import Archive, unpack
 from dlth.tickets.derive import Progress
 from dlth.tickets.errors import DlthError, LimitError, shown
-from dlth.tickets.files import read_file
+from dlth.tickets.files import read_file, reading
 from dlth.tickets.jsontext import canonical, parse
 from dlth.tickets.store import TicketStore
 
@@ -43,7 +43,9 @@ def local_tickets(spec: str, progress: Progress | None = None) -> Path:
     """
     address, wanted = pinned(spec)
     local = Path(address)
-    if not is_remote(address) and not local.is_file():
+    with reading(local):
+        packed = is_remote(address) or local.is_file()
+    if not packed:
         if wanted:
             check_identity(TicketStore(local).identity, wanted, local.name)
         return local

@@ -24,6 +24,8 @@ from dlth.pipeline import figures
 from dlth.pipeline.page import data_url, render_page
 from dlth.tickets import Grid
 from dlth.tickets.errors import shown
+from dlth.tickets.files import space_errors
+from dlth.tickets.newfile import make_folder
 
 SMALL = 128
 """Views up to this side are kept without loss and drawn with sharp pixels."""
@@ -117,15 +119,20 @@ def sheets(gallery: Gallery) -> list[Figure]:
 
 
 def write_gallery(gallery: Gallery, out: Path, with_sheets: bool = True) -> list[Path]:
-    """Write `gallery.html` and `sheet-000.png` … to a folder, in the place of earlier ones; returns their paths."""
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("sheet-[0-9][0-9][0-9].png"):
-        old.unlink()
-    paths = [out / "gallery.html"]
-    paths[0].write_text(page(gallery), "utf-8")
-    for number, figure in enumerate(sheets(gallery) if with_sheets else ()):
-        paths.append(out / f"sheet-{number:03d}.png")
-        paths[-1].write_bytes(figures.png(figure))
+    """Write `gallery.html` and `sheet-000.png` … to a folder, in the place of earlier ones; returns their paths.
+
+    Raises InputError for a place that cannot be such a folder, SpaceError.
+    """
+    make_folder(out)
+    pictures = map(figures.png, sheets(gallery) if with_sheets else ())
+    with space_errors(out, 0):
+        for old in out.glob("sheet-[0-9][0-9][0-9].png"):
+            old.unlink()
+        paths = [out / "gallery.html"]
+        paths[0].write_text(page(gallery), "utf-8")
+        for number, picture in enumerate(pictures):
+            paths.append(out / f"sheet-{number:03d}.png")
+            paths[-1].write_bytes(picture)
     return paths
 
 

@@ -55,7 +55,7 @@ def record_shards(out: Path, split: str, names: Sequence[str]) -> list[str]:
         added = own[: len(own) - len(text)] + _with_line(text, line, {**known, key: spec}, _near(path))
         target = Path(os.path.realpath(path))
         write_files({target: added.encode()}, target.with_name(f".{NAME}.partial"))
-    except (DlthError, OSError) as error:
+    except (DlthError, OSError, UnicodeError) as error:  # a folder's name need not be UTF-8
         return [f"{_near(path)} does not name these shards: {shown(error)}"]
     return [f"{_near(path)}: {key} = {spec}"]
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dlth.pipeline.figures import png
 from dlth.pipeline.page import data_url, render_page
+from dlth.tickets.newfile import make_folder
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Report:
 
 def write_report(report: Report, out: Path) -> Path:
     """Write `report.html` and its pictures as PNG files to a folder; returns the HTML file's path."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     sections = []
     for section in report.sections:
         pictures = []

@@ -16,12 +16,13 @@ from typing import Any
 
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, InputError, MissingFileError, SignatureError, shown
-from dlth.tickets.files import read_file
+from dlth.tickets.files import read_file, reading
 from dlth.tickets.jsontext import parse
 from dlth.tickets.newfile import new_file
 
 PASSWORD = "DLTH_KEY_PASSWORD"
 MAX_SIGNATURE = 2**20  # bytes
+MAX_KEY = 2**16  # bytes; a key on the largest curve has 400
 
 _FOLDER, _FILES = "manifest", {"c.0", "zarr.json"}
 
@@ -93,5 +94,8 @@ def _library(name: str) -> Any:
 
 
 def _require(key: Path, what: str) -> None:
-    if not key.is_file():
-        raise MissingFileError(f"there is no {what} {shown(key)}")
+    """Refuse what the library could not read, or not to its end; a link to a key is the user's choice."""
+    with reading(key):
+        if not key.is_file():
+            raise MissingFileError(f"there is no {what} {shown(key)}")
+        read_file(Path(os.path.realpath(key)), MAX_KEY, shown(key))

@@ -10,18 +10,17 @@ of these; tar, which no zarr reader opens and which has no directory; compressin
 
 import os
 import re
-import stat
 import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from dlth.tickets.derive import Progress
-from dlth.tickets.errors import DamageError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
-from dlth.tickets.files import space_errors, sync_folder
+from dlth.tickets.errors import DamageError, LimitError, MismatchError, UnsafeError, shown
+from dlth.tickets.files import open_regular, space_errors, sync_folder, user_path
 from dlth.tickets.layout import (
     MANIFEST_FILE,
     MANIFEST_META_FILE,
@@ -32,7 +31,7 @@ from dlth.tickets.layout import (
     manifest_meta_text,
 )
 from dlth.tickets.manifest import FileDigest, Manifest, check_digest, digest_of
-from dlth.tickets.newfile import new_file, refuse_existing
+from dlth.tickets.newfile import new_file, new_place, refuse_existing
 from dlth.tickets.store import TicketStore
 
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -118,9 +117,9 @@ class Archive:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.name = shown(self.path.name)
-        self._file = _open_regular(self.path)
+        self._file = open_regular(self.path)
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             members = self._directory()
@@ -241,10 +240,7 @@ def unpack(
     It appears under its name whole or not at all. `progress(done, total)` counts files, each twice (checked, written).
     Raises InputError when something stands at `path`, SpaceError, and what `Archive` and `TicketStore` raise.
     """
-    target = Path(os.path.abspath(path))
-    refuse_existing(target)
-    if not target.parent.is_dir():
-        raise MissingFileError(f"there is no folder {shown(target.parent)} to write {shown(target.name)} into")
+    target = new_place(path)
     if not isinstance(source, Archive):
         with Archive(source) as archive:
             return unpack(archive, path, progress)
@@ -277,16 +273,3 @@ def _write(root: Path, contents: Iterable[tuple[str, bytes]]) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(raw)
     os.sync()
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a regular file (no FIFO blocks); a link to one is the user's choice."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"there is no file {shown(path)}") from error
-    file = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
-    if file is None:
-        os.close(handle)
-        raise UnsafeError(f"{shown(path.name)} is not a regular file")
-    return file

@@ -12,8 +12,74 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, SpaceError, UnsafeError, shown
+from dlth.tickets.errors import (
+    DamageError,
+    DlthError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    SpaceError,
+    UnsafeError,
+    shown,
+)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO, errno.ENODEV),
+)
+"""What the system says of a place that cannot be written, however often one tries."""
+
+
+MAX_NAME = 255
+"""Bytes of a name, in every file system of Linux and macOS."""
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user names, absolute (links stay); raises InputError for what can name nothing: '', NUL, no text, a
+    name of more than 255 bytes.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(f"{shown(text)!r} is no path: a file or folder is named by text, without NUL")
+    if any(len(os.fsencode(part)) > MAX_NAME for part in text.split("/")):
+        raise InputError(f"{shown(text)} has a name of more than {MAX_NAME} bytes, which no file can have")
+    return Path(os.path.abspath(text))
+
+
+@contextmanager
+def reading(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says of a place that cannot be read into MissingFileError or InputError, naming it."""
+    try:
+        yield
+    except DlthError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{shown(place)} is missing") from error
+    except OSError as error:
+        raise InputError(f"{shown(place)} cannot be read ({error.strerror}): name another place") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file that a user names: links are followed, no FIFO blocks, no device is without an end.
+
+    Raises MissingFileError, UnsafeError (FIFO, socket, device, folder), InputError.
+    """
+    with reading(path):
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise MissingFileError(f"there is no file {shown(path)}") from error
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a socket
+                raise
+            raise UnsafeError(f"{shown(path)} is not a regular file") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UnsafeError(f"{shown(path)} is not a regular file")
+    return os.fdopen(handle, "rb")
 
 
 def read_file(path: Path, limit: int, where: str) -> bytes:
@@ -22,14 +88,18 @@ def read_file(path: Path, limit: int, where: str) -> bytes:
     Raises MissingFileError, UnsafeError (link, FIFO, device, folder), LimitError, or DamageError when it changes
     meanwhile.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{where} is missing") from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):
-            raise UnsafeError(f"{where} is a link or a device; only regular files are read") from error
-        raise
+    with reading(where):
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):
+                raise UnsafeError(f"{where} is a link or a device; only regular files are read") from error
+            raise
+        return _whole(handle, limit, where)
+
+
+def _whole(handle: int, limit: int, where: str) -> bytes:
+    """The bytes of an open file, which is closed."""
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -113,12 +183,19 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def space_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn 'disk full' and 'quota exceeded' into SpaceError, 'read-only' and 'not allowed' into InputError."""
+    """Turn 'disk full' and 'quota exceeded' into SpaceError, what no place can be into InputError, a folder that
+    somebody removed meanwhile into MissingFileError.
+    """
     try:
         yield
+    except DlthError:
+        raise
+    except FileNotFoundError as error:
+        missing = shown(error.filename or folder)
+        raise MissingFileError(f"{missing} was removed while it was used: run the same command again") from error
     except OSError as error:
         refuse_read_only(error, folder)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _FULL:
             raise
         raise SpaceError(
             f"no space left for {needed} bytes in {shown(folder)}: free some and run the same command again; "
@@ -128,5 +205,5 @@ def space_errors(folder: Path, needed: int) -> Iterator[None]:
 
 def refuse_read_only(error: OSError, place: Path) -> None:
     """Raises InputError when the system's error is that nothing may be written at `place`; else returns."""
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.errno in _NOT_WRITABLE:
         raise InputError(f"{shown(place)} cannot be written ({error.strerror}): choose another place") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.errors import LimitError
+from dlth.tickets.errors import InputError, LimitError, shown
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.jsontext import Json, canonical
 
@@ -193,5 +193,7 @@ def identity_of(manifest: bytes) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """The folder in which an unfinished file is built."""
+    """The folder in which an unfinished file is built; raises InputError for a place that cannot have a neighbour."""
+    if not path.name:
+        raise InputError(f"{shown(path)} is no place for a ticket file: it is the root of everything")
     return path.with_name(path.name + ".partial")

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dlth.tickets.errors import DlthError, InputError, LockedError, shown
+from dlth.tickets.errors import DlthError, LockedError, shown
 from dlth.tickets.files import read_file, refuse_read_only, space_errors
+from dlth.tickets.newfile import make_folder
 
 _held: set[int] = set()
 
@@ -65,7 +66,7 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
     lock = folder / (f".{name}{LOCK}" if name else LOCK)
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
-        _make(folder)
+        make_folder(folder)
         with locked(lock) as mine:
             if not mine:
                 raise LockedError(
@@ -82,20 +83,6 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
         with suppress(OSError):  # up to the first that holds something
             for path in filter(os.path.isdir, made):
                 path.rmdir()
-
-
-def _make(folder: Path) -> None:
-    try:
-        with space_errors(folder, 0):
-            folder.mkdir(parents=True, exist_ok=True)
-            if folder.samefile("/"):
-                raise InputError(f"{shown(folder)} cannot be a folder of results: it is the root of all. Take another")
-    except (OSError, ValueError) as error:
-        if isinstance(error, DlthError):
-            raise
-        raise InputError(
-            f"{shown(folder)} cannot be a folder of results: {shown(error)}. Take another --out"
-        ) from error
 
 
 def _owner(lock: Path) -> str:

@@ -15,7 +15,6 @@ read is checked first: no object arrays (pickles), every size as the zip and the
 
 import hashlib
 import os
-import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,7 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.derive import Progress, specs
-from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError, SchemaError, UnsafeError, shown
+from dlth.tickets.errors import (
+    DamageError,
+    DlthError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    SchemaError,
+    UnsafeError,
+    shown,
+)
+from dlth.tickets.files import open_regular, reading, user_path
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.imports import ForeignRows, decode_keys
 from dlth.tickets.jsontext import canonical, parse
@@ -84,7 +93,7 @@ class NpzTable:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.name = shown(self.path.name)
         self.digest = file_digest(self.path)
         with self._guarded():
@@ -220,13 +229,10 @@ class _Column:
 def file_digest(path: Path) -> str:
     """sha256 of a regular file; raises InputError for anything else."""
     try:
-        status = os.stat(path)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {shown(path)}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{shown(path)} is not a regular file")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        with open_regular(path) as file, reading(path):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (MissingFileError, UnsafeError) as error:
+        raise InputError(str(error)) from error
 
 
 def _check_directory(path: Path) -> None:

@@ -29,7 +29,7 @@ from dlth.tickets.errors import (
     UnsafeError,
     shown,
 )
-from dlth.tickets.files import read_file, scan_sizes
+from dlth.tickets.files import read_file, reading, scan_sizes, user_path
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.jsontext import Json, parse, same
 from dlth.tickets.keyindex import KeyIndex, key_hashes
@@ -75,10 +75,11 @@ class TicketStore:
     def __init__(self, path: str | os.PathLike[str], cache_shards: int = 32) -> None:
         if cache_shards < 1:
             raise InputError(f"cache_shards must be at least 1, got {cache_shards}")
-        self.path = Path(os.path.realpath(path))
         self.cache_shards = cache_shards
         self.chunk_reads = 0
-        sizes = self._scan()
+        self.path = Path(os.path.realpath(user_path(path)))
+        with reading(path):
+            sizes = self._scan()
         text = self._read_manifest()
         manifest = Manifest.from_text(text)
         self.identity = identity_of(text)

@@ -10,7 +10,6 @@ lead process that hands out shards.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from dlth.tickets.checks import RuleError, ShardTickets, check_tickets, encoded_keys
 from dlth.tickets.chunks import decode, encode, padded
 from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, MissingFileError, shown
-from dlth.tickets.files import read_file, sync_folder
+from dlth.tickets.files import read_file, reading, space_errors, sync_folder, user_path
 from dlth.tickets.header import VERSION, TicketHeader, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.layout import (
@@ -41,6 +40,7 @@ from dlth.tickets.manifest import (
     digest_of,
 )
 from dlth.tickets.masks import kept_sets, to_bits
+from dlth.tickets.newfile import refuse_inside
 from dlth.tickets.partial import Partial
 from dlth.tickets.store import TicketStore
 
@@ -62,14 +62,17 @@ class TicketWriter:
         shards: Sequence[ShardSpec | ShardEntry],
         key_width: int,
     ) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = user_path(path)
         self.header = header
         self.shards = tuple(ShardSpec(shard.name, shard.rows) for shard in shards)
         check_shards((shard.name, shard.rows) for shard in self.shards)
         self.layout = Layout.of(header, len(self.shards), max(shard.rows for shard in self.shards), key_width)
         self._partial = Partial(self.path)
         self._claimed: set[int] = set()
-        if not self.complete:
+        with reading(self.path):
+            refuse_inside(self.path)
+            finished = self.complete
+        if not finished:
             self._open_partial()
         if self.complete:
             self._compare_finished()
@@ -133,9 +136,11 @@ class TicketWriter:
         if not self.complete:
             with locked(self._partial.lock("finish")) as mine:
                 if not self.complete and (not mine or self.missing()):
+                    self._refuse_removed()
                     return False
                 if mine and not self.complete:
-                    self._publish()
+                    with space_errors(self._partial.root, 0):
+                        self._publish()
                     self._partial.clear()
         self._partial.clear_leftovers()
         return True
@@ -148,7 +153,11 @@ class TicketWriter:
         for name in (*(f"{shard_index:06d}" for shard_index in self.missing()), "finish"):
             with locked(self._partial.lock(name), wait=True):
                 pass
-        if not self.complete and not self._partial.root.exists():
+        self._refuse_removed()
+
+    def _refuse_removed(self) -> None:
+        """Raises MissingFileError where somebody took the unfinished file away: nobody will finish it."""
+        if not self._partial.root.exists() and not self.complete:
             raise MissingFileError(f"{shown(self._partial.root)} was removed before the file was finished: run again")
 
     def _done(self, shard_index: int) -> bool:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.tickets.files import reading
 
 WEIGHTS = ("state_dict", "model", "model_state_dict")
 EMA_WEIGHTS = ("state_dict_ema", "model_ema", "ema")
@@ -79,11 +80,12 @@ def check_fits(vit: nn.Module, weights: dict[str, Tensor], name: str) -> dict[st
 def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
     """The named tensors of a checkpoint, on the CPU, without wrappers' prefixes. Raises as `load_weights`."""
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"there is no weights file {shown(path)}")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise LimitError(f"{path.name} has {path.stat().st_size} bytes; weights files end at {MAX_FILE_BYTES}")
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    with reading(path):
+        if not path.is_file():
+            raise MissingFileError(f"there is no weights file {shown(path)}")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise LimitError(f"{path.name} has {path.stat().st_size} bytes; weights files end at {MAX_FILE_BYTES}")
+        content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     return _without_prefixes(_tensors(content, path, use_ema))
 
 

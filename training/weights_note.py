@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
+from dlth.tickets.files import reading
 from dlth.training.models import build, same_model
 from dlth.training.settings import Deviation, Mean
 from dlth.training.weights import LoadedWeights, check_fits, checkpoint_classes, load_weights, read_weights
@@ -135,13 +136,15 @@ class WeightsFile:
             InputError: as `WeightsNote.read`
         """
         path, folder = Path(name), Path(name)
-        if folder.is_dir():
+        with reading(name):
+            is_folder, is_file = folder.is_dir(), path.is_file()
+        if is_folder:
             path, inside = folder / (EMA_FILE if use_ema else MODEL_FILE), use_ema
             if not path.is_file():
                 why = "the run kept no averages (--model-ema)" if inside else "only a finished run has it"
                 raise MissingFileError(f"{shown(name)} holds no {path.name}: {why}; a file's own path is taken as well")
             use_ema = False
-        elif not path.is_file():
+        elif not is_file:
             raise MissingFileError(f"there is no weights file {shown(name)}")
         return cls(name, path, WeightsNote.read(path), use_ema)
 
