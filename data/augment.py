@@ -8,7 +8,6 @@ afterwards: what a sample looks like depends on nothing else, and nobody else's 
 of one matrix (projection would have to know each of them).
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,9 +60,10 @@ class Augmentation:
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise InputError(f"augmented images have a size of at least 1x1, got {self.size}")
-        for name, (low, high), top in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
-            if not 0 < low <= high <= top:
-                raise InputError(f"{name} must be two rising numbers above 0 (up to {top}), got ({low}, {high})")
+        for name, (low, high), least, top in (("scale", self.scale, 0.0, 1.0), ("ratio", self.ratio, 0.001, 1000.0)):
+            if not (0 < low <= high <= top and low >= least):  # a crop 1,000 times as wide as high shows nothing
+                least_text = f"from {least}" if least else "above 0"
+                raise InputError(f"{name} must be two rising numbers {least_text} up to {top}, got ({low}, {high})")
         for name, value, top in (
             ("hflip", self.hflip, 1),
             ("reprob", self.reprob, 1),

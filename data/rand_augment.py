@@ -55,14 +55,18 @@ class RandAugment:
             )
         values: dict[str, float | int | bool] = {}
         for section in sections:
-            found = re.fullmatch(r"(m|mstd|mmax|n|p|inc)(\d+(?:\.\d+)?|inf)", section)
+            found = re.fullmatch(r"(m|mstd|mmax|n|p|inc)([0-9]{1,9}(?:\.[0-9]{1,17})?|inf)", section)
             if not found:
                 raise InputError(
                     f"part {shown(section)!r} of {shown(text)!r} is not known: use m, mstd, mmax, n, p and inc, "
                     "each with a number"
                 )
-            field, kind = _SECTIONS[found[1]]
-            values[field] = kind(float(found[2]))
+            field, kind, most = _SECTIONS[found[1]]
+            number = float(found[2])
+            if number > most or (kind is not float and number % 1):
+                whole = " in whole numbers" if kind is not float else ""
+                raise InputError(f"part {shown(section)!r} of {shown(text)!r}: {found[1]} goes from 0 to {most}{whole}")
+            values[field] = kind(number)
         return cls(**values)  # type: ignore[arg-type]
 
     def __call__(self, image: torch.Tensor, fill: Fill) -> tuple[torch.Tensor, list[Affine]]:
@@ -85,14 +89,16 @@ class RandAugment:
         return max(0.0, min(drawn, self.highest))
 
 
-_SECTIONS: dict[str, tuple[str, Callable[[float], float | int | bool]]] = {
-    "m": ("magnitude", float),
-    "mstd": ("std", float),
-    "mmax": ("highest", float),
-    "n": ("layers", int),
-    "p": ("prob", float),
-    "inc": ("increasing", bool),
+_SECTIONS: dict[str, tuple[str, Callable[[float], float | int | bool], float]] = {
+    "m": ("magnitude", float, 100),
+    "mstd": ("std", float, math.inf),
+    "mmax": ("highest", float, 100),
+    "n": ("layers", int, 15),
+    "p": ("prob", float, 1),
+    "inc": ("increasing", bool, 1),
 }
+"""A part's field, type and largest value. A strength of 10 is timm's usual most, and ten times that leaves nothing of
+an image; more operations than the fifteen that there are, by a slip of the key, take hours for an image."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import errno
 import itertools
 import os
 import queue
+import resource
 import threading
 import traceback
 import weakref
@@ -29,7 +30,7 @@ import torch.multiprocessing  # teaches pickle to hand tensors over in shared me
 
 from dlth.data.crashes import NONE, PROCESSES, STARTING, Crashed, alone, crashing, how_it_ended
 from dlth.data.shard_index import ShardIndex
-from dlth.tickets.errors import DlthError
+from dlth.tickets.errors import DlthError, InputError
 
 Item = TypeVar("Item")
 
@@ -61,13 +62,35 @@ class Job(Protocol):
         """The result; images in `crashed` are bad ones and are not decoded. Raises DlthError."""
 
 
+_PER_CORE, _FEWEST = 16, 64
+"""Workers for each core, as those that read from a network mostly wait; and how many any machine may start."""
+_DESCRIPTORS, _OTHERS = 16, 64
+"""Open files that a worker needs (its connection, its end, the tensors of its answers), and those of all else."""
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of workers that this machine or its limits cannot bear, before one is started.
+
+    Raises:
+        InputError: says how many can work, and what sets the bound
+    """
+    cores = max(_FEWEST, _PER_CORE * len(os.sched_getaffinity(0)))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    by_files = cores if files == resource.RLIM_INFINITY else max(0, (files - _OTHERS) // _DESCRIPTORS)
+    if workers > min(cores, by_files):
+        why = f"{files} open files (ulimit -n)" if by_files < cores else f"{len(os.sched_getaffinity(0))} cores"
+        raise InputError(f"{workers} workers are too many for {why}: at most {min(cores, by_files)} can work here")
+
+
 class Pool:
     """`workers` processes that do a job; with 0 it is done in this one, where a decoder's crash ends all.
 
-    They start with the first request and end when the pool is forgotten or this process ends, however it does.
+    They start with the first request and end when the pool is forgotten or this process ends, however it does. Raises
+    InputError for more than the machine can bear.
     """
 
     def __init__(self, job: Job, workers: int) -> None:
+        check_workers(workers)
         self._job, self._num_workers = job, workers
         self._workers: list[_Worker] = []
         self._crashed: dict[int, str] = {}

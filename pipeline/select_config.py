@@ -8,6 +8,8 @@ from pydantic import model_validator
 
 from dlth.data.scan import MAX_CLASSES
 from dlth.training.settings import (
+    MAX_BATCH,
+    MAX_SIDE,
     WHICH_BLOCKS,
     Deviations,
     Integers,
@@ -50,7 +52,7 @@ class SelectConfig(Settings):
     view: Literal["whole", "center"] = setting(
         "whole", WHAT, "What the selector sees: the whole image (training), or the evaluation crop (validation)."
     )
-    img_size: int | None = setting(None, WHAT, "Side of the view in pixels." + FROM_FILE, gt=0)
+    img_size: int | None = setting(None, WHAT, "Side of the view in pixels." + FROM_FILE, gt=0, le=MAX_SIDE)
     crop_pct: float | None = setting(None, WHAT, "Share of the centre view." + FROM_FILE, gt=0, le=1)
     mean: Means | None = setting(None, WHAT, "Channel means of the input." + FROM_FILE)
     std: Deviations | None = setting(None, WHAT, "Channel deviations of the input." + FROM_FILE)
@@ -77,7 +79,9 @@ class SelectConfig(Settings):
     use_ema: bool = setting(False, WEIGHTS, "Take the averaged weights of the run or of the checkpoint.")
     seed: int = setting(0, WEIGHTS, "Seed of random weights.", ge=0)
 
-    batch_size: int = setting(128, RUN, "Images of one forward; halved when the device's memory is too small.", gt=0)
+    batch_size: int = setting(
+        128, RUN, "Images of one forward; halved when the device's memory is too small.", gt=0, le=MAX_BATCH
+    )
     device: str = setting("auto", RUN, "cuda, cpu, mps, cuda:1; auto takes a GPU where there is one.")
     amp: bool = setting(False, RUN, "Run the blocks in --amp-dtype; scores stay in float32.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision of the blocks under --amp.")
@@ -85,7 +89,9 @@ class SelectConfig(Settings):
     workers: int = setting(
         2, RUN, "Processes that read and decode. With 0 an image that crashes a decoder ends all.", ge=0
     )
-    threads: int | None = setting(None, RUN, "Batches computed side by side on a CPU; all cores if absent.", gt=0)
+    threads: int | None = setting(
+        None, RUN, "Batches computed side by side on a CPU; all cores if absent.", gt=0, le=1_024
+    )
 
     creator: str = setting("", WHAT, "Who made the file, for the header.")
     license: str = setting("", WHAT, "Licence of the tickets, for the header.")

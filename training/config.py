@@ -13,6 +13,9 @@ from pydantic import model_validator
 
 from dlth.data.scan import MAX_CLASSES
 from dlth.training.settings import (
+    MAX_BATCH,
+    MAX_EPOCHS,
+    MAX_SIDE,
     WHICH_BLOCKS,
     Deviations,
     Integers,
@@ -122,7 +125,9 @@ class TrainConfig(Settings):
     num_classes: int | None = setting(
         None, MODEL, "Size of the head; the training shards' classes if absent.", gt=0, le=MAX_CLASSES
     )
-    img_size: int | None = setting(None, MODEL, "Side of the training view in pixels; the model's own if absent.", gt=0)
+    img_size: int | None = setting(
+        None, MODEL, "Side of the training view in pixels; the model's own if absent.", gt=0, le=MAX_SIDE
+    )
     drop_path: float = setting(0.0, MODEL, "Stochastic depth rate of the last block.", ge=0, lt=1)
     pretrained: bool = setting(False, MODEL, "Start from timm's published weights.")
     init_from: str | None = setting(
@@ -131,7 +136,7 @@ class TrainConfig(Settings):
     mean: Means | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
     std: Deviations | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
 
-    epochs: int = setting(300, SCHEDULE, "Passes over the training images.", gt=0)
+    epochs: int = setting(300, SCHEDULE, "Passes over the training images.", gt=0, le=MAX_EPOCHS)
     lr: float | None = setting(None, SCHEDULE, "Learning rate; lr-base · global batch / lr-base-size if absent.", gt=0)
     lr_base: float = setting(5e-4, SCHEDULE, "Learning rate at a global batch of lr-base-size.", gt=0)
     lr_base_size: int = setting(512, SCHEDULE, "Global batch that lr-base is meant for.", gt=0)
@@ -151,9 +156,14 @@ class TrainConfig(Settings):
     clip_grad: float | None = setting(None, OPTIM, "Largest norm of the gradient; not clipped if absent.", gt=0)
     layer_decay: float | None = setting(None, OPTIM, "Factor on the learning rate per layer, from the head down.", gt=0)
     batch_size: int = setting(
-        128, OPTIM, "Images per process and forward; times processes and accumulation is a step.", gt=0, free=True
+        128,
+        OPTIM,
+        "Images per process and forward; times processes and accumulation is a step.",
+        gt=0,
+        le=MAX_BATCH,
+        free=True,
     )
-    grad_accum_steps: int = setting(1, OPTIM, "Forwards whose gradients make one step.", gt=0, free=True)
+    grad_accum_steps: int = setting(1, OPTIM, "Forwards whose gradients make one step.", gt=0, le=MAX_BATCH, free=True)
     model_ema: bool = setting(False, OPTIM, "Keep a moving average of the weights, evaluated at the end.")
     model_ema_decay: float = setting(0.9998, OPTIM, "Decay of the moving average.", ge=0, lt=1)
     model_ema_warmup: bool = setting(False, OPTIM, "Let the decay of the moving average grow from zero.")
@@ -222,7 +232,9 @@ class TrainConfig(Settings):
         ge=0,
         free=True,
     )
-    validation_batch_size: int | None = setting(None, RUN, "Images per forward of evaluation.", gt=0, free=True)
+    validation_batch_size: int | None = setting(
+        None, RUN, "Images per forward of evaluation.", gt=0, le=MAX_BATCH, free=True
+    )
 
     val_interval: int = setting(
         1, OUTPUT, "Epochs between evaluations; the last epoch is always evaluated.", gt=0, free=True

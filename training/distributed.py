@@ -81,7 +81,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name} is not a device; expected auto, cpu, cuda, cuda:N") from error
+        raise InputError(f"--device {shown(name)} is not a device; expected auto, cpu, cuda, cuda:N") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"--device {name}: PyTorch sees no CUDA GPU here; use --device cpu or auto")
@@ -89,7 +89,20 @@ def pick_device(name: str) -> torch.device:
         if index >= torch.cuda.device_count():
             raise InputError(f"this process needs GPU {index}; this machine has {torch.cuda.device_count()}")
         device = torch.device("cuda", index)
+    elif device.type != "cpu":
+        _check_computes(device)
     return device
+
+
+def _check_computes(device: torch.device) -> None:
+    """Try the device: torch knows names of many that this build, or any machine, does not have."""
+    try:
+        torch.zeros(1, device=device).add(1).item()
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise InputError(
+            f"--device {device}: PyTorch cannot compute there ({reason}); use --device cpu or auto"
+        ) from error
 
 
 @contextmanager

@@ -8,7 +8,17 @@ from pydantic import model_validator
 
 from dlth.data.scan import MAX_CLASSES
 from dlth.training.config import MODEL, OWN_FLAGS, RUN, WHAT
-from dlth.training.settings import Deviations, Keep, Means, Pairs, Settings, refuse_own_flags, setting
+from dlth.training.settings import (
+    MAX_BATCH,
+    MAX_SIDE,
+    Deviations,
+    Keep,
+    Means,
+    Pairs,
+    Settings,
+    refuse_own_flags,
+    setting,
+)
 
 DEFAULT_SEED = 42
 FROM_FILE = " What the checkpoint says of itself if absent."
@@ -38,7 +48,7 @@ class EvalConfig(Settings):
     model: str | None = setting(None, MODEL, "Friendly or timm name of the model." + FROM_FILE)
     model_kwargs: Pairs | None = setting(None, MODEL, "Further arguments of the timm model." + FROM_FILE)
     num_classes: int | None = setting(None, MODEL, "Size of the head." + FROM_FILE, gt=0, le=MAX_CLASSES)
-    img_size: int | None = setting(None, MODEL, "Side of the view in pixels." + FROM_FILE, gt=0)
+    img_size: int | None = setting(None, MODEL, "Side of the view in pixels." + FROM_FILE, gt=0, le=MAX_SIDE)
     use_ema: bool = setting(False, MODEL, "Take the averaged weights of the run or of the checkpoint.")
     mean: Means | None = setting(None, MODEL, "Channel means of the input." + FROM_FILE)
     std: Deviations | None = setting(None, MODEL, "Channel deviations of the input." + FROM_FILE)
@@ -46,7 +56,7 @@ class EvalConfig(Settings):
         None, MODEL, "Share of the evaluation crop; that of --val-tickets if absent." + FROM_FILE, gt=0, le=1
     )
 
-    batch_size: int = setting(128, RUN, "Images per forward.", gt=0)
+    batch_size: int = setting(128, RUN, "Images per forward.", gt=0, le=MAX_BATCH)
     device: str = setting("auto", RUN, "cuda, cpu, cuda:1; auto takes a GPU where there is one.")
     amp: bool = setting(False, RUN, "Compute in --amp-dtype where it is safe.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")

@@ -164,6 +164,14 @@ class Inputs:
                 yield step
                 step = []
 
+    def check(self) -> None:
+        """Put the training loader together, so that what it refuses is refused before the first step.
+
+        Raises:
+            DlthError: augmentation, batches, tickets or workers that do not fit
+        """
+        self._train_loader()
+
     def _train_loader(self) -> TrainLoader:
         config, frame = self.config, self.frame
         if self._loader is None:

@@ -7,7 +7,9 @@ Rejected: accepting anything with a `blocks` attribute.
 """
 
 import difflib
+import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -105,6 +107,7 @@ def build(
         InputError: no such model, arguments that it does not take, or weights that are not there or cannot be fetched
     """
     timm_name = resolve(name)
+    _check_sizes(kwargs)
     changed = FRIENDLY[name][1] if name in FRIENDLY else {}
     options: dict[str, Any] = {**changed, **kwargs}
     if num_classes is not None:
@@ -113,6 +116,7 @@ def build(
         options["img_size"] = img_size
     if drop_path:
         options["drop_path_rate"] = drop_path
+    _check_memory(timm_name, options)
     if not pretrained:
         return _create(timm_name, options)
     config = get_pretrained_cfg(timm_name)
@@ -126,6 +130,46 @@ def build(
             f"the released weights of {timm_name} could not be fetched or do not fit ({type(error).__name__}: "
             f"{shown(error)}). {ADVICE}"
         ) from error
+
+
+MAX_ARGUMENT, MAX_DEPTH = 1 << 16, 1_000
+"""Widths, heads and tokens end far below; the deepest transformers have a thousand blocks, and every block takes time
+to build, even without memory."""
+
+
+def _check_sizes(kwargs: Mapping[str, Any]) -> None:
+    """Refuse numbers that no model's argument is, before any of them is multiplied with another.
+
+    Raises:
+        InputError: names the argument, its value and the bound
+    """
+    for name, value in kwargs.items():
+        most = MAX_DEPTH if name == "depth" else MAX_ARGUMENT
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, int | float) and not -most <= number <= most for number in numbers):
+            raise InputError(f"the model's argument {shown(name)} is {shown(value)}; it ends at {most}")
+
+
+def _check_memory(timm_name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights alone are more than the machine's memory, before any of it is taken.
+
+    Raises:
+        InputError: says what is needed and what there is
+    """
+    if torch.get_default_device().type == "meta":  # a look at shapes alone
+        return
+    try:
+        with torch.device("meta"):
+            vit = timm.create_model(timm_name, **options)
+    except Exception:  # then building it says what is wrong, with what torch and timm say of it
+        return
+    needed = sum(weight.numel() * weight.element_size() for weight in vit.state_dict().values())
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        given = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
+        raise InputError(
+            f"{timm_name} with {given} has {needed / 1e9:,.0f} GB of weights; this machine has {there / 1e9:,.0f} GB"
+        )
 
 
 def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:

@@ -6,7 +6,7 @@ because they are not: they depend on what was measured on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,18 +42,23 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: in
         options["eps"] = config.opt_eps
     if config.opt_betas is not None:
         options["betas"] = config.opt_betas
+    options |= {"lr": learning_rate(config, global_batch), "momentum": config.momentum}
+    options |= {"opt": name, "weight_decay": config.weight_decay}
     try:
-        return create_optimizer_v2(
-            model,
-            opt=name,
-            lr=learning_rate(config, global_batch),
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            layer_decay=config.layer_decay,
-            **options,
-        )
-    except (TypeError, ValueError, AssertionError, ImportError) as error:
-        raise InputError(f"timm cannot make the optimizer {config.opt} with these settings: {error}") from error
+        _try_step(options, next(model.parameters()).device)
+        return create_optimizer_v2(model, layer_decay=config.layer_decay, **options)
+    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, OverflowError) as error:
+        reason = shown(error)
+        raise InputError(f"timm cannot make the optimizer {config.opt} with these settings: {reason}") from error
+
+
+def _try_step(options: Mapping[str, Any], device: torch.device) -> None:
+    """One step of the optimizer on four numbers: some need what no run has, and say so at their first step alone."""
+    with torch.random.fork_rng(devices=[]):
+        layer = torch.nn.Linear(2, 2, bias=False, device=device)
+        optimizer = create_optimizer_v2(layer, **options)
+        layer.weight.grad = torch.full_like(layer.weight, 0.5)
+        optimizer.step()
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> SetRate:

@@ -7,6 +7,7 @@ types and help drift apart from the code that reads them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,6 +19,12 @@ from dlth.tickets.budget import exact_rate
 
 WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."
 
+
+MAX_SIDE = 1 << 16
+"""Pixels of a view's side: a hundred times what models take, and below what a slip of the key makes."""
+MAX_BATCH = 1 << 16
+"""Images of one forward, and forwards of one step: beyond any device's memory, and any use."""
+MAX_EPOCHS = 10**6
 
 NO_PATH = "auto"
 """The one word that may stand where a path may, and is none (``resume``)."""
@@ -68,6 +75,14 @@ class Settings(BaseModel):
             raise ValueError("true and false are no value of this setting")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _within_64_bits(cls, value: object) -> object:
+        """Refuse whole numbers that neither a checkpoint nor an array holds."""
+        if isinstance(value, int) and value >= 1 << 63:
+            raise ValueError(f"whole numbers end at {(1 << 63) - 1}")
+        return value
+
 
 def _comma_list(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -83,6 +98,14 @@ def _pairs(value: object) -> object:
         if not equals:
             raise ValueError(f"expected name=value, found {part!r}")
         pairs[name.strip()] = _literal(text.strip())
+    return pairs
+
+
+def _finite_pairs(pairs: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that are none would be met in the middle of a step, if at all."""
+    for name, value in pairs.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, which is no number")
     return pairs
 
 
@@ -128,4 +151,4 @@ Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 Means = Annotated[tuple[Mean, Mean, Mean], BeforeValidator(_comma_list)]
 Deviations = Annotated[tuple[Deviation, Deviation, Deviation], BeforeValidator(_comma_list)]
-Pairs = Annotated[dict[str, Any], BeforeValidator(_pairs)]
+Pairs = Annotated[dict[str, Any], BeforeValidator(_pairs), AfterValidator(_finite_pairs)]

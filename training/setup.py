@@ -15,6 +15,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from dlth.tickets import Grid
+from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.seeding import derive
 from dlth.training.config import DEFAULT_MODEL, RECIPE_BATCH, TrainConfig
 from dlth.training.distributed import World
@@ -226,6 +227,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     vit.to(world.device)
     if config.channels_last:
         vit.to(memory_format=torch.channels_last)
+    _try_forward(student, frame, inputs.k, world.device)
     ema = make_ema(vit, config)
     optimizer = make_optimizer(vit, config, inputs.global_batch)
     set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
@@ -236,8 +238,31 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     rank = online.ranking(pixels) if online is not None else None
     in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
     sizes = 1 if inputs.schedule is None else inputs.schedule.most_sizes
+    inputs.check()
     stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, in_loop, sizes)
     return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, online, rank)
+
+
+def _try_forward(student: TicketViT, frame: Frame, k: int | None, device: torch.device) -> None:
+    """Show the student one black image: arguments that a model is built with may still not fit an image.
+
+    Raises:
+        InputError: what torch says of it
+    """
+    training, kept = student.training, None if k is None else torch.arange(k, device=device)[None]
+    student.eval()
+    try:
+        with torch.no_grad():
+            student(torch.zeros(1, 3, *frame.size, device=device), kept)
+    except (RuntimeError, AssertionError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, DlthError):
+            raise
+        height, width = frame.size
+        raise InputError(
+            f"the model cannot see an RGB image of {height}x{width} pixels ({shown(error)}): look at --model-kwargs and"
+            " --img-size"
+        ) from error
+    student.train(training)
 
 
 def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> KeepSchedule | None:

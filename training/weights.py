@@ -27,6 +27,7 @@ EMA_WEIGHTS = ("state_dict_ema", "model_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What data parallel training, torch.compile and wrapping models put before every name."""
 
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MAX_FILE_BYTES = 64 * 2**30
 MAX_HEADER_BYTES = 100 * 2**20
 NAMED = 6
@@ -169,7 +170,19 @@ def _tensors(content: object, path: Path, use_ema: bool) -> dict[str, Tensor]:
         raise InputError(
             f"{path.name} holds no weights under {', '.join(names)} and is none itself; it holds {_named(weights)}"
         )
+    odd = [name for name, value in weights.items() if not _is_plain(value)]
+    if odd:
+        raise InputError(
+            f"{path.name} holds tensors that are no plain numbers (sparse, quantised, complex, nested or without"
+            f" content): {_named(odd)}. Have the weights saved again as dense floats, best as safetensors"
+        )
     return weights
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are there, and real: torch fails on others anywhere."""
+    strided = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
+    return strided and (tensor.is_floating_point() or tensor.dtype in _WHOLE)
 
 
 def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:

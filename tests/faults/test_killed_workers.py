@@ -23,6 +23,7 @@ from dlth.data.loader import TrainLoader
 from dlth.data.order import Batching
 from dlth.data.workers import Pool, WorkerError, one_ahead
 from dlth.tickets import Grid, ViewSpec
+from dlth.tickets.errors import InputError
 
 FORK = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds for its imports
 VIEW = ViewSpec("center", 32, 32, "0.9")
@@ -134,7 +135,7 @@ def limited(limits: list[int], told: Any) -> None:
         try:
             kept = list(Pool(Job(), 2).results(["tensors"] * 4))
             told.send(len(kept))
-        except WorkerError as error:
+        except (InputError, WorkerError) as error:  # before the first is started, or when one cannot be
             told.send("ulimit -n" in str(error))
 
 

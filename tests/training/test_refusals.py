@@ -1,0 +1,126 @@
+"""What a run would refuse is refused before its first step, by `--dry-run` too."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlth.tickets.errors import InputError, MissingFileError
+from dlth.training.config import TrainConfig
+from dlth.training.distributed import pick_device
+from dlth.training.loop import planned
+from dlth.training.models import build
+from dlth.training.weights import read_weights
+
+MakeRun = Callable[..., TrainConfig]
+DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}
+TINY = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+
+SLIPS: list[tuple[dict[str, Any], str]] = [
+    ({"seed": 1 << 64}, "--seed: whole numbers end at 9223372036854775807"),
+    ({"shuffle_window": 1 << 70}, "--shuffle-window: whole numbers end at"),
+    ({"epochs": 10**12}, "--epochs: Input should be less than or equal to 1000000"),
+    ({"batch_size": 10**9}, "--batch-size: Input should be less than or equal to 65536"),
+    ({"grad_accum_steps": 10**9}, "--grad-accum-steps: Input should be less"),
+    ({"img_size": 10**6}, "--img-size: Input should be less"),
+    ({"model_kwargs": TINY | {"proj_drop_rate": float("nan")}}, "proj_drop_rate is nan, which is no number"),
+]
+"""Settings that are refused as such."""
+
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({"aa": "rand-m9-n100000"}, "n goes from 0 to 15 in whole numbers"),
+    ({"aa": "rand-m9-mmax1000000"}, "mmax goes from 0 to 100"),
+    ({"aa": "rand-p2"}, "p goes from 0 to 1"),
+    ({"aa": "rand-m\u0663"}, "is not known: use m, mstd"),
+    ({"aa": "augmix"}, "augmentation policy 'augmix' is not known"),
+    ({"ratio": (1e-300, 1e300)}, "ratio must be two rising numbers"),
+    ({"scale": (2.0, 1.0)}, "scale must be two rising numbers"),
+    ({"model_kwargs": TINY | {"in_chans": 4}}, "cannot see an RGB image of 32x32 pixels"),
+    ({"model_kwargs": TINY | {"patch_size": 7}}, "cannot see an RGB image of 28x28 pixels"),
+    ({"opt": "adahessian"}, "cannot make the optimizer adahessian"),
+    ({"lr": 1e300}, "cannot make the optimizer adamw"),
+    ({"layer_decay": 1e300}, "cannot make the optimizer adamw"),
+    ({"workers": 100_000}, r"100000 workers are too many for .*: at most \d+ can work here"),
+    ({"resume": "nowhere"}, "nowhere is no checkpoint of dlth"),
+    ({"init_from": "x" * 5_000}, "x{50}"),
+]
+"""Settings that do not fit torch, timm, the machine or its files."""
+
+
+def test_numbers_beyond_any_use_are_no_settings(make_run: MakeRun) -> None:
+    """They are refused with the flag and its bound, before anything is opened."""
+    for values, text in SLIPS:
+        with pytest.raises(InputError, match=text):
+            make_run(**DENSE | values)
+
+
+def test_a_dry_run_refuses_what_the_run_would(make_run: MakeRun) -> None:
+    """Augmentation, model, optimizer, workers and checkpoint are put together and tried, and nothing is left."""
+    sound = make_run(**DENSE)
+    assert planned(sound)["starts at step"] == 0
+    for values, text in MISFITS:
+        with pytest.raises((InputError, MissingFileError), match=text):
+            planned(sound.model_copy(update=values))
+    assert not Path(sound.out).exists()
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xpu", "xla", "hpu", "privateuseone", "cuda:99", "foo", ""])
+def test_devices_that_cannot_compute_are_refused(name: str) -> None:
+    """Torch has names for many that this build or machine lacks: each is one error with what to use instead."""
+    if name in ("mps", "xpu") and getattr(torch, name).is_available():
+        assert pick_device(name).type == name
+        return
+    with pytest.raises(InputError, match=r"--device .*cpu"):
+        pick_device(name)
+
+
+TOO_LARGE: tuple[dict[str, Any], ...] = (
+    *({"depth": 10**9}, {"embed_dim": 10**9}, {"reg_tokens": 10**9}, {"mlp_ratio": 1e9}),
+    {"embed_dim": 65_536, "num_heads": 1, "depth": 20},
+    {"embed_dim": 65_536, "num_heads": 1, "mlp_ratio": 65_536.0},
+)
+
+
+def test_a_models_arguments_are_bounded_before_memory_is_taken() -> None:
+    """A billion blocks, a width or tokens of a billion, weights beyond the machine: told with a gigabyte to spare."""
+    child = os.fork()
+    if child == 0:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+        os._exit(sum(not _is_told(arguments) for arguments in TOO_LARGE))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _is_told(arguments: dict[str, Any]) -> bool:
+    try:
+        build("vit_tiny_patch16_224", **arguments)
+    except InputError as error:
+        return "it ends at" in str(error) or "of weights; this machine has" in str(error)
+    return False
+
+
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path) -> None:
+    """Sparse, quantised, complex, nested and meta tensors in a .pth: named, before torch fails on them somewhere."""
+    sound = {"weight": torch.ones(2, 2)}
+    odd = {
+        "sparse": torch.ones(2, 2).to_sparse(),
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "meta": torch.ones(2, device="meta"),
+        "quantised": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    }
+    for name, tensor in odd.items():
+        torch.save(sound | {name: tensor}, tmp_path / "odd.pth")
+        with pytest.raises(InputError, match=rf"(no plain numbers .*: {name}\.|no checkpoint that can be read)"):
+            read_weights(tmp_path / "odd.pth")
+    for content in ({"model": {"layer": {"weight": torch.ones(1)}}}, {"weight": 3.0}, [torch.ones(1)], {"model": {}}):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(InputError):
+            read_weights(tmp_path / "odd.pth")
+    torch.save(sound, tmp_path / "sound.pth")
+    assert torch.equal(read_weights(tmp_path / "sound.pth")["weight"], sound["weight"])
