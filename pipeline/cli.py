@@ -106,11 +106,11 @@ def select(
 def _say_of_file(report: SelectReport, out: str) -> None:
     """What became of the ticket file, whoever worked on it."""
     for image in report.skipped_elsewhere:
-        console.note(f"skipped by another process or an earlier run: {image}")
+        console.note(f"skipped by another process or an earlier run: {shown(image, console.LONGEST)}")
     skipped = len(report.skipped) + len(report.skipped_elsewhere)
     if report.complete:
         console.note(
-            f"{out} is complete: {report.images_in_file:,} images, {skipped:,} skipped; its identity is"
+            f"{shown(out)} is complete: {report.images_in_file:,} images, {skipped:,} skipped; its identity is"
             f" {report.identity}"
         )
     else:
@@ -211,7 +211,7 @@ def index(
         if damage:
             raise typer.Exit(EXIT_DAMAGE)
         if not json:
-            console.note(f"{data}: every shard is what was declared")
+            console.note(f"{shown(data)}: every shard is what was declared")
         return
     with console.counting("index", 0, "shards", quiet=json) as counter:
         found = open_index(data, split=split, rebuild=rebuild, progress=counter)
@@ -221,7 +221,7 @@ def index(
         "classes": found.num_classes,
         "fingerprint": found.fingerprint,
     } | {name: digest for name, digest in asdict(found.identity).items() if name != "keys"}
-    console.as_json(facts) if json else console.facts(f"dlth index {data}", facts)
+    console.as_json(facts) if json else console.facts(f"dlth index {shown(data)}", facts)
 
 
 @app.command()
@@ -234,7 +234,7 @@ def demo(overrides: dict[str, Any]) -> None:
 
     config = checked(DemoConfig, overrides)
     report = Demo(config, console.note, ConsoleReporter(), console.counting).run()
-    console.note(f"open {report} in a browser")
+    console.note(f"open {shown(report)} in a browser")
 
 
 def _registered() -> None:

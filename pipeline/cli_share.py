@@ -89,7 +89,8 @@ def push(
     if json:
         console.as_json(facts | {"pinned": sent.pinned})
         return
-    console.note(f"{sent.num_bytes:,} bytes sent, with {', '.join(sent.beside) or 'nothing beside'}. To fetch it:")
+    beside = ", ".join(map(shown, sent.beside)) or "nothing beside"
+    console.note(f"{sent.num_bytes:,} bytes sent, with {beside}. To fetch it:")
     console.say(f"dlth tickets pull {shown(sent.pinned, console.LONGEST)}")
 
 

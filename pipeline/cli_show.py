@@ -53,4 +53,6 @@ def show(
     if json:
         console.as_json({"images": len(gallery.cards), "k": gallery.k, "page": written[0], "sheets": written[1:]})
         return
-    console.note(f"{len(gallery.cards)} images: {written[0]}" + (f" and {len(written) - 1} sheets" if sheets else ""))
+    console.note(
+        f"{len(gallery.cards)} images: {shown(written[0])}" + (f" and {len(written) - 1} sheets" if sheets else "")
+    )

@@ -248,8 +248,8 @@ def write(draft: Draft, out: Path, dry_run: bool, json: bool, facts: dict[str, o
     for name, value in (facts or {}).items():
         console.note(f"{name}: {value}")
     console.note(
-        f"{out}: {store.num_rows:,} rows in {len(store.shards):,} shards, {header.k} of {header.grid.num_patches} "
-        f"patches kept; its identity is {store.identity}"
+        f"{shown(out)}: {store.num_rows:,} rows in {len(store.shards):,} shards, {header.k} of"
+        f" {header.grid.num_patches} patches kept; its identity is {store.identity}"
     )
 
 

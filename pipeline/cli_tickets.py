@@ -30,7 +30,7 @@ def info(
     if json:
         console.as_json(facts | {"header": store.header.to_json()})
         return
-    console.facts(f"ticket file {file}", facts)
+    console.facts(f"ticket file {shown(file)}", facts)
     if not key and store.num_skipped == store.num_rows:
         console.note("every image was skipped as a bad one: there is no ticket to draw")
         return
@@ -72,8 +72,10 @@ def verify(
     if damage:
         raise typer.Exit(1)
     if not json:
-        signed = f" and signed with {key}" if key else ""
-        console.note(f"{file} is whole{signed}: {rows:,} rows in {len(store.shards):,} shards, identity {identity}")
+        signed = f" and signed with {shown(key)}" if key else ""
+        console.note(
+            f"{shown(file)} is whole{signed}: {rows:,} rows in {len(store.shards):,} shards, identity {identity}"
+        )
 
 
 def _signature(store: TicketStore, key: Path | None, signature: Path | None) -> list[SignatureError]:
@@ -146,7 +148,7 @@ def _part(text: str | None) -> tuple[int, int] | None:
     try:
         part, total = (int(number) for number in text.split("/"))
     except ValueError as error:
-        raise InputError(f"--subset {text!r}: expected N/T, e.g. 1/10.") from error
+        raise InputError(f"--subset {shown(text)!r}: expected N/T, e.g. 1/10.") from error
     if not 1 <= part <= total:
-        raise InputError(f"--subset {text}: N must lie between 1 and T.")
+        raise InputError(f"--subset {shown(text)}: N must lie between 1 and T.")
     return part, total

@@ -13,6 +13,7 @@ from dlth.pipeline import console
 from dlth.pipeline.cli_settings import ConfigFile, PrintConfig, tell
 from dlth.pipeline.cli_share import fetched
 from dlth.pipeline.flags import with_flags
+from dlth.tickets.errors import shown
 from dlth.training.config import RECIPES, UNLESS_SAID, TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.reporter import Reporter
@@ -130,7 +131,7 @@ def evaluate(
     from dlth.training.evaluate import evaluate as run
 
     for name, value in chosen.facts.items():
-        console.lead_note(f"{name}: {value}")
+        console.lead_note(f"{name}: {shown(value)}")
     table = run(settings, console.note).table()
     if not console.leads():
         return
@@ -139,7 +140,7 @@ def evaluate(
         return
     show_evaluation({Path(settings.checkpoint).name: table})
     if settings.out is not None:
-        console.note(f"per-image results are in {settings.out}")
+        console.note(f"per-image results are in {shown(settings.out)}")
 
 
 def show_result(result: Mapping[str, Any], out: str) -> None:
@@ -158,7 +159,7 @@ def show_result(result: Mapping[str, Any], out: str) -> None:
         console.note(f"trained on tickets of: {result['tickets_are']}")
     if result["whole_images"]:
         console.note(f"{result['whole_images']:,} times an image was trained on all patches, as there was no ticket")
-    console.note(f"weights, log and result are in {out}")
+    console.note(f"weights, log and result are in {shown(out)}")
 
 
 def show_evaluation(evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:

@@ -19,7 +19,7 @@ from dlth.pipeline.demo_report import ARMS, write_demo_report
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
-from dlth.tickets.errors import InputError, MismatchError
+from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.locks import LOCK, owned
 from dlth.training.config import TrainConfig
 from dlth.training.layers import checked, layered
@@ -84,10 +84,11 @@ class Demo:
         record, text = self.out / "demo.toml", to_toml(self.config)
         if record.exists() and record.read_text() != text:
             raise MismatchError(
-                f"{self.out} holds a demo with other settings:\n{record.read_text()}\nTake another --out, or remove it."
+                f"{shown(self.out)} holds a demo with other settings: {shown(record.read_text(), 1000)}. Take another"
+                " --out, or remove it."
             )
         if not record.exists() and any(path.name != LOCK for path in self.out.iterdir()):
-            raise InputError(f"{self.out} is not empty and holds no demo: take another --out.")
+            raise InputError(f"{shown(self.out)} is not empty and holds no demo: take another --out.")
         write_text(record, text)
 
     def _train_values(self, name: str, *, arm: str, seed: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def for_select(layers: Layers[SelectConfig], file: ProjectFile | None) -> tuple[
     if layers.get("data") is None and (found := shards_here(file)):
         folder, training, _ = found
         values["data"], split = str(folder), split or training
-        notes.append(f"data: {folder}, the shards found here" + (f" (split {split})" if split else ""))
+        notes.append(f"data: {shown(folder)}, the shards found here" + (f" (split {split})" if split else ""))
     data = str(values.get("data") or layers.get("data") or "")
     if split.lower() in VALIDATION and file is not None and data == file.top.get("data") and data.endswith(".tar"):
         raise InputError(
@@ -71,7 +71,9 @@ def for_train(layers: Layers[TrainConfig], file: ProjectFile | None) -> tuple[La
         if validation and layers.get("val") is None:
             values |= {"val": str(folder), "val_split": validation}
         which = [text for text in (training, validation) if text]
-        notes.append(f"data: {folder}, the shards found here" + (f" (split {' and '.join(which)})" if which else ""))
+        notes.append(
+            f"data: {shown(folder)}, the shards found here" + (f" (split {' and '.join(which)})" if which else "")
+        )
     layers = layers.under(DERIVED, values)
     tickets = layers.get("tickets")
     if tickets and layers.get("val") and layers.get("val_tickets") is None:

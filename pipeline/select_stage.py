@@ -134,7 +134,7 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
     said = _said(config, weights, say)
     model_name = resolve(said["model"])
     if model_name != said["model"]:
-        say(f"{said['model']} is timm's {model_name}")
+        say(f"{shown(said['model'])} is timm's {model_name}")
     index = open_index(config.data, split=config.split or None)
     require_images(index)
     vit, source = _load_selector(config, said, weights)
@@ -181,7 +181,7 @@ def select(
     report.shards_before = len(index.shards) - len(todo)
     skip(sum(shard.rows for shard in index.shards) - sum(index.shards[s].rows for s in todo))
     if report.shards_before and todo:
-        say(f"resuming {config.out}: {report.shards_before} of {len(index.shards)} shards are done")
+        say(f"resuming {shown(config.out)}: {report.shards_before} of {len(index.shards)} shards are done")
     mine: set[int] = set()
     while not report.complete:
         if missing := writer.missing():

@@ -12,7 +12,7 @@ from dlth.pipeline import derived
 from dlth.pipeline.project_file import SHARDS, TABLES, ProjectFile, project_file
 from dlth.pipeline.run_folder import RUNS, run_folder, run_name
 from dlth.pipeline.select_config import SelectConfig
-from dlth.tickets.errors import InputError
+from dlth.tickets.errors import InputError, shown
 from dlth.training.config import UNLESS_SAID, TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.layers import FLAG, Layer, Layers, SettingsT, fitted, with_recipe
@@ -70,7 +70,7 @@ def train_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settle
     header = derived.header_of(config.tickets) if config.tickets is not None else None
     folder, name = run_folder(config, header), run_name(config, header)
     if folder.name != name:
-        notes.append(f"{RUNS / name} holds a run of other settings: this one is {folder}")
+        notes.append(f"{shown(RUNS / name)} holds a run of other settings: this one is {shown(folder)}")
     return _settled(layers.under(derived.DERIVED, {"out": str(folder)}), notes, file)
 
 

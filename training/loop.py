@@ -108,7 +108,7 @@ class Training:
 
     def _run(self, stop: StopRequest) -> RunResult:
         if (finished := self._finished()) is not None:
-            self.reporter.note(f"{self.out} holds this run, finished already: its result is given back as it is")
+            self.reporter.note(f"{shown(self.out)} holds this run, finished already: its result is given back as it is")
             return finished
         self.reporter.started(self.parts.facts() | {"starts at step": self.progress.step})
         with self.world.together():
@@ -290,7 +290,7 @@ class Training:
             self.log_mark = mark_of(saved)
         for note in notes:
             self.reporter.note(note)
-        self.reporter.note(f"resumed at step {self.progress.step}, epoch {self.progress.epoch}, from {path}")
+        self.reporter.note(f"resumed at step {self.progress.step}, epoch {self.progress.epoch}, from {shown(path)}")
 
     def _finished(self) -> RunResult | None:
         """The result of the run that `--resume auto` found, if it is whole and there is nothing left to do."""
@@ -307,7 +307,9 @@ class Training:
         if self.world.leads:
             about = {name: self.parts.about_tickets()[name] for name in ("tickets_are", "val_tickets_are")}
             if self.log_mark is not None and self.log_mark.lines and not (self.out / METRICS).exists():
-                self.reporter.note(f"{self.out / METRICS} is not there: the log begins at step {self.progress.step}")
+                self.reporter.note(
+                    f"{shown(self.out / METRICS)} is not there: the log begins at step {self.progress.step}"
+                )
             self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard, about, self.log_mark)
             write_text(self.out / CONFIG, to_toml(self.config))
 

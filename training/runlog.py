@@ -155,7 +155,8 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         if names:
-            axes.legend(fontsize="small")
+            for text in axes.legend(fontsize="small").get_texts():
+                text.set_parse_math(False)
     title = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in about.items() if text)
     if title:
         figure.suptitle(title, fontsize="small", parse_math=False)

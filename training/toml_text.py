@@ -77,13 +77,19 @@ def toml_value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        quoted = json.dumps(value, ensure_ascii=False)
+        return "".join(char if char.isprintable() else _escaped(char) for char in quoted)
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Mapping):
         items = ", ".join(f"{toml_value(str(key))} = {toml_value(item)}" for key, item in value.items())
         return "{" + items + "}"
     return "[" + ", ".join(toml_value(item) for item in value) + "]"
+
+
+def _escaped(char: str) -> str:
+    """A character as TOML escapes it: what a terminal would obey is never written as it is."""
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

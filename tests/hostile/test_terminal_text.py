@@ -1,0 +1,318 @@
+"""Text from outside on a terminal: every text field of every foreign format, shown by every command, moves nothing.
+
+The planted text holds what terminals obey (ESC, U+009B, U+202E, DEL, tags), a line of its own that would pass for one
+of dlth's, and what rich takes for an emoji or markup. The streams' filter would hide a forgotten escape, but for that
+line: it shows where a message was put together from raw text. rich writes past the filter, so what it shows counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import runpy
+import shutil
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from typer.main import get_command
+
+from dlth.pipeline.cli import app
+from dlth.pipeline.last_line import main
+from dlth.training.toml_text import toml_value
+
+EVIL = "x\x1b[31m\x9b2J\u202e\x7f\U000e0041\r\nFORGED :100: [bold]b[/bold] $\\frac{"
+NAME = EVIL.replace("/", "")
+"""The same as a file's name."""
+LITERAL = ":100: [bold]b[/bold] $"
+MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
+SMALL = (*MODEL, "--img-size", "32")
+HERE = Path(__file__).parent
+WAYS = runpy.run_path(str(HERE / "ways.py"))
+SHARED = runpy.run_path(str(HERE.parent / "conftest.py"))
+
+
+def check(text: str) -> None:
+    """No character that a terminal obeys, no emoji, no line that somebody else wrote, no traceback."""
+    odd = {char for char in text if not char.isprintable() and char not in "\n\t"}
+    assert (odd, "💯" in text, "Traceback" in text) == (set(), False, False), repr(text)
+    assert [line for line in text.splitlines() if line.startswith("FORGED")] == [], text
+
+
+def dlth(*words: object) -> tuple[int, str]:
+    """Run a command in this process and check all that it says: exit code, and the text."""
+    said, before = io.StringIO(), sys.argv
+    sys.argv = ["dlth", *map(str, words)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = before
+    check(said.getvalue())
+    assert stop.value.code in (0, 1, 2), (words, said.getvalue())
+    return int(stop.value.code or 0), said.getvalue()
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every text in a JSON value, those of names included."""
+    if isinstance(value, str):
+        yield place
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from leaves(item, (*place, key))
+
+
+def planted(value: Any, place: tuple[Any, ...]) -> Any:
+    """A copy of a JSON value with the planted text in one place."""
+    if not place:
+        return EVIL
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[place[0]] = planted(value[place[0]], place[1:])
+    return copy
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A stranger's files: keys, names of shards and classes, header and settings hold the planted text."""
+
+    root: Path
+    shards: Path
+    tickets: Path
+    run: Path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    root = tmp_path_factory.mktemp("lab")
+    made = Lab(root, root / "shards", root / "t.zarr", root / "run")
+    made.shards.mkdir()
+    for shard in range(2):
+        members = []
+        for row in range(2):
+            key, image = f"{EVIL}{shard}{row}", SHARED["encode"](SHARED["picture"](shard * 2 + row))
+            members += [(f"{key}.jpg", image), (f"{key}.cls", b"%d" % row), (f"{key}.{EVIL}", b"ignored")]
+        SHARED["write_tar"](made.shards / f"{NAME}-{shard:06d}.tar", members)
+    (made.shards / "classes.json").write_text(json.dumps({"names": [EVIL, "plain"]}))
+    words = ("--random-weights", "--keep", "0.5", "--blocks", "0,1", "--num-classes", 2, "--workers", 0)
+    texts = [word for name in ("dataset", "creator", "license", "created") for word in (f"--{name}", EVIL)]
+    assert dlth("select", *SMALL, "--data", made.shards, "--out", made.tickets, *words, *texts)[0] == 0
+    training = ("--recipe", "smoke", "--epochs", 1, "--batch-size", 2, "--workers", 0)
+    data = ("--data", made.shards, "--val", made.shards, "--tickets", made.tickets)
+    assert dlth("train", *SMALL, *data, *training, "--out", made.run)[0] == 0
+    return made
+
+
+def sign_with(path: Path, sound: Any, file: str, change: Callable[[Any], Any]) -> None:
+    """Make the ticket file the sound one with one JSON file changed, everything signed anew by the attacker."""
+    changed = WAYS["signed_anew"](sound | {file: json.dumps(change(json.loads(sound[file]))).encode()})
+    WAYS["put"](path, WAYS["load"](path), changed)
+
+
+def test_every_text_of_a_ticket_files_metadata(lab: Lab) -> None:
+    """Header, manifest and array metadata, each text by itself is shown or refused; then all that passed."""
+    path = lab.root / "changed.zarr"
+    shutil.copytree(lab.tickets, path)
+    tree, passed = WAYS["load"](path), []
+    for file in ("zarr.json", "patches/zarr.json", "manifest/c.0"):
+        for place in leaves(json.loads(tree[file])):
+            sign_with(path, tree, file, lambda content, place=place: planted(content, place))
+            if dlth("tickets", "info", path)[0] == 0 and file == "zarr.json":
+                passed.append(place)
+    fields = {".".join(map(str, place[2:])) for place in passed}
+    shown = {"dataset.name", "dataset.split", "selector.model", "view.interpolation", "selector.block_dtype", "creator"}
+    assert fields >= shown
+    sign_with(path, tree, "zarr.json", lambda content: functools.reduce(planted, passed, content))
+    code, said = dlth("tickets", "info", path)
+    assert (code, said.count(LITERAL) >= len(shown)) == (0, True), said
+    for words in (("info", path, "--json"), ("stats", path), ("diff", path, path), ("verify", path)):
+        code, said = dlth("tickets", *words)
+        assert code == 0
+        if "--json" in words:
+            assert json.loads(said)["header"]["dataset"]["name"] == EVIL
+            assert said.isascii()
+
+
+def test_every_text_of_lists_and_notes(lab: Lab) -> None:
+    """_info.json, classes.json, a run's files, a checkpoint's notes, a signature: each text by what reads it."""
+    folder, images = lab.root / "packed", lab.root / "images" / "plain"
+    images.mkdir(parents=True)
+    (images / "a.jpg").write_bytes(SHARED["encode"](SHARED["picture"](0)))
+    assert dlth("pack", images.parent, "--out", folder)[0] == 0
+    weights = lab.root / "w.safetensors"
+    tensors = load_file(lab.run / "model.safetensors")
+    with safe_open(lab.run / "model.safetensors", "np") as file:
+        notes = {name: json.loads(text) for name, text in file.metadata().items()}
+    for place in leaves(notes):
+        changed = planted(notes, place)
+        save_file(tensors, weights, {name: json.dumps(value) for name, value in changed.items()})
+        dlth("evaluate", "--checkpoint", weights, "--val", odd_path(lab), "--workers", 0)
+    for path, words in (
+        (folder / "_info.json", ("index", folder)),
+        (folder / "classes.json", ("tickets", "stats", lab.tickets, "--data", folder)),
+        (signed(lab), ("tickets", "verify", lab.tickets, "--key", lab.root / "lab.pub")),
+    ):
+        sound = path.read_text()
+        for place in leaves(json.loads(sound)):
+            path.write_text(json.dumps(planted(json.loads(sound), place)))
+            dlth(*words)
+        path.write_text(sound)
+    for name in ("result.json", "checkpoints/step-00000002/state.json", "metrics.jsonl"):
+        path = lab.run / name
+        sound = path.read_text()
+        lines = [json.loads(line) for line in sound.splitlines()] if path.suffix == ".jsonl" else [json.loads(sound)]
+        path.write_text("\n".join(json.dumps(functools.reduce(planted, leaves(line), line)) for line in lines))
+        dlth("train", *run_words(lab), "--resume", "auto")
+        dlth("evaluate", "--checkpoint", lab.run, "--val", odd_path(lab))
+        path.write_text(sound)
+
+
+def odd_path(lab: Lab) -> Path:
+    """A path of nothing that holds the planted text."""
+    return lab.root / f"no{NAME}.zarr".replace("{", "")
+
+
+def signed(lab: Lab) -> Path:
+    """The signature of the ticket file, by a new key whose public half lies beside it."""
+    from cryptography.hazmat.primitives import serialization as forms
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = lab.root / "lab.pem", lab.root / "lab.pub"
+    private.write_bytes(key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo))
+    assert dlth("tickets", "sign", lab.tickets, "--key", private)[0] == 0
+    return lab.root / "t.zarr.sig"
+
+
+def run_words(lab: Lab) -> tuple[object, ...]:
+    data = ("--data", lab.shards, "--val", lab.shards, "--tickets", lab.tickets)
+    return (*SMALL, *data, "--recipe", "smoke", "--epochs", 1, "--batch-size", 2, "--workers", 0, "--out", lab.run)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers with an error whose reason, headers and body hold the planted text, as far as HTTP lets it."""
+
+    def do_GET(self) -> None:
+        text = EVIL.replace("\r\n", " ").encode("utf-8").decode("latin-1")
+        self.send_response(403 if "403" in self.path else 500, text)
+        self.send_header("X-Error", text)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815 - the server looks for this name
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    running = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_address[1]}"
+    running.shutdown()
+    running.server_close()
+
+
+def _imports(lab: Lab) -> list[tuple[object, ...]]:
+    keys = np.array([f"{EVIL}{row}" for row in range(2)])
+    np.savez(lab.root / "a.npz", keys=keys, patches=np.array([[0, 1, 2, 3], [3, 2, 1, 0]]))
+    np.savez(lab.root / "b.npz", **{NAME: keys, "patches": np.zeros((2, 4, 9))})
+    words = ("--grid", "2x2", "--patch-size", 8, "--tokens", 2, "--view", "whole", "--dataset", EVIL)
+    table = {"key": keys, "patches": np.array([[0, 1], [3, 2]]).tolist(), EVIL: keys}
+    parquet.write_table(pyarrow.table(table).replace_schema_metadata({EVIL: EVIL}), lab.root / "c.parquet")
+    files = ("a.npz", "b.npz", "c.parquet")
+    return [("import", lab.root / file, "--out", lab.root / f"{file}.zarr", *words) for file in files]
+
+
+def _cases(lab: Lab, url: str) -> dict[str, list[tuple[object, ...]]]:
+    """What each command is run on: the stranger's files as they are, and something that it refuses."""
+    t, data, odd = lab.tickets, ("--data", lab.shards), odd_path(lab)
+    out = lambda name: ("--out", lab.root / name)  # noqa: E731
+    toml = lab.root / "odd.toml"
+    toml.write_text(f"dataset = {toml_value(EVIL)}\n[select]\n{toml_value(EVIL)} = 1\n")
+    named = lab.root / f"{NAME}.toml"
+    named.write_text(f"dataset = {toml_value(EVIL)}\nsplit = {toml_value(EVIL)}\n")
+    packed = lab.root / "t.zip"
+    return {
+        "select": [("select", "--config", toml), ("select", "--config", named, *data),
+                   ("select", "--model", EVIL, *data),
+                   ("select", *SMALL, *data, *out("p.zarr"), "--checkpoint", lab.run, "--dry-run"),
+                   ("select", "--config", named, "--print-config")],
+        "pack": [("pack", lab.shards, *out("repacked")), ("pack", odd, *out("x")), ("pack", lab.root, *out("y"))],
+        "index": [("index", lab.shards), ("index", odd), ("index", lab.shards, "--check"),
+                  ("index", f"{url}/{EVIL}.tar".replace("{", "")), ("index", lab.shards, "--split", EVIL),
+                  ("index", lab.shards, "--json")],
+        "demo": [("demo", "--out", t / "zarr.json" / EVIL)],
+        "train": [("train", *run_words(lab), "--dry-run"), ("train", "--config", toml), ("train", "--arm", EVIL),
+                  ("train", *run_words(lab), "--recipe", EVIL), ("train", *run_words(lab), "--init-from", odd)],
+        "evaluate": [("evaluate", "--checkpoint", lab.run, "--val", lab.shards, "--workers", 0),
+                     ("evaluate", "--checkpoint", odd, "--val", lab.shards)],
+        "tickets info": [("info", t), ("info", odd), ("info", t, "--key", EVIL)],
+        "tickets verify": [("verify", t), ("verify", t, "--subset", EVIL),
+                           ("verify", t, "--key", odd)],
+        "tickets stats": [("stats", t, *data), ("stats", t, "--json"),
+                          ("stats", t, "--keep", EVIL)],
+        "tickets diff": [("diff", t, t, *data), ("diff", t, t, "--json"), ("diff", t, odd)],
+        "tickets merge": [("merge", t, t, *out("m.zarr"))],
+        "tickets subset": [("subset", t, *out("s.zarr"), "--keys", lab.tickets / "zarr.json"),
+                           ("subset", t, *out("s2.zarr"), "--class", EVIL, *data),
+                           ("subset", t, *out("s3.zarr"), "--class", "nothing", *data)],
+        "tickets union": [("union", t, t, *out("u.zarr"))],
+        "tickets intersect": [("intersect", t, t, *out("i.zarr"), "--keep", EVIL)],
+        "tickets inverse": [("inverse", t, *out(f"{NAME}.zarr"))],
+        "tickets control": [("control", t, *out("c.zarr"), "--kind", kind) for kind in ("random", EVIL)],
+        "tickets shrink": [("shrink", t, *out("h.zarr"), "--form", form) for form in ("mask", EVIL)],
+        "tickets show": [("show", t, *data, *out("g")), ("show", t, *data, *out("g"), "--keys", EVIL),
+                         ("show", t, *data, *out("g"), "--class", EVIL)],
+        "tickets export": [("export", t, lab.root / f"e.{kind}") for kind in ("npz", "json", "parquet", EVIL)],
+        "tickets import": _imports(lab),
+        "tickets match": [("match", t, *data), ("match", odd, *data)],
+        "tickets remap": [("remap", t, *data, *out("r.zarr"))],
+        "tickets pack": [("pack", t, *out("t.zip"))],
+        "tickets unpack": [("unpack", packed, *out("un.zarr")), ("unpack", odd)],
+        "tickets push": [("push", t, lab.root / f"{NAME}.zip"), ("push", t, EVIL)],
+        "tickets pull": [("pull", packed, *out("pulled.zarr")), ("pull", f"{url}/403.zip"),
+                         ("pull", f"{url}/{EVIL}.zip#identity={EVIL}")],
+        "tickets sign": [("sign", t, "--key", odd), ("sign", t, "--key", t / "zarr.json")],
+    }  # fmt: skip
+
+
+def _commands(group: Any, prefix: str = "") -> set[str]:
+    """The names of all commands, those of groups with the group's before them."""
+    names: set[str] = set()
+    for name, command in group.commands.items():
+        names |= _commands(command, f"{name} ") if hasattr(command, "commands") else {prefix + name}
+    return names
+
+
+def test_settings_are_printed_as_toml_that_gives_them_back(lab: Lab) -> None:
+    """`--print-config` of a text that a terminal would obey is escapes, and reads back as that text."""
+    path = lab.root / "settings.toml"
+    path.write_text(f"dataset = {toml_value(EVIL)}\n")
+    code, said = dlth("select", "--config", path, "--data", "x", "--random-weights", "--print-config")
+    assert (code, tomllib.loads(said)["dataset"]) == (0, EVIL)
+
+
+def test_every_command_shows_a_strangers_text_as_text(lab: Lab, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of the app has its case here, and none writes a character that a terminal obeys."""
+    monkeypatch.setenv("DLTH_TIMEOUT", "1")
+    (lab.root / "here").mkdir()
+    monkeypatch.chdir(lab.root / "here")
+    cases = _cases(lab, server)
+    assert cases.keys() == _commands(get_command(app))
+    for name, runs in cases.items():
+        for words in runs:
+            dlth(*(("tickets", *words) if name.startswith("tickets ") else words))
