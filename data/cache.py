@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 from dlth.data.fetch import blocks
 from dlth.data.remote import Facts, facts, is_remote, open_regular
+from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
 from dlth.tickets.files import space_errors
 
@@ -62,7 +63,7 @@ def cache_limit() -> int:
     """Bytes that remote shards may take: ``$DLTH_CACHE_GB`` times 10^9. Raises InputError if that is no number."""
     text = os.environ.get("DLTH_CACHE_GB") or "200"
     try:
-        limit = int(float(text) * 1e9)
+        limit = int(float(ascii_only(text)) * 1e9)
     except (ValueError, OverflowError):
         raise InputError(f"DLTH_CACHE_GB must be a number of gigabytes, got {shown(text)!r}") from None
     return limit

@@ -111,7 +111,7 @@ def decode(encoded: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> torch
     except ValueError as error:
         raise BadImageError(f"{shown(where)}: the PNG is damaged: {error}") from None
     except RuntimeError as error:  # "decode_jpeg, /build/path/decode_jpeg.cpp:171, Image is incomplete"
-        cause = re.sub(r"(?s)^.*\.cpp:\d+, ", "", str(error)).split("\n")[0]
+        cause = re.sub(r"(?s)^.*\.cpp:[0-9]+, ", "", str(error)).split("\n")[0]
         raise BadImageError(f"{shown(where)}: the image is damaged: {shown(cause)}") from None
     if pixels.shape != (3, height, width):
         found = " x ".join(str(size) for size in pixels.shape)

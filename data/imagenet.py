@@ -22,6 +22,7 @@ from typing import IO
 from dlth.data.confined import confined
 from dlth.data.matfile import read_struct_array
 from dlth.data.remote import open_regular
+from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
 from dlth.tickets.named import read_named
 
@@ -33,10 +34,10 @@ GROUND_TRUTH, META, DEVKIT = (
 MAX_TEXT = 64 * 1024 * 1024
 MAX_DEVKIT = 1024 * 1024 * 1024
 _DEVKIT_MEMORY = 512 * 1024 * 1024  # bytes to read it with; its files have three million
-WNID = re.compile(r"n\d{8}")
-_NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
-_TRAIN_NAME = re.compile(r"(n\d{8})_\d+")
-_HUB_NAME = re.compile(r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})_(n\d{8})")
+WNID = re.compile(r"n[0-9]{8}")
+_NUMBERED = re.compile(r"ILSVRC2012_val_([0-9]{8})")
+_TRAIN_NAME = re.compile(r"(n[0-9]{8})_[0-9]+")
+_HUB_NAME = re.compile(r"(n[0-9]{8}_[0-9]+|ILSVRC2012_val_[0-9]{8})_(n[0-9]{8})")
 
 
 def split_name(stem: str) -> tuple[str, str | None]:
@@ -66,7 +67,7 @@ def validation_labels(path: Path) -> Mapping[str, str]:
     first = text.split("\n", 1)[0].strip()
     if first.startswith("ImageId,"):
         return _from_kaggle(text, str(path))
-    if first.isdigit():
+    if is_digits(first):
         return _from_numbers(text, _content(path.parent / META), str(path))
     return _in_order([_synset(line, str(path), row) for row, line in enumerate(text.split(), 1)])
 
@@ -96,7 +97,7 @@ def _from_numbers(text: str, meta: bytes, where: str) -> Mapping[str, str]:
     synsets = synsets_by_number(meta, f"{where}: {META}")
     numbers = text.split()
     for row, number in enumerate(numbers, 1):
-        if not number.isdigit() or int(number) not in synsets:
+        if not is_digits(number) or int(number) not in synsets:
             raise DamageError(f"{shown(where)}: line {row}: {shown(number)} is no class number that {META} knows")
     return _in_order([synsets[int(number)] for number in numbers])
 

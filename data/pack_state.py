@@ -52,7 +52,7 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
     """
     entry = read_info(out)["splits"].get(split)
     before = entry.get("pack") if entry is not None else _json(work / _PLAN)
-    there = [path for path in out.glob(f"{split}-*.tar") if re.fullmatch(r"\d{6}", path.stem[len(split) + 1 :])]
+    there = [path for path in out.glob(f"{split}-*.tar") if re.fullmatch(r"[0-9]{6}", path.stem[len(split) + 1 :])]
     if before is None and (there or entry is not None):
         raise InputError(f"{shown(out)} holds a split {split} that dlth pack did not write: give another folder")
     if before is not None and not resume:

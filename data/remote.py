@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from dlth.data.waiting import watched
+from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import (
     DlthError,
     InputError,
@@ -59,7 +60,7 @@ def patience() -> float:
     """Seconds without a byte after which a server counts as stalled: ``$DLTH_TIMEOUT``, else 60. Raises InputError."""
     text = os.environ.get("DLTH_TIMEOUT") or "60"
     try:
-        seconds = float(text)
+        seconds = float(ascii_only(text))
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= 86_400:

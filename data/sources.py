@@ -129,7 +129,7 @@ def _choices(inside: str, text: str) -> list[str]:
     for item in inside.split(","):
         if len(result) > MAX_SHARDS:
             raise LimitError(f"{shown(text)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
-        ends = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", item)
+        ends = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", item)
         if not ends:
             result.append(item)
             continue

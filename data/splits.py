@@ -12,7 +12,7 @@ from dlth.data.split_info import INFO, read_info
 TRAINING = ("train", "training")
 VALIDATION = ("val", "valid", "validation")
 EVALUATION = (*VALIDATION, "test", "dev")
-_NUMBERED = re.compile(r".*\d\.tar")  # ILSVRC2012_img_train.tar is an archive, not a shard
+_NUMBERED = re.compile(r".*[0-9]\.tar")  # ILSVRC2012_img_train.tar is an archive, not a shard
 
 
 def words(name: str) -> set[str]:

@@ -17,7 +17,7 @@ import typer
 from dlth.pipeline import console
 from dlth.pipeline.cli_settings import ConfigFile, PrintConfig, tell
 from dlth.pipeline.demo_config import DemoConfig
-from dlth.pipeline.flags import with_flags
+from dlth.pipeline.flags import integer, with_flags
 from dlth.pipeline.last_line import main
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets.errors import shown
@@ -130,9 +130,11 @@ def pack(
     ],
     out: Annotated[str, typer.Option(help="Folder for the shards, _info.json and classes.json.")],
     split: Annotated[str, typer.Option(help="Name of the split: train-000000.tar …")] = "train",
-    shard_size: Annotated[int, typer.Option(help="Images per shard, at most.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Shards written side by side; one a core, at most 8.")] = None,
+    shard_size: Annotated[int, typer.Option(parser=integer, help="Images per shard, at most.")] = 1000,
+    seed: Annotated[int, typer.Option(parser=integer, help="Seed of the order.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(parser=integer, help="Shards written side by side; one a core, at most 8.")
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(

@@ -9,6 +9,7 @@ import typer
 
 from dlth.pipeline import console
 from dlth.pipeline.cli_tickets import File, Json, describe, tickets
+from dlth.pipeline.flags import integer
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import shown
 
@@ -24,7 +25,9 @@ def show(
         list[str] | None,
         typer.Option("--class", help="Show this class, by name or number; may be given several times."),
     ] = None,
-    num: Annotated[int, typer.Option(help="Images to show, at most; evenly spread, or the least agreeing.")] = 60,
+    num: Annotated[
+        int, typer.Option(parser=integer, help="Images to show, at most; evenly spread, or the least agreeing.")
+    ] = 60,
     against: Annotated[
         Path | None, typer.Option(help="A second ticket file: show where the two differ, least overlap first.")
     ] = None,

@@ -10,7 +10,9 @@ import typer
 from dlth.pipeline import console
 from dlth.pipeline.cli_ticket_tools import DryRun, Out, Split, opened, write
 from dlth.pipeline.cli_tickets import File, Json, tickets
+from dlth.pipeline.flags import integer
 from dlth.tickets import Grid, num_kept
+from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, shown
 
 Shards = Annotated[str, typer.Option(help="Shards of the images, as `dlth select` takes them.")]
@@ -54,9 +56,11 @@ def import_(
     source: Annotated[Path, typer.Argument(help="An .npz or .parquet file with keys and rankings or masks.")],
     out: Out,
     grid: Annotated[str | None, typer.Option(help="Rows and columns of patches, e.g. 14x14.")] = None,
-    patch_size: Annotated[int | None, typer.Option(help="Side of a patch in pixels of the view.")] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(parser=integer, help="Side of a patch in pixels of the view.")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="Share of all patches that a ticket keeps (rankings).")] = None,
-    tokens: Annotated[int | None, typer.Option(help="The same as a number of patches.")] = None,
+    tokens: Annotated[int | None, typer.Option(parser=integer, help="The same as a number of patches.")] = None,
     view: Annotated[str | None, typer.Option(help="Frame of the patches: whole image, or center crop.")] = None,
     crop_pct: Annotated[str, typer.Option(help="Share of the shorter side in a center crop.")] = "1",
     selector: Annotated[str, typer.Option(help="What chose the patches.")] = "",
@@ -64,7 +68,9 @@ def import_(
     split: Annotated[str, typer.Option(help="Its split.")] = "",
     creator: Annotated[str, typer.Option(help="Who made them.")] = "",
     license_: Annotated[str, typer.Option("--license", help="Licence of the tickets.")] = "",
-    shard_rows: Annotated[int, typer.Option(help="Rows of a shard, where the file has no shards of its own.")] = 1_000,
+    shard_rows: Annotated[
+        int, typer.Option(parser=integer, help="Rows of a shard, where the file has no shards of its own.")
+    ] = 1_000,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -178,6 +184,6 @@ def _grid(text: str | None) -> Grid | None:
     if text is None:
         return None
     rows, cross, cols = text.lower().partition("x")
-    if not (cross and rows.isdecimal() and cols.isdecimal()):
+    if not (cross and is_digits(rows) and is_digits(cols)):
         raise InputError(f"--grid {shown(text)!r}: expected rows x columns, e.g. 14x14")
     return Grid(int(rows), int(cols))

@@ -15,6 +15,7 @@ import typer
 
 from dlth.pipeline import console
 from dlth.pipeline.cli_tickets import File, Json, tickets
+from dlth.pipeline.flags import integer
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.derive import Draft
 from dlth.tickets.errors import InputError, MissingFileError, shown
@@ -31,7 +32,7 @@ Split = Annotated[str | None, typer.Option(help="Split to take from an _info.jso
 Keep = Annotated[
     str | None, typer.Option(help="Share of all patches that a ticket keeps; the file's own if not given.")
 ]
-Tokens = Annotated[int | None, typer.Option(help="The same as a number of patches.")]
+Tokens = Annotated[int | None, typer.Option(parser=integer, help="The same as a number of patches.")]
 
 _CLASSES_SHOWN = 20
 
@@ -100,9 +101,10 @@ def diff(
     data: Data = None,
     split: Split = None,
     tokens: Annotated[
-        list[int] | None, typer.Option(help="Compare this many best patches; may be given several times.")
+        list[int] | None,
+        typer.Option(parser=integer, help="Compare this many best patches; may be given several times."),
     ] = None,
-    worst: Annotated[int, typer.Option(help="Images to list, least overlap first.")] = 10,
+    worst: Annotated[int, typer.Option(parser=integer, help="Images to list, least overlap first.")] = 10,
     json: Json = False,
 ) -> None:
     """Overlap of two files' tickets at several sizes, rank correlation, spread, by class, and the worst images."""
@@ -215,7 +217,7 @@ def control(
     file: File,
     out: Out,
     kind: Annotated[str, typer.Option(help="One of random, centre, edges, inverse, other-image.")],
-    seed: Annotated[int, typer.Option(help="Seed of random and other-image.")] = 0,
+    seed: Annotated[int, typer.Option(parser=integer, help="Seed of random and other-image.")] = 0,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from dlth.pipeline import console
 from dlth.tickets import TicketStore, origin
+from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown
 
 tickets = typer.Typer(no_args_is_help=True)
@@ -146,7 +147,7 @@ def _part(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     try:
-        part, total = (int(number) for number in text.split("/"))
+        part, total = (int(ascii_only(number)) for number in text.split("/"))
     except ValueError as error:
         raise InputError(f"--subset {shown(text)!r}: expected N/T, e.g. 1/10.") from error
     if not 1 <= part <= total:

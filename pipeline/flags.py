@@ -11,11 +11,15 @@ import inspect
 import types
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from dlth.tickets.digits import ascii_only
+
+Number = TypeVar("Number", int, float)
 
 
 def with_flags(config: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -42,6 +46,26 @@ def with_flags(config: type[BaseModel]) -> Callable[[Callable[..., Any]], Callab
     return decorate
 
 
+def integer(text: object) -> int:
+    """What a flag of a whole number reads: as the command line's own type, but ASCII digits alone."""
+    return _number(int, text, "integer")
+
+
+def number(text: object) -> float:
+    """What a flag of a number reads: as the command line's own type, but ASCII digits alone."""
+    return _number(float, text, "float")
+
+
+number.__name__ = "float"  # what help pages call the value
+
+
+def _number(kind: type[Number], text: object, name: str) -> Number:
+    try:
+        return kind(ascii_only(str(text)))
+    except ValueError:
+        raise typer.BadParameter(f"{str(text)!r} is not a valid {name}.") from None
+
+
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     kind = _flag_type(field.annotation)
     flag = "--" + name.replace("_", "-")
@@ -51,6 +75,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=_help(field),
         show_default=False,
+        parser={int: integer, float: number}.get(kind),
         rich_help_panel=str(extra.get("panel", "Options")),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind | None)

@@ -10,6 +10,7 @@ from dlth.data.classes import class_names
 from dlth.data.index import open_index
 from dlth.data.join import join
 from dlth.tickets import TicketStore
+from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.labels import NO_LABEL
 
@@ -35,7 +36,7 @@ class RowClasses:
         """The label of a class given by name or number; raises InputError."""
         if text in self.names:
             return self.names.index(text)
-        if text.isdecimal():
+        if is_digits(text):
             return int(text)
         some = ", ".join(shown(name, 40) for name in self.names[:5])
         raise InputError(f"no class is called {shown(text)!r}" + (f"; there are {some} …" if some else ""))

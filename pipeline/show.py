@@ -26,6 +26,7 @@ from dlth.data.views import render
 from dlth.data.workers import Pool
 from dlth.pipeline.gallery import Card, Gallery
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
+from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, MismatchError, shown
 
 MAX_COMPARED = 20_000
@@ -118,7 +119,7 @@ def _candidates(index: ShardIndex, joins: Sequence[Join], choice: Choice, names:
 def _label(text: str, names: Sequence[str]) -> int:
     if text in names:
         return names.index(text)
-    if text.isdecimal():
+    if is_digits(text):
         return int(text)
     some = ", ".join(shown(name, 40) for name in names[:5])
     raise InputError(f"--class {shown(text)!r} is no class number and no name in {CLASSES} ({some or 'none'} …)")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import InputError, shown
 
 Rate = str | float | Decimal | Fraction
@@ -91,7 +92,7 @@ class Budget:
 
 def _decimal(rate: str | float | Decimal) -> Decimal:
     """The decimal number a user meant; floats by their shortest text. At most 30 digits after the point."""
-    value = rate if isinstance(rate, Decimal) else Decimal(repr(rate) if isinstance(rate, float) else rate)
+    value = rate if isinstance(rate, Decimal) else Decimal(ascii_only(rate) if isinstance(rate, str) else repr(rate))
     exponent = value.as_tuple().exponent
     if isinstance(rate, bool) or not isinstance(exponent, int) or not -30 <= exponent <= 30:
         raise ValueError

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import DlthError, LockedError, shown
 from dlth.tickets.files import read_file, refuse_read_only, space_errors
 from dlth.tickets.newfile import make_folder
@@ -91,7 +92,7 @@ def _owner(lock: Path) -> str:
         number = read_file(lock, 20, LOCK).decode("ascii", "replace")
     except DlthError:
         return ""
-    return f" (number {number} on its machine)" if number.isdecimal() else ""
+    return f" (number {number} on its machine)" if is_digits(number) else ""
 
 
 def _acquire(path: Path, wait: bool) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import InputError, shown
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.settings import Settings
@@ -173,7 +174,7 @@ def _said_by(layers: Layers[TrainConfig], name: str) -> str:
 def _whole(value: object) -> int | None:
     """A number of epochs, if it is one; what is none is refused when the configuration is made."""
     try:
-        return int(str(value))
+        return int(ascii_only(str(value)))
     except ValueError:
         return None
 

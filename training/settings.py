@@ -16,6 +16,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from dlth.tickets.budget import exact_rate
+from dlth.tickets.digits import ascii_only
 
 WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."
 
@@ -125,7 +126,7 @@ def refuse_own_flags(kwargs: Mapping[str, Any] | None, flag: str, own: Mapping[s
 def _literal(text: str) -> Any:
     for read in (int, float):
         try:
-            return read(text)
+            return read(ascii_only(text))
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text.lower(), text)
