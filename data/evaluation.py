@@ -20,7 +20,7 @@ from dlth.data.left_out import LeftOut
 from dlth.data.order import Ids
 from dlth.data.patches import ARMS, Arm, Frame, PatchChoice
 from dlth.data.reader import BadImages, Reader
-from dlth.data.views import render
+from dlth.data.views import check_view, render
 from dlth.data.workers import Pool
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
@@ -58,6 +58,7 @@ class EvalLoader:
             raise InputError("the ticket and random arms need k, the number of patches to keep")
         if k is not None and not 1 <= k <= grid.num_patches:
             raise InputError(f"k must be from 1 to {grid.num_patches} (the patches of the {grid} grid), got {k}")
+        check_view(view)
         require_labels(index)
         if join is not None and "ticket" in arms:
             check_compatible(join.store.header, grid=grid, k=k, moved=join.store.header.view != view)

@@ -22,7 +22,7 @@ from dlth.data.index import ShardIndex
 from dlth.data.join import Join, join
 from dlth.data.patches import stored_rankings
 from dlth.data.split_info import CLASSES
-from dlth.data.views import render
+from dlth.data.views import check_view, render
 from dlth.data.workers import Pool
 from dlth.pipeline.gallery import Card, Gallery
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
@@ -70,6 +70,7 @@ def gallery_of(
     be read. Raises MismatchError (files for other images; a keep above what they hold; frames that cannot be compared),
     MissingTicketError (a key without a ticket), InputError (nothing to show).
     """
+    check_view(store.header.view)
     joins = [join(index, each, missing="skip") for each in (store, other) if each is not None]
     for each in joins:
         say(str(each.coverage))

@@ -81,6 +81,13 @@ def run_folders(arguments: argparse.Namespace, folder: Path) -> tuple[str, Count
     return f"{text}, {outcomes.get('the same', 0):,} gone on with to the same numbers", told
 
 
+def decoders(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = script("hostile/decoders.py", "--count", arguments.images, "--processes", os.cpu_count() or 1)
+    decoded, refused = (told.get("outcomes", {}).get(name, 0) for name in ("decoded", "refused"))
+    text = f"{told.get('mutants', 0):,} mutants of JPEG, PNG and WebP against the real decoders"
+    return f"{text}: {decoded:,} decoded, {refused:,} refused", told
+
+
 def bits(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = [script("hostile/bits.py", "--form", form, "--stride", arguments.stride) for form in ("full", "top", "mask")]
     flips, all_bits = (sum(part.get(name, 0) for part in told) for name in ("flips", "bits"))
@@ -164,6 +171,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
         mutants,
         checkpoints,
         run_folders,
+        decoders,
         bits,
         exploits,
         steps,
@@ -199,6 +207,7 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--checkpoints", type=int, default=10_000)
     parser.add_argument("--run-folders", type=int, default=1_000)
+    parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--stride", type=int, default=1, help="flip every n-th bit only")
     parser.add_argument("--step-stride", type=int, default=1)
     parser.add_argument("--kills", type=int, default=1_000)

@@ -15,6 +15,7 @@ from dlth.data.evaluation import EvalLoader
 from dlth.data.index import ShardIndex
 from dlth.data.join import NO_TICKET, Join, check_compatible, join
 from dlth.data.patches import Arm
+from dlth.data.views import check_view
 from dlth.tickets import Budget, Grid, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import shown
 from dlth.tickets.origin import describe
@@ -39,6 +40,9 @@ class Frame:
     interpolation: str
     crop_pct: float
 
+    def __post_init__(self) -> None:
+        check_view(self.eval_view)
+
     @classmethod
     def of(
         cls,
@@ -48,7 +52,11 @@ class Frame:
         crop_pct: float | None = None,
         interpolation: str | None = None,
     ) -> Frame:
-        """As was said, otherwise as timm's configuration of the model has it."""
+        """As was said, otherwise as timm's configuration of the model has it.
+
+        Raises:
+            DlthError: a view that no image could be shown in
+        """
         own, grid, patch = timm.data.resolve_model_data_config(vit), grid_of(vit), patch_size_of(vit)
         return cls(
             grid,

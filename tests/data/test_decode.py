@@ -216,6 +216,9 @@ render(decode(png(40, 30, 8, 2, 3), where="warm"), ViewSpec("center", 224, 224, 
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 250_000_000, resource.RLIM_INFINITY))
 print(render(decode(thin, where="thin"), ViewSpec("center", 224, 224, "0.875")).shape)
+for narrow in (thin, png(1_000_000, 1, 8, 0, 1), png(1, 200_000, 8, 0, 1)):
+    assert render(decode(narrow, where="thin"), ViewSpec("center", 224, 224, "0.03")).shape == (3, 224, 224)
+    assert render(decode(narrow, where="thin"), ViewSpec("whole", 224, 224)).shape == (3, 224, 224)
 try:
     decode(large, where="large")
 except BadImageError as error:

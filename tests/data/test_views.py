@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from dlth.data.views import render
+from dlth.data.views import check_view, render
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import ViewSpec
@@ -69,3 +69,28 @@ def test_unknown_interpolation_is_named() -> None:
     """A header with another library's interpolation is refused by its name."""
     with pytest.raises(InputError, match="'magic' is none of"):
         render(coordinates(8, 8), ViewSpec("whole", 4, 4, interpolation="magic"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (ViewSpec("center", 224, 224, "0.0005"), "224 x 224 pixels, cut with a crop_pct of 0.0005, is too large"),
+        (ViewSpec("center", 1, 1, "0.000000000000000000000000000001"), "too large: .*a larger crop_pct"),
+        (ViewSpec("center", 8000, 16, "0.9"), "cut from 8192 pixels along a side"),
+        (ViewSpec("whole", 65536, 65536), "a view of 65536 x 65536 pixels is too large"),
+        (ViewSpec("whole", 8, 8, interpolation="lanczos"), "'lanczos' is none of bicubic, bilinear, nearest"),
+    ],
+    ids=["tiny crop", "tiniest crop", "long side", "large view", "no way to resample tensors"],
+)
+def test_views_that_ask_for_too_much_are_refused_before_an_image_is_read(spec: ViewSpec, message: str) -> None:
+    """Numbers of a view come from notes, flags and headers: none makes an ordinary image take gigabytes."""
+    with pytest.raises(InputError, match=message):
+        check_view(spec)
+    with pytest.raises(InputError, match=message):
+        render(coordinates(40, 50), spec)
+
+
+@pytest.mark.parametrize("spec", [ViewSpec("center", 1024, 1024, "0.875"), ViewSpec("center", 224, 224, "0.1")])
+def test_views_of_laboratories_are_shown(spec: ViewSpec) -> None:
+    """Large images and narrow crops stay possible."""
+    assert render(coordinates(40, 50), spec).shape == (3, spec.height, spec.width)

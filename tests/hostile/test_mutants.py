@@ -47,6 +47,25 @@ def test_each_class_is_noticed_in_a_weakened_build(build: str) -> None:
     assert {finding.split(":")[0].split()[1] for finding in total["findings"]} == classes
 
 
+DECODERS: dict[str, Any] = runpy.run_path(str(HERE / "decoders.py"))
+
+
+def test_mutants_of_images() -> None:
+    """800 of every format and way against the real decoders: decoded or BadImageError, in time and memory."""
+    total = DECODERS["part"](0, 800, weaken=False)
+    assert total["findings"] == []
+    assert total["mutants"] == 800
+    assert len(total["ways"]) == 21
+    assert min(total["outcomes"].values()) > 100
+
+
+def test_mutants_of_images_that_libpng_reads_itself() -> None:
+    """Without the check of PNGs the same mutants end the decoding process: the test above can fail."""
+    total = DECODERS["part"](0, 40, weaken=True)
+    assert {finding.split()[0] for finding in total["findings"]} == {"png"}
+    assert all("the process ended with -11" in finding for finding in total["findings"])
+
+
 def test_flipped_bits() -> None:
     """Every 23rd bit of every file, and so all eight positions; `make torture` flips every bit of all three forms."""
     code, total = run("bits.py", "--stride", "23")
