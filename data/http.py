@@ -41,6 +41,7 @@ class Answer:
     _url: str
     _loop: Any
     _body: aiohttp.StreamReader
+    _seconds: float
 
     def read(self, size: int) -> bytes:
         """The next bytes of the body, from 1 to `size` of them; OSError where it ends."""
@@ -63,7 +64,12 @@ class Answer:
             raise DamageError(f"{shown(self._url)}: the server sends more bytes than it said", file=self._url)
 
     def _next(self, size: int) -> bytes:
-        return bytes(sync(self._loop, self._body.read, min(size, _PIECE)))
+        async def piece() -> bytes:
+            async with asyncio.timeout(self._seconds):  # aiohttp's own `sock_read` ends with some broken bodies
+                return await self._body.read(min(size, _PIECE))
+
+        raw: bytes = sync(self._loop, piece)
+        return raw
 
 
 def http_info(url: str) -> dict[str, Any]:
@@ -95,7 +101,8 @@ def http_answer(url: str, start: int, end: int, seconds: float | None = None) ->
         _check_plain(url, response)
         whole = response.status == 200
         total = _length(response) if whole else _range_total(url, response, start, end)
-        yield Answer(0 if whole else start, whole, total, url, filesystem(url)[0].loop, response.content)
+        loop = filesystem(url)[0].loop
+        yield Answer(0 if whole else start, whole, total, url, loop, response.content, seconds or patience())
 
 
 @contextmanager
@@ -107,7 +114,7 @@ def _answered(url: str, method: str, seconds: float | None = None, **headers: st
         session = await system.set_session()
         options = dict(system.kwargs)
         sent = {**options.pop("headers", {}), "Accept-Encoding": "identity", **headers}
-        options |= {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=seconds)}
+        options |= {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT)}
         options |= {"auto_decompress": False, "allow_redirects": True}
         async with asyncio.timeout(seconds):
             answer: aiohttp.ClientResponse = await session.request(

@@ -106,6 +106,14 @@ def exploits(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     return f"{len(cases)} exploits by hand, T1 to T17, dangerous variables set", {"findings": told["findings"] + bad}
 
 
+def answers(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = script("hostile/answers.py", "--count", arguments.answers)
+    outcomes = told.get("outcomes", {})
+    refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
+    text = f"{told.get('answers', 0):,} answers of a web server, of right and wrong parts: {refused:,} refused"
+    return f"{text}, {outcomes.get('whole', 0):,} with the bytes asked for", told
+
+
 def steps(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("pipeline/kill_select.py", small_shards(folder), folder, arguments.step_stride)
     return f"select killed at {told.get('kills', 0)} of its {told.get('steps', 0)} file-system steps", told
@@ -174,6 +182,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
         decoders,
         bits,
         exploits,
+        answers,
         steps,
         moments,
         disk,
@@ -205,6 +214,7 @@ def write_page(rows: dict[str, dict[str, str]]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutants", type=int, default=100_000)
+    parser.add_argument("--answers", type=int, default=5_000)
     parser.add_argument("--checkpoints", type=int, default=10_000)
     parser.add_argument("--run-folders", type=int, default=1_000)
     parser.add_argument("--images", type=int, default=200_000)

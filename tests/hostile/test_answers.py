@@ -8,79 +8,34 @@ import re
 import runpy
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dlth.data.fetch import blocks
 from dlth.data.remote import facts, read_small
 from dlth.data.sources import resolve
 from dlth.data.transfer import BLOCK, download
 from dlth.tickets import TicketStore
 from dlth.tickets.archive import pack
-from dlth.tickets.errors import DlthError, LimitError, MissingFileError, SpaceError
+from dlth.tickets.errors import DlthError, LimitError, MissingFileError, SpaceError, TransferError
 
 SIZE = 100_000
 CONTENT = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
 ENDLESS = 64 * 2**20  # what an endless body stops at, so that a test that fails ends
 
 Headers = dict[str, str]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's `plays` say: by method, (status, headers, body); the body bytes or a number of zeros."""
-
-    protocol_version = "HTTP/1.1"
-    server: Player
-
-    def answer(self) -> None:
-        status, headers, body = self.server.play(self.command, self.path, self.headers.get("Range", ""))
-        self.server.asked.append((self.command, self.path, dict(self.headers)))
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        chunked = headers.get("Transfer-Encoding") == "chunked"
-        pieces = [body] if isinstance(body, bytes) else (bytes(2**16) for _ in range(body // 2**16))
-        try:
-            for piece in pieces:
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-                self.server.sent += len(piece)
-            if chunked:
-                self.wfile.write(b"0\r\n\r\n")
-        except OSError:
-            self.close_connection = True
-
-    do_GET = do_HEAD = answer  # noqa: N815 (the names that BaseHTTPRequestHandler calls)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-class Player(ThreadingHTTPServer):
-    """A server on loopback whose answers are what `play` makes of method, path and range."""
-
-    daemon_threads = True
-
-    def __init__(self, play: Callable[[str, str, str], tuple[int, Headers, bytes | int]]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.play, self.sent = play, 0
-        self.asked: list[tuple[str, str, Headers]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+Player = runpy.run_path(str(Path(__file__).with_name("answers.py")))["Player"]
 
 
 @pytest.fixture
-def player() -> Iterator[Callable[..., Player]]:
+def player() -> Iterator[Callable[..., Any]]:
     """``player(play)`` -> a running `Player`."""
-    players: list[Player] = []
+    players: list[Any] = []
 
-    def start(play: Any) -> Player:
+    def start(play: Any) -> Any:
         players.append(Player(play))
         return players[-1]
 
@@ -171,6 +126,24 @@ def test_what_a_server_says_of_sizes_is_not_believed(player: Any, tmp_path: Path
     assert silent.sent < 16 * 2**20
 
 
+def test_an_answer_of_s3_is_bounded(player: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An S3 server that sends more than was asked for is read up to there and refused."""
+    import s3fs
+
+    def play(method: str, path: str, wanted: str) -> tuple[int, Headers, bytes | int]:
+        return 206, {"Transfer-Encoding": "chunked", "Content-Range": said(0, SIZE), "ETag": "a"}, ENDLESS
+
+    server = player(play)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(TransferError, match=r"in 4 tries: the server sent 100001 bytes"):
+        list(blocks("s3://lab/a.tar", 0, SIZE))
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert server.sent < 4 * 16 * 2**20
+
+
 def test_small_files_are_bounded(player: Any) -> None:
     """A list or signature above its bound is refused by its declared size, and by its bytes where none is declared."""
     declared = player(lambda method, path, wanted: (200, {"Content-Length": str(ENDLESS)}, ENDLESS))
@@ -242,3 +215,13 @@ def test_bombs_in_answers_take_no_memory(player: Any, make_shards: Any, tmp_path
     assert ["packs its answer (gzip)" in note for note in notes] == [True, True]
     assert notes[1].startswith("the signature was not fetched: ")
     assert grown < 100 * 2**20
+
+
+def test_answers_put_together_at_random() -> None:
+    """Two hundred answers of right and wrong parts: bytes of the number asked for, or errors of ours."""
+    command = [sys.executable, str(Path(__file__).with_name("answers.py")), "--count", "200"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    told = json.loads(done.stdout)
+    assert (told["answers"], told["findings"]) == (200, [])
+    assert told["outcomes"]["whole"] > 20
+    assert sum(count for name, count in told["outcomes"].items() if name.startswith("refused")) > 60
