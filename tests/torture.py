@@ -130,6 +130,12 @@ def disk(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     return f"{told.get('runs', 0)} disk sizes ({told.get('method')}), {told.get('full', 0)} of them full", told
 
 
+def disk_train(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = script("faults/full_disk_train.py", folder, 20)
+    text = f"{told.get('runs', 0)} disk sizes under train ({told.get('method')})"
+    return f"{text}, {told.get('full', 0)} of them full", told
+
+
 def read_only(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("faults/read_only.py", folder)
     return f"a read-only disk ({told.get('method')})", told
@@ -186,6 +192,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
         steps,
         moments,
         disk,
+        disk_train,
         read_only,
         tars,
         odd_tars,

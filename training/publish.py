@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,4 +77,5 @@ def _is_full(error: Exception) -> bool:
     """safetensors tells the system's error as text alone."""
     if isinstance(error, OSError):
         return error.errno in _NO_ROOM
-    return any(f"code: {number}," in str(error) for number in _NO_ROOM)
+    found = re.search(r"(?:os error|code:) ([0-9]+)", str(error))
+    return found is not None and int(found[1]) in _NO_ROOM

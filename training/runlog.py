@@ -234,4 +234,5 @@ def _open_board(folder: Path, after: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("TensorBoard is not installed: pip install 'dlth[tensorboard]'") from error
-    return SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+    with write_errors(folder):
+        return SummaryWriter(str(folder), purge_step=after + 1 if after else None)

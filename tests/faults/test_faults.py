@@ -58,6 +58,13 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert told["full"] >= 10
 
 
+def test_a_full_disk_in_training(tmp_path: Path) -> None:
+    """At three sizes, of a page and more: what stands under a run's names is whole, and a retry gives its weights."""
+    code, told = run("full_disk_train.py", tmp_path, 3)
+    assert code == 0
+    assert (told["runs"], told["full"]) == (3, 3)
+
+
 def test_a_read_only_disk(tmp_path: Path) -> None:
     """Finished files are read there; writing is refused with the place and what to do."""
     code, told = run("read_only.py", tmp_path)
