@@ -28,19 +28,20 @@ _MAX_BYTES = 64 * 1024
 @contextmanager
 def owned(out: Path, split: str) -> Iterator[Path]:
     """Where this split's unfinished work is kept, while no other `pack` writes to `out` (`LockedError`)."""
-    before = os.path.lexists(out)
-    make_folder(out)
     lock = out / ".pack.lock"
+    before, was_locked = os.path.lexists(out), os.path.lexists(lock)
+    make_folder(out)
     with locked(lock) as mine:
         if not mine:
             raise LockedError(f"another dlth pack writes to {shown(out)}: wait, or give another folder")
         try:
             yield out / f".pack-{split}"
         except BaseException:
-            with suppress(OSError):  # a folder that was made for nothing but the lock
-                if not before and os.listdir(out) == [lock.name]:
-                    lock.unlink()
-                    out.rmdir()
+            if not was_locked and not any(out.glob(".pack-*")):  # nothing was begun: nothing stays
+                lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    if not before:
+                        out.rmdir()
             raise
 
 

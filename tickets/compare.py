@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dlth.tickets.budget import num_kept
 from dlth.tickets.derive import Progress, check_same_frame
-from dlth.tickets.errors import InputError
+from dlth.tickets.errors import InputError, whole_number
 from dlth.tickets.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.pairing import Pairing
 from dlth.tickets.store import TicketStore
@@ -105,6 +105,7 @@ def compare(
     is the first file's own k where both files hold it, else the largest. Raises MismatchError when grid or view differ.
     """
     check_same_frame([first, second])
+    num_worst = whole_number(num_worst, "the number of images to list", 0)
     held = min(first.num_patches_stored, second.num_patches_stored)
     counts = _chosen(ks, first, second, held)
     main_k = first.header.k if first.header.k in counts else counts[-1]
@@ -269,9 +270,9 @@ def _chosen(ks: tuple[int, ...] | None, first: TicketStore, second: TicketStore,
     if ks is None:
         wanted = {headers[0].k, *(num_kept(keep, headers[0].grid.num_patches) for keep in KEEPS)}
         ks = tuple(k for k in wanted if all(header.serves(k) for header in headers)) or (headers[1].k,)
-    wrong = [k for k in ks if not 1 <= k <= held]
-    if wrong or not ks:
-        raise InputError(f"k must be from 1 to {held} (the patches both files hold), got {wrong[0] if wrong else ks}")
+    if not ks:
+        raise InputError("say at how many patches to compare, got none")
+    ks = tuple(whole_number(k, "k", 1, held) for k in ks)
     for header in headers:
         for k in ks:
             header.check_serves(k)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dlth.tickets.algebra import require_full
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, made_header, specs, unscored
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import InputError, shown, whole_number
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.seeding import generator
 from dlth.tickets.store import TicketStore
@@ -32,6 +32,9 @@ Kind = Literal["random", "centre", "edges", "inverse", "other-image"]
 KINDS: tuple[Kind, ...] = ("random", "centre", "edges", "inverse", "other-image")
 
 Ranking = NDArray[np.int64]
+
+MAX_SEED = 2**64 - 1
+"""Of either sign: as large as the seeds of other programs. A longer number is a slip, and would fill the header."""
 
 
 def control(store: TicketStore, kind: Kind, seed: int = 0) -> Draft:
@@ -42,6 +45,7 @@ def control(store: TicketStore, kind: Kind, seed: int = 0) -> Draft:
     """
     if kind not in KINDS:
         raise InputError(f"a control is one of {', '.join(KINDS)}, got {shown(kind)!r}")
+    whole_number(seed, "the seed of a control", -MAX_SEED, MAX_SEED)
     if kind == "inverse":
         require_full(store, "an inverse control")
     seeded = {"seed": str(seed)} if kind in ("random", "other-image") else {}
@@ -91,9 +95,10 @@ def _made(store: TicketStore, kind: Kind, seed: int) -> Callable[[int], ShardTic
         if one is not None:
             return np.broadcast_to(one, (tickets.num_rows, stored))
         patches = header.grid.num_patches
-        return np.stack(
-            [generator(seed, "control", "random", key).permutation(patches)[:stored] for key in tickets.keys]
-        )
+        random = np.empty((tickets.num_rows, stored), dtype=np.int64)
+        for row, key in enumerate(tickets.keys):
+            random[row] = generator(seed, "control", "random", key).permutation(patches)[:stored]
+        return random
 
     def rows(shard_index: int) -> ShardTickets:
         tickets = store.read(shard_index)

@@ -131,6 +131,15 @@ def plain(text: str, keep: str = "\n\t") -> str:
     )
 
 
+def whole_number(value: object, what: str, least: int, most: int | None = None) -> int:
+    """A whole number that a caller gives (numpy's too, True is none), from `least` to `most`; raises InputError."""
+    number = None if isinstance(value, bool) else getattr(value, "__index__", lambda: None)()
+    if number is None or number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{what} must be {bounds}{' and whole' if number is None else ''}, got {shown(value)}")
+    return number
+
+
 def shown(text: object, limit: int = SHOWN_LIMIT) -> str:
     """Text from outside made safe to print on one line: as `plain`, newlines too, and cut to `limit`."""
     raw = str(text)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Progress
-from dlth.tickets.errors import InputError
+from dlth.tickets.errors import whole_number
 from dlth.tickets.grid import Grid
 from dlth.tickets.labels import Labels, RowLabels
 from dlth.tickets.store import TicketStore
@@ -76,9 +76,7 @@ def ticket_stats(
     Gaps are those at the header's k whatever `k` says. Memory grows with the classes, not with the rows. Raises
     InputError (k, labels) and DamageError.
     """
-    k = store.header.k if k is None else k
-    if not 1 <= k <= store.num_patches_stored:
-        raise InputError(f"k must be from 1 to {store.num_patches_stored} (the patches stored), got {k}")
+    k = store.header.k if k is None else whole_number(k, "k", 1, store.num_patches_stored)
     store.header.check_serves(k)
     overall = _Counts(store.header.grid, k, thresholds)
     by_class = _Counts(store.header.grid, k, thresholds)

@@ -28,6 +28,7 @@ from dlth.tickets.errors import (
     SchemaError,
     UnsafeError,
     shown,
+    whole_number,
 )
 from dlth.tickets.files import read_file, reading, scan_sizes, user_path
 from dlth.tickets.header import TicketHeader
@@ -73,9 +74,7 @@ class TicketStore:
     _key_index: KeyIndex | None
 
     def __init__(self, path: str | os.PathLike[str], cache_shards: int = 32) -> None:
-        if cache_shards < 1:
-            raise InputError(f"cache_shards must be at least 1, got {cache_shards}")
-        self.cache_shards = cache_shards
+        self.cache_shards = whole_number(cache_shards, "cache_shards", 1)
         self.chunk_reads = 0
         self.path = Path(os.path.realpath(user_path(path)))
         with reading(path):
@@ -150,29 +149,26 @@ class TicketStore:
 
         Raises MissingTicketError, saying which, where the key is not in the file or its image was skipped.
         """
-        place = self._place(key)
+        place = self._place(key) if isinstance(key, str) else -1
+        lacking = f"{shown(self.path.name)} has no ticket for the key '{shown(key)}'"
         if place < 0:
-            raise MissingTicketError(f"{shown(self.path.name)} has no ticket for the key '{shown(key)}'")
+            raise MissingTicketError(lacking)
         shard_index, row = divmod(place, self.max_rows)
         if self._skips(shard_index)[row]:
-            raise MissingTicketError(
-                f"{shown(self.path.name)} has no ticket for the key '{shown(key)}': its image could not be read when "
-                "the tickets were made, and was skipped"
-            )
+            why = "its image could not be read when the tickets were made, and was skipped"
+            raise MissingTicketError(f"{lacking}: {why}")
         return shard_index, row
 
     def find_many(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Int64 [keys]: shard index · max_rows + row of each key's ticket, -1 for those that have none: keys that are
-        not in the file, and those of skipped images.
-        """
+        """As `find_rows`, with -1 for skipped images, too: int64 [keys]."""
         return self._without_skipped(self.find_rows(keys))
 
     def find_rows(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Int64 [keys]: shard index · max_rows + row of each key, skipped images among them, -1 where there is no
         row.
         """
-        if isinstance(keys, str | bytes):
-            raise InputError(f"a list of keys is needed, found the one key {shown(keys)!r}: put it in brackets")
+        if isinstance(keys, str | bytes) or not isinstance(keys, Sequence | np.ndarray):
+            raise InputError(f"a list of keys is needed, found {shown(keys)!r}: put one key in brackets")
         places = self._index().first_candidates(keys)
         found = np.flatnonzero(places >= 0)
         for item in found[np.argsort(places[found])].tolist():  # shard by shard, so that each is read once
@@ -184,7 +180,7 @@ class TicketStore:
     def rankings(self, keys: Sequence[str]) -> Rankings:
         """The patches of each key, those without a ticket told apart: see `Rankings`."""
         rows = self.find_rows(keys)
-        patches = np.full((len(keys), self.num_patches_stored), self.layout.patches.fill, self.layout.patches.dtype)
+        patches = np.full((len(rows), self.num_patches_stored), self.layout.patches.fill, self.layout.patches.dtype)
         for shard_index, at in self._by_shard(rows):
             patches[at] = self.patches(shard_index)[rows[at] - shard_index * self.max_rows]
         return Rankings(patches, rows, (rows >= 0) & (self._without_skipped(rows) < 0))
@@ -304,8 +300,10 @@ class TicketStore:
 
     def _cached(self, name: str, shard_index: int, load: Callable[[], T]) -> T:
         """`load()`, kept; a broken rule becomes DamageError naming shard and file."""
-        if not 0 <= shard_index < len(self.shards):
-            raise InputError(f"{shown(self.path.name)} has shards 0 … {len(self.shards) - 1}, asked for {shard_index}")
+        if not (isinstance(shard_index, int | np.integer) and 0 <= shard_index < len(self.shards)):
+            raise InputError(
+                f"{shown(self.path.name)} has shards 0 … {len(self.shards) - 1}, asked for {shown(shard_index)}"
+            )
         place = (name, shard_index)
         if place not in self._cache:
             try:

@@ -25,9 +25,12 @@ def verify_store(
     store: "TicketStore", progress: Progress | None, subset: tuple[int, int] | None, note: Note | None
 ) -> list[DamageError]:
     """See `TicketStore.verify`. Keeps 24 bytes a row; a copy of the store is read, so its cache and counters stay."""
-    part, parts = subset or (1, 1)
-    if not 1 <= part <= parts:
-        raise InputError(f"a subset is n/t with 1 <= n <= t, got {part}/{parts}")
+    pair = (1, 1) if subset is None else subset
+    whole = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(number, int) for number in pair)
+    if not (whole and 1 <= pair[0] <= pair[1]):
+        given = "/".join(map(str, pair)) if isinstance(pair, tuple) else pair
+        raise InputError(f"a subset is n/t with 1 <= n <= t, got {shown(given)}")
+    part, parts = pair
     fresh = copy.copy(store)
     fresh.cache_shards = 1
     chosen = range(part - 1, len(store.shards), parts)

@@ -56,6 +56,8 @@ SELECTORS_OWN_FLAGS = {
 class TrainConfig(Settings):
     """Settings of `dlth train`; field names are the flags' names."""
 
+    recorded = True
+
     data: str = setting(
         ...,
         WHAT,

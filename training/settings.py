@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -74,6 +74,21 @@ class Settings(BaseModel):
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise ValueError("true and false are no value of this setting")
+        return value
+
+    recorded: ClassVar[bool] = False
+    """Whether a run writes its settings down, as TOML, which is UTF-8."""
+
+    @field_validator("*")
+    @classmethod
+    def _a_path_names_something(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse ``--tickets ''``, which would pass for no tickets, and what no file, or no record, can hold."""
+        if not isinstance(value, str) or not path_kind(cls.model_fields[str(info.field_name)]):
+            return value
+        if not value or "\0" in value:
+            raise ValueError("this names no file or folder")
+        if cls.recorded and not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError("the name is not UTF-8, and could not be written into the run's settings")
         return value
 
     @field_validator("*")

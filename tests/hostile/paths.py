@@ -1,0 +1,388 @@
+"""Every command with every path that a person or a script may get wrong: one clear error, nothing made, nothing hurt.
+
+    python paths.py FOLDER EVERY [COMMAND …]     each EVERY-th case of the commands named, or of all
+
+A row is a command that works as it stands; each of its paths in turn is replaced by each bad one. What stood before
+must stand as it was, what is refused may leave nothing behind, and nothing may wait (a FIFO has no other end). Prints
+the findings as JSON, and how many commands were run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dlth.data.identity import content_hashes
+from dlth.data.index import open_index
+from dlth.pipeline.last_line import main as dlth
+from dlth.tickets import (
+    DatasetInfo,
+    Grid,
+    Preprocessing,
+    SelectorInfo,
+    ShardSpec,
+    ShardTickets,
+    TicketHeader,
+    TicketStore,
+    ViewSpec,
+    generator,
+)
+from dlth.tickets.archive import pack
+from dlth.tickets.derive import Draft
+from dlth.tickets.npz import export_npz
+
+WAIT = 60
+"""Seconds after which a command is held to hang: far above what the slowest takes, as nothing is measured by it."""
+
+MODEL = (
+    *("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=1,num_heads=2"),
+    *("--img-size", "32", "--device", "cpu"),
+)
+RUN = (*MODEL, "--recipe", "none", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--warmup-epochs", "0")
+ONLINE = ("--mode", "online", "--keep", "0.5")
+SELECT = (*MODEL, "--keep", "0.5", "--blocks", "0", "--workers", "0", "--num-classes", "4")
+
+
+Extra = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A command: its `words` with {name} for a path, what stands for each (`given`), and which of them are written.
+
+    `given`: a path of the world; names with `out` in them are free. `extra`: words that one path's turn needs besides.
+    """
+
+    words: tuple[str, ...]
+    given: dict[str, str]
+    written: tuple[str, ...] = ()
+    extra: Extra = field(default_factory=dict)
+
+
+def _row(
+    words: str, *rest: str, written: str = "", extra: dict[str, tuple[str, ...]] | None = None, **given: str
+) -> Row:
+    return Row((*words.split(), *rest), given, tuple(written.split()), extra or {})
+
+
+ROWS: dict[str, Row] = {
+    "index": _row("index {data}", data="shards"),
+    "pack": _row(
+        "pack {source} --out {out} --workers 1", source="images", out="out", labels="labels.txt", written="out",
+        extra={"labels": ("--labels", "{labels}", "--split", "val")},
+    ),
+    "select": _row(
+        "select --data {data} --out {out}", *SELECT, data="shards", out="out.zarr", checkpoint="w.safetensors",
+        config="settings.toml", written="out", extra={"checkpoint": ("--checkpoint", "{checkpoint}")},
+    ),
+    "train": _row(
+        "train --data {data} --out {out} --tickets {tickets}", *RUN, data="shards", out="out", tickets="t.zarr",
+        val="shards", val_tickets="t.zarr", init_from="w.safetensors", selector_checkpoint="w.safetensors",
+        resume="run", config="settings.toml", written="out",
+        extra={
+            "val": ("--val", "{val}"),
+            "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
+            "init_from": ("--init-from", "{init_from}"),
+            "selector_checkpoint": (*ONLINE, "--selector-checkpoint", "{selector_checkpoint}"),
+            "resume": ("--resume", "{resume}"),
+        },
+    ),
+    "evaluate": _row(
+        "evaluate --checkpoint {checkpoint} --val {val} --workers 0", *MODEL, checkpoint="w.safetensors", val="shards",
+        val_tickets="t.zarr", out="out.npz", config="settings.toml", written="out",
+        extra={"val_tickets": ("--val-tickets", "{val_tickets}"), "out": ("--out", "{out}")},
+    ),
+    "demo": _row("demo --out {out} --images 0", out="out", written="out"),
+    "tickets info": _row("tickets info {file}", file="t.zarr"),
+    "tickets verify": _row(
+        "tickets verify {file}", file="t.zarr", key="lab.pub", signature="t.zarr.sig",
+        extra={"key": ("--key", "{key}"), "signature": ("--key", "lab.pub", "--signature", "{signature}")},
+    ),
+    "tickets stats": _row("tickets stats {file} --data {data}", file="t.zarr", data="shards"),
+    "tickets diff": _row("tickets diff {first} {second} --data {data}", first="t.zarr", second="u.zarr", data="shards"),
+    "tickets merge": _row("tickets merge {files} v.zarr --out {out}", files="t.zarr", out="out.zarr", written="out"),
+    "tickets subset": _row(
+        "tickets subset {file} --out {out}", file="t.zarr", out="out.zarr", keys="keys.txt", keys_of="u.zarr",
+        data="shards", written="out",
+        extra={
+            "keys": ("--keys", "{keys}"),
+            "keys_of": ("--keys-of", "{keys_of}"),
+            "data": ("--class", "0", "--data", "{data}"),
+            "file": ("--keys", "keys.txt"),
+            "out": ("--keys", "keys.txt"),
+        },
+    ),
+    "tickets union": _row("tickets union {files} u.zarr --out {out}", files="t.zarr", out="out.zarr", written="out"),
+    "tickets intersect": _row(
+        "tickets intersect {files} u.zarr --out {out}", files="t.zarr", out="out.zarr", written="out"
+    ),
+    "tickets inverse": _row("tickets inverse {file} --out {out}", file="t.zarr", out="out.zarr", written="out"),
+    "tickets control": _row(
+        "tickets control {file} --kind random --out {out}", file="t.zarr", out="out.zarr", written="out"
+    ),
+    "tickets shrink": _row(
+        "tickets shrink {file} --form top --out {out}", file="t.zarr", out="out.zarr", written="out"
+    ),
+    "tickets pack": _row("tickets pack {file} --out {out} --no-card", file="t.zarr", out="out.zip", written="out"),
+    "tickets unpack": _row("tickets unpack {file} --out {out}", file="t.zip", out="out.zarr", written="out"),
+    "tickets push": _row("tickets push {file} {to}", file="t.zarr", to="outbox/out.zip", written="to"),
+    "tickets pull": _row("tickets pull {address} --out {out}", address="t.zip", out="out.zarr", written="out"),
+    "tickets sign": _row(
+        "tickets sign {file} --key {key} --out {out}", file="t.zarr", key="lab.pem", out="out.sig", written="out"
+    ),
+    "tickets export": _row("tickets export {file} {to} --format npz", file="t.zarr", to="out.npz", written="to"),
+    "tickets import": _row("tickets import {source} --out {out}", source="t.npz", out="out.zarr", written="out"),
+    "tickets match": _row("tickets match {file} --data {data}", file="t.zarr", data="shards"),
+    "tickets remap": _row(
+        "tickets remap {file} --data {data} --out {out}", file="t.zarr", data="shards", out="out.zarr", written="out"
+    ),
+    "tickets show": _row(
+        "tickets show {file} --data {data} --out {out} --against {against} --no-sheets",
+        file="t.zarr", data="shards", out="out", against="u.zarr", written="out",
+    ),
+}  # fmt: skip
+
+BAD = {
+    "missing": "none/such",
+    "a long name": "x" * 300,
+    "a long path": "d/" * 3000 + "x",
+    "below a file": "keys.txt/below",
+    "not UTF-8": "none\udcff",
+    "NUL": "a\0b",
+    "an empty folder": "empty",
+    "the root": "/",
+    "a file": "keys.txt",
+    "a FIFO": "fifo",
+    "a socket": "socket",
+    "a dangling link": "dangling",
+    "a loop of links": "loop",
+    "a device": "/dev/null",
+    "an endless device": "/dev/zero",
+    "in /proc": "/proc/self/mem",
+    "empty": "",
+}
+WRITTEN = {
+    "shards": "shards",
+    "a shard": "shards/train-000000.tar",
+    "inside the shards, with a slash": "shards/new/",
+    "inside the ticket file": "t.zarr/new",
+    "an input": "t.zarr",
+}
+"""Bad places to write at, besides."""
+
+
+def build(root: Path) -> None:
+    """The world: everything that the rows name, in `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name in ("shards", "images/a", "images/b", "outbox", "empty"):
+        (root / name).mkdir(parents=True)
+    number = 0
+    for shard in range(2):
+        with tarfile.open(root / f"shards/train-{shard:06d}.tar", "w") as tar:
+            for _ in range(3):
+                number += 1
+                buffer = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(buffer, "JPEG")
+                (root / f"images/{'ab'[number % 2]}/n{number}.JPEG").write_bytes(buffer.getvalue())
+                for name, raw in ((f"n{number}.jpg", buffer.getvalue()), (f"n{number}.cls", b"%d" % (number % 4))):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(raw)
+                    tar.addfile(info, io.BytesIO(raw))
+    index = open_index(str(root / "shards"))
+    for name, shards in (("t", (0, 1)), ("u", (0, 1)), ("v", (1,))):
+        _ticket_file(root / f"{name}.zarr", index, shards, name)
+    store = TicketStore(root / "t.zarr")
+    pack(store, root / "t.zip")
+    export_npz(store, root / "t.npz")
+    (root / "keys.txt").write_text("n1\nn4\n")
+    (root / "labels.txt").write_text("n00000001\n" * 6)
+    (root / "settings.toml").write_text("batch_size = 3\n")
+    _weights(root / "w.safetensors")
+    _keys(root)
+    os.mkfifo(root / "fifo")
+    os.symlink("nowhere", root / "dangling")
+    os.symlink("loop", root / "loop")
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(root):
+        made.bind("socket")
+    with contextlib.chdir(root):
+        code, _, err = call(("tickets", "sign", "t.zarr", "--key", "lab.pem"))
+    assert code == 0, err
+
+
+def _ticket_file(path: Path, index: Any, shards: tuple[int, ...], name: str) -> None:
+    header = TicketHeader(
+        form="full", grid=Grid(4, 4), patch_size=8, k=8, keep="0.5", stage_keep="0.5", stage_tokens=(8,),
+        view=ViewSpec("whole", 32, 32), preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, "torchvision"),
+        selector=SelectorInfo("tiny", "ab" * 32, "random", (0,)),
+        dataset=DatasetInfo("toy", "train", 3 * len(shards), ""),
+    )  # fmt: skip
+
+    def rows(place: int) -> ShardTickets:
+        keys = tuple(key + ("" if len(shards) > 1 else "x") for key in index.keys(shards[place]))
+        ids = np.arange(index.row_start[shards[place]], index.row_start[shards[place] + 1])
+        patches = np.stack([generator(name, key).permutation(16) for key in keys])
+        return ShardTickets(keys, content_hashes(index, ids), patches, np.ones(3, np.float32), np.zeros(3, bool))
+
+    names = [index.shards[shard].name if len(shards) > 1 else "other.tar" for shard in shards]
+    Draft(header, tuple(ShardSpec(each, 3) for each in names), index.key_width + 1, rows).write(path)
+
+
+def _weights(path: Path) -> None:
+    import torch
+
+    from dlth.training.checkpoint import write_tensors
+    from dlth.training.models import build as build_model
+    from dlth.training.weights_note import WeightsNote
+
+    torch.manual_seed(0)
+    kwargs = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    about = WeightsNote(model="vit_tiny_patch16_224", model_kwargs=kwargs, num_classes=4, img_size=32)
+    model = build_model("vit_tiny_patch16_224", num_classes=4, img_size=32, **kwargs)
+    write_tensors(path, model.state_dict(), about.to_json())
+
+
+def _keys(root: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, pem = ec.generate_private_key(ec.SECP256R1()), serialization.Encoding.PEM
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (root / "lab.pem").write_bytes(key.private_bytes(pem, *private))
+    (root / "lab.pub").write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+
+class HangError(BaseException):
+    """A command that waits for what never comes; no `except Exception` on the way may take it for its own."""
+
+
+def call(words: tuple[str, ...]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command in this process; an exception passes."""
+    before, sys.argv = sys.argv, ["dlth", *words]
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            dlth()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return code, out.getvalue(), err.getvalue()
+
+
+def words_of(row: Row, name: str = "", path: str = "") -> tuple[str, ...]:
+    """The row's words, with `path` in the place of what stands for `name`."""
+    settings = ("--config", "{config}") if name == "config" else ()
+    given = row.given | ({name: path} if name else {})
+    words = [*row.words, *row.extra.get(name, ()), *settings]
+    if row.words[0] == "select" and name != "checkpoint":
+        words.append("--random-weights")
+    return tuple(given[word[1:-1]] if word[:1] == "{" else word for word in words)
+
+
+def state(root: Path) -> dict[str, tuple[int, int, int]]:
+    """Mode, size and time of change of everything below a folder (folders without the last two)."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            plain = not os.path.isdir(path) or os.path.islink(path)
+            found[path] = (status.st_mode, status.st_size * plain, status.st_mtime_ns * plain)
+    return found
+
+
+def attack(root: Path, words: tuple[str, ...], legal: bool = False) -> str:
+    """Run a command in `root`; what is wrong with its answer, or nothing. `legal`: it may also succeed."""
+    before = state(root)
+    signal.signal(signal.SIGALRM, _hangs)
+    signal.alarm(WAIT)
+    try:
+        with contextlib.chdir(root):
+            found, _, err = call(words)
+    except (Exception, HangError) as error:
+        return f"{type(error).__name__}: {str(error)[:80]}"
+    finally:
+        signal.alarm(0)
+        after = state(root)
+        changed = sorted(path for path in before if after.get(path) != before[path])
+        made = sorted(after.keys() - before.keys())
+        for path in made:
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            elif os.path.lexists(path):
+                os.unlink(path)
+    if changed:
+        return f"changed {changed[:3]} (exit code {found})"
+    if found == 0 and legal:
+        return ""
+    if found == 1 and err.count("damaged[") == 1 and not made:  # what a check finds wrong is no wrong argument
+        return ""
+    if found != 2:
+        return f"exit code {found}: {err[-200:]}"
+    if made:
+        return f"left {[os.path.relpath(path, root) for path in made[:3]]}: {err[-200:]}"
+    if err.count("error[") + err.count("Usage:") != 1 or "Traceback" in err:
+        return f"said {err[-300:]!r}"
+    return ""
+
+
+def _hangs(*_: object) -> None:
+    raise HangError
+
+
+def cases(row: Row, bad: dict[str, str], written: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Which path of a row, what is bad, and the bad path."""
+    for name in row.given:
+        if name == "to":
+            bad = {what: path for what, path in bad.items() if what != "the root"}  # a folder to send to, as any other
+        yield from ((name, what, path) for what, path in (bad | (written if name in row.written else {})).items())
+
+
+def legal(row: Row, name: str, what: str) -> bool:
+    """Whether such a path may be what somebody wants there: a new place is written, and a folder may be there."""
+    if name not in row.written:
+        return False
+    folder = row.words[0] in ("pack", "train", "demo") or row.words[1] in ("show", "push")
+    anywhere = ("not UTF-8", "missing", "inside the shards, with a slash")
+    return what in anywhere or (folder and what in ("an empty folder", "shards", "empty"))
+
+
+def survey(root: Path, rows: dict[str, Row], every: int = 1) -> dict[str, Any]:
+    """Each row as it stands, and of all its cases each `every`-th: how many commands, and what was found."""
+    turns = [(name, row, words_of(row), "as it stands", True) for name, row in rows.items()]
+    some = ((name, row, *case) for name, row in rows.items() for case in cases(row, BAD, WRITTEN))
+    turns += [
+        (f"{name} {path}", row, words_of(row, path, bad), what, legal(row, path, what))
+        for name, row, path, what, bad in itertools.islice(some, 0, None, every)
+    ]
+    found = [(name, what, attack(root, words, allowed)) for name, _, words, what, allowed in turns]
+    return {"commands": len(turns), "findings": [f"{name}, {what}: {text}" for name, what, text in found if text]}
+
+
+def main(root: Path, every: int, only: list[str]) -> int:
+    build(root)
+    told = survey(root, {name: row for name, row in ROWS.items() if not only or name in only}, every)
+    print(json.dumps(told, indent=1))
+    return 1 if told["findings"] else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DLTH_CACHE", str(Path(sys.argv[1]) / "cache"))
+    sys.exit(main(Path(sys.argv[1]) / "world", int(sys.argv[2]), sys.argv[3:]))

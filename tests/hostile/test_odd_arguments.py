@@ -1,0 +1,134 @@
+"""Odd values at the ticket tools' public functions, rows and shards that are none, and files that somebody takes away.
+
+Everything that a caller may get wrong is one error of the family, or works; nothing ends in a library's own exception.
+"""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlth.tickets import TicketStore, TicketWriter
+from dlth.tickets.algebra import inverse, union
+from dlth.tickets.archive import pack
+from dlth.tickets.compare import compare
+from dlth.tickets.controls import KINDS, control
+from dlth.tickets.errors import DlthError, InputError, MissingFileError, MissingTicketError
+from dlth.tickets.npz import export_npz
+from dlth.tickets.shrink import shrink
+from dlth.tickets.stats import ticket_stats
+
+TOOLS = runpy.run_path(str(Path(__file__).parents[1] / "tickets" / "conftest.py"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TicketStore:
+    return TicketStore(TOOLS["write_store"](tmp_path / "toy.zarr", skipped=[4]))
+
+
+@pytest.mark.parametrize("value", [None, 5, {"n0000_0"}, {"n0000_0": 1}, "n0000_0", b"x", iter(["n0000_0"])], ids=repr)
+def test_keys_that_are_no_list_are_refused(store: TicketStore, value: Any) -> None:
+    """Whatever it is: it is shown, and what is needed is said."""
+    for find in (store.find_many, store.find_rows, store.rankings):
+        with pytest.raises(InputError, match="a list of keys is needed, found "):
+            find(value)
+
+
+def test_keys_that_are_no_text_have_no_ticket(store: TicketStore) -> None:
+    """A list may hold anything; only text can be a key."""
+    assert store.find_many(["n0000_0", None, 3, b"n0000_0", "\udcff"]).tolist() == [0, -1, -1, -1, -1]
+    for key in (None, ["n0000_0"], "\udcff", ""):
+        with pytest.raises(MissingTicketError):
+            store.find(key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, "0", 1.5, -1, 99, 2**70])
+def test_numbers_that_cannot_be_are_refused(store: TicketStore, value: Any) -> None:
+    """Shards, k, parts, caches: not there, no number, no whole one, or one that is out of bounds."""
+    wrong: list[Callable[[], object]] = [
+        lambda: store.read(value),
+        lambda: store.mask(value),
+        lambda: store.verify(subset=(value, 3)),
+        lambda: store.verify(subset=value if value is not None else ()),
+        lambda: compare(store, store, (value,)),
+    ]
+    wrong += [] if value is None else [lambda: ticket_stats(store, k=value)]
+    wrong += [] if value in (99, 2**70) else [lambda: TicketStore(store.path, value)]
+    wrong += [lambda: compare(store, store, num_worst=value)] if value not in (99, 2**70) else []
+    wrong += [lambda: control(store, "random", value)] if value not in (99, -1) else []
+    for call in wrong:
+        with pytest.raises(InputError):
+            call()
+
+
+def test_seeds_of_either_sign_to_64_bits_make_controls(store: TicketStore, tmp_path: Path) -> None:
+    """2^64 - 1 and its negative are seeds like any other; each gives a file of its own."""
+    made = [control(store, "random", seed).write(tmp_path / f"{seed}.zarr") for seed in (2**64 - 1, 1 - 2**64, 0)]
+    assert len({file.identity for file in made}) == 3
+
+
+def test_every_tool_takes_shards_without_rows(tmp_path: Path) -> None:
+    """Empty shards first and last: each tool writes a file that verifies, and counts what is there."""
+    store = TicketStore(TOOLS["write_store"](tmp_path / "toy.zarr", rows=(0, 3, 0)))
+    drafts = {kind: control(store, kind) for kind in KINDS}
+    drafts |= {"inverted": inverse(store), "union": union([store, store]), "top": shrink(store, "top")}
+    for name, draft in drafts.items():
+        made = draft.write(tmp_path / f"{name}.zarr")
+        assert made.verify() == []
+        assert [shard.rows for shard in made.shards] == [0, 3, 0]
+    assert compare(store, store).num_compared == ticket_stats(store).overall.num_tickets == 3
+
+
+def test_nothing_is_written_into_a_ticket_file(store: TicketStore, tmp_path: Path) -> None:
+    """A foreign entry would make it unreadable: another ticket file, a zip, a table are refused there."""
+    before = TOOLS["tree_bytes"](store.path)
+    writes: list[Callable[[Path], object]] = [
+        control(store, "centre").write,
+        lambda path: pack(store, path),
+        lambda path: export_npz(store, path),
+    ]
+    for write in writes:
+        for place in (store.path / "new", store.path / "patches" / "new", store.path / "deep" / "new"):
+            with pytest.raises(InputError, match=r"would lie in the ticket file .*toy\.zarr: choose a place outside"):
+                write(place)
+    assert TOOLS["tree_bytes"](store.path) == before
+
+
+def test_an_unfinished_file_that_is_taken_away_is_told(tmp_path: Path) -> None:
+    """Removed before a claim, under a claim, or before the end: an error that names it, never 'others will finish'."""
+    path, rows = tmp_path / "toy.zarr", TOOLS["ROWS"]
+
+    def begun() -> TicketWriter:
+        writer = TicketWriter(path, TOOLS["header"](), TOOLS["shard_specs"](rows), key_width=12)
+        for index in range(len(rows) - 1):
+            with writer.claim(index):
+                writer.write(index, TOOLS["tickets"](index, rows[index]))
+        return writer
+
+    writer, last = begun(), len(rows) - 1
+    with writer.claim(last):
+        shutil.rmtree(f"{path}.partial")
+        with pytest.raises(MissingFileError, match=r"toy\.zarr\.partial.* was removed"):
+            writer.write(last, TOOLS["tickets"](last, rows[last]))
+    with writer.claim(last) as mine:
+        assert not mine
+    for ask in (writer.finish, writer.wait):
+        with pytest.raises(MissingFileError, match=r"toy\.zarr\.partial was removed before the file was finished"):
+            ask()
+    assert not path.exists()
+    TOOLS["resume_store"](path)
+    assert TicketStore(path).verify() == []
+
+
+@pytest.mark.parametrize("path", [None, 5, b"x", "", "a\0b", "/", "x" * 256, "below/" * 1000, ["x"]], ids=repr)
+def test_what_is_no_path_is_refused(store: TicketStore, path: Any) -> None:
+    """To read or to write: text without NUL, with names that a file can have."""
+    calls: list[Callable[[Any], object]] = [TicketStore, control(store, "centre").write]
+    for call in [*calls, lambda place: pack(store, place), lambda place: export_npz(store, place)]:
+        with pytest.raises(DlthError):
+            call(path)

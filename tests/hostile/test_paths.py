@@ -1,0 +1,80 @@
+"""Every command of the app with every path that it takes, and every bad path: see `paths.py` for the table."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from dlth.pipeline.cli import app
+from dlth.pipeline.demo_config import DemoConfig
+from dlth.pipeline.select_config import SelectConfig
+from dlth.training.config import TrainConfig
+from dlth.training.eval_config import EvalConfig
+from dlth.training.settings import path_kind
+
+PATHS = runpy.run_path(str(Path(__file__).with_name("paths.py")), run_name="paths")
+SETTINGS = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig, "demo": DemoConfig}
+NO_PATHS = {
+    *("split", "selector", "dataset", "creator", "license_", "crop_pct", "grid", "keep", "view", "form", "format_"),
+    *("kind", "class_", "recipe"),
+}
+"""Words that name no file. `keys` of show and `key` of info are words, too, and are told by the row."""
+WORDS = {("tickets show", "keys"), ("tickets info", "key"), ("tickets verify", "subset")}
+
+
+def commands(group: typer.Typer, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and function of every command."""
+    for command in group.registered_commands:
+        name = command.name or str(getattr(command.callback, "__name__", "")).rstrip("_")
+        yield prefix + name, command.callback
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from commands(inner.typer_instance, f"{prefix}{inner.name} ")
+
+
+def path_parameters(name: str, callback: Any) -> set[str]:
+    """What a command takes that may name a file: of its own parameters all text but known words, of its settings those
+    that say so.
+    """
+    if name in SETTINGS:
+        fields = {field for field, about in SETTINGS[name].model_fields.items() if path_kind(about)}
+        own = {"out"} if name == "demo" else {"config"}
+        return fields | own
+    hints = typing.get_type_hints(callback)
+    text = {each for each in inspect.signature(callback).parameters if _is_text(hints[each])}
+    return {each for each in text - NO_PATHS if (name, each) not in WORDS}
+
+
+def _is_text(hint: Any) -> bool:
+    return hint in (str, Path) or any(_is_text(part) for part in typing.get_args(hint))
+
+
+def test_every_path_of_every_command_has_its_place_in_the_table() -> None:
+    """A new command, or a new parameter that may be a path, fails here until `paths.py` attacks it."""
+    known = {name: set(row.given) for name, row in PATHS["ROWS"].items()}
+    assert known == {name: path_parameters(name, callback) for name, callback in commands(app)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("paths") / "world"
+    PATHS["build"](root)
+    return root
+
+
+@pytest.mark.parametrize("part", ["index pack demo select evaluate", "tickets"])
+def test_bad_paths_are_one_clear_error_and_leave_nothing(world: Path, part: str) -> None:
+    """Of all pairs of a path and something bad in its place every ninth, and each command as it stands; `make torture`
+    takes all. Exit code 2, one error, nothing made, nothing changed, nothing waits.
+    """
+    rows = {name: row for name, row in PATHS["ROWS"].items() if name.split()[0] in part.split()}
+    told = PATHS["survey"](world, rows, every=9)
+    assert told["findings"] == []
+    assert told["commands"] > 20
