@@ -10,7 +10,6 @@ Refused by name, because a sample would be missing: two images or labels for one
 member that looks like an image but whose key has none (``IMG.01.jpg`` has the key ``IMG``; ``a.tiff`` is not decoded).
 """
 
-import posixpath
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -42,9 +41,9 @@ def split_name(name: str) -> tuple[str, str]:
     """(key, suffix in lower case) of a member's name; both empty where the base name has no dot or begins with one."""
     while name.startswith("./"):
         name = name[2:]
-    folder, base = posixpath.split(name)
+    folder, slash, base = name.rpartition("/")  # nothing is normalised: a//b and a/b are two keys to webdataset
     stem, dot, suffix = base.partition(".")
-    return (posixpath.join(folder, stem), suffix.lower()) if stem and dot else ("", "")
+    return (folder + slash + stem, suffix.lower()) if stem and dot else ("", "")
 
 
 def scan(descriptor: int, size: int, where: str) -> Rows:

@@ -91,6 +91,7 @@ def test_the_fingerprint_is_pinned(one: Any, tmp_path: Path, make_tar: Any) -> N
         ("././b.cls", "b", "cls"),
         ("IMG.01.jpg", "IMG", "01.jpg"),
         ("v1.2/x.jpg", "v1.2/x", "jpg"),
+        ("a//b/./c.jpg", "a//b/./c", "jpg"),
         ("README", "", ""),
         (".hidden.jpg", "", ""),
         ("a.", "a", ""),
