@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dlth.tickets import Grid
+from dlth.training.drawing import own_style
 
 COLOURS = {"ticket": "#0b7a53", "random": "#c8501e", "dense": "#3d4f7c"}
 """One colour per arm, the same in every figure; distinguishable with the common colour blindnesses."""
@@ -25,6 +26,7 @@ VEIL = (216, 221, 228)
 """Colour that lies over dropped patches."""
 
 
+@own_style()
 def png(figure: Figure) -> bytes:
     """A figure as PNG bytes, without the date and version that would make two equal pictures differ."""
     buffer = BytesIO()
@@ -34,6 +36,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@own_style()
 def ticket_sheet(
     images: np.ndarray,
     rankings: np.ndarray,
@@ -102,6 +105,7 @@ def outlined(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.n
     return np.where(edge, (0.3 * image).astype(np.uint8), image)
 
 
+@own_style()
 def panel_sheet(panels: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str]) -> Figure:
     """A strip of panels for each image, three strips in a row.
 
@@ -163,6 +167,7 @@ def _outline(axis: Axes, patches: np.ndarray, shape: tuple[int, ...], grid: Grid
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#e0218a", linewidth=1.2))
 
 
+@own_style()
 def curves(histories: Mapping[str, Sequence[Sequence[tuple[int, float]]]], label: str) -> Figure:
     """One value by epoch, one line per arm and seed.
 
@@ -188,6 +193,7 @@ def curves(histories: Mapping[str, Sequence[Sequence[tuple[int, float]]]], label
     return _plain(figure, axis)
 
 
+@own_style()
 def accuracies(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Accuracy by arm and evaluation; the bar is the mean, each dot a seed.
 
@@ -209,6 +215,7 @@ def accuracies(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return _plain(figure, axis)
 
 
+@own_style()
 def recalls(names: Sequence[str], values: Sequence[float], chance: float) -> Figure:
     """Share of the known patches that a ticket holds, by where the selector scores."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from dlth.tickets.errors import DlthError
@@ -45,7 +45,7 @@ _MACHINE = {
     errno.ESTALE: "the network file system lost the file: run again",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc|Cannot allocate memory", re.I)
+_NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|bad_alloc|failed to map segment", re.I)
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def _command() -> int:
             context.command.invoke(context)
     except typer.Exit as stop:
         return stop.exit_code
-    except typer.BadParameter.__bases__ as usage:  # every mistake in the command line's words
+    except cast(tuple[type[typer.BadParameter], ...], typer.BadParameter.__bases__) as usage:  # any mistake of words
         usage.message = plain(usage.message)
         rich_utils.rich_format_error(usage)
         return EXIT_INPUT
@@ -119,7 +119,8 @@ def meant(error: BaseException) -> DlthError | None:
             f"this command needs {error.name}, which a light installation leaves out: install dlth whole (pip install ."
             " in its folder)"
         )
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+    handed_on = isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error))
+    if isinstance(error, MemoryError) or handed_on:
         return errors.OutOfMemoryError(
             f"this machine's memory is too small for this work ({_first_line(error)}): use a smaller --batch-size and"
             " fewer --workers, or free some"

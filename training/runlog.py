@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeError, shown
 from dlth.tickets.jsontext import parse
+from dlth.training.drawing import own_style
 from dlth.training.publish import published, write_errors, write_text
 from dlth.training.seal import sealed
 
@@ -135,6 +136,7 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@own_style()
 def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]) -> None:
     """Draw loss, top-1 by kind of tokens, and learning rate over epochs; a column that is absent is left out.
 

@@ -67,6 +67,7 @@ def test_what_libraries_make_of_the_machine_is_told_apart_from_mistakes(capsys: 
     known = (
         (MemoryError(), "E_MEMORY"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "E_MEMORY"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "E_MEMORY"),
         (RuntimeError(text), "E_SPACE"),
         (RuntimeError("unable to open shared memory object: Too many open files (24)"), "E_OS"),
         (OSError("a library's own words"), "E_OS"),

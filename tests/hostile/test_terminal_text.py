@@ -11,8 +11,12 @@ import contextlib
 import functools
 import io
 import json
+import os
+import pty
+import re
 import runpy
 import shutil
+import subprocess
 import sys
 import threading
 import tomllib
@@ -40,6 +44,7 @@ NAME = EVIL.replace("/", "")
 LITERAL = ":100: [bold]b[/bold] $"
 MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
 SMALL = (*MODEL, "--img-size", "32")
+DLTH = [sys.executable, "-c", "from dlth.pipeline.last_line import main; main()"]
 HERE = Path(__file__).parent
 WAYS = runpy.run_path(str(HERE / "ways.py"))
 SHARED = runpy.run_path(str(HERE.parent / "conftest.py"))
@@ -296,6 +301,34 @@ def _commands(group: Any, prefix: str = "") -> set[str]:
     for name, command in group.commands.items():
         names |= _commands(command, f"{name} ") if hasattr(command, "commands") else {prefix + name}
     return names
+
+
+def test_a_planted_style_draws_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matplotlibrc in the working folder that has LaTeX typeset foreign texts is not followed."""
+    folder = lab.root / "styled"
+    folder.mkdir()
+    (folder / "matplotlibrc").write_text("text.usetex: True\nfont.family: none\n")
+    monkeypatch.chdir(folder)
+    words = ["tickets", "show", str(lab.tickets), "--data", str(lab.shards), "--out", "g"]
+    done = subprocess.run([*DLTH, *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, (folder / "g" / "sheet-000.png").is_file()) == (0, True), done.stderr
+
+
+def test_on_a_terminal(lab: Lab) -> None:
+    """Where rich draws in colour, nothing but its own codes reaches the terminal, in tables and in errors of words."""
+    own = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[12]?[AK]|\r")
+    for words in (["info", lab.tickets], ["diff", lab.tickets, lab.tickets], ["info", lab.tickets, f"--{EVIL}"]):
+        reads, writes = pty.openpty()
+        command = [*DLTH, "tickets", *map(str, words)]
+        with subprocess.Popen(command, stdout=writes, stderr=writes, env=os.environ | {"TERM": "xterm"}):
+            os.close(writes)
+            said = bytearray()
+            with contextlib.suppress(OSError):  # how a terminal says that its other end was closed
+                while part := os.read(reads, 65536):
+                    said += part
+        os.close(reads)
+        assert b"\x1b[" in said
+        check(own.sub("", said.decode().replace("\r\n", "\n")))
 
 
 def test_settings_are_printed_as_toml_that_gives_them_back(lab: Lab) -> None:
