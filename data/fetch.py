@@ -7,11 +7,8 @@ Other stores (gs, hf) are read by their libraries' `cat_file`, which is believed
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from fsspec.asyn import sync
-
-from dlth.data.remote import WAITS, filesystem, is_http, patience
+from dlth.data.remote import WAITS, is_http, patience, read_range
 from dlth.data.waiting import watched
 from dlth.tickets.errors import DamageError, DlthError, MissingFileError, TransferError, shown
 
@@ -71,11 +68,7 @@ def _asked(url: str, start: int, end: int, size: int, block: int, got: Got) -> I
     if is_http(url):
         yield from _http_blocks(url, start, end, size, block, got)
         return
-    system, path = filesystem(url)
-    if url.startswith("s3://"):
-        raw = _s3_range(system, path, start, end)
-    else:
-        raw = system.cat_file(path, start=start, end=end)
+    raw = read_range(url, start, end)
     if len(raw) != end - start:
         raise OSError(f"the server sent {len(raw)} bytes")
     got(end)
@@ -101,16 +94,3 @@ def _http_blocks(url: str, start: int, end: int, size: int, block: int, got: Got
             if position == last:
                 answer.check_ended()
             yield bytes(raw)
-
-
-def _s3_range(system: Any, path: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of an S3 object, one more where the answer is longer: s3fs reads answers of any length."""
-    bucket, key, _ = system.split_path(path)
-    body = system.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")["Body"]
-    raw = bytearray()
-    try:
-        while len(raw) <= end - start and (piece := sync(system.loop, body.read, end - start + 1 - len(raw))):
-            raw += piece
-    finally:
-        body.close()
-    return bytes(raw)

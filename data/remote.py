@@ -178,9 +178,7 @@ def read_small(url: str, limit: int, within: float | None = None) -> bytes | Non
 def _small(url: str, limit: int, within: float | None) -> bytes:
     """At most `limit` + 1 bytes of a remote file's beginning."""
     if not is_http(url):
-        system, path = filesystem(url)
-        raw: bytes = system.cat_file(path, start=0, end=limit + 1)
-        return raw
+        return read_range(url, 0, limit + 1)
     from dlth.data.http import http_answer
 
     with http_answer(url, 0, limit + 1, within) as answer:
@@ -189,3 +187,25 @@ def _small(url: str, limit: int, within: float | None) -> bytes:
         if answer.total is not None and answer.total > limit:
             raise LimitError(f"{shown(url)} is larger than {limit} bytes")
         return answer.rest(limit + 1, within)
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of a remote file that is not behind http, fewer at its end.
+
+    What S3 sends is read up to there and one byte on, as s3fs reads answers of any length; others are believed.
+    """
+    system, path = filesystem(url)
+    if not url.startswith("s3://"):
+        whole: bytes = system.cat_file(path, start=start, end=end)
+        return whole
+    from fsspec.asyn import sync
+
+    bucket, key, _ = system.split_path(path)
+    body = system.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")["Body"]
+    raw = bytearray()
+    try:
+        while len(raw) <= end - start and (piece := sync(system.loop, body.read, end - start + 1 - len(raw))):
+            raw += piece
+    finally:
+        body.close()
+    return bytes(raw)

@@ -14,7 +14,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import InputError, LimitError, UnsafeError, shown
 from dlth.tickets.named import named_text
 from dlth.training.settings import Settings
 
@@ -97,12 +97,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: no such file
-        LimitError: too large
-        InputError: no TOML, or nested beyond every need
-        UnsafeError: neither a file nor a pipe
+        InputError: too large, neither a file nor a pipe, no TOML, or nested beyond every need
     """
-    text = named_text(path, MAX_CONFIG_BYTES, "configuration file").replace("\r\n", "\n").replace("\r", "\n")
-    return parse_toml(text, shown(path))
+    try:
+        text = named_text(path, MAX_CONFIG_BYTES, "configuration file")
+    except (LimitError, UnsafeError) as error:
+        raise InputError(str(error)) from error
+    return parse_toml(text.replace("\r\n", "\n").replace("\r", "\n"), shown(path))
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
