@@ -93,7 +93,7 @@ class Pool:
         check_workers(workers)
         self._job, self._num_workers = job, workers
         self._workers: list[_Worker] = []
-        self._crashed: dict[int, str] = {}
+        self._crashed: Crashed = {}
 
     def results(self, requests: Iterable[Any]) -> Iterator[Any]:
         """Results in the order of the requests, which are taken a few ahead; one call at a time. On a machine with a
@@ -142,24 +142,31 @@ class Pool:
     def _replace(self, place: int, death: str) -> None:
         """A new worker that is asked again what the dead one was asked. Raises WorkerError if no image killed it."""
         asked = self._workers[place].asked
-        ids = {sample_id for request in asked for sample_id in self._job.images(request)} - self._crashed.keys()
-        if not (found := crashing(self._job.index, sorted(ids))):
+        ids = {number for request, told in asked for number in self._job.images(request) if number not in told}
+        try:
+            found = crashing(self._job.index, sorted(ids))
+        except OSError as error:
+            raise WorkerError(
+                f"a process that reads images died ({death}), and none could be started to try the images that it had "
+                f"in hand ({error.strerror}): use fewer --workers, or raise the limits (ulimit -u, ulimit -n)"
+            ) from error
+        if not found:
             raise WorkerError(
                 f"a process that reads images died ({death}), and none of the images that it had in hand is the cause."
                 " Usually memory ran out (look for 'killed' in the system's log) or /dev/shm is too small: use fewer "
                 "--workers or a smaller batch; --workers 0 reads in the main process and shows more"
             )
-        self._crashed |= found
+        self._crashed = {**self._crashed, **found}  # anew, as workers remember what they were told
         self._workers[place] = _Worker(self._job)
-        for request in asked:
+        for request, _ in asked:
             self._ask(place, request)
 
 
 class _Worker:
-    """A process and the requests it has not answered, oldest first."""
+    """A process and the requests it has not answered, oldest first, each with the crashes that it was told of."""
 
     def __init__(self, job: Job) -> None:
-        self.asked: deque[Any] = deque()
+        self.asked: deque[tuple[Any, Crashed]] = deque()
         try:
             with STARTING:
                 self.connection, there = PROCESSES.Pipe()
@@ -174,9 +181,9 @@ class _Worker:
             ) from error
 
     def ask(self, request: Any, crashed: Crashed) -> None:
-        self.asked.append(request)
+        self.asked.append((request, crashed))
         with suppress(BrokenPipeError, ConnectionResetError):  # a death shows when the answer is asked for
-            self.connection.send((request, crashed))
+            self.connection.send(self.asked[-1])
 
     def answer(self) -> Any:
         """What the oldest request gave. Raises what the job raised; EOFError or OSError when the worker is dead."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,3 +200,18 @@ def test_a_corrupt_image_that_another_rank_met_is_named_with_what_is_wrong(
     assert list(causes) == [inputs.index.key(3), "broken"]
     assert causes[inputs.index.key(3)] == "met here"
     assert causes["broken"].startswith("shard train-000009.tar, key broken: ")
+
+
+def test_an_image_that_crashed_at_another_rank_is_named_without_a_crash_here(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rank that speaks for all finds the cause in a process of its own, and lives."""
+    inputs = prepare(make_run(bad_images="skip", **DENSE), World(0, 1, torch.device("cpu")), Reporter()).inputs
+    here = os.getpid()
+
+    def crash(buffer: torch.Tensor, mode: Any) -> None:
+        assert os.getpid() != here, "decoded in the main process"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(importlib.import_module("dlth.data.decode"), "decode_image", crash)
+    assert "(killed by signal: Killed)" in inputs.why_bad([3])[inputs.index.key(3)]
