@@ -10,15 +10,18 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from dlth.pipeline.cli import EXIT_DAMAGE, app
 from dlth.pipeline.environment import mend_environment
-from dlth.pipeline.last_line import guarded
+from dlth.pipeline.last_line import EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE, guarded
 from dlth.tickets import TicketStore
+from dlth.training.signals import EXIT_RESUMABLE
 
 GOLDEN = Path(__file__).parents[1] / "tickets" / "golden" / "v1_full"
 DLTH = [sys.executable, "-c", "from dlth.pipeline.last_line import main; main()"]
@@ -229,3 +232,19 @@ def test_a_working_folder_that_is_gone(dlth: Run, tmp_path: Path, monkeypatch: p
     gone.rmdir()
     code, _, said = dlth("tickets", "info", "t.zarr")
     assert (code, "the folder that dlth was started in is gone" in said) == (2, True), said
+
+
+def _commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield from _commands(command, *names, name) if hasattr(command, "commands") else [(*names, name)]
+
+
+def test_every_command_keeps_to_the_exit_codes(dlth: Run) -> None:
+    """Help is 0 and a word that no command knows is 2, for each command that there is; the codes are documented."""
+    for words in _commands(get_command(app)):
+        assert dlth(*words, "--help")[0] == 0, words
+        code, said, advice = dlth(*words, "--no-such-option\x1b[2J")
+        assert (code, said, "Usage" in advice, "\x1b" in advice) == (2, "", True, False), words
+    text = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+    codes = {int(code) for code in re.findall(r"(?:Exit codes: |· |·\n)(\d+) ", text)}
+    assert codes == {0, EXIT_DAMAGE, EXIT_INPUT, EXIT_BUG, EXIT_RESUMABLE, EXIT_INTERRUPTED, EXIT_READER_GONE}
