@@ -27,6 +27,9 @@ from dlth.tickets.errors import MismatchError
 from dlth.training import Selector, TicketViT
 from dlth.training.comparable import comparable
 from dlth.training.models import build
+from dlth.training.outcome import MAX_RESULT_BYTES
+from dlth.training.runlog import RESULT, logged_epochs
+from dlth.training.seal import read_sealed
 from dlth.training.weights import load_weights
 
 ARMS = ("ticket", "random", "dense")
@@ -49,16 +52,16 @@ class Runs:
 
     @classmethod
     def load(cls, out: Path, seeds: Sequence[int]) -> Runs:
-        """Read the runs' folders; raises MismatchError where a difference would not be the arms'."""
+        """Read the runs' folders; raises MismatchError where a difference would not be the arms', DamageError."""
         folders = {arm: [out / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
         results = {
-            arm: [json.loads((run / "result.json").read_text()) for run in runs] for arm, runs in folders.items()
+            arm: [read_sealed(run / RESULT, MAX_RESULT_BYTES)[0] for run in runs] for arm, runs in folders.items()
         }
         if differences := comparable([result for runs in results.values() for result in runs]):
             raise MismatchError("these runs cannot be compared; they differ in\n  " + "\n  ".join(differences))
         return cls(
             results,
-            {arm: [_epochs(run / "metrics.jsonl") for run in runs] for arm, runs in folders.items()},
+            {arm: [logged_epochs(run) for run in runs] for arm, runs in folders.items()},
             {
                 arm: [dict(np.load(run / "eval.npz", allow_pickle=False)) for run in runs]
                 for arm, runs in folders.items()
@@ -330,11 +333,6 @@ def _spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:.1f}"
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-
-
-def _epochs(path: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [record for record in records if record["kind"] == "epoch"]
 
 
 def _footer(runs: Runs, store: TicketStore) -> str:

@@ -30,7 +30,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dlth.tickets.errors import DamageError, InputError, MissingFileError, SpaceError, shown
+from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError, shown
 from dlth.tickets.files import read_file
 from dlth.training.publish import published, sync, write_errors, write_text
 from dlth.training.seal import SEAL, read_sealed, sealed
@@ -69,7 +69,7 @@ def save(
         note: what each tensor file says of itself (`write_tensors`)
     Raises:
         SpaceError: the disk is full; the checkpoints before this one are untouched
-        InputError: nothing can be written there, or the state is beyond what would be read again
+        InputError, MachineError: nothing can be written there, or the state is beyond what would be read again
     """
     name = f"step-{step:08d}"
     final, partial = folder / name, folder / f"{name}.partial"
@@ -78,7 +78,7 @@ def save(
     try:
         with write_errors(partial):
             _write(folder, final, partial, parts, state, note)
-    except (SpaceError, InputError):
+    except DlthError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in sorted(folder.glob("step-*"))[:-keep]:

@@ -91,6 +91,7 @@ class RunResult:
 
 
 MAX_RESULT_BYTES = 16 << 20
+"""A result has six kilobytes, and a number for each corrupt image at most."""
 _CHECK: TypeAdapter[RunResult] = TypeAdapter(RunResult)
 
 
@@ -163,7 +164,7 @@ def check_resumable(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]]) ->
 def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     plain = json.loads(json.dumps(ours))  # tuples become lists, as in the checkpoint
     return [
-        f"{name}: the checkpoint has {shown(saved.get(name))}, this run {shown(plain.get(name))}"
+        f"{shown(name)}: the checkpoint has {shown(saved.get(name))}, this run {shown(plain.get(name))}"
         for name in dict.fromkeys((*saved, *plain))
         if saved.get(name) != plain.get(name)
     ]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dlth.tickets.errors import DlthError, InputError, SpaceError, shown
+from dlth.tickets.errors import DlthError, MachineError, SpaceError, shown
+from dlth.tickets.files import refuse_read_only
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What systems say of a full disk, a used-up quota, and a file above the limit that a process has."""
@@ -27,7 +28,7 @@ def published(path: Path) -> Iterator[Path]:
 
     Raises:
         SpaceError: the disk is full; an older file under this name is whole
-        InputError: the file cannot be written for another reason
+        InputError, MachineError: nothing may be written there, or the system fails
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -43,7 +44,9 @@ def published(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn what systems say when `path` cannot be written into SpaceError (no room) and InputError (anything else)."""
+    """Turn what systems say when `path` cannot be written into SpaceError (no room), InputError (no place for it) and
+    MachineError (anything else).
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -51,7 +54,9 @@ def write_errors(path: Path) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or error
         if not _is_full(error):
-            raise InputError(f"{shown(path)} cannot be written ({shown(reason)}): choose another place") from error
+            if isinstance(error, OSError):
+                refuse_read_only(error, path)
+            raise MachineError(f"{shown(path)} could not be written: {shown(reason)}") from error
         raise SpaceError(
             f"{shown(path)} could not be written: {shown(reason)}. What was finished before is whole; make room and"
             " run again (a training run with --resume auto)"

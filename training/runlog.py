@@ -122,6 +122,12 @@ class RunLog:
         draw_curves(rows, self.folder / CURVES, self.about)
 
 
+def logged_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The records of whole epochs in a run's log, in order. Raises DamageError for a log that is none."""
+    records = [_record(line, folder / METRICS) for line in _lines(folder / METRICS)]
+    return [record for record in records if record["kind"] == "epoch"]
+
+
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, the mark of a finished run."""
     write_text(folder / RESULT, json.dumps(sealed(strict(result)), indent=2, allow_nan=False) + "\n")

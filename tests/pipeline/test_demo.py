@@ -18,9 +18,10 @@ from dlth.pipeline.demo import Demo
 from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.demo_report import CLAUSES, WAYS, Runs, verdicts
 from dlth.tickets import TicketStore
-from dlth.tickets.errors import InputError, MismatchError
+from dlth.tickets.errors import DamageError, InputError, MismatchError
 from dlth.training.layers import checked
 from dlth.training.reporter import Reporter
+from dlth.training.seal import sealed
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_one_seed_decides_nothing_of_arms(finished: tuple[Demo, list[str]]) -> N
 
 
 def test_runs_on_other_labels_are_not_reported_together(finished: tuple[Demo, list[str]], tmp_path: Path) -> None:
-    """What differs beside the arm is named, with both sides, and there is no report."""
+    """What differs beside the arm is named, with both sides, and there is no report; nor of damaged results."""
     shutil.copytree(
         finished[0].out, tmp_path / "demo", ignore=shutil.ignore_patterns("shards", "checkpoints", "tickets")
     )
@@ -65,6 +66,9 @@ def test_runs_on_other_labels_are_not_reported_together(finished: tuple[Demo, li
     result = json.loads(path.read_text())
     result["data"]["data_labels"] = "f" * 64
     path.write_text(json.dumps(result))
+    with pytest.raises(DamageError, match="its content is not what its sha256 was made of"):
+        Runs.load(tmp_path / "demo", [0])
+    path.write_text(json.dumps(sealed({name: value for name, value in result.items() if name != "sha256"})))
     with pytest.raises(
         MismatchError, match=r"the training images' labels: .* \(arm ticket, seed 0\), f{12} \(arm dense"
     ):
