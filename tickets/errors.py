@@ -6,6 +6,8 @@ then `except` could not tell damage from a wrong option. Messages are made where
 wrong, where, what was expected and found, and what to do.
 """
 
+import operator
+
 SHOWN_LIMIT = 200
 
 
@@ -133,7 +135,10 @@ def plain(text: str, keep: str = "\n\t") -> str:
 
 def whole_number(value: object, what: str, least: int, most: int | None = None) -> int:
     """A whole number that a caller gives (numpy's too, True is none), from `least` to `most`; raises InputError."""
-    number = None if isinstance(value, bool) else getattr(value, "__index__", lambda: None)()
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
     if number is None or number < least or (most is not None and number > most):
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"{what} must be {bounds}{' and whole' if number is None else ''}, got {shown(value)}")

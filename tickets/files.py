@@ -11,8 +11,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from dlth.tickets.errors import (
     DamageError,
@@ -62,7 +62,7 @@ def reading(place: str | os.PathLike[str]) -> Iterator[None]:
         raise InputError(f"{shown(place)} cannot be read ({error.strerror}): name another place") from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file that a user names: links are followed, no FIFO blocks, no device is without an end.
 
     Raises MissingFileError, UnsafeError (FIFO, socket, device, folder), InputError.
