@@ -1,6 +1,7 @@
 """Every command with every path that a person or a script may get wrong: one clear error, nothing made, nothing hurt.
 
-    python paths.py FOLDER EVERY [COMMAND …]     each EVERY-th case of the commands named, or of all
+    python paths.py EVERY [WORD …]            each EVERY-th case of the commands with one of these words, or of all
+    python paths.py EVERY --denied [WORD …]   the same as a user (root becomes nobody) who may not read or write there
 
 A row is a command that works as it stands; each of its paths in turn is replaced by each bad one. What stood before
 must stand as it was, what is refused may leave nothing behind, and nothing may wait (a FIFO has no other end). Prints
@@ -9,6 +10,7 @@ the findings as JSON, and how many commands were run.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import itertools
@@ -19,6 +21,7 @@ import signal
 import socket
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +49,7 @@ from dlth.tickets.archive import pack
 from dlth.tickets.derive import Draft
 from dlth.tickets.npz import export_npz
 
-WAIT = 60
+WAIT = 300
 """Seconds after which a command is held to hang: far above what the slowest takes, as nothing is measured by it."""
 
 MODEL = (
@@ -184,9 +187,12 @@ WRITTEN = {
     "an input": "t.zarr",
 }
 """Bad places to write at, besides."""
+DENIED = {"a denied file": "denied.txt", "a denied folder": "denied", "in a denied folder": "denied/x"}
+NO_WRITING = {"in a read-only folder": "readonly/new", "deep in one": "readonly/new/new"}
+NOBODY = 65534
 
 
-def build(root: Path) -> None:
+def build(root: Path, models: bool = True) -> None:
     """The world: everything that the rows name, in `root`."""
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -213,7 +219,8 @@ def build(root: Path) -> None:
     (root / "keys.txt").write_text("n1\nn4\n")
     (root / "labels.txt").write_text("n00000001\n" * 6)
     (root / "settings.toml").write_text("batch_size = 3\n")
-    _weights(root / "w.safetensors")
+    if models:
+        _weights(root / "w.safetensors")
     _keys(root)
     os.mkfifo(root / "fifo")
     os.symlink("nowhere", root / "dangling")
@@ -364,25 +371,59 @@ def legal(row: Row, name: str, what: str) -> bool:
     return what in anywhere or (folder and what in ("an empty folder", "shards", "empty"))
 
 
-def survey(root: Path, rows: dict[str, Row], every: int = 1) -> dict[str, Any]:
+def survey(root: Path, rows: dict[str, Row], every: int = 1, denied: bool = False) -> dict[str, Any]:
     """Each row as it stands, and of all its cases each `every`-th: how many commands, and what was found."""
     turns = [(name, row, words_of(row), "as it stands", True) for name, row in rows.items()]
-    some = ((name, row, *case) for name, row in rows.items() for case in cases(row, BAD, WRITTEN))
+    kinds = (DENIED, NO_WRITING) if denied else (BAD, WRITTEN)
+    some = ((name, row, *case) for name, row in rows.items() for case in cases(row, *kinds))
     turns += [
         (f"{name} {path}", row, words_of(row, path, bad), what, legal(row, path, what))
         for name, row, path, what, bad in itertools.islice(some, 0, None, every)
     ]
-    found = [(name, what, attack(root, words, allowed)) for name, _, words, what, allowed in turns]
+    sound = [(name, what, attack(root, words, allowed)) for name, _, words, what, allowed in turns[: len(rows)]]
+    if denied and os.geteuid() == 0:  # after the sound ones, whose imports nobody may not be allowed to read
+        codecs.lookup("utf-8-sig")
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    found = sound + [(name, what, attack(root, words, allowed)) for name, _, words, what, allowed in turns[len(rows) :]]
     return {"commands": len(turns), "findings": [f"{name}, {what}: {text}" for name, what, text in found if text]}
 
 
-def main(root: Path, every: int, only: list[str]) -> int:
-    build(root)
-    told = survey(root, {name: row for name, row in ROWS.items() if not only or name in only}, every)
-    print(json.dumps(told, indent=1))
+def main(every: int, denied: bool, words: set[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DLTH_CACHE"] = f"{folder}/cache"
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "world"
+        rows = {name: row for name, row in ROWS.items() if not words or words & set(name.split())}
+        build(root, models=any(name in rows for name in ("select", "train", "evaluate")))
+        _deny(root)
+        if not denied or os.geteuid():
+            return _told(root, rows, every, denied)
+        child = os.fork()  # nobody could not clear up what is root's
+        if not child:
+            code = 1
+            try:
+                code = _told(root, rows, every, denied)
+            finally:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _told(root: Path, rows: dict[str, Row], every: int, denied: bool) -> int:
+    told = survey(root, rows, every, denied)
+    print(json.dumps(told, indent=1), flush=True)
     return 1 if told["findings"] else 0
 
 
+def _deny(root: Path) -> None:
+    (root / "denied.txt").write_text("n1\n")
+    for name, mode in (("denied.txt", 0), ("denied", 0), ("readonly", 0o555)):
+        if name != "denied.txt":
+            (root / name).mkdir()
+        os.chmod(root / name, mode)
+
+
 if __name__ == "__main__":
-    os.environ.setdefault("DLTH_CACHE", str(Path(sys.argv[1]) / "cache"))
-    sys.exit(main(Path(sys.argv[1]) / "world", int(sys.argv[2]), sys.argv[3:]))
+    given = sys.argv[2:]
+    sys.exit(main(int(sys.argv[1]), "--denied" in given, {word for word in given if word != "--denied"}))
