@@ -101,7 +101,7 @@ def _command() -> int:
 
 def _told(error: BaseException) -> int:
     """Say what went wrong; the exit code."""
-    from dlth.tickets.errors import BugError
+    from dlth.training.machine_errors import BugError
 
     known = meant(error) or _bug(error)
     sys.stderr.write(f"error[{known.code}]: {known}\n")
@@ -111,6 +111,7 @@ def _told(error: BaseException) -> int:
 def meant(error: BaseException) -> DlthError | None:
     """The error of the family that an exception is to a user; None for one that nobody foresaw."""
     from dlth.tickets import errors
+    from dlth.training import machine_errors
 
     if isinstance(error, errors.DlthError):
         return error
@@ -121,7 +122,7 @@ def meant(error: BaseException) -> DlthError | None:
         )
     handed_on = isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error))
     if isinstance(error, MemoryError) or handed_on:
-        return errors.OutOfMemoryError(
+        return machine_errors.OutOfMemoryError(
             f"this machine's memory is too small for this work ({_first_line(error)}): use a smaller --batch-size and"
             " fewer --workers, or free some"
         )
@@ -136,6 +137,7 @@ def meant(error: BaseException) -> DlthError | None:
 def _refused(error: BaseException) -> DlthError | None:
     """An error of the operating system's, or of a library that hands one on as text."""
     from dlth.tickets import errors
+    from dlth.training import machine_errors
 
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
@@ -149,13 +151,13 @@ def _refused(error: BaseException) -> DlthError | None:
     if number in _FULL:
         return errors.SpaceError(f"{place}{what}: free some and run again; everything finished before is whole")
     if number == errno.ENOMEM:
-        return errors.OutOfMemoryError(f"{place}{what}: free some memory, or use fewer --workers")
+        return machine_errors.OutOfMemoryError(f"{place}{what}: free some memory, or use fewer --workers")
     if number == errno.ENOENT:
         gone = "" if _has_folder() else "; the folder that dlth was started in is gone: change into another"
         return errors.MissingFileError(f"{place}{what}: check the path{gone}")
     if number in _PLACES:
         return errors.InputError(f"{place}{what}: {_PLACES[number]}")
-    return errors.MachineError(f"{place}{what}: {_MACHINE.get(number or 0, 'the operating system refuses')}")
+    return machine_errors.MachineError(f"{place}{what}: {_MACHINE.get(number or 0, 'the operating system refuses')}")
 
 
 def _place(error: BaseException) -> str:
@@ -182,7 +184,8 @@ def _bug(error: BaseException) -> DlthError:
     import traceback
     from importlib.metadata import version
 
-    from dlth.tickets.errors import BugError, plain, shown
+    from dlth.tickets.errors import plain, shown
+    from dlth.training.machine_errors import BugError
 
     made = f"dlth {version('dlth')}, Python {platform.python_version()}, {platform.platform()}"
     report = plain(f"{made}\n{' '.join(map(repr, sys.argv))}\n\n{''.join(traceback.format_exception(error))}")

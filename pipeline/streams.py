@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TextIO, cast
 
-from dlth.tickets.errors import MachineError, SpaceError, plain
+from dlth.tickets.errors import SpaceError, plain
+from dlth.training.machine_errors import MachineError
 
 
 class ReaderGoneError(Exception):

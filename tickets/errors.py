@@ -106,24 +106,6 @@ class SpaceError(DlthError, OSError):
     code = "E_SPACE"
 
 
-class OutOfMemoryError(DlthError, MemoryError):
-    """This machine has not the memory that the work needs."""
-
-    code = "E_MEMORY"
-
-
-class MachineError(DlthError, OSError):
-    """The operating system refuses or fails: descriptors, processes, a disk's errors; no input would mend it."""
-
-    code = "E_OS"
-
-
-class BugError(DlthError):
-    """Something that nobody foresaw: a mistake of dlth's or of a library's, to be reported."""
-
-    code = "E_BUG"
-
-
 def plain(text: str, keep: str = "\n\t") -> str:
     """Text in which every control, format, surrogate and odd space character but those of `keep` is an escape."""
     if text.isprintable():

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dlth.tickets.errors import DlthError, MachineError, SpaceError, shown
+from dlth.tickets.errors import DlthError, SpaceError, shown
 from dlth.tickets.files import refuse_read_only
+from dlth.training.machine_errors import MachineError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What systems say of a full disk, a used-up quota, and a file above the limit that a process has."""
