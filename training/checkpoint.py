@@ -43,6 +43,7 @@ Tensors = Mapping[str, torch.Tensor]
 MAX_STATE_BYTES = 32 << 20
 """An optimizer's tree for a thousand weights has a hundred kilobytes; a million corrupt images add ten megabytes. What
 JSON of this size unpacks to at worst is about 1 GB."""
+_DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _STEP, _PART = re.compile(r"step-[0-9]{8,18}"), re.compile(r"[a-z_]{1,32}")
 
 
@@ -175,7 +176,7 @@ def take_apart(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any
     """A nested state as a JSON tree; its tensors go into `tensors` under names that begin with `prefix`.
 
     Raises:
-        InputError: the state holds something that is neither a tensor, a container, a number, text nor None
+        InputError: the state holds something that is neither a tensor, a container, a dtype, a number, text nor None
     """
     if isinstance(value, torch.Tensor):
         tensors[prefix] = value.detach()
@@ -187,6 +188,8 @@ def take_apart(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any
         return {kind: [take_apart(item, f"{prefix}.{at}", tensors) for at, item in enumerate(value)]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
+    if isinstance(value, torch.dtype):  # of a group, which says in what its momentum is kept
+        return {"dtype": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     raise InputError(f"this optimizer's state cannot be saved: {prefix} is a {type(value).__name__}")
@@ -215,6 +218,8 @@ def _put_together(tree: Any, tensors: Tensors) -> Any:
             return (tuple if kind == "tuple" else list)(_put_together(item, tensors) for item in content)
         case "float":
             return float(content)
+        case "dtype":
+            return _DTYPES[content]
         case "value" if not isinstance(content, dict | list):
             return content
     raise ValueError(f"there is no value of the kind {kind!r}")

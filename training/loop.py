@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -340,15 +341,25 @@ def resume_path(config: TrainConfig) -> Path | None:
     """The checkpoint to go on from, or None to start anew.
 
     Raises:
-        InputError: the folder holds a run already and nothing was said about going on with it
+        InputError: the folder holds a run already and nothing was said about going on with it, or a finished one that
+            the checkpoint is not of
         MissingFileError: no checkpoint at the path given
     """
-    found = checkpoint.newest(Path(config.out) / CHECKPOINTS)
+    out = Path(config.out)
+    found = checkpoint.newest(out / CHECKPOINTS)
     if config.resume is None and found is not None:
         raise InputError(
             f"{config.out} holds a run already ({found.name}): --resume auto goes on with it; or take another --out"
         )
-    if config.resume in (None, "auto"):
-        return found
-    path = Path(str(config.resume))
-    return checkpoint.newest(path / CHECKPOINTS) or path
+    path = found
+    if config.resume not in (None, "auto"):
+        named = Path(str(config.resume))
+        path = checkpoint.newest(named / CHECKPOINTS) or named
+    is_ours = path is not None and path.parent.resolve() == (out / CHECKPOINTS).resolve()
+    if os.path.lexists(out / RESULT) and not is_ours:
+        raise InputError(
+            f"{shown(out)} holds a finished run ({RESULT}), which a run that starts"
+            f" {'anew' if path is None else 'from ' + shown(path)} would overwrite: take another --out, or remove"
+            f" {shown(out / RESULT)}"
+        )
+    return path

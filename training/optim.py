@@ -15,6 +15,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 
 from dlth.tickets.errors import InputError, shown
+from dlth.training.checkpoint import take_apart
 from dlth.training.config import TrainConfig
 from dlth.training.layers import nearest
 
@@ -53,12 +54,13 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: in
 
 
 def _try_step(options: Mapping[str, Any], device: torch.device) -> None:
-    """One step of the optimizer on four numbers: some need what no run has, and say so at their first step alone."""
+    """A step and a save of the optimizer on four numbers: some need what no run has, and say so there alone."""
     with torch.random.fork_rng(devices=[]):
         layer = torch.nn.Linear(2, 2, bias=False, device=device)
         optimizer = create_optimizer_v2(layer, **options)
         layer.weight.grad = torch.full_like(layer.weight, 0.5)
         optimizer.step()
+    take_apart(optimizer.state_dict(), "optimizer", {})
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> SetRate:

@@ -18,7 +18,7 @@ from dlth.training.seal import sealed
 PARTS = {"model": {"weight": torch.arange(6.0).reshape(2, 3).T}, "optimizer": {"count": torch.tensor(3)}}
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "lion"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "adafactorbv", "lion"])
 def test_an_optimizer_taken_apart_and_put_together_steps_alike(name: str, tmp_path: Path) -> None:
     """The state goes through a tensor file and JSON text, and the next step is the same to the bit."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,25 @@ def test_a_refused_run_leaves_no_folder(make_run: MakeRun) -> None:
     with pytest.raises(MissingFileError):
         planned(config)
     assert list(out.iterdir()) == []
+
+
+def test_a_finished_run_is_not_overwritten(make_run: MakeRun, tmp_path: Path) -> None:
+    """Without its checkpoints, or with those of another folder, it is left as it is; without its result it may go."""
+    config = make_run(warmup_epochs=0, **DENSE)
+    out, moved = Path(config.out), tmp_path / "moved"
+    train(config)
+    (out / "checkpoints").rename(moved)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for resume in (None, "auto", str(next(moved.glob("step-*")))):
+        for begin in (train, planned):
+            with pytest.raises(InputError, match=r"a finished run .* another --out, or remove .*result\.json"):
+                begin(config.model_copy(update={"resume": resume}))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    moved.rename(out / "checkpoints")
+    assert train(config.model_copy(update={"resume": str(out)})).status == "finished"
+    shutil.rmtree(out / "checkpoints")
+    (out / "result.json").unlink()
+    assert train(config).status == "finished"
 
 
 def test_what_can_be_no_folder_is_refused(make_run: MakeRun, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import OptimInfo
+from timm.optim._optim_factory import default_registry
 
 from dlth.tickets.errors import InputError, MissingFileError
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import pick_device
-from dlth.training.loop import planned
+from dlth.training.loop import planned, train
 from dlth.training.models import build
 from dlth.training.weights import read_weights
 
@@ -68,6 +70,25 @@ def test_a_dry_run_refuses_what_the_run_would(make_run: MakeRun) -> None:
         with pytest.raises((InputError, MissingFileError), match=text):
             planned(sound.model_copy(update=values))
     assert not Path(sound.out).exists()
+
+
+class _Odd(torch.optim.SGD):
+    """Keeps in its state what no checkpoint can hold."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.param_groups[0]["odd"] = object()
+
+
+def test_an_optimizer_that_cannot_be_saved_is_refused(make_run: MakeRun) -> None:
+    """Before the first step, and not at the first save; one whose groups hold dtypes trains, saves and is resumed."""
+    default_registry.register(OptimInfo(name="odd", opt_class=_Odd))
+    config = make_run(warmup_epochs=0, **DENSE | {"epochs": 1})
+    with pytest.raises(InputError, match="this optimizer's state cannot be saved"):
+        planned(config.model_copy(update={"opt": "odd"}))
+    sound = config.model_copy(update={"opt": "adafactorbv"})
+    assert train(sound).status == "finished"
+    assert planned(sound.model_copy(update={"resume": "auto"}))["starts at step"] > 0
 
 
 @pytest.mark.parametrize("name", ["meta", "mps", "xpu", "xla", "hpu", "privateuseone", "cuda:99", "foo", ""])
