@@ -9,6 +9,8 @@ and its filters, which resample position embeddings and drop heads without a wor
 
 import hashlib
 import pickle
+import struct
+import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -119,9 +121,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> object:
-    is_zip = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"  # as torch decides: `zipfile.is_zipfile` looks at the file's other end
     if is_zip:
         _check_zip(path)
+    elif tarfile.is_tarfile(path):  # torch would unpack its members, links and all, and read what they lead to
+        raise UnsafeError(f"{path.name} is a tar, a form that torch left before 2017; have it saved again")
     try:
         with torch.serialization.safe_globals([(_Namespace, "argparse.Namespace")]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -141,12 +146,34 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        one_directory = _has_one_directory(path)
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise InputError(f"{path.name} is no checkpoint that can be read: {shown(error)}") from error
+    if not one_directory:
+        raise UnsafeError(f"{path.name} does not end as torch.save ends a file: its readers would find other members")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UnsafeError(f"{path.name} holds compressed members; torch.save writes none")
     if any(member.file_size > MAX_HEADER_BYTES for member in members if member.filename.endswith("data.pkl")):
         raise LimitError(f"{path.name} has a pickle above {MAX_HEADER_BYTES} bytes beside its tensors")
+
+
+def _has_one_directory(path: Path) -> bool:
+    """Whether a zip's list of members ends where its end records begin, as they say; nothing follows them.
+
+    zipfile takes the list that stands before the end records, torch's reader the one at the offset that they state.
+    """
+    with path.open("rb") as file:
+        begin = file.seek(-22, 2)
+        mark, size, offset, comment = struct.unpack("<4s8xIIH", file.read(22))
+        file.seek(max(0, begin - 76))
+        record = file.read(76)  # the zip64 record and the locator that states its offset, where they are
+    if record[-20:-16] == b"PK\6\7":
+        begin -= 76
+        stated = struct.unpack("<Q", record[-12:-4])[0]
+        if stated != begin or record[:4] != b"PK\6\6":
+            return False
+        size, offset = struct.unpack("<QQ", record[40:56])
+    return bool(mark == b"PK\5\6" and comment == 0 and offset + size == begin)
 
 
 def _cause(error: Exception) -> str:
@@ -173,16 +200,20 @@ def _tensors(content: object, path: Path, use_ema: bool) -> dict[str, Tensor]:
     odd = [name for name, value in weights.items() if not _is_plain(value)]
     if odd:
         raise InputError(
-            f"{path.name} holds tensors that are no plain numbers (sparse, quantised, complex, nested or without"
-            f" content): {_named(odd)}. Have the weights saved again as dense floats, best as safetensors"
+            f"{path.name} holds tensors that are no plain numbers (sparse, quantised, complex, nested, expanded or"
+            f" without content): {_named(odd)}. Have the weights saved again as dense floats, best as safetensors"
         )
     return weights
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are there, and real: torch fails on others anywhere."""
+    """Whether all numbers of a tensor are there, and real: torch fails on others anywhere.
+
+    An expanded tensor (stride 0) has more numbers than bytes: a file of 2 kB could ask for a head of 8,000,000 classes.
+    """
     strided = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
-    return strided and (tensor.is_floating_point() or tensor.dtype in _WHOLE)
+    real = strided and (tensor.is_floating_point() or tensor.dtype in _WHOLE)
+    return real and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:

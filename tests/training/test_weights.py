@@ -1,8 +1,10 @@
 """Checkpoints of every form that labs have, hostile ones, and ones that do not fit."""
 
 import argparse
+import io
 import os
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +210,40 @@ def test_compressed_members_are_refused(tiny_vit: Make, tmp_path: Path) -> None:
             packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
     with pytest.raises(UnsafeError, match="compressed members"):
         load_weights(tiny_vit(), tmp_path / "bomb.pth")
+
+
+def test_a_zip_is_one_to_every_reader_or_refused(tiny_vit: Make, tmp_path: Path) -> None:
+    """What torch would unpack is checked, though zipfile sees no zip in it or another list of members; tars never."""
+    torch.save(tiny_vit().state_dict(), tmp_path / "w.pth")
+    packed, stored = io.BytesIO(), (tmp_path / "w.pth").read_bytes()
+    with zipfile.ZipFile(tmp_path / "w.pth") as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in plain.namelist():
+            archive.writestr(name, plain.read(name))
+    hidden = packed.getvalue() + b"PK\5\6"
+    assert not zipfile.is_zipfile(io.BytesIO(hidden))
+    assert torch.load(io.BytesIO(hidden)).keys() == torch.load(tmp_path / "w.pth").keys()
+    begin = len(stored) - 98  # zip64 record, its locator and the end record: torch.save writes all three
+    at = int.from_bytes(stored[begin + 48 : begin + 56], "little")
+    two = stored[:begin] + stored[at:begin] + stored[begin:]  # zipfile takes the second list, torch the first
+    moved = two[:-34] + (len(two) - 98).to_bytes(8, "little") + two[-26:]
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as members:
+        for name in ("\x80", "storages", "tensors", "pickle"):
+            members.addfile(tarfile.TarInfo(name))
+    for content in (hidden, two, moved, stored + b"\0", tar.getvalue()):
+        (tmp_path / "odd.pth").write_bytes(content)
+        with pytest.raises((UnsafeError, InputError), match=r"odd.pth (is no checkpoint|does not end|is a tar)"):
+            read_weights(tmp_path / "odd.pth")
+
+
+def test_expanded_tensors_are_refused(tmp_path: Path) -> None:
+    """A tensor of one stored number and stride 0 sizes no model; a view of numbers that are all there is read."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    torch.save({"head.weight": whole.T[1:]}, tmp_path / "view.pth")
+    assert checkpoint_classes(tmp_path / "view.pth") == 3
+    torch.save({"head.weight": torch.zeros(1).expand(8_000_000, 96)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"expanded or without content\): head.weight"):
+        checkpoint_classes(tmp_path / "w.pth")
 
 
 def test_sizes_are_bounded(tiny_vit: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
