@@ -7,6 +7,7 @@ name), names in another alphabet. Attributes, times and comments of any vendor a
 
 _MEMBER_KEYS = ("GNU.", "SUN.", "SCHILY.realsize", "SCHILY.filetype", "SCHILY.tarfiletype", "SCHILY.offset")
 """Beginnings of keys that make a member of something else than the bytes that follow: sparse, volumes, dumps."""
+_LABEL = "GNU.volume.label"  # `tar -V`: a name for the whole archive, which changes no member
 _CHARSETS = (b"BINARY", b"ISO-IR 10646 2000 UTF-8")  # dlth takes names as UTF-8 in both
 _MAX_DIGITS = 12
 
@@ -35,7 +36,7 @@ def refused(fields: dict[str, bytes], is_global: bool) -> str:
         return "a pax header makes the next member a sparse file"
     if "linkpath" in fields:
         return "a pax header makes the next member a link"
-    if changed := next((key for key in fields if key.startswith(_MEMBER_KEYS)), ""):
+    if changed := next((key for key in fields if key.startswith(_MEMBER_KEYS) and key != _LABEL), ""):
         return f"a pax header says {changed!r}, which makes the next member something else than a plain file"
     if is_global and fields.keys() & {"path", "size"}:
         return "a global pax header changes every member's name or size"

@@ -68,17 +68,28 @@ _DESCRIPTORS, _OTHERS = 16, 64
 """Open files that a worker needs (its connection, its end, the tensors of its answers), and those of all else."""
 
 
+def num_cores() -> int:
+    """Cores that this process may use; where the system does not say, all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def check_workers(workers: int) -> None:
     """Refuse a number of workers that this machine or its limits cannot bear, before one is started.
+
+    The limit on open files is raised as far as they need and the system lets everyone: 1,024 is a common start.
 
     Raises:
         InputError: says how many can work, and what sets the bound
     """
-    cores = max(_FEWEST, _PER_CORE * len(os.sched_getaffinity(0)))
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cores = max(_FEWEST, _PER_CORE * num_cores())
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = min(workers, cores) * _DESCRIPTORS + _OTHERS
+    if resource.RLIM_INFINITY != files < needed:
+        files = needed if most == resource.RLIM_INFINITY else max(files, min(needed, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     by_files = cores if files == resource.RLIM_INFINITY else max(0, (files - _OTHERS) // _DESCRIPTORS)
     if workers > min(cores, by_files):
-        why = f"{files} open files (ulimit -n)" if by_files < cores else f"{len(os.sched_getaffinity(0))} cores"
+        why = f"{files} open files (ulimit -n)" if by_files < cores else f"{num_cores()} cores"
         raise InputError(f"{workers} workers are too many for {why}: at most {min(cores, by_files)} can work here")
 
 
@@ -251,9 +262,19 @@ def _outcome(job: Job, request: Any, crashed: Crashed) -> Any:
     try:
         return job(request, crashed)
     except Exception as error:  # whatever it is, it goes on in the main process
-        if not isinstance(error, DlthError):
-            error.add_note(f"in a process that reads images:\n{traceback.format_exc()}")
-        return _Failure(error)
+        if isinstance(error, DlthError):
+            return _Failure(error)
+        unforeseen = error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
+        unforeseen.add_note(f"in a process that reads images:\n{traceback.format_exc()}")
+        return _Failure(unforeseen)
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an error is the same on the other side; many libraries' are not, as pickle makes them by their text."""
+    try:
+        return type(ForkingPickler.loads(ForkingPickler.dumps(error))) is type(error)
+    except Exception:  # of whatever its parts raise
+        return False
 
 
 def _packed(result: Any) -> memoryview:

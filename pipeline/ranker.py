@@ -7,7 +7,6 @@ depend on the machine's load or on torchrun's OMP_NUM_THREADS. This way they dep
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlth.data.workers import num_cores
 from dlth.pipeline.shard_reader import ShardBatch
 from dlth.tickets import Preprocessing
 from dlth.training import Selector
@@ -85,7 +85,7 @@ def rank_batches(
         for batch in batches:
             yield batch, ranker(batch.images)
         return
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or num_cores()
     waiting: deque[tuple[ShardBatch, Future[Ranked]]] = deque()
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:
         for batch in batches:

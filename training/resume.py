@@ -31,7 +31,8 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
     Args:
         saved: the checkpoint
         ours: `facts_to_resume` of the run
-        parts: the run's; nothing of them but the optimizer's state changes before all is checked
+        parts: the run's; nothing of them but weights and optimizer, which move by a trial step, changes before all is
+            checked
     Raises:
         MismatchError: the checkpoint is of another run
         DamageError: it holds what no checkpoint of this run could

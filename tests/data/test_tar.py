@@ -54,6 +54,12 @@ def test_walk_agrees_with_tarfile(tar_format: int, tmp_path: Path, make_tar: Cal
     assert [tuple(member) for member in walk(path)] == expected
 
 
+def test_a_label_of_the_archive_changes_no_member(tmp_path: Path) -> None:
+    """`tar --format=posix -V name` writes one global record; it says nothing of where members lie."""
+    content = with_pax("25 GNU.volume.label=name\n", b"g") + header("a.jpg", 512) + bytes(512) + bytes(1024)
+    assert [member.name for member in walk_bytes(tmp_path, content)] == ["a.jpg"]
+
+
 def test_folders_are_passed_over_and_an_empty_archive_is_empty(tmp_path: Path) -> None:
     """Directory entries, old and new style, are no members; two zero blocks are a whole archive."""
     content = header("d/", kind=b"5") + header("old/", kind=b"\0") + header("d/a.jpg") + bytes(1024)

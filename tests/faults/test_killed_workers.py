@@ -92,7 +92,8 @@ def test_a_left_epoch_leaves_no_answer_behind(index: ShardIndex) -> None:
 class Job:
     """Gives back what it is asked for, after a while; some requests are errors."""
 
-    index: Any = None
+    def __init__(self, error: Any = None) -> None:
+        self.index = self.error = error
 
     def images(self, request: Any) -> list[int]:
         return []
@@ -100,6 +101,8 @@ class Job:
     def __call__(self, request: Any, crashed: Any) -> Any:
         if isinstance(request, Exception):
             raise request
+        if request == "raise":
+            raise self.error
         if isinstance(request, int):
             time.sleep(random.Random(request).random() / 100)
             return torch.full((1000,), request), "x" * 300_000
@@ -128,10 +131,25 @@ def test_an_unforeseen_error_arrives_as_itself() -> None:
     assert "in __call__" in caught.value.__notes__[0]
 
 
+class TwoPartsError(Exception):
+    """As many libraries' errors: pickle calls it with its text alone, which fails in the process that receives it."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}, {why}")
+
+
+@pytest.mark.parametrize("error", [TwoPartsError("broken", "by itself"), ValueError("broken, by itself", lambda: None)])
+def test_an_error_that_cannot_travel_keeps_its_words(error: Exception) -> None:
+    """It is no death and no lack of memory: its kind, its words and its place arrive."""
+    with pytest.raises(RuntimeError, match=rf"{type(error).__name__}: .*broken, by itself") as caught:
+        list(Pool(Job(error), 1).results([1, "raise"]))
+    assert "in __call__" in caught.value.__notes__[0]
+
+
 def limited(limits: list[int], told: Any) -> None:
     """Run a pool under each limit on open files, and tell how it went."""
     for limit in limits:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         try:
             kept = list(Pool(Job(), 2).results(["tensors"] * 4))
             told.send(len(kept))
