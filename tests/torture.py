@@ -141,6 +141,15 @@ def read_only(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]
     return f"a read-only disk ({told.get('method')})", told
 
 
+def paths(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = [script("hostile/paths.py", arguments.path_stride, *denied) for denied in ((), ("--denied",))]
+    bad, denied = (part.get("commands", 0) for part in told)
+    findings = [finding for part in told for finding in part["findings"]]
+    share = "every" if arguments.path_stride == 1 else f"each {arguments.path_stride}th"
+    text = f"{share} pair of a command's path and something bad in its place: {bad:,} commands"
+    return f"{text}, {denied:,} as a user who may not read or write there", {"findings": findings}
+
+
 def tars(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("faults/tars.py", "--flips", arguments.flips)
     return f"shards cut at {told.get('cuts', 0)} 64-byte steps and {told.get('flips', 0):,} bits flipped", told
@@ -194,6 +203,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
         disk,
         disk_train,
         read_only,
+        paths,
         tars,
         odd_tars,
         machine,
@@ -228,6 +238,7 @@ def main() -> int:
     parser.add_argument("--stride", type=int, default=1, help="flip every n-th bit only")
     parser.add_argument("--step-stride", type=int, default=1)
     parser.add_argument("--kills", type=int, default=1_000)
+    parser.add_argument("--path-stride", type=int, default=1, help="try every n-th bad path only")
     parser.add_argument("--flips", type=int, default=10_000)
     parser.add_argument("--odd-tars", type=int, default=20_000)
     parser.add_argument("--examples", type=int, default=1_000)
