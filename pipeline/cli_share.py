@@ -11,10 +11,10 @@ from dlth.pipeline import console
 from dlth.pipeline.cli_ticket_tools import DryRun, Out, write
 from dlth.pipeline.cli_tickets import File, Json, tickets
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import Archive
-from dlth.tickets.archive import pack as pack_store
+from dlth.tickets.archive import Archive, pack_into
 from dlth.tickets.archive import unpack as unpack_archive
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.newfile import new_file
 
 Packed = Annotated[Path, typer.Argument(help="The packed ticket file (tickets.zarr.zip).")]
 
@@ -51,11 +51,12 @@ def pack(
 
     store = TicketStore(file)
     target = out or store.path.with_name(f"{store.path.name}.zip")
-    with console.counting("pack", store.num_files, "files", quiet=json) as counter:
-        pack_store(store, target, counter)
-    size = target.stat().st_size
-    if card:
-        put_beside(str(target.absolute().parent / CARD), card_text(store, target.name, size).encode(), console.note)
+    with console.counting("pack", store.num_files, "files", quiet=json) as counter, new_file(target) as packed:
+        pack_into(packed, store, counter)
+        size = packed.tell()
+        if card:  # before the file has its name, so that a card for which there is no room bars no second try
+            text = card_text(store, target.name, size).encode()
+            put_beside(str(target.absolute().parent / CARD), text, console.note)
     _say({"file": str(target), "bytes": size, "identity": store.identity}, json)
 
 

@@ -26,6 +26,7 @@ from dlth.tickets import Grid
 from dlth.tickets.errors import shown
 from dlth.tickets.files import space_errors
 from dlth.tickets.newfile import make_folder
+from dlth.training.publish import published, write_text
 
 SMALL = 128
 """Views up to this side are kept without loss and drawn with sharp pixels."""
@@ -121,18 +122,19 @@ def sheets(gallery: Gallery) -> list[Figure]:
 def write_gallery(gallery: Gallery, out: Path, with_sheets: bool = True) -> list[Path]:
     """Write `gallery.html` and `sheet-000.png` … to a folder, in the place of earlier ones; returns their paths.
 
-    Raises InputError for a place that cannot be such a folder, SpaceError.
+    Each is written whole or not at all. Raises InputError for a place that cannot be such a folder, and as `published`.
     """
     make_folder(out)
     pictures = map(figures.png, sheets(gallery) if with_sheets else ())
+    paths = [out / "gallery.html"]
+    write_text(paths[0], page(gallery))
+    for number, picture in enumerate(pictures):
+        paths.append(out / f"sheet-{number:03d}.png")
+        with published(paths[-1]) as partial:
+            partial.write_bytes(picture)
     with space_errors(out, 0):
-        for old in out.glob("sheet-[0-9][0-9][0-9].png"):
+        for old in set(out.glob("sheet-[0-9][0-9][0-9].png")) - set(paths):
             old.unlink()
-        paths = [out / "gallery.html"]
-        paths[0].write_text(page(gallery), "utf-8")
-        for number, picture in enumerate(pictures):
-            paths.append(out / f"sheet-{number:03d}.png")
-            paths[-1].write_bytes(picture)
     return paths
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,7 +104,7 @@ def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = Non
         The difference, its 95 % interval and p-value. For one seed the p-value is McNemar's exact one (Psychometrika
         12, 1947), and the interval holds 0 wherever that test does.
     Raises:
-        InputError: not two axes, not bool, empty, or a margin that is not above 0.
+        InputError: not two axes, not bool, empty, masked values, or a margin that is not above 0 and up to 100.
         MismatchError: the two do not pair up.
     """
     first_SN, second_SN = _checked(first, "first"), _checked(second, "second")
@@ -113,8 +113,8 @@ def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = Non
             f"arms must be paired: first has {_size(first_SN)}, second {_size(second_SN)}."
             " Give the same images and seeds."
         )
-    if margin is not None and not (isinstance(margin, Real) and 0 < margin < math.inf):
-        raise InputError(f"margin {shown(margin)}: a number of points above 0 is needed")
+    if margin is not None and not (isinstance(margin, Real) and margin is not True and 0 < margin <= 100):
+        raise InputError(f"margin {shown(margin)}: a number of points above 0 is needed, at most 100")
     difference_SN = first_SN.astype(np.int8) - second_SN.astype(np.int8)
     num_seeds, num_images = difference_SN.shape
     difference = int(difference_SN.sum(dtype=np.int64)) / difference_SN.size
@@ -194,7 +194,13 @@ def _mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _checked(hits: ArrayLike, name: str) -> NDArray[np.bool_]:
-    hits_SN = np.asarray(hits)
+    try:
+        masked: Any = np.ma.array(hits, copy=False)  # of rows, too: their masks are lost on an ordinary array's way
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged; a tensor that is sparse, or elsewhere
+        raise InputError(f"{name}: no table of bool [seeds, images] ({shown(error)})") from error
+    if np.ma.is_masked(masked):
+        raise InputError(f"{name}: some values are masked; leave out the images that one of the runs lacks, in both")
+    hits_SN = np.asarray(masked.data)
     if hits_SN.dtype != np.bool_ or hits_SN.ndim != 2 or not hits_SN.size:
         raise InputError(
             f"{name}: found {hits_SN.dtype} of shape {hits_SN.shape};"

@@ -136,6 +136,12 @@ def disk_train(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts
     return f"{text}, {told.get('full', 0)} of them full", told
 
 
+def disk_tools(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = script("faults/full_disk_tools.py", folder, 10)
+    text = f"{told.get('tools', 0)} ways to write of the ticket tools at ten disk sizes ({told.get('method')})"
+    return f"{text}: {told.get('full', 0)} of {told.get('runs', 0)} full", told
+
+
 def read_only(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("faults/read_only.py", folder)
     return f"a read-only disk ({told.get('method')})", told
@@ -202,6 +208,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
         moments,
         disk,
         disk_train,
+        disk_tools,
         read_only,
         paths,
         tars,

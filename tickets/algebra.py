@@ -24,10 +24,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.arguments import open_store, open_stores
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.compare import rank_matrix
 from dlth.tickets.derive import Draft, check_same_frame, cut_to, made_header, specs, unscored
-from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.tickets.errors import InputError, MismatchError, shown, whole_number
 from dlth.tickets.pairing import Pairing, check_all_found, check_same_size
 from dlth.tickets.store import TicketStore
 
@@ -49,7 +50,7 @@ def inverse(store: TicketStore) -> Draft:
     """Each image's patches that its ticket leaves out, worst first; raises InputError unless all patches are ranked
     and some are left out.
     """
-    header = store.header
+    header = open_store(store).header
     num_patches = header.grid.num_patches
     require_full(store, "the inverse")
     if header.k == num_patches:
@@ -93,11 +94,13 @@ def fused(rankings: Sequence[NDArray[np.integer]], num_patches: int, operation: 
 
 
 def _fused(stores: Sequence[TicketStore], operation: str, k: int | None) -> Draft:
+    stores = open_stores(stores)
     check_same_size(list(stores))
     check_same_frame(stores)
     for store in stores:
         require_order(store, f"the {operation}")
     base, num_patches = stores[0], stores[0].header.grid.num_patches
+    k = None if k is None else whole_number(k, "k", 1)
     ks = {store.header.k for store in stores}
     if k is None and len(ks) > 1:
         raise MismatchError(f"the files keep {sorted(ks)} patches; say how many the {operation} keeps (--tokens)")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dlth.tickets.arguments import open_store
 from dlth.tickets.derive import Progress
 from dlth.tickets.errors import DamageError, LimitError, MismatchError, UnsafeError, shown
 from dlth.tickets.files import open_regular, space_errors, sync_folder, user_path
@@ -92,7 +93,12 @@ def pack(store: TicketStore, path: str | os.PathLike[str], progress: Progress | 
     Raises InputError when something stands at `path`, DamageError when a file's digest is wrong, SpaceError.
     """
     with new_file(path) as file:
-        write_zip(file, store.raw_files(), progress, store.num_files)
+        pack_into(file, store, progress)
+
+
+def pack_into(file: IO[bytes], store: TicketStore, progress: Progress | None = None) -> None:
+    """As `pack`, into an open file."""
+    write_zip(file, open_store(store).raw_files(), progress, store.num_files)
 
 
 def write_zip(

@@ -9,6 +9,7 @@ same ticket file gives the same card.
 import json
 import re
 
+from dlth.tickets.arguments import open_store
 from dlth.tickets.errors import shown
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.origin import describe
@@ -30,7 +31,7 @@ def card(store: TicketStore, file_name: str, num_bytes: int) -> str:
     """The text of README.md for a ticket file that is sent as `file_name`, `num_bytes` long."""
     name = _plain(file_name, "tickets.zarr.zip")
     folder = name.removesuffix(".zip")
-    header = store.header
+    header = open_store(store).header
     title = _title(header)
     parts = [
         f"---\n{_front_matter(header, store.num_rows)}---\n",

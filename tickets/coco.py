@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.arguments import open_store
 from dlth.tickets.derive import Progress
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
@@ -28,7 +29,7 @@ def export_coco(store: TicketStore, path: str | os.PathLike[str], progress: Prog
 
     Raises InputError when `path` exists or the view is not as large as its patches.
     """
-    header = store.header
+    header = open_store(store).header
     size = [header.grid.rows * header.patch_size, header.grid.cols * header.patch_size]
     if size != [header.view.height, header.view.width]:
         raise InputError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.arguments import listed, open_stores
 from dlth.tickets.budget import num_kept
 from dlth.tickets.derive import Progress, check_same_frame
 from dlth.tickets.errors import InputError, whole_number
@@ -104,7 +105,7 @@ def compare(
     `ks`: counts of patches to compare at (by default those of keep 0.1 to 0.9 and the first file's own k); the main one
     is the first file's own k where both files hold it, else the largest. Raises MismatchError when grid or view differ.
     """
-    check_same_frame([first, second])
+    check_same_frame(open_stores([first, second]))
     num_worst = whole_number(num_worst, "the number of images to list", 0)
     held = min(first.num_patches_stored, second.num_patches_stored)
     counts = _chosen(ks, first, second, held)
@@ -270,6 +271,7 @@ def _chosen(ks: tuple[int, ...] | None, first: TicketStore, second: TicketStore,
     if ks is None:
         wanted = {headers[0].k, *(num_kept(keep, headers[0].grid.num_patches) for keep in KEEPS)}
         ks = tuple(k for k in wanted if all(header.serves(k) for header in headers)) or (headers[1].k,)
+    ks = listed(ks, "numbers of patches")
     if not ks:
         raise InputError("say at how many patches to compare, got none")
     ks = tuple(whole_number(k, "k", 1, held) for k in ks)

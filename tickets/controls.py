@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.algebra import require_full
+from dlth.tickets.arguments import open_store
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, made_header, specs, unscored
 from dlth.tickets.errors import InputError, shown, whole_number
@@ -43,7 +44,8 @@ def control(store: TicketStore, kind: Kind, seed: int = 0) -> Draft:
     Raises InputError for an unknown kind, for inverse on a file of form 'top', and for other-image with fewer than two
     tickets.
     """
-    if kind not in KINDS:
+    open_store(store)
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"a control is one of {', '.join(KINDS)}, got {shown(kind)!r}")
     whole_number(seed, "the seed of a control", -MAX_SEED, MAX_SEED)
     if kind == "inverse":

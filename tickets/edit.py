@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.arguments import listed, open_store, open_stores
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, made_header
-from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
+from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown, whole_number
 from dlth.tickets.header import TicketHeader, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.keyindex import KeyIndex, key_hashes
-from dlth.tickets.labels import Labels, RowLabels
+from dlth.tickets.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.manifest import ShardSpec
 from dlth.tickets.store import TicketStore
 
@@ -29,6 +30,7 @@ def merge(stores: Sequence[TicketStore]) -> Draft:
     no shard name and no key may stand in two files. Raises MismatchError naming every difference, and the shard or a
     key that stands twice.
     """
+    stores = open_stores(stores)
     if len(stores) < 2:
         raise InputError(f"a merge needs at least two ticket files, got {len(stores)}")
     for other in stores[1:]:
@@ -64,10 +66,14 @@ def subset_by_keys(store: TicketStore, keys: Collection[str]) -> Draft:
 
     Raises MissingTicketError, naming the first ten, when the file lacks a key; InputError when `keys` is empty.
     """
-    if not keys:
+    given = listed(keys, "keys")
+    if not given:
         raise InputError("no key was given; a subset needs at least one")
-    wanted = list(dict.fromkeys(keys))
-    found = store.find_rows(wanted)
+    for key in given:
+        if not isinstance(key, str):
+            raise InputError(f"a key is text, found {shown(key)!r}")
+    wanted = list(dict.fromkeys(given))
+    found = open_store(store).find_rows(wanted)
     lost = [wanted[item] for item in np.flatnonzero(found < 0)]
     if lost:
         raise MissingTicketError(
@@ -89,18 +95,19 @@ def subset_by_classes(store: TicketStore, classes: Iterable[int], labels: Labels
 
     Raises InputError when no row has one of the classes.
     """
-    wanted = sorted(set(classes))
-    row_labels = RowLabels(labels, store)
+    wanted = sorted({whole_number(each, "a class", NO_LABEL) for each in listed(classes, "classes")})
+    row_labels = RowLabels(labels, open_store(store))
 
     def chosen(shard_index: int) -> NDArray[np.int64]:
         return np.flatnonzero(np.isin(row_labels.of(shard_index), wanted)).astype(np.int64)
 
-    listed = ",".join(map(str, wanted))
-    return _subset(store, chosen, {"by": "classes", "classes": listed if len(listed) <= 1_000 else len(wanted)})
+    named = ",".join(map(str, wanted))
+    return _subset(store, chosen, {"by": "classes", "classes": named if len(named) <= 1_000 else len(wanted)})
 
 
 def common_rows(store: TicketStore, other: TicketStore) -> Draft:
     """The rows whose keys stand in `other` too, in this file's order. Memory: 16 bytes a row of `other`."""
+    store, other = open_stores([store, other])
     hashes = [key_hashes(other.keys(shard_index)) for shard_index in range(len(other.shards))]
     index = KeyIndex(hashes, other.max_rows)
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
-from dlth.tickets.errors import DlthError, MismatchError, SchemaError, shown
+from dlth.tickets.errors import DlthError, InputError, MismatchError, SchemaError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.jsontext import Json, canonical
 from dlth.tickets.view import View
@@ -242,9 +242,16 @@ def check_version(version: str) -> None:
         raise SchemaError(f"version: the file is version {version}, this dlth reads {VERSION[0]}.x; update dlth")
 
 
+def checked_header(header: TicketHeader) -> TicketHeader:
+    """The header that a caller gives; raises InputError for anything else."""
+    if not isinstance(header, TicketHeader):
+        raise InputError(f"a TicketHeader is needed, found {shown(header)!r}")
+    return header
+
+
 def differences(left: TicketHeader, right: TicketHeader) -> list[str]:
     """Every field that differs, as 'keep: file has 0.7, asked 0.5' (`left` is the file)."""
-    ours, theirs = _flat(left.to_json()), _flat(right.to_json())
+    ours, theirs = (_flat(checked_header(header).to_json()) for header in (left, right))
     paths = [*ours, *(path for path in theirs if path not in ours)]
     return [
         f"{path}: file has {shown(ours.get(path, 'nothing'), 80)}, asked {shown(theirs.get(path, 'nothing'), 80)}"

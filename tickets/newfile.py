@@ -19,15 +19,20 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises what `new_place` and `space_errors` raise.
     """
     target = new_place(path)
-    with space_errors(target, 0), tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
+    with space_errors(target, 0):
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            os.link(file.name, target)  # unlike a rename, fails where something stands
-        except FileExistsError:
-            refuse_existing(target)
+            with os.fdopen(handle, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            try:
+                os.link(temporary, target)  # unlike a rename, fails where something stands
+            except FileExistsError:
+                refuse_existing(target)
+        finally:
+            os.unlink(temporary)
     with suppress(OSError):
         sync_folder(target.parent)
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.arguments import open_store
 from dlth.tickets.derive import Progress, specs
 from dlth.tickets.errors import (
     DamageError,
@@ -51,7 +52,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplem
 
 def export_npz(store: TicketStore, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
     """Write a ticket file as .npz: the same bytes for the same file. Raises InputError when `path` exists."""
-    num_rows, width = store.num_rows, store.layout.key_width
+    num_rows, width = open_store(store).num_rows, store.layout.key_width
     shards = specs(store)
     names = [shard.name.encode() for shard in shards]
     columns: list[tuple[str, Any, tuple[int, ...], Callable[[int], Any]]] = [

@@ -12,9 +12,9 @@ Axes: B batch, P source patches, Q target patches, R/C rows/columns, S samples p
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dlth.tickets.errors import InputError, MismatchError
+from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.grid import Grid
-from dlth.tickets.view import Matrix, View, compose, inverse
+from dlth.tickets.view import Matrix, View, array_of, compose, inverse
 
 Ranking = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -32,7 +32,10 @@ def project(ranking: ArrayLike, from_view: View, to_view: View) -> Ranking:
     `to_view.grid`, best first. Raises InputError when a ranking is no permutation's length or names a patch outside
     the grid, MismatchError when batch sizes disagree.
     """
-    rows_BP = np.atleast_2d(np.asarray(ranking))
+    for view in (from_view, to_view):
+        if not isinstance(view, View):
+            raise InputError(f"a View is needed, found {shown(view)!r}")
+    rows_BP = np.atleast_2d(array_of(ranking, "a ranking"))
     matrix_B23 = compose(inverse(from_view.matrix), to_view.matrix).reshape(-1, 2, 3)
     sizes = {len(rows_BP), len(matrix_B23)} - {1}
     if len(sizes) > 1:
@@ -50,7 +53,9 @@ def paste(ranking_BP: ArrayLike, other_BP: ArrayLike, box: ArrayLike, grid: Grid
     `ranking_BP`, `other_BP` integers [B, P], all patches best first; `box` [4] or [B, 4] is (left, top, right,
     bottom) in fractions of the view. A patch partly under the box weighs both ranks by area. Returns int64 [B, P].
     """
-    box_B4 = np.atleast_2d(np.asarray(box, dtype=np.float64))
+    box_B4 = np.atleast_2d(array_of(box, "a box", np.float64))
+    if box_B4.ndim != 2 or box_B4.shape[1] != 4:
+        raise InputError(f"a box is (left, top, right, bottom), one or one a ranking, got {list(box_B4.shape)}")
     across = cover(box_B4[:, 0], box_B4[:, 2], grid.cols)
     down = cover(box_B4[:, 1], box_B4[:, 3], grid.rows)
     weight_BP = 1.0 - (down[:, :, None] * across[:, None, :]).reshape(len(box_B4), grid.num_patches)
@@ -63,12 +68,13 @@ def blend(ranking_BP: ArrayLike, other_BP: ArrayLike, weight: ArrayLike) -> Rank
     `ranking_BP`, `other_BP` integers [B, P], all patches best first; `weight` a number or [B], in [0, 1]. Returns
     int64 [B, P].
     """
-    weight_B1 = np.asarray(weight, dtype=np.float64).reshape(-1, 1)
-    return _mixed(ranking_BP, other_BP, weight_B1, Grid(1, np.shape(ranking_BP)[-1]))
+    weight_B1 = array_of(weight, "a weight", np.float64).reshape(-1, 1)
+    own_BP = np.atleast_1d(array_of(ranking_BP, "a ranking"))
+    return _mixed(own_BP, other_BP, weight_B1, Grid(1, max(1, own_BP.shape[-1])))
 
 
 def _mixed(ranking_BP: ArrayLike, other_BP: ArrayLike, weight: Floats, grid: Grid) -> Ranking:
-    own_BP, other = np.asarray(ranking_BP), np.asarray(other_BP)
+    own_BP, other = array_of(ranking_BP, "a ranking"), array_of(other_BP, "the other ranking")
     if own_BP.ndim != 2 or own_BP.shape != other.shape:
         raise InputError(f"two rankings of shape [batch, patches] are needed, got {own_BP.shape} and {other.shape}")
     if len(weight) not in (1, len(own_BP)):

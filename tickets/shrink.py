@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from dlth.tickets.arguments import open_store
 from dlth.tickets.budget import Budget, Rate
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, made_header, specs
@@ -27,8 +28,8 @@ def shrink(store: TicketStore, form: SmallForm, keep: Rate | None = None) -> Dra
     The gap is kept at the file's own keep; at another it is not known and stands as inf. Raises InputError for an
     unknown form and one that is not smaller, MismatchError when the file does not hold the patches asked for.
     """
-    header = store.header
-    if form not in SMALL_FORMS:
+    header = open_store(store).header
+    if not isinstance(form, str) or form not in SMALL_FORMS:
         raise InputError(f"a smaller form is one of {', '.join(SMALL_FORMS)}, got {shown(form)!r}")
     num_patches = header.grid.num_patches
     budget = None if keep is None else Budget.from_keep(keep, num_patches, 1)

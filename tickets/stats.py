@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.arguments import open_store
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Progress
 from dlth.tickets.errors import whole_number
@@ -76,7 +77,7 @@ def ticket_stats(
     Gaps are those at the header's k whatever `k` says. Memory grows with the classes, not with the rows. Raises
     InputError (k, labels) and DamageError.
     """
-    k = store.header.k if k is None else whole_number(k, "k", 1, store.num_patches_stored)
+    k = open_store(store).header.k if k is None else whole_number(k, "k", 1, store.num_patches_stored)
     store.header.check_serves(k)
     overall = _Counts(store.header.grid, k, thresholds)
     by_class = _Counts(store.header.grid, k, thresholds)

@@ -7,11 +7,12 @@ say shear or rotation and needs a case for each combination.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from dlth.tickets.errors import InputError
+from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
 
 Matrix = NDArray[np.float64]
@@ -31,7 +32,7 @@ class View:
     grid: Grid
 
     def __post_init__(self) -> None:
-        matrix = np.ascontiguousarray(self.matrix, dtype=np.float64)
+        matrix = np.ascontiguousarray(array_of(self.matrix, "a view's matrix", np.float64))
         if matrix.ndim not in (2, 3) or matrix.shape[-2:] != (2, 3):
             raise InputError(f"a view's matrix has shape [2, 3] or [batch, 2, 3], got {list(matrix.shape)}")
         if not np.isfinite(matrix).all() or (np.abs(determinant(matrix)) < 1e-12).any():
@@ -64,7 +65,17 @@ class View:
 
     def warped(self, affine: ArrayLike) -> "View":
         """This view seen through `affine` [2, 3], which takes a point of the new view to a point of this one."""
-        return View(compose(self.matrix, np.asarray(affine, dtype=np.float64)), self.grid)
+        return View(compose(self.matrix, array_of(affine, "an affine map", np.float64)), self.grid)
+
+
+def array_of(values: ArrayLike, what: str, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """What a caller gives as an array; raises InputError for ragged lists, text, and masked values."""
+    if np.ma.is_masked(values):
+        raise InputError(f"{what} holds masked values; leave them out")
+    try:
+        return np.asarray(values, dtype=dtype)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # a tensor that is sparse, or elsewhere
+        raise InputError(f"{what} is no table of numbers ({shown(error)})") from error
 
 
 def compose(outer: Matrix, inner: Matrix) -> Matrix:

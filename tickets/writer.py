@@ -14,11 +14,21 @@ from typing import NoReturn
 
 import numpy as np
 
+from dlth.tickets.arguments import listed
 from dlth.tickets.checks import RuleError, ShardTickets, check_tickets, encoded_keys
 from dlth.tickets.chunks import decode, encode, padded
-from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, MissingFileError, shown
+from dlth.tickets.errors import (
+    DamageError,
+    DlthError,
+    InputError,
+    LockedError,
+    MismatchError,
+    MissingFileError,
+    shown,
+    whole_number,
+)
 from dlth.tickets.files import read_file, reading, space_errors, sync_folder, user_path
-from dlth.tickets.header import VERSION, TicketHeader, differences
+from dlth.tickets.header import VERSION, TicketHeader, checked_header, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.layout import (
     MANIFEST_FILE,
@@ -63,10 +73,11 @@ class TicketWriter:
         key_width: int,
     ) -> None:
         self.path = user_path(path)
-        self.header = header
-        self.shards = tuple(ShardSpec(shard.name, shard.rows) for shard in shards)
+        width = whole_number(key_width, "the width of keys", 0)
+        self.header = checked_header(header)
+        self.shards = _specs(shards)
         check_shards((shard.name, shard.rows) for shard in self.shards)
-        self.layout = Layout.of(header, len(self.shards), max(shard.rows for shard in self.shards), key_width)
+        self.layout = Layout.of(header, len(self.shards), max(shard.rows for shard in self.shards), width)
         self._partial = Partial(self.path)
         self._claimed: set[int] = set()
         with reading(self.path):
@@ -268,3 +279,11 @@ class TicketWriter:
             shard=damages[0].shard,
             file=damages[0].file,
         )
+
+
+def _specs(shards: Sequence[ShardSpec | ShardEntry]) -> tuple[ShardSpec, ...]:
+    given = listed(shards, "shards")
+    for shard in given:
+        if not isinstance(shard, ShardSpec | ShardEntry):
+            raise InputError(f"a shard is ShardSpec(name, rows), found {shown(shard)!r}")
+    return tuple(ShardSpec(shard.name, shard.rows) for shard in given)

@@ -65,6 +65,13 @@ def test_a_full_disk_in_training(tmp_path: Path) -> None:
     assert (told["runs"], told["full"]) == (3, 3)
 
 
+def test_a_full_disk_under_the_ticket_tools(tmp_path: Path) -> None:
+    """All that write, where there is room for half: one E_SPACE, nothing half-written, and the same command again."""
+    code, told = run("full_disk_tools.py", tmp_path, 1)
+    assert (code, told["findings"]) == (0, [])
+    assert told["full"] == told["runs"] == told["tools"] > 15
+
+
 def test_a_read_only_disk(tmp_path: Path) -> None:
     """Finished files are read there; writing is refused with the place and what to do."""
     code, told = run("read_only.py", tmp_path)

@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from dlth.tickets import TicketStore, TicketWriter
-from dlth.tickets.algebra import inverse, union
+from dlth.tickets import Grid, TicketStore, TicketWriter, View, blend, differences, paste, project
+from dlth.tickets.algebra import intersection, inverse, union
 from dlth.tickets.archive import pack
+from dlth.tickets.card import card
+from dlth.tickets.coco import export_coco
 from dlth.tickets.compare import compare
 from dlth.tickets.controls import KINDS, control
+from dlth.tickets.edit import common_rows, merge, subset_by_classes, subset_by_keys
 from dlth.tickets.errors import DlthError, InputError, MissingFileError, MissingTicketError
 from dlth.tickets.npz import export_npz
 from dlth.tickets.shrink import shrink
@@ -68,6 +72,72 @@ def test_numbers_that_cannot_be_are_refused(store: TicketStore, value: Any) -> N
     for call in wrong:
         with pytest.raises(InputError):
             call()
+
+
+@pytest.mark.parametrize("value", [None, 5, "toy.zarr", Path("toy.zarr"), [None], object()], ids=repr)
+def test_what_is_no_open_ticket_file_is_refused(store: TicketStore, tmp_path: Path, value: Any) -> None:
+    """One file, or a list of files, at every tool: its path, nothing, a list with nothing in it."""
+    several: list[Callable[[Any], object]] = [union, intersection, merge]
+    one: list[Callable[[Any], object]] = [
+        inverse,
+        ticket_stats,
+        lambda given: control(given, "random"),
+        lambda given: shrink(given, "top"),
+        lambda given: compare(given, store),
+        lambda given: compare(store, given),
+        lambda given: common_rows(store, given),
+        lambda given: subset_by_keys(given, ["n0000_0"]),
+        lambda given: subset_by_classes(given, [0], np.zeros(10, int)),
+        lambda given: card(given, "toy.zip", 1),
+        lambda given: pack(given, tmp_path / "a"),
+        lambda given: export_npz(given, tmp_path / "b"),
+        lambda given: export_coco(given, tmp_path / "c"),
+    ]
+    for call in several:
+        for given in (value, [store, value]):
+            with pytest.raises(InputError):
+                call(given)
+    for call in one:
+        with pytest.raises(InputError, match="an open ticket file is needed, found"):
+            call(value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.zarr"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 5, "x", [[0], [1, 2]], np.ma.array(np.arange(16), mask=True), np.full((2, 16), np.nan), [["n0000_0"]]],
+    ids=["None", "5", "text", "ragged", "masked", "nan", "list in list"],
+)
+def test_values_of_another_kind_are_refused(store: TicketStore, tmp_path: Path, value: Any) -> None:
+    """Keys, classes, counts, kinds, rankings, views, boxes, headers, shards: one error of the family each."""
+    view, ranking = View.whole(Grid(4, 4)), np.arange(16)[None]
+    labels = np.zeros(10, int)
+    header, shards = TOOLS["header"](), TOOLS["shard_specs"]()
+    calls: list[Callable[[], object]] = [
+        lambda: subset_by_keys(store, value),
+        lambda: subset_by_classes(store, value, labels),
+        lambda: control(store, value),
+        lambda: shrink(store, value),
+        lambda: project(value, view, view),
+        lambda: project(ranking, value, view),
+        lambda: paste(ranking, ranking, value, Grid(4, 4)),
+        lambda: paste(value, value, [0, 0, 1, 1], Grid(4, 4)),
+        lambda: blend(value, value, 0.5),
+        lambda: blend(ranking, ranking, value),
+        lambda: View(value, Grid(4, 4)),
+        lambda: differences(header, value),
+        lambda: TicketWriter(tmp_path / "new.zarr", value, shards, 12),
+        lambda: TicketWriter(tmp_path / "new.zarr", header, value, 12),
+    ]
+    if value is not None and not isinstance(value, int):  # those are numbers of patches, and widths
+        calls.append(lambda: TicketWriter(tmp_path / "new.zarr", header, shards, value))
+        calls += [lambda: compare(store, store, value), lambda: union([store, store], value)]
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except DlthError:
+            continue
+        raise AssertionError(f"call {number} took {value!r}")
 
 
 def test_seeds_of_either_sign_to_64_bits_make_controls(store: TicketStore, tmp_path: Path) -> None:

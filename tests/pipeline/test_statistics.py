@@ -185,8 +185,29 @@ def test_ten_seeds_of_50_000_images_take_little_memory() -> None:
         (np.ones((2, 0), bool), np.ones((2, 0), bool), None, InputError, "at least one of each"),
         (np.ones((2, 3), bool), np.ones((2, 3), bool), 0, InputError, "margin 0: a number of points above 0"),
         (np.ones((2, 3), bool), np.ones((2, 3), bool), float("nan"), InputError, "margin nan"),
+        (np.ones((2, 3), bool), np.ones((2, 3), bool), 10**400, InputError, "at most 100"),
+        (np.ones((2, 3), bool), np.ones((2, 3), bool), True, InputError, "margin True"),
+        ([[True], [True, False]], np.ones((2, 2), bool), None, InputError, "first: no table of bool"),
+        (np.ones((2, 3), bool), np.ma.array(np.ones((2, 3), bool), mask=True), None, InputError, "second: .* masked"),
+        ([np.ma.array([True, True], mask=[0, 1])] * 2, np.ones((2, 2), bool), None, InputError, "first: .* masked"),
+        (np.ones((2, 3), object), np.ones((2, 3), bool), None, InputError, "first: found object"),
+        ([["a"]], [["a"]], None, InputError, "first: found <U1"),
+        (np.full((2, 3), np.nan), np.ones((2, 3), bool), None, InputError, "first: found float64"),
+        ([], [], None, InputError, r"first: found float64 of shape \(0,\)"),
     ],
-    ids=["other images", "one axis", "not bool", "empty", "no margin", "margin nan"],
+    ids=[
+        *(
+            "other images",
+            "one axis",
+            "not bool",
+            "empty",
+            "no margin",
+            "margin nan",
+            "margin beyond all",
+            "margin bool",
+        ),
+        *("ragged", "masked", "masked rows", "objects", "text", "nan", "no seeds"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(
     first: np.ndarray, second: np.ndarray, margin: float | None, error: type[Exception], told: str
