@@ -36,6 +36,7 @@ from typer.main import get_command
 
 from dlth.pipeline.cli import app
 from dlth.pipeline.last_line import main
+from dlth.training.seal import SEAL, sealed
 from dlth.training.toml_text import toml_value
 
 EVIL = "x\x1b[31m\x9b2J\u202e\x7f\U000e0041\r\nFORGED :100: [bold]b[/bold] $\\frac{"
@@ -177,10 +178,16 @@ def test_every_text_of_lists_and_notes(lab: Lab) -> None:
         path = lab.run / name
         sound = path.read_text()
         lines = [json.loads(line) for line in sound.splitlines()] if path.suffix == ".jsonl" else [json.loads(sound)]
-        path.write_text("\n".join(json.dumps(functools.reduce(planted, leaves(line), line)) for line in lines))
+        changed = [functools.reduce(planted, leaves(line), line) for line in lines]
+        path.write_text("\n".join(json.dumps(resealed(line)) for line in changed))
         dlth("train", *run_words(lab), "--resume", "auto")
         dlth("evaluate", "--checkpoint", lab.run, "--val", odd_path(lab))
         path.write_text(sound)
+
+
+def resealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with a digest of itself, where it had one: else the digest is what is refused."""
+    return sealed({name: value for name, value in content.items() if name != SEAL}) if SEAL in content else content
 
 
 def odd_path(lab: Lab) -> Path:
