@@ -17,10 +17,11 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from dlth.tickets.digits import ascii_only
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import DlthError, InputError, shown
+from dlth.tickets.named import named_text
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.settings import Settings
-from dlth.training.toml_text import read_toml, toml_of
+from dlth.training.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml, read_toml, to_toml, toml_of
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -190,6 +191,15 @@ def checked(kind: type[SettingsT], values: Mapping[str, Any], sources: Mapping[s
         return kind(**values)
     except ValidationError as error:
         raise InputError("; ".join(_problem(dict(problem), sources or {}) for problem in error.errors())) from error
+
+
+def is_written(path: Path, kind: type[Settings]) -> bool:
+    """Whether a file is settings as a run writes them, each with its value, and not what a person has written."""
+    try:
+        text = named_text(path, MAX_CONFIG_BYTES, "configuration file")
+        return to_toml(checked(kind, parse_toml(text, CONFIG))) == text
+    except DlthError:
+        return False
 
 
 def check_names(kind: type[Settings], values: Mapping[str, Any], where: str) -> None:

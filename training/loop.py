@@ -27,6 +27,7 @@ from dlth.tickets.locks import owned
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
+from dlth.training.layers import is_written
 from dlth.training.measure import EvalResult
 from dlth.training.metrics import Totals, device_name, peak_memory
 from dlth.training.outcome import DivergedError, RunResult, diverged, read_result
@@ -34,7 +35,7 @@ from dlth.training.progress import Progress
 from dlth.training.publish import write_text
 from dlth.training.reporter import Reporter
 from dlth.training.resume import LOG, mark_of, take_over
-from dlth.training.runlog import METRICS, RESULT, Mark, RunLog, write_result
+from dlth.training.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark, RunLog, write_result
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
 from dlth.training.step import StepResult
@@ -43,6 +44,8 @@ from dlth.training.weights import weights_digest
 
 CHECKPOINTS = "checkpoints"
 MODEL, EMA, BEST, VAL_RESULTS = "model.safetensors", "model_ema.safetensors", "model_best.safetensors", "eval.npz"
+WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL, EMA, BEST, VAL_RESULTS)
+"""Names that a run takes in its folder."""
 
 
 def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult:
@@ -342,7 +345,7 @@ def resume_path(config: TrainConfig) -> Path | None:
 
     Raises:
         InputError: the folder holds a run already and nothing was said about going on with it, or a finished one that
-            the checkpoint is not of
+            the checkpoint is not of, or anybody's files under names that a run writes
         MissingFileError: no checkpoint at the path given
     """
     out = Path(config.out)
@@ -355,11 +358,23 @@ def resume_path(config: TrainConfig) -> Path | None:
     if config.resume not in (None, "auto"):
         named = Path(str(config.resume))
         path = checkpoint.newest(named / CHECKPOINTS) or named
-    is_ours = path is not None and path.parent.resolve() == (out / CHECKPOINTS).resolve()
-    if os.path.lexists(out / RESULT) and not is_ours:
-        raise InputError(
-            f"{shown(out)} holds a finished run ({RESULT}), which a run that starts"
-            f" {'anew' if path is None else 'from ' + shown(path)} would overwrite: take another --out, or remove"
-            f" {shown(out / RESULT)}"
-        )
+    if path is None or path.parent.resolve() != (out / CHECKPOINTS).resolve():
+        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}")
     return path
+
+
+def _refuse_losses(out: Path, start: str) -> None:
+    """Raises InputError where files would be overwritten that no begun run can spare: a result, or anybody's own.
+
+    A run that was killed before its first checkpoint leaves its settings; its few lines are begun anew.
+    """
+    there = [name for name in WRITTEN if os.path.lexists(out / name) and (out / name).lstat().st_size]
+    begun = is_written(out / CONFIG, TrainConfig)
+    if not there or (begun and RESULT not in there):
+        return
+    what = f"a finished run ({RESULT})" if begun else f"files of other origin ({', '.join(there)})"
+    lost = RESULT if begun else there[0] if len(there) == 1 else ""
+    raise InputError(
+        f"{shown(out)} holds {what}, which a run that starts {start} would overwrite: take another --out, or remove"
+        f" {shown(out / lost) if lost else 'them'}"
+    )

@@ -18,7 +18,8 @@ from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
 from dlth.training.evaluate import evaluate
-from dlth.training.loop import planned, train
+from dlth.training.loop import WRITTEN, planned, train
+from dlth.training.toml_text import to_toml
 
 MakeRun = Callable[..., TrainConfig]
 DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None, "epochs": 1}
@@ -77,6 +78,24 @@ def test_a_finished_run_is_not_overwritten(make_run: MakeRun, tmp_path: Path) ->
     assert train(config.model_copy(update={"resume": str(out)})).status == "finished"
     shutil.rmtree(out / "checkpoints")
     (out / "result.json").unlink()
+    assert train(config).status == "finished"
+
+
+def test_files_of_other_origin_are_not_overwritten(make_run: MakeRun) -> None:
+    """Under any name that a run takes, whatever is asked for; a run that was killed before it saved is begun anew."""
+    config = make_run(warmup_epochs=0, **DENSE)
+    out = Path(config.out)
+    out.mkdir()
+    for name in WRITTEN:
+        (out / name).write_text("seed = 3\n")
+        for resume in (None, "auto"):
+            for begin in (train, planned):
+                with pytest.raises(InputError, match=rf"files of other origin \({name}\).* or remove .*{name}"):
+                    begin(config.model_copy(update={"resume": resume}))
+        assert (out / name).read_text() == "seed = 3\n"
+        (out / name).unlink()
+    (out / "metrics.jsonl").touch()
+    (out / "config.toml").write_text(to_toml(config))
     assert train(config).status == "finished"
 
 
