@@ -14,10 +14,12 @@ read is checked first: no object arrays (pickles), every size as the zip and the
 """
 
 import hashlib
+import math
 import os
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,8 +48,16 @@ from dlth.tickets.newfile import new_file
 from dlth.tickets.store import TicketStore
 
 _MAX_MEMBERS = 64
+_MAX_DIRECTORY_BYTES = 2**20  # a member takes some 100; whatever count is stated, zipfile makes an object of each
+_MAX_AXIS = 2**31  # above any axis that is read, far below where sizes multiplied could wrap
+_MAX_CODE_POINT = 0x10FFFF
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OSError)
+_HEADER_ERRORS = (
+    *(tokenize.TokenError, SyntaxError, ArithmeticError, LookupError, TypeError, AttributeError),
+    *(SystemError, MemoryError),
+)
+"""What numpy lets through beside ValueError when the text of an array's header is no header."""
 
 
 def export_npz(store: TicketStore, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
@@ -106,15 +116,15 @@ class NpzTable:
             found = ", ".join(shown(name, 40) for name in list(self._arrays)[:10])
             raise InputError(f"{self.name} must hold 'keys' and either 'patches' or 'masks'; it holds {found}")
         self.kind = rankings[0]
-        self._columns = {"keys": self._column("keys", "SU", 1), self.kind: self._ranking()}
-        for name, kinds, axes in (("images", "u", 2), ("gap", "f", 1), ("skipped", "b", 1)):
+        self._columns = {"keys": self._column("keys", "SU", (1,)), self.kind: self._ranking()}
+        for name, kinds, axes in (("images", "u", (2,)), ("gap", "f", (1,)), ("skipped", "b", (1,))):
             if f"{name}.npy" in self._arrays:
                 self._columns[name] = self._column(name, kinds, axes)
         self.num_rows = self._columns["keys"].shape[0]
         for column in self._columns.values():
             if column.shape[0] != self.num_rows:
                 raise InputError(f"{self.name}: '{column.name}' has {column.shape[0]} rows, 'keys' has {self.num_rows}")
-        self.width = int(np.prod(self._columns[self.kind].shape[1:], dtype=np.int64))
+        self.width = math.prod(self._columns[self.kind].shape[1:])
         self.header = self._read_header()
         self.shards = self._read_shards()
 
@@ -135,13 +145,10 @@ class NpzTable:
 
     def _ranking(self) -> "_Column":
         if self.kind == "patches":
-            return self._column("patches", "iu", 2)
-        column = self._column("masks", "b", None)
-        if len(column.shape) not in (2, 3):
-            raise InputError(f"{self.name}: 'masks' must be [rows, patches] or [rows, grid rows, grid columns]")
-        return column
+            return self._column("patches", "iu", (2,))
+        return self._column("masks", "b", (2, 3))  # [rows, patches] or [rows, grid rows, grid columns]
 
-    def _column(self, name: str, kinds: str, axes: int | None) -> "_Column":
+    def _column(self, name: str, kinds: str, axes: tuple[int, ...]) -> "_Column":
         with self._guarded():
             return _Column(self._archive, self._arrays[f"{name}.npy"], self.name, kinds, axes)
 
@@ -149,7 +156,7 @@ class NpzTable:
         """A small array [items], or None where the file has none."""
         if f"{name}.npy" not in self._arrays:
             return None
-        column = self._column(name, kinds, 1)
+        column = self._column(name, kinds, (1,))
         if column.shape[0] > limit:
             raise LimitError(f"{self.name}: '{name}' has {column.shape[0]} entries, the bound is {limit}")
         return column.read(0, column.shape[0])
@@ -162,7 +169,7 @@ class NpzTable:
         names, rows = self._whole("shards", "SU", MAX_SHARDS), self._whole("shard_rows", "iu", MAX_SHARDS)
         if names is None or rows is None:
             return None
-        if len(names) != len(rows) or int(rows.sum()) != self.num_rows or (rows < 0).any():
+        if len(names) != len(rows) or sum(rows.tolist()) != self.num_rows or (rows < 0).any():
             raise SchemaError(f"{self.name}: 'shards' and 'shard_rows' do not add up to {self.num_rows} rows")
         decoded = decode_keys(names.tolist(), 0, self.name)
         return tuple(ShardSpec(name, int(count)) for name, count in zip(decoded, rows, strict=True))
@@ -189,7 +196,7 @@ class _Column:
     """One array of the archive, read a range of rows at a time."""
 
     def __init__(
-        self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, kinds: str, axes: int | None
+        self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, kinds: str, axes: tuple[int, ...]
     ) -> None:
         self.name, self._where = info.filename.removesuffix(".npy"), where
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA's header asks for gigabytes
@@ -199,15 +206,22 @@ class _Column:
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
             raise SchemaError(f"{where}: '{self.name}' is of .npy version {version}; 1.0 and 2.0 are read")
-        self.shape, fortran, self._dtype = readers[version](self._file)
+        try:
+            self.shape, fortran, self._dtype = readers[version](self._file)
+        except _HEADER_ERRORS as error:
+            raise DamageError(
+                f"{where}: '{self.name}' has a header that is none: {shown(error)}", file=where
+            ) from error
         if self._dtype.hasobject:
             raise UnsafeError(f"{where}: '{self.name}' holds Python objects, which would have to be unpickled")
-        if self._dtype.kind not in kinds or self._dtype.fields is not None or (axes and len(self.shape) != axes):
+        if self._dtype.kind not in kinds or self._dtype.fields is not None or len(self.shape) not in axes:
             raise InputError(f"{where}: '{self.name}' has the wrong type {self._dtype} or shape {list(self.shape)}")
         if fortran and len(self.shape) > 1:
             raise InputError(f"{where}: '{self.name}' is stored column by column; save np.ascontiguousarray of it")
         self._start = self._file.tell()
-        self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self._dtype.itemsize
+        if not all(type(length) is int and 0 <= length < _MAX_AXIS for length in self.shape):  # True, -2, 10**30
+            raise LimitError(f"{where}: '{self.name}' has the shape {shown(self.shape)}, beyond every bound")
+        self._row_bytes = math.prod(self.shape[1:]) * self._dtype.itemsize
         if not 0 <= self.shape[0] <= MAX_ROWS or not 1 <= self._row_bytes <= MAX_CHUNK_BYTES:
             raise LimitError(f"{where}: '{self.name}' has the shape {list(self.shape)}, beyond every bound")
         if info.file_size != self._start + self.shape[0] * self._row_bytes:
@@ -224,6 +238,8 @@ class _Column:
             raw = self._file.read(wanted)
         if len(raw) != wanted:
             raise DamageError(f"{self._where}: '{self.name}' ends early", file=self._where)
+        if self._dtype.kind == "U" and (np.frombuffer(raw, f"{self._dtype.str[0]}u4") > _MAX_CODE_POINT).any():
+            raise DamageError(f"{self._where}: '{self.name}' holds numbers that are no characters", file=self._where)
         return np.frombuffer(raw, dtype=self._dtype).reshape(stop - start, *self.shape[1:])
 
 
@@ -237,19 +253,26 @@ def file_digest(path: Path) -> str:
 
 
 def _check_directory(path: Path) -> None:
-    """Refuse a zip whose directory lists many members, before zipfile makes an object of each."""
+    """Refuse a zip whose directory lists many members, before zipfile makes an object of each.
+
+    Every end record is held to the bounds (count and bytes): which of several zipfile takes is its own affair.
+    """
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 66_000))
         tail = file.read()
-    for signature, offset, size in _counts(tail):
-        count = int.from_bytes(tail[signature + offset : signature + offset + size], "little")
-        if count > _MAX_MEMBERS and not (size == 2 and count == 0xFFFF):
-            raise LimitError(f"{shown(path.name)} lists {count} members, the bound is {_MAX_MEMBERS}")
-
-
-def _counts(tail: bytes) -> Iterator[tuple[int, int, int]]:
-    """Where the zip's two forms of end record state the number of members: place, offset, bytes."""
-    for mark, offset, size in ((b"PK\x05\x06", 10, 2), (b"PK\x06\x06", 32, 8)):
-        place = tail.rfind(mark)
-        if place >= 0:
-            yield place, offset, size
+    for mark, at, size in ((b"PK\x05\x06", 10, 2), (b"PK\x06\x06", 32, 8)):
+        place = tail.find(mark)
+        while place >= 0:
+            stated = tail[place + at :]
+            count, length = stated[:size], stated[size : size + min(2 * size, 8)]
+            num_members, num_bytes = int.from_bytes(count, "little"), int.from_bytes(length, "little")
+            if num_members > _MAX_MEMBERS and count != b"\xff\xff":
+                raise LimitError(f"{shown(path.name)} lists {num_members} members, the bound is {_MAX_MEMBERS}")
+            if num_bytes > _MAX_DIRECTORY_BYTES and length != b"\xff\xff\xff\xff":
+                raise LimitError(
+                    f"{shown(path.name)} lists its members in {num_bytes} bytes, the bound is {_MAX_DIRECTORY_BYTES}"
+                )
+            place = tail.find(mark, place + 1)
+    locator = tail.rfind(b"PK\x06\x07")
+    if locator >= 0 and tail[max(0, locator - 56) :][:4] != b"PK\x06\x06":
+        raise DamageError(f"{shown(path.name)}: its end record is not where it must be", file=path.name)

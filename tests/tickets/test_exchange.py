@@ -167,6 +167,39 @@ def zipped(path: Path, kind: int = zipfile.ZIP_DEFLATED, /, **members: bytes) ->
     return path
 
 
+def test_odd_headers_and_directories_are_refused(tmp_path: Path) -> None:
+    """Axes that are none, that wrap when multiplied or fit no machine; no header, no character; a count that lies."""
+    keys, patches, masks = np.array(["a", "b"]), np.tile(np.arange(16), (2, 1)), np.ones((2, 4), dtype=bool)
+    good = {"keys": npy(keys), "patches": npy(patches)}
+    odd = 2**32 + 1  # times its inverse it is 4 in 64 bits
+    shapes = [(2, -2, -2), (2, odd, pow(odd, -1, 2**64) * 4 % 2**64), (2, 2**32, 2**32), (True, 4)]
+    for shape in shapes:
+        with pytest.raises(LimitError, match=r"'masks' has the shape \(.*beyond every bound"):
+            NpzTable(zipped(tmp_path / "a.npz", keys=good["keys"], masks=npy(masks, shape)))
+    with pytest.raises(InputError, match=r"'masks' has the wrong type bool or shape \[\]"):
+        NpzTable(zipped(tmp_path / "a.npz", keys=good["keys"], masks=npy(np.ones((), dtype=bool))))
+    with pytest.raises(LimitError, match="beyond every bound"):
+        NpzTable(zipped(tmp_path / "a.npz", **good | {"patches": npy(patches, (2, 10**30))}))
+    with pytest.raises(DamageError, match="'keys' has a header that is none"):
+        NpzTable(zipped(tmp_path / "a.npz", **good | {"keys": b"\x93NUMPY\1\0\xa0\x0f" + b"(" * 4_000}))
+    beyond = npy(keys)[:-8] + (0x110000).to_bytes(4, "little") * 2
+    for name in ("keys", "shards"):
+        members = good | {name: beyond, "shard_rows": npy(np.array([1, 1]))}
+        with pytest.raises(DamageError, match=f"'{name}' holds numbers that are no characters"):
+            NpzTable(zipped(tmp_path / "a.npz", **members)).keys(0, 2)
+    wraps = npy(np.array([2**63, 2**63, 2], dtype=np.uint64))
+    with pytest.raises(SchemaError, match="do not add up to 2 rows"):
+        NpzTable(zipped(tmp_path / "a.npz", **good, shards=npy(np.array(["a", "b", "c"])), shard_rows=wraps))
+    raw = zipped(tmp_path / "a.npz", **good).read_bytes()
+    begin = int.from_bytes(raw[-6:-2], "little")
+    listed = raw[begin:-22] * 12_000
+    lies = raw[:begin] + listed + raw[-22:-10] + len(listed).to_bytes(4, "little") + raw[-6:-2]
+    for end in (b"\0\0", b"\6\0PK\5\6  "):  # a comment that looks like another end record
+        (tmp_path / "lies.npz").write_bytes(lies + end)
+        with pytest.raises(LimitError, match=r"lists its members in \d{7} bytes, the bound is 1048576"):
+            NpzTable(tmp_path / "lies.npz")
+
+
 def test_hostile_npz_files_are_refused_by_name(tmp_path: Path) -> None:
     """Lying shapes, endless rows, many members, truncation, no zip at all."""
     keys, patches = np.array(["a", "b"]), np.tile(np.arange(16), (2, 1))
