@@ -13,11 +13,10 @@ import fnmatch
 import glob
 import html
 import itertools
-import math
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin
@@ -27,6 +26,7 @@ from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileEr
 from dlth.tickets.jsontext import parse
 
 MAX_SHARDS = 100_000
+_MAX_SPELLED = 2**25  # characters of all names that a range or an index means: 335 for each of `MAX_SHARDS`
 INFO_NAME = "_info.json"
 MAX_JSON = 64 * 1024 * 1024  # bytes
 _MAX_PAGE = 64 * 1024 * 1024  # bytes of a web server's list of a folder: `MAX_SHARDS` names with their dates
@@ -118,20 +118,48 @@ def expand_braces(text: str) -> list[str]:
     pieces = re.split(r"\{([^{}]*)\}", text)
     if any("{" in piece or "}" in piece for piece in pieces[::2]):
         raise InputError(f"{shown(text)!r}: braces are unbalanced or nested. Write {{000..012}} or {{a,b}}.")
-    choices = [_choices(piece, text) if i % 2 else [piece] for i, piece in enumerate(pieces)]
-    if math.prod(len(choice) for choice in choices) > MAX_SHARDS:
-        raise LimitError(f"{shown(text)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
-    return ["".join(combination) for combination in itertools.product(*choices)]
-
-
-def _choices(inside: str, text: str) -> list[str]:
-    result: list[str] = []
-    for item in inside.split(","):
-        if len(result) > MAX_SHARDS:
+    choices = [_choices(piece, text) if i % 2 else [_Range(piece)] for i, piece in enumerate(pieces)]
+    count = 1
+    for choice in choices:  # counted before anything is spelled out
+        count *= sum(map(len, choice))
+        if count > MAX_SHARDS:
             raise LimitError(f"{shown(text)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
+    if count * sum(max(item.width for item in choice) for choice in choices) > _MAX_SPELLED:
+        raise LimitError(f"{shown(text)!r} means more than {_MAX_SPELLED} characters of names. Name them in parts.")
+    spelled = [[text for item in choice for text in item.spelled()] for choice in choices]
+    return ["".join(combination) for combination in itertools.product(*spelled)]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Numbers from `first` to `last`, padded to `zeros` digits; without them the text itself."""
+
+    text: str
+    first: int = 0
+    last: int = 0
+    zeros: int | None = None
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def width(self) -> int:
+        """Characters of the longest spelling, at most."""
+        return len(self.text)
+
+    def spelled(self) -> Iterator[str]:
+        """Every spelling in order."""
+        if self.zeros is None:
+            return iter((self.text,))
+        return (f"{number:0{self.zeros}d}" for number in range(self.first, self.last + 1))
+
+
+def _choices(inside: str, text: str) -> list[_Range]:
+    result: list[_Range] = []
+    for item in inside.split(","):
         ends = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", item)
         if not ends:
-            result.append(item)
+            result.append(_Range(item))
             continue
         first, last = int(ends[1]), int(ends[2])
         if last < first:
@@ -139,8 +167,9 @@ def _choices(inside: str, text: str) -> list[str]:
         if last - first >= MAX_SHARDS:
             raise LimitError(f"{shown(text)!r}: the range {item} is longer than {MAX_SHARDS} shards")
         padded = any(end.startswith("0") and len(end) > 1 for end in ends.groups())
-        width = max(len(ends[1]), len(ends[2])) if padded else 0
-        result += [f"{number:0{width}d}" for number in range(first, last + 1)]
+        result.append(_Range(item, first, last, max(map(len, ends.groups())) if padded else 0))
+        if len(result) > MAX_SHARDS:
+            raise LimitError(f"{shown(text)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
     return result
 
 
@@ -195,9 +224,17 @@ def _listed(pattern: str) -> list[str]:
     if any(mark in folder for mark in "*["):
         raise InputError(f"{shown(pattern)}: behind http, only the last part of an address may hold * or [")
     page = (read_small(f"{folder}/", _MAX_PAGE) or b"").decode("utf-8", "replace")
-    links = {urljoin(f"{folder}/", html.unescape(link)) for link in _LINK.findall(page)}
+    links = {_joined(f"{folder}/", html.unescape(link)) for link in _LINK.findall(page)}
     found = {link for link in links if link.rpartition("/")[0] == folder}
     return sorted(link for link in found if fnmatch.fnmatchcase(link.rpartition("/")[2], last.replace("?", "[?]")))
+
+
+def _joined(base: str, link: str) -> str:
+    """Where a link of a page at `base` leads; nowhere if it is no address (``http://[``)."""
+    try:
+        return urljoin(base, link)
+    except ValueError:
+        return ""
 
 
 def _from_folder(folder: str, split: str | None) -> list[Source]:
@@ -205,7 +242,7 @@ def _from_folder(folder: str, split: str | None) -> list[Source]:
     if not is_remote(folder) and not os.path.isdir(folder):
         raise MissingFileError(f"{shown(folder)} is neither a folder, nor a .tar, nor a .json index")
     if (raw := read_small(f"{folder}/{INFO_NAME}", MAX_JSON)) is not None:
-        return _of_split(_read_info(raw, folder), split, f"{folder}/{INFO_NAME}")
+        return _of_split(_read_info(raw, folder), split, folder, f"{folder}/{INFO_NAME}")
     if folder.startswith("http"):
         raise InputError(f"{shown(folder)}: a folder behind http cannot be listed: name its tars or its _info.json")
     if split and (inside := _glob(f"{_escaped(folder)}/{_escaped(split)}/*.tar")):
@@ -237,7 +274,7 @@ def _from_json(address: str, split: str | None) -> list[Source]:
     folder = posixpath.dirname(address)
     value = parse(raw, shown(address))
     if isinstance(value, dict) and "splits" in value:
-        return _of_split(_read_info(raw, folder), split, address)
+        return _of_split(_read_info(raw, folder), split, folder, address)
     if not isinstance(value, dict) or not isinstance(value.get("shardlist"), list):
         raise SchemaError(f"{shown(address)} is neither timm's _info.json ('splits') nor a wids index ('shardlist')")
     return [_wids_entry(entry, folder, address) for entry in value["shardlist"]]
@@ -274,24 +311,30 @@ def _inside(name: Any, folder: str, where: str) -> str:
     return f"{folder}/{'/'.join(parts)}"
 
 
-def _read_info(raw: bytes, folder: str) -> dict[str, list[Source]]:
-    """Splits of timm's ``_info.json``; the lists of lengths, sizes and digests are optional but must fit."""
+def _read_info(raw: bytes, folder: str) -> dict[str, Any]:
+    """Splits of timm's ``_info.json`` as they stand there: `_info_split` reads the one that is asked for."""
     where = f"{folder}/{INFO_NAME}"
     value = parse(raw, shown(where))
     splits = value.get("splits") if isinstance(value, dict) else None
     if not isinstance(splits, dict):
         raise SchemaError(f"{shown(where)}: 'splits' must map the splits' names to objects")
-    return {name: _info_split(entry, folder, f"{where}, split {name}") for name, entry in splits.items()}
+    return splits
 
 
-def _info_split(entry: Any, folder: str, where: str) -> list[Source]:
+def _info_split(name: str, entry: Any, folder: str) -> list[Source]:
+    """One split's shards; the lists of lengths, sizes and digests are optional but must fit."""
+    where = f"{folder}/{INFO_NAME}, split {name}"
     if not isinstance(entry, dict) or not isinstance(entry.get("filenames"), list):
         raise SchemaError(f"{shown(where)}: 'filenames' must be a list")
     names: list[str] = []
-    for name in entry["filenames"]:
-        names += expand_braces(str(name))
+    num_characters = 0
+    for spelling in entry["filenames"]:
+        names += (found := expand_braces(str(spelling)))
+        num_characters += sum(map(len, found))
         if len(names) > MAX_SHARDS:
             raise LimitError(f"{shown(where)}: more than {MAX_SHARDS} shards are named")
+        if num_characters > _MAX_SPELLED:
+            raise LimitError(f"{shown(where)}: the names of its shards have more than {_MAX_SPELLED} characters")
     columns: list[list[Any]] = []
     for field in ("shard_lengths", "shard_sizes", "shard_sha256"):
         column = entry.get(field) or [None] * len(names)
@@ -310,16 +353,16 @@ def _info_split(entry: Any, folder: str, where: str) -> list[Source]:
     return sources
 
 
-def _of_split(splits: dict[str, list[Source]], split: str | None, where: str) -> list[Source]:
+def _of_split(splits: dict[str, Any], split: str | None, folder: str, where: str) -> list[Source]:
     if split is None and len(splits) == 1:
-        return next(iter(splits.values()))
-    if split not in splits:
+        split = next(iter(splits))
+    if split is None or split not in splits:
         asked = f"no split {shown(split)!r}" if split else "several splits"
         raise InputError(
             f"{shown(where)} has {asked}; its splits are: {shown(', '.join(splits))}. Say which one:"
             " --split, or --val-split for validation images."
         )
-    return splits[split]
+    return _info_split(split, splits[split], folder)
 
 
 def _declared_beside(sources: Iterable[Source]) -> list[Source]:
@@ -330,11 +373,23 @@ def _declared_beside(sources: Iterable[Source]) -> list[Source]:
         folder = posixpath.dirname(source.url)
         if source.rows is None and folder not in known and not is_remote(folder):
             try:
-                raw = read_small(f"{folder}/{INFO_NAME}", MAX_JSON)
-                splits = _read_info(raw, folder) if raw else {}
+                known[folder] = _declared_in(folder)
             except DlthError:
-                splits = {}
-            known[folder] = {entry.url: entry for entries in splits.values() for entry in entries}
+                known[folder] = {}
         declared = known.get(folder, {}).get(source.url)
         result.append(replace(declared, url=source.url) if declared and source.rows is None else source)
     return result
+
+
+def _declared_in(folder: str) -> dict[str, Source]:
+    """All shards that a folder's ``_info.json`` names, by address. Raises LimitError above `MAX_SHARDS` together."""
+    raw = read_small(f"{folder}/{INFO_NAME}", MAX_JSON)
+    declared: dict[str, Source] = {}
+    num_named = 0
+    for name, entry in (_read_info(raw, folder) if raw else {}).items():
+        sources = _info_split(name, entry, folder)
+        num_named += len(sources)
+        if num_named > MAX_SHARDS:
+            raise LimitError(f"{shown(folder)}/{INFO_NAME} names more than {MAX_SHARDS} shards")
+        declared.update((source.url, source) for source in sources)
+    return declared

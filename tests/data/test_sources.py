@@ -275,3 +275,21 @@ def test_a_json_index_of_many_ranges_is_bounded(folder: Path) -> None:
     with pytest.raises(LimitError, match="split train: more than 100000 shards are named"):
         expand(str(folder))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
+
+
+def test_only_what_is_asked_for_is_spelled_out(folder: Path) -> None:
+    """Ranges are counted, in shards and characters, before one is spelled; other splits are left as they stand."""
+    long, wide = "a" * 10**6 + "{0..9999}.tar", "{0..99999}" * 100 + ".tar"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    info(folder, train={"filenames": TRAIN, "shard_lengths": [2, 2, 2]}, val={"filenames": [long]})
+    assert names(folder, "train") == TRAIN
+    with pytest.raises(LimitError, match="means more than 33554432 characters of names"):
+        expand(str(folder), "val")
+    info(folder, train={"filenames": ["a" * 10**3 + "{0..19999}.tar"] * 2})
+    with pytest.raises(LimitError, match="the names of its shards have more than 33554432 characters"):
+        expand(str(folder))
+    with pytest.raises(LimitError, match="means more than 100000 shards"):
+        expand_braces(wide)
+    info(folder, **{f"split{i}": {"filenames": [f"{i}-{{0..99999}}.tar"]} for i in range(150)})
+    assert [source.rows for source in resolve(f"{folder}/*.tar").sources] == [None] * 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
