@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_records
+from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_record, shard_records
 from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
 from dlth.tickets.files import read_file, write_files
 from dlth.tickets.jsontext import parse
@@ -53,6 +53,8 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
     """
     entry = read_info(out)["splits"].get(split)
     before = entry.get("pack") if entry is not None else _json(work / _PLAN)
+    if before is not None and not isinstance(before, dict):
+        raise SchemaError(f"{shown(out / INFO)}, split {split}: 'pack' must be an object, found {shown(before)}")
     there = [path for path in out.glob(f"{split}-*.tar") if re.fullmatch(r"[0-9]{6}", path.stem[len(split) + 1 :])]
     if before is None and (there or entry is not None):
         raise InputError(f"{shown(out)} holds a split {split} that dlth pack did not write: give another folder")
@@ -70,8 +72,9 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
     write_files({work / _PLAN: json.dumps(settings).encode()}, work / f"{_PLAN}.partial")
     if entry is not None:
         return {record.name: record for record in shard_records(entry, str(out / INFO))}
-    records = [_json(path) for path in sorted(work.glob(f"*{_RECORD}"))]
-    return {record["name"]: ShardRecord(**record) for record in records if record}
+    found = {path: _json(path) for path in sorted(work.glob(f"*{_RECORD}"))}
+    records = [shard_record(value, str(path)) for path, value in found.items() if value is not None]
+    return {record.name: record for record in records}
 
 
 def has_records(work: Path) -> bool:

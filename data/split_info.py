@@ -33,6 +33,9 @@ class ShardRecord:
     sha256: str
 
 
+_FIELDS = {"name": str, "rows": int, "size": int, "sha256": str}
+
+
 def read_info(folder: Path) -> Json:
     """The folder's ``_info.json``; ``{"splits": {}}`` where there is none. Raises `SchemaError` on another layout."""
     info = _read(folder / INFO) or {"splits": {}}
@@ -64,14 +67,18 @@ def merged_info(folder: Path, entry: Json) -> Json:
 
 def shard_records(entry: Json, where: str) -> list[ShardRecord]:
     """The shards of a split's entry that `split_entry` made."""
-    try:
-        columns = (entry["filenames"], entry["shard_lengths"], entry["shard_sizes"], entry["shard_sha256"])
-        return [
-            ShardRecord(str(name), int(rows), int(size), str(digest))
-            for name, rows, size, digest in zip(*columns, strict=True)
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise SchemaError(f"{shown(where)}: the list of shards cannot be read: {shown(error)}") from error
+    columns = [entry.get(name) for name in ("filenames", "shard_lengths", "shard_sizes", "shard_sha256")]
+    if not all(isinstance(column, list) and len(column) == len(columns[0] or ()) for column in columns):
+        raise SchemaError(f"{shown(where)}: the list of shards cannot be read: four lists of one length are expected")
+    return [shard_record(dict(zip(_FIELDS, row, strict=True)), where) for row in zip(*columns, strict=True)]
+
+
+def shard_record(value: Json, where: str) -> ShardRecord:
+    """One shard's record as JSON has it. Raises SchemaError where it is not of the fields and types of a record."""
+    types = {name: type(field) for name, field in value.items()}
+    if types != _FIELDS or value["rows"] < 0 or value["size"] < 0:
+        raise SchemaError(f"{shown(where)}: a shard's record must have {', '.join(_FIELDS)}, found {shown(value)}")
+    return ShardRecord(**value)
 
 
 def class_names(folder: Path, split: str, found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -79,8 +86,8 @@ def class_names(folder: Path, split: str, found: set[str], asked: Sequence[str] 
 
     Raises `MismatchError` where the three disagree or an image's class is not among them.
     """
-    known = _read(folder / CLASSES) or {}
-    there = tuple(known.get("names", ())) if set(known.get("counts", {})) - {split} else ()
+    known_names, counts = _read_classes(folder)
+    there = known_names if set(counts) - {split} else ()
     names = tuple(asked) if asked is not None else there or tuple(sorted(found))
     if len(set(names)) != len(names):
         raise InputError("a class name stands twice in the list of classes")
@@ -100,9 +107,22 @@ def class_names(folder: Path, split: str, found: set[str], asked: Sequence[str] 
 
 def merged_classes(folder: Path, split: str, names: Sequence[str], counts: Sequence[int]) -> Json:
     """The content of ``classes.json`` with this split's counts put in."""
-    known = _read(folder / CLASSES) or {}
-    others = {name: count for name, count in known.get("counts", {}).items() if name != split}
+    others = {name: count for name, count in _read_classes(folder)[1].items() if name != split}
     return {"names": list(names), "counts": dict(sorted({**others, split: list(counts)}.items()))}
+
+
+def _read_classes(folder: Path) -> tuple[tuple[str, ...], Json]:
+    """Names and counts in the folder's ``classes.json``; empty where they are not there.
+
+    Raises SchemaError where they are of another type: another program's file, which is not ours to merge into.
+    """
+    known = _read(folder / CLASSES) or {}
+    names, counts = known.get("names", []), known.get("counts", {})
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SchemaError(f"{shown(folder / CLASSES)}: 'names' must be a list of texts")
+    if not isinstance(counts, dict) or not all(isinstance(count, list) for count in counts.values()):
+        raise SchemaError(f"{shown(folder / CLASSES)}: 'counts' must map the splits' names to lists of numbers")
+    return tuple(names), counts
 
 
 def _read(path: Path) -> Json | None:

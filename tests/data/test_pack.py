@@ -23,7 +23,16 @@ from timm.data.readers.reader_wds import _load_info, _parse_split_info
 
 from dlth.data.imagenet import validation_labels
 from dlth.data.pack import PackReport, pack
-from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, SpaceError, UnsafeError
+from dlth.tickets.errors import (
+    DamageError,
+    DlthError,
+    InputError,
+    LockedError,
+    MismatchError,
+    SchemaError,
+    SpaceError,
+    UnsafeError,
+)
 
 MakeFolder = Callable[..., Path]
 
@@ -305,6 +314,37 @@ def test_shards_of_others_are_never_overwritten(make_folder: MakeFolder, tmp_pat
         with pytest.raises(InputError, match="holds a split train that dlth pack did not write"):
             pack(source, out, resume=resume)
     assert (out / "train-000000.tar").read_bytes() == b"someone else's"
+
+
+def test_odd_files_beside_the_shards_are_refused(make_folder: MakeFolder, tmp_path: Path) -> None:
+    """Whatever types classes.json, _info.json and the records of an unfinished split hold: one error, nothing lost."""
+    source, out = make_folder(), tmp_path / "out"
+    pack(source, out)
+    whole = {name: (out / name).read_bytes() for name in ("classes.json", "_info.json")}
+    counts = {"val": [1]}
+    for odd in (5, None, [["a"]], "abc"):
+        (out / "classes.json").write_text(json.dumps({"names": odd, "counts": counts}))
+        with pytest.raises(SchemaError, match="'names' must be a list of texts"):
+            pack(source, out)
+    for odd in (7, ["val"], {"val": 7}, "val"):
+        (out / "classes.json").write_text(json.dumps({"names": ["a"], "counts": odd}))
+        with pytest.raises(SchemaError, match="'counts' must map the splits' names to lists"):
+            pack(source, out)
+    (out / "classes.json").write_bytes(whole["classes.json"])
+    entry = json.loads(whole["_info.json"])["splits"]["train"]
+    odd_entries: list[tuple[dict, str]] = [({"pack": odd}, "'pack' must be an object") for odd in (5, ["a"], "", False)]
+    odd_entries += [({"filenames": 5}, "four lists of one length"), ({"shard_sizes": ["1"]}, "a shard's record must")]
+    for change, message in odd_entries:
+        (out / "_info.json").write_text(json.dumps({"splits": {"train": entry | change}}))
+        with pytest.raises(SchemaError, match=message):
+            pack(source, out)
+    (out / "_info.json").unlink()
+    (out / ".pack-train").mkdir(exist_ok=True)
+    (out / ".pack-train" / "plan.json").write_text(json.dumps(entry["pack"]))
+    for record in ({}, {"name": "train-000000.tar"}, {"name": ["a"], "rows": 1, "size": 1, "sha256": ""}):
+        (out / ".pack-train" / "train-000000.tar.json").write_text(json.dumps(record))
+        with pytest.raises(SchemaError, match="a shard's record must have name, rows, size, sha256"):
+            pack(source, out)
 
 
 def test_one_run_at_a_time(make_folder: MakeFolder, tmp_path: Path) -> None:
