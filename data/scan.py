@@ -8,8 +8,10 @@ shard's images.
 
 Refused by name, because a sample would be missing: two images or labels for one key, a label without an image, and a
 member that looks like an image but whose key has none (``IMG.01.jpg`` has the key ``IMG``; ``a.tiff`` is not decoded).
+So is an image or label in a folder like ``__a__/``, which webdataset's readers skip as their own.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -20,6 +22,8 @@ IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp"))
 LABEL_SUFFIX = "cls"
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 MAX_KEY_BYTES = 1024
+_SKIPPED = re.compile(r"__[^/]*__($|/)")
+"""At the beginning of a name: what webdataset's readers pass over (its `skip_meta`)."""
 _PICTURES = IMAGE_SUFFIXES | {"gif", "bmp", "tif", "tiff", "ppm", "avif", "heic", "jxl", "jp2"}
 _MAX_LABEL_BYTES = 32
 MAX_CLASSES = 1_000_000
@@ -56,6 +60,8 @@ def scan(descriptor: int, size: int, where: str) -> Rows:
         key, suffix = split_name(member.name)
         kind = images if suffix in IMAGE_SUFFIXES else labels if suffix == LABEL_SUFFIX else None
         if key and kind is not None:
+            if _SKIPPED.match(member.name):
+                _missing(where, member, "folder is one that webdataset's readers skip: they would see fewer samples")
             if key in kind:
                 _twice(where, key, kind[key], member)
             kind[key] = member

@@ -141,6 +141,11 @@ REFUSED: dict[str, tuple[list[tuple[str, bytes]], type[DlthError], str]] = {
         r"key 'a' has two members of one kind: a.jpg at byte 512 and a.PNG at byte 2560",
     ),
     "two labels": ([("a.jpg", JPEG), ("a.cls", b"1"), ("a.cls", b"2")], InputError, "'a' has two members of one"),
+    "a folder that webdataset skips": (
+        [("b.jpg", JPEG), ("__a__/a.jpg", JPEG)],
+        DamageError,
+        "__a__/a.jpg: the folder is one that webdataset's readers skip",
+    ),
     "a label alone": ([("a.jpg", JPEG), ("b.cls", b"1")], DamageError, "b.cls: the label of 'b' has no image"),
     "a dot in the name": (
         [("a.jpg", JPEG), ("b.1.jpg", JPEG)],
