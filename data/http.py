@@ -9,7 +9,7 @@ piece by piece up to what was asked for. A server has `patience()` seconds to be
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 from fsspec.asyn import sync
 
-from dlth.data.remote import filesystem, patience
+from dlth.data.remote import SlowError, filesystem, patience
 from dlth.tickets.errors import DamageError, MissingFileError, shown
 
 _CONNECT = 30.0  # seconds for the way to the server
@@ -49,13 +49,18 @@ class Answer:
             return raw
         raise OSError("the connection was closed too early")
 
-    def rest(self, size: int, within: float | None = None) -> bytes:
-        """What is left of the body, up to `size` bytes; TimeoutError where that takes longer than `within` seconds."""
+    def rest(self, size: int, within: float, got: Callable[[int], None]) -> bytes:
+        """What is left of the body, up to `size` bytes; `got` is told how many are there.
+
+        Raises SlowError where that takes longer than `within` seconds: a server may send a byte before each wait
+        for the next one ends.
+        """
         raw, start = bytearray(), time.monotonic()
         while len(raw) < size and (piece := self._next(size - len(raw))):
             raw += piece
-            if within is not None and time.monotonic() - start > within:
-                raise TimeoutError(f"only {len(raw)} bytes came in {within:g} seconds")
+            got(len(raw))
+            if time.monotonic() - start > within:
+                raise SlowError(f"only {len(raw):,} bytes came within {within:g} seconds")
         return bytes(raw)
 
     def check_ended(self) -> None:

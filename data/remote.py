@@ -46,6 +46,10 @@ class Facts:
     stamp: str
 
 
+class SlowError(TimeoutError):
+    """A small file whose bytes come, too slowly for it."""
+
+
 def is_remote(address: str) -> bool:
     """Whether `address` is a URL that needs fsspec (``file://`` does not)."""
     return "://" in address and not address.startswith("file://")
@@ -81,9 +85,9 @@ def reaching(url: str, within: float | None = None) -> Iterator[None]:
     except FileNotFoundError:
         raise MissingFileError(f"{shown(url)} is missing") from None
     except TimeoutError as error:
-        seconds = within or patience()
+        came = str(error) if isinstance(error, SlowError) else f"no answer within {within or patience():g} seconds"
         raise TransferError(
-            f"{shown(url)}: the server stalls: no answer within {seconds:g} seconds. Try again later"
+            f"{shown(url)}: the server stalls: {came}. Try again later"
             + ("." if within else "; DLTH_TIMEOUT sets the seconds.")
         ) from error
     except Exception as error:
@@ -126,7 +130,8 @@ def facts(url: str) -> Facts:
         info = _retried(lambda: _info(url))
     if type(info.get("size")) is not int:
         raise InputError(f"{shown(url)}: the server tells no size. Copy the shards to a disk first.")
-    return Facts(info["size"], next((str(info[field]) for field in _STAMPS if info.get(field)), ""))
+    stamp = next((str(info[field]) for field in _STAMPS if info.get(field)), "")
+    return Facts(info["size"], stamp.encode(errors="backslashreplace").decode())  # headers may hold any bytes
 
 
 def _info(url: str) -> dict[str, Any]:
@@ -153,12 +158,13 @@ def _retried(ask: Callable[[], Result]) -> Result:
 def read_small(url: str, limit: int, within: float | None = None) -> bytes | None:
     """A whole file of at most `limit` bytes, None where there is none.
 
-    `within`: seconds that it may take where it is remote, in one try. Raises LimitError, TransferError.
+    `within`: seconds that it may take where it is remote, in one try; else each try has `patience()`, however the
+    bytes come. Raises LimitError, TransferError.
     """
     if is_remote(url):
-        with reaching(url, within), watched(url):
+        with reaching(url, within), watched(url) as got:
             try:
-                raw = _small(url, limit, within) if within else _retried(lambda: _small(url, limit, None))
+                raw = _small(url, limit, within, got) if within else _retried(lambda: _small(url, limit, None, got))
             except MissingFileError:  # it may be there, and cannot be had
                 raise
             except FileNotFoundError:
@@ -175,7 +181,7 @@ def read_small(url: str, limit: int, within: float | None = None) -> bytes | Non
     return raw
 
 
-def _small(url: str, limit: int, within: float | None) -> bytes:
+def _small(url: str, limit: int, within: float | None, got: Callable[[int], None]) -> bytes:
     """At most `limit` + 1 bytes of a remote file's beginning."""
     if not is_http(url):
         return read_range(url, 0, limit + 1)
@@ -186,7 +192,7 @@ def _small(url: str, limit: int, within: float | None) -> bytes:
             return b""
         if answer.total is not None and answer.total > limit:
             raise LimitError(f"{shown(url)} is larger than {limit} bytes")
-        return answer.rest(limit + 1, within)
+        return answer.rest(limit + 1, within or patience(), got)
 
 
 def read_range(url: str, start: int, end: int) -> bytes:

@@ -17,6 +17,7 @@ import pytest
 from dlth.data.cache import open_shard
 from dlth.data.remote import Facts
 from dlth.data.share import pull
+from dlth.data.sources import resolve
 from dlth.data.transfer import BLOCK, download
 from dlth.tickets import TicketStore
 from dlth.tickets.archive import pack
@@ -129,6 +130,18 @@ def test_slow_bytes_are_told(server: Stalling, tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, "dlth"), pytest.raises(Exception, match="changed after its index"):
         open_shard(f"{server.url}/a.tar", Facts(20, "x"), tmp_path / "cache")
     assert any(re.fullmatch(r"fetching .*a.tar: [1-9]\d* of 20 bytes", text) for text in caplog.messages)
+
+
+def test_a_small_file_that_drips_comes_to_an_end(
+    server: Stalling, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that comes byte by byte is given up after the seconds for a whole file; nobody says that nothing moved."""
+    monkeypatch.setattr("dlth.data.waiting.FIRST_WORD", 0.25)  # a byte comes every 0.05 seconds, five times as often
+    (tmp_path / "served/_info.json").write_bytes(bytes(1_000))
+    server.stalls["/_info.json"] = "drip"
+    wanted = r"_info\.json: the server stalls: only \d+ bytes came within 0.3 seconds"
+    with caplog.at_level(logging.WARNING, "dlth"), pytest.raises(TransferError, match=wanted):
+        resolve(server.url)
 
 
 @pytest.mark.parametrize("point", ["head", "body", "drip"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from dlth.data.cache import open_shard
 from dlth.data.fetch import blocks
-from dlth.data.remote import facts, read_small
+from dlth.data.remote import Facts, facts, read_small
 from dlth.data.sources import resolve
 from dlth.data.transfer import BLOCK, download
 from dlth.tickets import TicketStore
@@ -167,7 +169,8 @@ def test_small_files_are_bounded(player: Any) -> None:
 def test_a_list_of_a_folder_is_bounded_and_read_by_hand(player: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a web server's list, fitting names in that folder are taken; no other folder is walked, no page is endless."""
     page = b"""<a href="a-0.tar">a</a><A HREF='/x/a-1.tar'>b</A><a href=a-2.txt>c</a><a href="../a-3.tar">d</a>
-      <a href="sub/">e</a><a href="http://elsewhere/x/a-4.tar">f</a><a href="sub/a-5.tar">g</a>"""
+      <a href="sub/">e</a><a href="http://elsewhere/x/a-4.tar">f</a><a href="sub/a-5.tar">g</a>
+      <a href="http://[::1">h</a><a href="http://[x]/x/a-6.tar">i</a>"""
     listing = player(lambda method, path, wanted: (200, {"Content-Length": str(len(page))}, page))
     found = resolve(f"{listing.url}/x/a-*.tar")
     assert [source.url for source in found.sources] == [f"{listing.url}/x/a-0.tar", f"{listing.url}/x/a-1.tar"]
@@ -176,6 +179,21 @@ def test_a_list_of_a_folder_is_bounded_and_read_by_hand(player: Any, monkeypatch
     endless = player(lambda method, path, wanted: (200, {"Transfer-Encoding": "chunked"}, ENDLESS))
     with pytest.raises(LimitError, match="larger than 1000 bytes"):
         resolve(f"{endless.url}/x/*.tar")
+
+
+def test_a_stamp_may_hold_any_bytes(player: Any, tmp_path: Path) -> None:
+    """An ETag of bytes that are no UTF-8 is a stamp as others are: in the name of a copy, and in a note beside it."""
+
+    def play(method: str, path: str, wanted: str) -> tuple[int, Headers, bytes]:
+        headers = {"ETag": '"\xe9\xff\x80"', "Content-Length": str(SIZE)}  # sent as latin-1: these three bytes
+        return 200, headers, CONTENT
+
+    server = player(play)
+    known = facts(f"{server.url}/a.tar")
+    assert known == Facts(SIZE, r'"\udce9\udcff\udc80"')
+    os.close(open_shard(f"{server.url}/a.tar", known, tmp_path))
+    download(f"{server.url}/a.tar", tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == CONTENT
 
 
 PULL = """
