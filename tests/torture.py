@@ -77,8 +77,9 @@ def run_folders(arguments: argparse.Namespace, folder: Path) -> tuple[str, Count
     told = script("hostile/run_folders.py", "--count", arguments.run_folders)
     outcomes = told.get("outcomes", {})
     refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
-    text = f"{told.get('mutants', 0):,} spoilt folders of a killed run: {refused:,} refused"
-    return f"{text}, {outcomes.get('the same', 0):,} gone on with to the same numbers", told
+    text = f"{told.get('mutants', 0):,} spoilt folders of runs: {refused:,} refused"
+    text = f"{text}, {outcomes.get('the same', 0):,} with the same numbers"
+    return f"{text}, {outcomes.get('other weights', 0):,} as other weights", told
 
 
 def decoders(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:

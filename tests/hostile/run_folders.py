@@ -1,11 +1,14 @@
-"""Seeded damage to the folder of a run that was killed: resuming is refused, or goes on exactly as from the sound one.
+"""Seeded damage to a run's folder: what reads it is refused, or does exactly what it does with the sound one.
+
+A folder of a run that was killed is resumed. One of a finished run is evaluated, its weights begin another run
+(`--init-from`), and they rank patches (`select --checkpoint`); flipped weights may load, as other weights.
 
     python run_folders.py [--count 60] [--first 0] [--weaken]
 
 Mutant n is a function of n: a file of the folder, and a way to spoil it (gone, empty, cut, a bit flipped, a folder, a
-link, a FIFO, endless, of a terabyte, JSON that is deep or holds what no checkpoint holds). A third of them change a
-field of state.json and make its digest anew, as someone would who knows how. With `--weaken` digests are not looked at,
-and findings must come. Prints one JSON object; exit code 1 with findings.
+link, a FIFO, endless, of a terabyte, JSON that is deep or holds what no checkpoint holds). Of the resumed, a third
+change a field of state.json and make its digest anew, as someone would who knows how. With `--weaken` digests are not
+looked at, and findings must come. Prints one JSON object; exit code 1 with findings.
 """
 
 from __future__ import annotations
@@ -25,13 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.select_stage import plan
 from dlth.tickets.errors import DlthError
 from dlth.training import checkpoint, seal
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
+from dlth.training.eval_config import EvalConfig
+from dlth.training.evaluate import evaluate
 from dlth.training.layers import layered
-from dlth.training.loop import Training, train
+from dlth.training.loop import Training, planned, train
 from dlth.training.reporter import Reporter
 from dlth.training.signals import StopRequest
 
@@ -39,6 +48,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 STEP = "checkpoints/step-00000005"
 FILES = (f"{STEP}/state.json", f"{STEP}/model.safetensors", f"{STEP}/optimizer.safetensors", f"{STEP}/ema.safetensors")
 FILES = (*FILES, "checkpoints/latest", "metrics.jsonl", "config.toml", "result.json")
+WEIGHTS = "model.safetensors"
 VALUES = (None, True, -1, 7, 10**18, 0.5, "x", "..", [], {}, [[1]], {"tensor": "x"})
 
 
@@ -160,6 +170,95 @@ def spoilt(path: Path, rng: random.Random) -> str:
     return way
 
 
+def noted(path: Path, rng: random.Random) -> str:
+    """A field of what a weights file says of itself becomes another value; safetensors has no digest."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        note = json.loads(file.metadata()["dlth"])
+    place, value = rng.choice(list(places(note))), rng.choice(VALUES)
+    inner = note
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path.unlink()
+    save_file(tensors, path, {"dlth": json.dumps(note)})
+    return f"{'.'.join(map(str, place))} = {value!r}"
+
+
+def readers(config: TrainConfig, folder: Path) -> dict[str, Callable[[], Any]]:
+    """What else reads a run's folder, by command: each gives back what it found there."""
+    run, data = config.out, config.data
+    plain = {"data": data, "arm": "dense", "epochs": 1, "warmup_epochs": 0, "workers": 0, "device": "cpu"}
+    begun = {"init_from": run, "img_size": 16, "batch_size": 2, "out": str(folder / "next")}
+    select = {"data": data, "out": str(folder / "t.zarr"), "checkpoint": run, "keep": "0.5", "blocks": "0"}
+    return {
+        "evaluate": lambda: evaluate(EvalConfig(checkpoint=run, val=data, workers=0, device="cpu")).table(),
+        "init-from": lambda: planned(layered(plain | begun)),
+        "select": lambda: plan(SelectConfig(**select, workers=0, device="cpu")).header.to_json(),
+    }
+
+
+def weaken(path: Path) -> None:
+    """Digests are not looked at any more, nor those in a state.json."""
+    seal._digest = lambda content: ""
+    checkpoint._entry = lambda path: {"bytes": path.stat().st_size, "sha256": ""}
+    head = json.loads(path.read_text())
+    for entry in (head, *head["files"].values()):
+        entry["sha256"] = ""
+    path.write_text(json.dumps(head, indent=1))
+
+
+def fresh(folder: Path, kind: str) -> Path:
+    """The run's folder as it was: "sound" is killed, "whole" is finished."""
+    shutil.rmtree(folder / "run")
+    shutil.copytree(folder / kind, folder / "run")
+    return folder / "run"
+
+
+def resume_spoilt(
+    folder: Path, config: TrainConfig, expected: dict[str, Any], number: int, rng: random.Random
+) -> tuple[str, str]:
+    """Spoil a file of the killed run and resume it: what was done, and what came of it."""
+    file = FILES[0] if number % 3 == 0 else rng.choice(FILES)
+    what = (forged if number % 3 == 0 else spoilt)(fresh(folder, "sound") / file, rng)
+
+    def compared() -> str:
+        found = resumed(config)
+        if what == "gone" and file == "metrics.jsonl":  # said, and the log begins at the checkpoint
+            found["log"] = expected["log"][: -len(found["log"])] + found["log"]
+        return "the same" if found == expected else "another run"
+
+    return f"{file}, {what}", outcome_of(compared)
+
+
+def read_spoilt(folder: Path, command: str, read: Callable[[], Any], sound: Any, rng: random.Random) -> tuple[str, str]:
+    """Spoil a file of the finished run and have a command read the folder: what was done, and what came of it."""
+    file = rng.choice((WEIGHTS, WEIGHTS, WEIGHTS, "config.toml", "result.json", "metrics.jsonl"))
+    way = noted if file == WEIGHTS and rng.random() < 0.5 else spoilt
+    what = way(fresh(folder, "whole") / file, rng)
+
+    def compared() -> str:
+        changed = read() != sound
+        return "the same" if not changed else "other weights" if file == WEIGHTS else "another answer"
+
+    return f"{command}: {file}, {what}", outcome_of(compared)
+
+
+def outcome_of(compared: Callable[[], str]) -> str:
+    """What came of it, in a word or in those of an error; twenty seconds at most."""
+    signal.alarm(20)
+    try:
+        return compared()
+    except DlthError as error:
+        return f"refused {error.code}"
+    except Hang:
+        return "hung"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    finally:
+        signal.alarm(0)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=60)
@@ -172,43 +271,30 @@ def main() -> int:
 
     signal.signal(signal.SIGALRM, ring)
     torch.set_num_threads(1)
-    outcomes: Counter[str] = Counter()
-    findings = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = killed_run(folder)
+        if arguments.weaken:
+            weaken(folder / "run" / FILES[0])
         shutil.copytree(folder / "run", folder / "sound")
         expected = resumed(config)
-        if arguments.weaken:
-            seal._digest = lambda content: ""
-            checkpoint._entry = lambda path: {"bytes": path.stat().st_size, "sha256": ""}
-            head = json.loads((folder / "sound" / FILES[0]).read_text())
-            for entry in (head, *head["files"].values()):
-                entry["sha256"] = ""
-            (folder / "sound" / FILES[0]).write_text(json.dumps(head, indent=1))
+        train(config)
+        shutil.copytree(folder / "run", folder / "whole")
+        others = readers(config, folder)
+        sound = {command: read() for command, read in others.items()}
+        outcomes: Counter[str] = Counter()
+        findings = []
         for number in range(arguments.first, arguments.first + arguments.count):
             rng = random.Random(number)
-            shutil.rmtree(folder / "run")
-            shutil.copytree(folder / "sound", folder / "run")
-            file = FILES[0] if number % 3 == 0 else rng.choice(FILES)
-            what = (forged if number % 3 == 0 else spoilt)(folder / "run" / file, rng)
-            signal.alarm(20)
-            try:
-                found = resumed(config)
-                if what == "gone" and file == "metrics.jsonl":  # said, and the log begins at the checkpoint
-                    found["log"] = expected["log"][: -len(found["log"])] + found["log"]
-                outcome = "the same" if found == expected else "another run"
-            except DlthError as error:
-                outcome = f"refused {error.code}"
-            except Hang:
-                outcome = "hung"
-            except Exception as error:
-                outcome = f"{type(error).__name__}: {str(error)[:200]}"
-            signal.alarm(0)
-            if outcome == "the same" or outcome.startswith("refused"):
+            if number % 4 == 3:
+                command = rng.choice(list(others))
+                what, outcome = read_spoilt(folder, command, others[command], sound[command], rng)
+            else:
+                what, outcome = resume_spoilt(folder, config, expected, number, rng)
+            if outcome.startswith(("the same", "other weights", "refused")):
                 outcomes[outcome] += 1
             else:
-                findings.append(f"{number}: {file}, {what}: {outcome}")
+                findings.append(f"{number}: {what}: {outcome}")
     print(json.dumps({"mutants": arguments.count, "outcomes": outcomes, "findings": findings}))
     return 1 if findings else 0
 
