@@ -54,7 +54,10 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
     _same_kind(state["scaler"], parts.stepper.scaler.state_dict(), f"{saved.path}: scaler")
     for name, module in modules.items():
         module.load_state_dict(saved.parts[name])
-    parts.optimizer.load_state_dict(optimizer)
+    try:
+        parts.optimizer.load_state_dict(optimizer)
+    except (ValueError, TypeError, KeyError) as error:  # what some keep besides, such as a generator's state
+        raise DamageError(f"{shown(saved.path)}: optimizer cannot be loaded: {shown(error)}") from error
     parts.stepper.scaler.load_state_dict(state["scaler"])
     return progress, notes
 
