@@ -31,6 +31,7 @@ from dlth.tickets.errors import (
     UnsafeError,
     shown,
 )
+from dlth.tickets.files import fresh
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 16 * 1024 * 1024
@@ -145,7 +146,7 @@ def _decompressed(path: Path, spool: Path) -> Path:
     spool.mkdir(parents=True, exist_ok=True)
     partial = plain.with_suffix(".partial")
     try:
-        with gzip.open(path) as source, partial.open("wb") as target:
+        with gzip.open(path) as source, fresh(partial) as target:
             while chunk := source.read(_CHUNK):
                 # images hardly compress: an archive that swells so, or beyond the disk, is a mistake or an attack
                 if target.tell() + len(chunk) > _SWELL * status.st_size + _SWELL_BYTES:

@@ -27,7 +27,7 @@ from dlth.data.fetch import blocks
 from dlth.data.remote import Facts, facts, is_remote, open_regular
 from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
-from dlth.tickets.files import space_errors
+from dlth.tickets.files import fresh, space_errors
 
 _CONTENT = "sha256:"
 """Begins a stamp that is the digest of the content."""
@@ -159,7 +159,7 @@ def _fetch(url: str, known: Facts, root: Path, sha256: str, lock: str) -> tuple[
     _make_room(folder, known.size, url)
     part = folder / f"{lock}.part"
     try:
-        with space_errors(folder, known.size), open(part, "wb") as file:
+        with space_errors(folder, known.size), fresh(part) as file:
             found = _download(url, known, file, sha256)
             file.flush()
             os.fsync(file.fileno())

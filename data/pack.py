@@ -42,7 +42,7 @@ from dlth.data.split_info import (
 from dlth.data.tar import pread
 from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
-from dlth.tickets.files import reading, space_errors, sync_folder, user_path, write_files
+from dlth.tickets.files import fresh, reading, space_errors, sync_folder, user_path, write_files
 from dlth.tickets.seeding import generator
 
 Progress = Callable[[int, int], None]
@@ -241,7 +241,7 @@ def _write_shard(path: Path, temporary: Path, samples: Sequence[Sample], labels:
     from webdataset import TarWriter  # which imports torch: a source that is refused should not wait for it
 
     try:
-        with space_errors(path.parent, sum(map(_stored_size, samples))), temporary.open("wb") as file:
+        with space_errors(path.parent, sum(map(_stored_size, samples))), fresh(temporary) as file:
             digesting = _Digesting(file)
             # nothing of the machine, the user or the hour goes into the headers
             with TarWriter(digesting, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_record, shard_records
 from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
-from dlth.tickets.files import read_file, write_files
+from dlth.tickets.files import read_file, refuse_linked, write_files
 from dlth.tickets.jsontext import parse
 from dlth.tickets.locks import locked
 from dlth.tickets.newfile import make_folder
@@ -35,6 +35,7 @@ def owned(out: Path, split: str) -> Iterator[Path]:
         if not mine:
             raise LockedError(f"another dlth pack writes to {shown(out)}: wait, or give another folder")
         try:
+            refuse_linked(out / f".pack-{split}")
             yield out / f".pack-{split}"
         except BaseException:
             if not was_locked and not any(out.glob(".pack-*")):  # nothing was begun: nothing stays

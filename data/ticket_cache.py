@@ -27,7 +27,7 @@ from dlth.data.transfer import discard, download
 from dlth.tickets.archive import Archive, unpack
 from dlth.tickets.derive import Progress
 from dlth.tickets.errors import DlthError, LimitError, shown
-from dlth.tickets.files import read_file, reading
+from dlth.tickets.files import read_file, reading, write_files
 from dlth.tickets.jsontext import canonical, parse
 from dlth.tickets.store import TicketStore
 
@@ -133,9 +133,7 @@ class _Cache:
 
     def _note(self, name: str, url: str, known: Facts, identity: str) -> None:
         note = {"url": url, "size": known.size, "stamp": known.stamp, "identity": identity}
-        temporary = self.root / f"{name}.json.new"
-        temporary.write_bytes(canonical(note))
-        os.replace(temporary, self._note_file(name))
+        write_files({self._note_file(name): canonical(note)}, self.root / f"{name}.json.new")
 
     def _noted(self, name: str, known: Facts) -> Path | None:
         """The folder of what this address was found to be, if the object is still the same."""

@@ -31,7 +31,7 @@ from dlth.tickets.errors import (
     TransferError,
     shown,
 )
-from dlth.tickets.files import read_file, space_errors
+from dlth.tickets.files import appended, fresh, read_file, space_errors
 from dlth.tickets.jsontext import canonical
 from dlth.tickets.locks import locked
 from dlth.tickets.newfile import new_file
@@ -75,11 +75,12 @@ def download(url: str, part: Path, progress: Progress | None = None, known: Fact
 
 def _fetch_rest(url: str, part: Path, known: Facts, progress: Progress | None) -> None:
     note = canonical({"url": url, "size": known.size, "stamp": known.stamp})
-    with open(part, "ab") as file:
+    with appended(part) as file:
         if not (known.stamp and _same_note(part, note) and file.tell() <= known.size):
             file.seek(0)
             file.truncate()
-            note_of(part).write_bytes(note)
+            with fresh(note_of(part)) as beside:
+                beside.write(note)
         position = file.tell()
         _check_room(part.parent, known.size - position, url)
 

@@ -130,8 +130,8 @@ def write_gallery(gallery: Gallery, out: Path, with_sheets: bool = True) -> list
     write_text(paths[0], page(gallery))
     for number, picture in enumerate(pictures):
         paths.append(out / f"sheet-{number:03d}.png")
-        with published(paths[-1]) as partial:
-            partial.write_bytes(picture)
+        with published(paths[-1]) as file:
+            file.write(picture)
     with space_errors(out, 0):
         for old in set(out.glob("sheet-[0-9][0-9][0-9].png")) - set(paths):
             old.unlink()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dlth.pipeline.figures import png
 from dlth.pipeline.page import data_url, render_page
+from dlth.tickets.files import write_files
 from dlth.tickets.newfile import make_folder
 
 
@@ -71,7 +72,7 @@ def write_report(report: Report, out: Path) -> Path:
         pictures = []
         for picture in section.pictures:
             data = png(picture.figure)
-            (out / f"{picture.name}.png").write_bytes(data)
+            write_files({out / f"{picture.name}.png": data}, out / ".report.partial")
             pictures.append({"data": data_url(data, "png"), "caption": picture.caption})
         sections.append(
             {
@@ -91,5 +92,5 @@ def write_report(report: Report, out: Path) -> Path:
         footer=report.footer,
     )
     path = out / "report.html"
-    path.write_text(page, "utf-8")
+    write_files({path: page.encode()}, out / ".report.partial")
     return path

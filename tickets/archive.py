@@ -21,7 +21,7 @@ from typing import IO
 from dlth.tickets.arguments import open_store
 from dlth.tickets.derive import Progress
 from dlth.tickets.errors import DamageError, LimitError, MismatchError, UnsafeError, shown
-from dlth.tickets.files import open_regular, space_errors, sync_folder, user_path
+from dlth.tickets.files import fresh, open_regular, space_errors, sync_folder, user_path
 from dlth.tickets.layout import (
     MANIFEST_FILE,
     MANIFEST_META_FILE,
@@ -277,5 +277,6 @@ def _write(root: Path, contents: Iterable[tuple[str, bytes]]) -> None:
     for name, raw in contents:
         path = root / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(raw)
+        with fresh(path) as file:
+            file.write(raw)
     os.sync()

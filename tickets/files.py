@@ -1,7 +1,8 @@
 """Reading and writing files so that neither a stranger nor a crash can do harm.
 
 Reading: the entry itself is opened (no link is followed, no FIFO blocks), its size is known before a byte is taken.
-Writing: a temporary name, fsync, rename, fsync of the folder; a reader sees the old file or the new one. Rejected:
+Writing: a temporary name, fsync, rename, fsync of the folder; a reader sees the old file or the new one. A temporary
+name can be foreseen, so a link may wait there: `fresh` alone opens such files, and what it opens is new. Rejected:
 zarr's LocalStore, which follows links, blocks on a FIFO, never calls fsync and leaves its temporary files behind
 after a kill.
 """
@@ -11,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 from dlth.tickets.errors import (
@@ -146,6 +147,49 @@ def scan_sizes(root: Path, max_entries: int) -> dict[str, int]:
     return sizes
 
 
+def fresh(path: Path) -> BufferedWriter:
+    """Open a new, empty file for writing; a leftover of that name goes, and what it linked to is left alone.
+
+    Raises OSError, also for a folder of that name.
+    """
+    with suppress(FileNotFoundError):
+        path.unlink()
+    return open(path, "xb")  # O_CREAT | O_EXCL, which follows no link either
+
+
+def appended(path: Path) -> BufferedWriter:
+    """Open a file of ours for writing at its end; it is made where there is none.
+
+    Raises UnsafeError for a link of any kind, a FIFO, a device: what is written would land elsewhere; OSError.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):
+            raise UnsafeError(f"{shown(path)} is a link or a device, and is not written to: remove it") from error
+        raise
+    try:
+        refuse_shared(handle, path)
+    except UnsafeError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "ab")
+
+
+def refuse_shared(handle: int, path: Path) -> None:
+    """Raises UnsafeError unless an open file is a regular one with this name alone (a hard link is another's file)."""
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise UnsafeError(f"{shown(path)} is no regular file, or has another name too: remove it")
+
+
+def refuse_linked(folder: Path) -> None:
+    """Raises UnsafeError where a folder that dlth makes for itself is a link: what it clears there is another's."""
+    if folder.is_symlink():
+        raise UnsafeError(f"{shown(folder)} is a link, and what it points to is not dlth's to change: remove the link")
+
+
 def write_files(files: dict[Path, bytes], temporary: Path) -> None:
     """Put each file in place whole or not at all, and make all of them survive a power cut before returning.
 
@@ -157,7 +201,7 @@ def write_files(files: dict[Path, bytes], temporary: Path) -> None:
     with space_errors(next(iter(files)).parent, sum(map(len, files.values()))):
         try:
             for path, raw in files.items():
-                with open(moves[path], "wb") as file:
+                with fresh(moves[path]) as file:
                     file.write(raw)
                     file.flush()
                     os.fsync(file.fileno())

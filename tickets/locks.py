@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlth.tickets.digits import is_digits
-from dlth.tickets.errors import DlthError, LockedError, shown
-from dlth.tickets.files import read_file, refuse_read_only, space_errors
+from dlth.tickets.errors import DlthError, LockedError, UnsafeError, shown
+from dlth.tickets.files import read_file, refuse_read_only, refuse_shared, space_errors
 from dlth.tickets.newfile import make_folder
 
 _held: set[int] = set()
@@ -35,13 +35,20 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
 
     Raises InputError where nothing may be written.
     """
+    with _holding(path, wait) as handle:
+        yield handle is not None
+
+
+@contextmanager
+def _holding(path: Path, wait: bool) -> Iterator[int | None]:
+    """`locked`, with the lock file's descriptor."""
     handle = _acquire(path, wait)
     if handle is None:
-        yield False
+        yield None
         return
     _held.add(handle)
     try:
-        yield True
+        yield handle
     finally:
         if handle in _held:
             _held.discard(handle)
@@ -50,6 +57,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
 
 LOCK = ".lock"
 """Name of the lock file in a folder that has an owner."""
+_MAX_LOCK = 20
+"""Bytes of a lock file: a process number."""
 
 
 @contextmanager
@@ -57,9 +66,10 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
     """Own a folder of results, or the file `name` in it, for the block; the folder is made if need be.
 
     If nothing is written, none is left behind. The lock file holds the owner's process number while the block runs, and
-    is gone afterwards.
+    is gone afterwards; it is written through the locked descriptor, as the name may be exchanged meanwhile.
 
     Raises:
+        UnsafeError: a file stands under the lock's name that is none of ours: it stays as it is
         LockedError: another process owns it
         InputError: the folder cannot be made, or nothing may be written there
         SpaceError: the disk is full
@@ -68,28 +78,43 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         make_folder(folder)
-        with locked(lock) as mine:
-            if not mine:
+        with _holding(lock, wait=False) as handle:
+            if handle is None:
                 raise LockedError(
                     f"{shown(folder / name)} belongs to another process{_owner(lock)} that writes its results there:"
                     " wait for it, or take another --out"
                 )
-            with space_errors(folder, len(str(os.getpid()))):
-                lock.write_text(str(os.getpid()))
+            _refuse_foreign(handle, lock)
             try:
+                with space_errors(folder, _MAX_LOCK):
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, str(os.getpid()).encode(), 0)
                 yield
             finally:
-                lock.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(handle), os.lstat(lock)):
+                        lock.unlink()
     finally:
         with suppress(OSError):  # up to the first that holds something
             for path in filter(os.path.isdir, made):
                 path.rmdir()
 
 
+def _refuse_foreign(handle: int, lock: Path) -> None:
+    """Raises UnsafeError where an open lock file is not one of ours: alone under its name, empty or with a number."""
+    refuse_shared(handle, lock)
+    content = os.pread(handle, _MAX_LOCK + 1, 0).decode("ascii", "replace")
+    if content and not (len(content) <= _MAX_LOCK and is_digits(content)):
+        raise UnsafeError(
+            f"{shown(lock)} is not a lock of dlth, which is empty or holds a number: it is left as it is. Move it, or"
+            " choose another folder"
+        )
+
+
 def _owner(lock: Path) -> str:
     """The process that the lock file names, in words; empty where it names none."""
     try:
-        number = read_file(lock, 20, LOCK).decode("ascii", "replace")
+        number = read_file(lock, _MAX_LOCK, LOCK).decode("ascii", "replace")
     except DlthError:
         return ""
     return f" (number {number} on its machine)" if is_digits(number) else ""

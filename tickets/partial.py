@@ -10,17 +10,19 @@ All bookkeeping stands outside `store`, so the finished file holds nothing but t
 """
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from dlth.tickets.errors import DamageError, DlthError, InputError, shown
-from dlth.tickets.files import read_file, space_errors, sync_folder, write_files
+from dlth.tickets.files import read_file, refuse_linked, space_errors, sync_folder, write_files
 from dlth.tickets.jsontext import Json, canonical, parse
 from dlth.tickets.layout import MAX_MANIFEST_BYTES, partial_path
 from dlth.tickets.locks import locked
 from dlth.tickets.manifest import FileDigest, ShardEntry
 
+_COMMIT = re.compile(r"([0-9]{6,9})\.json")
 _FOLDERS = ("store", "commits", "locks", "temp")
 
 
@@ -36,8 +38,11 @@ class Partial:
         """Make the folder with its plan and the store's `static` files, unless it is there.
 
         Several processes may call this at once: one makes it, the others wait. Killed at any point, the next call
-        redoes it.
+        redoes it. Raises UnsafeError where one of its folders is a link.
         """
+        folders = {*_FOLDERS, *(f"store/{Path(name).parent}" for name in static), "store/manifest"}
+        for name in ("", *folders):
+            refuse_linked(self.root / name)
         if self._plan_file.exists():
             return
         with space_errors(self.root, 65_536):
@@ -46,7 +51,6 @@ class Partial:
             with locked(self.root / "locks" / "create", wait=True) as mine:
                 if not mine or self._plan_file.exists():
                     return
-                folders = {*_FOLDERS, *(f"store/{Path(name).parent}" for name in static), "store/manifest"}
                 for name in sorted(folders):
                     (self.root / name).mkdir(parents=True, exist_ok=True)
                 self.publish({self.store / name: raw for name, raw in static.items()}, "create")
@@ -68,11 +72,14 @@ class Partial:
         return self.root / "locks" / name
 
     def committed(self) -> set[int]:
-        """Indices of the shards that are wholly there."""
-        with suppress(FileNotFoundError):
-            names = os.listdir(self.root / "commits")
-            return {int(name[:-5]) for name in names if name.endswith(".json")}
-        return set()
+        """Indices of the shards that are wholly there. Raises DamageError where the records cannot be read."""
+        try:
+            found = map(_COMMIT.fullmatch, os.listdir(self.root / "commits"))
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise DamageError(f"commits is no folder that can be read ({error.strerror})", file="commits") from error
+        return {int(name[1]) for name in found if name}  # other names stand for no shard
 
     def is_committed(self, shard_index: int) -> bool:
         """Whether one shard is wholly there."""

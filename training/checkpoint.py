@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError, shown
-from dlth.tickets.files import read_file
+from dlth.tickets.files import read_file, refuse_linked
 from dlth.training.publish import published, sync, write_errors, write_text
 from dlth.training.seal import SEAL, read_sealed, sealed
 
@@ -82,15 +82,21 @@ def save(
     except DlthError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in sorted(filter(_is_ours, folder.iterdir()))[:-keep]:
         if old.name != name:
             shutil.rmtree(old)
     return final
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a checkpoint, or what a kill left of one: a link is not, whatever its name."""
+    return bool(_STEP.fullmatch(path.name.removesuffix(".partial"))) and path.is_dir() and not path.is_symlink()
+
+
 def _write(
     folder: Path, final: Path, partial: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any], note: Any
 ) -> None:
+    refuse_linked(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in (partial, final):  # of a run that was killed before `latest` named it
         if left_over.exists():
@@ -231,7 +237,8 @@ def write_tensors(path: Path, tensors: Tensors, note: Any = None) -> None:
     The note is one entry, as safetensors writes several in an order that changes from run to run.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with published(path) as partial:
+    with published(path) as file:
+        partial = Path(file.name)
         save_file(contiguous, partial, metadata={"dlth": json.dumps(note)} if note is not None else None)
         partial.chmod(0o666 & ~_umask())  # safetensors lets the owner alone read; whoever reads results may read it
 

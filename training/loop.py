@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.files import refuse_linked
 from dlth.tickets.locks import owned
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
@@ -346,9 +347,11 @@ def resume_path(config: TrainConfig) -> Path | None:
     Raises:
         InputError: the folder holds a run already and nothing was said about going on with it, or a finished one that
             the checkpoint is not of, or anybody's files under names that a run writes
+        UnsafeError: its folder of checkpoints is a link
         MissingFileError: no checkpoint at the path given
     """
     out = Path(config.out)
+    refuse_linked(out / CHECKPOINTS)
     found = checkpoint.newest(out / CHECKPOINTS)
     if config.resume is None and found is not None:
         raise InputError(

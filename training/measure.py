@@ -122,7 +122,7 @@ class EvalResult:
             columns["without_ticket"] = self.stand_ins
         for kind, result in self.results.items():
             columns |= {f"{kind}_{name}": values for name, values in vars(result).items()}
-        with published(path) as partial, partial.open("wb") as file:
+        with published(path) as file:
             np.savez_compressed(file, allow_pickle=False, **columns)
 
 

@@ -1,7 +1,8 @@
 """One file of a run, put in its place whole or not at all; a full disk gets its room back and is told as such.
 
-A temporary name beside the file, fsync, rename, fsync of the folder: a reader sees the old file or the new one. What is
-left of one that could not be written is removed, since it is what fills the disk.
+A temporary name beside the file, fsync, rename, fsync of the folder: a reader sees the old file or the new one. What
+stood under that name, or was linked there, is not written to. What is left of one that could not be written is removed,
+since it is what fills the disk.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
 from dlth.tickets.errors import DlthError, SpaceError, shown
-from dlth.tickets.files import refuse_read_only
+from dlth.tickets.files import fresh, refuse_read_only
 from dlth.training.machine_errors import MachineError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,8 +26,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """The temporary name under which the block writes `path`; takes its place when the block ends well.
+def published(path: Path) -> Iterator[BinaryIO]:
+    """A new file under a temporary name, its `name`, that takes the place of `path` when the block ends well.
 
     Raises:
         SpaceError: the disk is full; an older file under this name is whole
@@ -34,8 +36,9 @@ def published(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     try:
         with write_errors(path):
-            yield partial
-            sync(partial)
+            with fresh(partial) as file:
+                yield file
+            sync(partial)  # by name, as a block may write by it too
             partial.rename(path)
             sync(path.parent)
     finally:
@@ -66,8 +69,8 @@ def write_errors(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises as `published`."""
-    with published(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with published(path) as file:
+        file.write(text.encode())
 
 
 def sync(path: Path) -> None:

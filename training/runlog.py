@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeError, shown
+from dlth.tickets.files import appended
 from dlth.tickets.jsontext import parse
 from dlth.training.drawing import own_style
 from dlth.training.publish import published, write_errors, write_text
@@ -68,13 +69,14 @@ class RunLog:
         self._lines, self._digest = 0, hashlib.sha256()
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with published(folder / METRICS) as partial, partial.open("wb") as file:
+        with published(folder / METRICS) as file:
             for line in _kept(folder / METRICS, after, mark):
                 file.write(line)
                 self._count(line, _record(line, folder / METRICS))
         with write_errors(folder / RESULT):
             (folder / RESULT).unlink(missing_ok=True)
-        self._file = (folder / METRICS).open("ab")
+        with write_errors(folder / METRICS):
+            self._file = appended(folder / METRICS)
         self._board = _open_board(folder / TENSORBOARD, after) if tensorboard else None
 
     def close(self) -> None:
@@ -168,8 +170,8 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]
     title = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in about.items() if text)
     if title:
         figure.suptitle(title, fontsize="small", parse_math=False)
-    with published(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    with published(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
