@@ -49,11 +49,12 @@ _STEP, _PART = re.compile(r"step-[0-9]{8,18}"), re.compile(r"[a-z_]{1,32}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back: `parts` by name (tensors on the CPU), `state` as it was given, and where it was."""
+    """A checkpoint read back: `parts` by name (tensors on the CPU), `state` as it was given, where it was, version."""
 
     parts: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
     path: Path
+    version: int = VERSION
 
 
 def save(
@@ -156,7 +157,7 @@ def load(path: Path) -> Checkpoint:
     files, state = head.get("files"), head.get("state")
     if not isinstance(files, dict) or not isinstance(state, dict) or (found[1] == VERSION and not is_sealed):
         raise DamageError(f"{path / STATE} cannot be read: files, state or its {SEAL} are missing", file=STATE)
-    return Checkpoint({part: _part(path, part, entry) for part, entry in files.items()}, state, path)
+    return Checkpoint({part: _part(path, part, entry) for part, entry in files.items()}, state, path, found[1])
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -8,6 +8,13 @@ from dataclasses import dataclass, fields
 
 import torch
 
+_ROUNDING = 1e-3
+"""How far sums may go past their bound: they are rounded in float32 before they come here."""
+_MAX_LOSS = 3.5e38
+"""A loss is a float32."""
+_MAX_SECONDS = 3.2e9
+"""A century."""
+
 
 @dataclass
 class Totals:
@@ -30,6 +37,20 @@ class Totals:
         """Add another's sums to these."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def can_be_of(self, num_images: float, tokens_per_image: int) -> bool:
+        """Whether these can be the sums of at most so many images, each of at most so many tokens."""
+        most = {
+            "images": num_images,
+            "loss_weight": self.images,
+            "hidden": self.images,
+            "whole": self.images,
+            "tokens": self.images * tokens_per_image,
+            "loss_sum": self.loss_weight * _MAX_LOSS,
+            "data_seconds": _MAX_SECONDS,
+            "compute_seconds": _MAX_SECONDS,
+        }
+        return all(-_ROUNDING <= getattr(self, name) <= bound * (1 + _ROUNDING) for name, bound in most.items())
 
     @property
     def loss(self) -> float | None:

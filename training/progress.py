@@ -9,14 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlth.tickets.errors import DamageError, shown
+from dlth.training.config import Arm
 from dlth.training.metrics import Totals
 
+KINDS = get_args(Arm)
 Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """What a run's progress is held against: epochs, their steps, training images, images of a step, most tokens of an
+    image.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    num_images: int
+    global_batch: int
+    tokens_per_image: int
 
 
 @dataclass
@@ -39,11 +54,11 @@ class Progress:
     in_run: Totals = field(default_factory=Totals)
 
     @classmethod
-    def from_json(cls, values: Any, epochs: int, steps_per_epoch: int, num_images: int) -> Progress:
-        """The progress that `asdict` took apart, of a run of so many epochs, steps and training images.
+    def from_json(cls, values: Any, size: RunSize) -> Progress:
+        """The progress that `asdict` took apart, of a run of that size.
 
         Raises:
-            DamageError: a field that is missing, foreign or of another type, or a place that this run does not have
+            DamageError: a field that is missing, foreign or of another type; a place or sums that this run cannot have
         """
         try:
             found: Progress = _CHECK.validate_json(json.dumps(values))
@@ -53,20 +68,28 @@ class Progress:
         if asdict(found) != values:
             raise DamageError(f"the checkpoint's progress lacks fields: it has {shown(values)}")
         at = f"epoch {found.epoch}, step {found.batch} of it, step {found.step} of the run"
-        fits = found.epoch < epochs and found.batch <= steps_per_epoch
-        if not fits or found.step != found.epoch * steps_per_epoch + found.batch:
-            raise DamageError(f"the checkpoint stands at {at}; a run of {epochs} x {steps_per_epoch} steps never does")
+        steps = size.steps_per_epoch
+        fits = found.epoch < size.epochs and found.batch <= steps and found.bad_steps <= found.step
+        if not fits or found.step != found.epoch * steps + found.batch:
+            raise DamageError(f"the checkpoint stands at {at}; a run of {size.epochs} x {steps} steps never does")
         rising = all(low < high for low, high in zip(found.bad_images, found.bad_images[1:], strict=False))
-        if not rising or (found.bad_images and found.bad_images[-1] >= num_images):
-            raise DamageError(f"the checkpoint's corrupt images are none of the {num_images} training images")
-        if not _is_best(found.best):
+        if not rising or (found.bad_images and found.bad_images[-1] >= size.num_images):
+            raise DamageError(f"the checkpoint's corrupt images are none of the {size.num_images} training images")
+        if not _is_best(found.best, found.epoch):
             raise DamageError(f"the checkpoint's best epoch cannot be read: {shown(found.best)}")
+        for totals, num_steps in ((found.in_epoch, found.batch), (found.in_run, found.step)):
+            if not totals.can_be_of(num_steps * size.global_batch, size.tokens_per_image):
+                raise DamageError(f"the checkpoint's sums are not of {num_steps} steps: {shown(asdict(totals))}")
         return found
 
 
 _CHECK: TypeAdapter[Progress] = TypeAdapter(Progress)
 
 
-def _is_best(best: Mapping[str, Any]) -> bool:
-    kinds = {"epoch": int, "tokens": str, "top1": float}
-    return not best or {name: type(value) for name, value in best.items()} == kinds
+def _is_best(best: Mapping[str, Any], epoch: int) -> bool:
+    """Whether this is the best epoch of a run that is in `epoch`; a run that was not evaluated has none."""
+    if not best:
+        return True
+    if {name: type(value) for name, value in best.items()} != {"epoch": int, "tokens": str, "top1": float}:
+        return False
+    return bool(0 <= best["epoch"] <= epoch and best["tokens"] in KINDS and 0 <= best["top1"] <= 100)

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from dlth.tickets.errors import DamageError, shown
-from dlth.training.checkpoint import Checkpoint, put_together
+from dlth.training.checkpoint import FIRST_VERSION, Checkpoint, put_together
 from dlth.training.outcome import LOOSE, STRICT, check_resumable
-from dlth.training.progress import Progress
+from dlth.training.progress import Progress, RunSize
 from dlth.training.runlog import Mark
 from dlth.training.setup import Parts
 from dlth.training.weights import check_fits
 
 LOG = "log"
-"""In a checkpoint's state: lines and digest of the run's log up to there; version 1 has none."""
+"""In a checkpoint's state: lines and digest of the run's log up to there; version 1 alone may have none."""
 _FIELDS = (STRICT, LOOSE, "progress", "optimizer", "scaler")
 
 
@@ -43,9 +43,14 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
         there = f"{', '.join(saved.parts)}; in its state {', '.join(wrong) or 'nothing'} cannot be read"
         raise DamageError(f"{saved.path} is no checkpoint of this run: it holds {shown(there)}")
     notes = check_resumable(saved, ours)
-    progress = Progress.from_json(
-        state["progress"], parts.config.epochs, inputs.steps_per_epoch, inputs.index.num_samples
+    size = RunSize(
+        parts.config.epochs,
+        inputs.steps_per_epoch,
+        inputs.index.num_samples,
+        inputs.global_batch,
+        parts.tokens_per_image(parts.grid.num_patches),
     )
+    progress = Progress.from_json(state["progress"], size)
     modules = {"model": parts.vit} | ({"ema": parts.ema.module} if parts.ema is not None else {})
     for name, module in modules.items():
         _same_kind(check_fits(module, saved.parts[name], name), module.state_dict(), f"{saved.path}: {name}")
@@ -63,9 +68,12 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
 
 
 def mark_of(saved: Checkpoint) -> Mark | None:
-    """What a checkpoint says of the log before it; None if it says nothing. Raises DamageError for what is no mark."""
-    said = saved.state.get(LOG) or None
-    if said is None:
+    """What a checkpoint says of the log before it; None if one of version 1 says nothing.
+
+    Raises DamageError for what is no mark.
+    """
+    said = saved.state.get(LOG) or {}
+    if not said and saved.version == FIRST_VERSION:
         return None
     if {name: type(value) for name, value in said.items()} != {"lines": int, "sha256": str}:
         raise DamageError(f"{saved.path}: what it says of the log cannot be read")

@@ -21,6 +21,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ from dlth.training.seal import sealed
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"
 _MAX_LINE = 1 << 20
+_FIELD, _MAX_FIELDS = re.compile(r"[A-Za-z0-9_]{1,64}"), 128
+"""Names of a record's fields and their number: runs write up to forty, and each becomes a column and a line's label."""
 
 
 class Mark(NamedTuple):
@@ -71,8 +74,13 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
         with published(folder / METRICS) as file:
             for line in _kept(folder / METRICS, after, mark):
+                record = _record(line, folder / METRICS)
+                if record["kind"] == "epoch" and not self._follows(record, after):
+                    raise DamageError(
+                        f"{shown(folder / METRICS)}: an epoch is out of order: {shown(line)}", file=METRICS
+                    )
                 file.write(line)
-                self._count(line, _record(line, folder / METRICS))
+                self._count(line, record)
         with write_errors(folder / RESULT):
             (folder / RESULT).unlink(missing_ok=True)
         with write_errors(folder / METRICS):
@@ -105,6 +113,11 @@ class RunLog:
                         self._board.add_scalar(f"{kind}/{name}", value, step)
         self._count(line, record)
         return record
+
+    def _follows(self, record: dict[str, Any], after: int) -> bool:
+        """Whether an epoch read back comes after those before it, and in the steps that were done: so they are few."""
+        epoch, last = record["epoch"], self.epochs[-1]["epoch"] if self.epochs else -1
+        return type(epoch) is int and last < epoch < record["step"] <= after
 
     def _count(self, line: bytes, record: dict[str, Any]) -> None:
         self._lines += 1
@@ -226,6 +239,7 @@ def _record(line: bytes, path: Path) -> dict[str, Any]:
     except SchemaError as error:
         raise DamageError(f"{shown(path)} is no list of JSON lines: {error}", file=path.name) from error
     flat = isinstance(record, dict) and not any(isinstance(value, dict | list) for value in record.values())
+    flat = flat and len(record) <= _MAX_FIELDS and all(map(_FIELD.fullmatch, record))
     if not flat or type(record.get("step")) is not int or record.get("kind") not in ("train", "epoch"):
         raise DamageError(f"{shown(path)} holds a line that is no record: {shown(line)}", file=path.name)
     numbers = all(value is None or isinstance(value, int | float) for name, value in record.items() if name != "kind")

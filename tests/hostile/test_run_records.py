@@ -1,0 +1,77 @@
+"""What somebody who makes the digests anew can write into a run's folder: sums, places and names that no run has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlth.tickets.errors import DamageError
+from dlth.training.checkpoint import FIRST_VERSION, Checkpoint
+from dlth.training.metrics import Totals
+from dlth.training.progress import Progress, RunSize
+from dlth.training.resume import mark_of
+from dlth.training.runlog import RunLog
+
+SIZE = RunSize(epochs=3, steps_per_epoch=4, num_images=10, global_batch=3, tokens_per_image=17)
+SUMS = Totals(loss_sum=20.0, loss_weight=6.0, images=6.0, tokens=102.0, hidden=1.5, whole=6.0, data_seconds=1.0)
+BEST = {"epoch": 1, "tokens": "ticket", "top1": 50.0}
+SOUND = asdict(Progress(1, 2, 6, 1, BEST, [3], SUMS, SUMS))
+FORGED: dict[str, Mapping[str, Any]] = {
+    "an epoch of the future": {"best": BEST | {"epoch": 2}},
+    "an endless epoch": {"best": BEST | {"epoch": 2**63 - 1}},
+    "an epoch before all": {"best": BEST | {"epoch": -1}},
+    "a kind that is none": {"best": BEST | {"tokens": "\x1b[31m"}},
+    "more than all are right": {"best": BEST | {"top1": 1e308}},
+    "fewer than none are right": {"best": BEST | {"top1": -0.5}},
+    "more bad steps than steps": {"bad_steps": 7},
+    **{f"{name} below zero": {"in_run": asdict(SUMS) | {name: -1e308}} for name in asdict(SUMS)},
+    **{f"{name} past its bound": {"in_epoch": asdict(SUMS) | {name: 1.7e308}} for name in asdict(SUMS)},
+    "images of a seventh step": {"in_run": asdict(SUMS) | {"images": 19.0}},
+    "images of a third step": {"in_epoch": asdict(SUMS) | {"images": 7.0}},
+    "a token too many": {"in_epoch": asdict(SUMS) | {"tokens": 103.0}},
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_progress_that_no_run_makes_is_refused(case: str) -> None:
+    """Best epoch, kind and accuracy, and all sums, are within what so many steps of such batches can give."""
+    assert Progress.from_json(SOUND, SIZE).in_run == SUMS
+    with pytest.raises(DamageError):
+        Progress.from_json({**SOUND, **FORGED[case]}, SIZE)
+
+
+EPOCH = {"kind": "epoch", "step": 4, "epoch": 0, "lr": 0.1, "train_loss": 1.0}
+LINES: dict[str, list[dict[str, Any]]] = {
+    "a name of a megabyte": [EPOCH | {"A" * 900_000 + "loss": 1.0}],
+    "a name of many lines": [EPOCH | {"\n" * 20_000 + "loss": 1.0}],
+    "a name of mathematics": [EPOCH | {"$x^2$loss": 1.0}],
+    "many names": [EPOCH | {f"x{number}_loss": 1.0 for number in range(1000)}],
+    "an epoch twice": [EPOCH, EPOCH],
+    "an epoch of many": [EPOCH | {"epoch": 4}],
+    "an epoch that is no number": [EPOCH | {"epoch": None}],
+    "a train line's name": [{"kind": "train", "step": 1, "": 1.0}],
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_log_that_no_run_writes_is_refused(case: str, tmp_path: Path) -> None:
+    """Its names become labels of a drawing and its epochs points: both are few and short, whatever the digests say."""
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in LINES[case]))
+    with pytest.raises(DamageError):
+        RunLog(tmp_path, after=8)
+    log.write_text(json.dumps(EPOCH) + "\n")
+    RunLog(tmp_path, after=8).close()
+
+
+def test_a_checkpoint_that_says_nothing_of_its_log_is_of_the_first_version(tmp_path: Path) -> None:
+    """Else whoever takes the field away could exchange the log."""
+    for state in ({}, {"log": {}}):
+        assert mark_of(Checkpoint({}, state, tmp_path, FIRST_VERSION)) is None
+        with pytest.raises(DamageError, match="log cannot be read"):
+            mark_of(Checkpoint({}, state, tmp_path))
