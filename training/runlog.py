@@ -36,6 +36,8 @@ from dlth.training.seal import sealed
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"
 _MAX_LINE = 1 << 20
+_MAX_NUMBER = 3.5e38
+"""What is measured is a float32 or counted; axes for numbers of 1e308 cannot be drawn."""
 _FIELD, _MAX_FIELDS = re.compile(r"[A-Za-z0-9_]{1,64}"), 128
 """Names of a record's fields and their number: runs write up to forty, and each becomes a column and a line's label."""
 
@@ -242,7 +244,8 @@ def _record(line: bytes, path: Path) -> dict[str, Any]:
     flat = flat and len(record) <= _MAX_FIELDS and all(map(_FIELD.fullmatch, record))
     if not flat or type(record.get("step")) is not int or record.get("kind") not in ("train", "epoch"):
         raise DamageError(f"{shown(path)} holds a line that is no record: {shown(line)}", file=path.name)
-    numbers = all(value is None or isinstance(value, int | float) for name, value in record.items() if name != "kind")
+    values = [value for name, value in record.items() if name != "kind"]
+    numbers = all(value is None or (isinstance(value, int | float) and abs(value) <= _MAX_NUMBER) for value in values)
     if record["kind"] == "epoch" and not (numbers and {"epoch", "lr"} <= record.keys()):
         raise DamageError(f"{shown(path)} holds an epoch that is none: {shown(line)}", file=path.name)
     return record

@@ -51,6 +51,7 @@ LINES: dict[str, list[dict[str, Any]]] = {
     "a name of many lines": [EPOCH | {"\n" * 20_000 + "loss": 1.0}],
     "a name of mathematics": [EPOCH | {"$x^2$loss": 1.0}],
     "many names": [EPOCH | {f"x{number}_loss": 1.0 for number in range(1000)}],
+    "a number past every axis": [EPOCH | {"train_loss": -1e308}],
     "an epoch twice": [EPOCH, EPOCH],
     "an epoch of many": [EPOCH | {"epoch": 4}],
     "an epoch that is no number": [EPOCH | {"epoch": None}],
