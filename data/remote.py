@@ -184,7 +184,7 @@ def read_small(url: str, limit: int, within: float | None = None) -> bytes | Non
 def _small(url: str, limit: int, within: float | None, got: Callable[[int], None]) -> bytes:
     """At most `limit` + 1 bytes of a remote file's beginning."""
     if not is_http(url):
-        return read_range(url, 0, limit + 1)
+        return read_range(url, 0, limit + 1, within or patience())
     from dlth.data.http import http_answer
 
     with http_answer(url, 0, limit + 1, within) as answer:
@@ -195,10 +195,11 @@ def _small(url: str, limit: int, within: float | None, got: Callable[[int], None
         return answer.rest(limit + 1, within or patience(), got)
 
 
-def read_range(url: str, start: int, end: int) -> bytes:
+def read_range(url: str, start: int, end: int, within: float = math.inf) -> bytes:
     """Bytes [start, end) of a remote file that is not behind http, fewer at its end.
 
-    What S3 sends is read up to there and one byte on, as s3fs reads answers of any length; others are believed.
+    What S3 sends is read up to there and one byte on, as s3fs reads answers of any length, and for `within` seconds
+    (SlowError); others are believed.
     """
     system, path = filesystem(url)
     if not url.startswith("s3://"):
@@ -208,10 +209,12 @@ def read_range(url: str, start: int, end: int) -> bytes:
 
     bucket, key, _ = system.split_path(path)
     body = system.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")["Body"]
-    raw = bytearray()
+    raw, begun = bytearray(), time.monotonic()
     try:
         while len(raw) <= end - start and (piece := sync(system.loop, body.read, end - start + 1 - len(raw))):
             raw += piece
+            if time.monotonic() - begun > within:
+                raise SlowError(f"only {len(raw):,} bytes came within {within:g} seconds")
     finally:
         body.close()
     return bytes(raw)

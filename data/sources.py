@@ -30,6 +30,7 @@ _MAX_SPELLED = 2**25  # characters of all names that a range or an index means: 
 INFO_NAME = "_info.json"
 MAX_JSON = 64 * 1024 * 1024  # bytes
 _MAX_PAGE = 64 * 1024 * 1024  # bytes of a web server's list of a folder: `MAX_SHARDS` names with their dates
+_MAX_LINKS = 4 * MAX_SHARDS  # in such a list: a link for each shard, some for other files and for sorting
 _LINK = re.compile(r"""href\s{0,3}=\s{0,3}["']?([^"'\s<>]{1,2000})""", re.IGNORECASE)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "dev"))
@@ -124,7 +125,7 @@ def expand_braces(text: str) -> list[str]:
         count *= sum(map(len, choice))
         if count > MAX_SHARDS:
             raise LimitError(f"{shown(text)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
-    if count * sum(max(item.width for item in choice) for choice in choices) > _MAX_SPELLED:
+    if count * sum(max(len(item.text) for item in choice) for choice in choices) > _MAX_SPELLED:
         raise LimitError(f"{shown(text)!r} means more than {_MAX_SPELLED} characters of names. Name them in parts.")
     spelled = [[text for item in choice for text in item.spelled()] for choice in choices]
     return ["".join(combination) for combination in itertools.product(*spelled)]
@@ -141,11 +142,6 @@ class _Range:
 
     def __len__(self) -> int:
         return self.last - self.first + 1
-
-    @property
-    def width(self) -> int:
-        """Characters of the longest spelling, at most."""
-        return len(self.text)
 
     def spelled(self) -> Iterator[str]:
         """Every spelling in order."""
@@ -224,7 +220,10 @@ def _listed(pattern: str) -> list[str]:
     if any(mark in folder for mark in "*["):
         raise InputError(f"{shown(pattern)}: behind http, only the last part of an address may hold * or [")
     page = (read_small(f"{folder}/", _MAX_PAGE) or b"").decode("utf-8", "replace")
-    links = {_joined(f"{folder}/", html.unescape(link)) for link in _LINK.findall(page)}
+    matches = list(itertools.islice(_LINK.finditer(page), _MAX_LINKS + 1))
+    if len(matches) > _MAX_LINKS:
+        raise LimitError(f"{shown(folder)}/ lists more than {_MAX_LINKS} links. Name the shards in a brace range.")
+    links = {_joined(f"{folder}/", html.unescape(match[1])) for match in matches}
     found = {link for link in links if link.rpartition("/")[0] == folder}
     return sorted(link for link in found if fnmatch.fnmatchcase(link.rpartition("/")[2], last.replace("?", "[?]")))
 
@@ -277,6 +276,8 @@ def _from_json(address: str, split: str | None) -> list[Source]:
         return _of_split(_read_info(raw, folder), split, folder, address)
     if not isinstance(value, dict) or not isinstance(value.get("shardlist"), list):
         raise SchemaError(f"{shown(address)} is neither timm's _info.json ('splits') nor a wids index ('shardlist')")
+    if len(value["shardlist"]) > MAX_SHARDS:
+        raise LimitError(f"{shown(address)}: more than {MAX_SHARDS} shards are named")
     return [_wids_entry(entry, folder, address) for entry in value["shardlist"]]
 
 
@@ -300,7 +301,7 @@ def _count(entry: dict[str, Any], field: str, where: str) -> int | None:
 
 def _inside(name: Any, folder: str, where: str) -> str:
     """A name from a JSON file, which must stay in the file's own folder."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or re.search("[\ud800-\udfff]", name):  # half a character has no bytes
         raise SchemaError(f"{shown(where)}: a shard's name must be text, got {shown(name)}")
     parts = name.removeprefix("./").split("/")
     if ":" in name or "\\" in name or "\0" in name or not {"", ".", ".."}.isdisjoint(parts):

@@ -293,3 +293,13 @@ def test_only_what_is_asked_for_is_spelled_out(folder: Path) -> None:
     info(folder, **{f"split{i}": {"filenames": [f"{i}-{{0..99999}}.tar"]} for i in range(150)})
     assert [source.rows for source in resolve(f"{folder}/*.tar").sources] == [None] * 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_a_list_of_too_many_or_of_half_a_character_is_refused(folder: Path) -> None:
+    """A wids list is counted before it is read, and a name that no file can have is told as such."""
+    (folder / "index.json").write_text(json.dumps({"shardlist": [0] * (MAX_SHARDS + 1)}))
+    with pytest.raises(LimitError, match=r"index\.json: more than 100000 shards are named"):
+        expand(str(folder / "index.json"))
+    info(folder, train={"filenames": ["a\ud800.tar"]})
+    with pytest.raises(SchemaError, match="a shard's name must be text, got a"):
+        expand(str(folder))

@@ -129,7 +129,7 @@ def test_what_a_server_says_of_sizes_is_not_believed(player: Any, tmp_path: Path
 
 
 def test_an_answer_of_s3_is_bounded(player: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An S3 server that sends more than was asked for is read up to there and refused."""
+    """An S3 server that sends more than was asked for is read up to there and refused; a small file has its seconds."""
     import s3fs
 
     def play(method: str, path: str, wanted: str) -> tuple[int, Headers, bytes | int]:
@@ -142,8 +142,11 @@ def test_an_answer_of_s3_is_bounded(player: Any, monkeypatch: pytest.MonkeyPatch
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(TransferError, match=r"in 4 tries: the server sent 100001 bytes"):
         list(blocks("s3://lab/a.tar", 0, SIZE))
+    monkeypatch.setenv("DLTH_TIMEOUT", "1e-9")  # then the first piece is late already
+    with pytest.raises(TransferError, match=r"the server stalls: only [\d,]+ bytes came within 1e-09 seconds"):
+        read_small("s3://lab/_info.json", SIZE)
     s3fs.S3FileSystem.clear_instance_cache()
-    assert server.sent < 4 * 16 * 2**20
+    assert server.sent < 8 * 16 * 2**20
 
 
 def test_small_files_are_bounded(player: Any) -> None:
@@ -175,6 +178,9 @@ def test_a_list_of_a_folder_is_bounded_and_read_by_hand(player: Any, monkeypatch
     found = resolve(f"{listing.url}/x/a-*.tar")
     assert [source.url for source in found.sources] == [f"{listing.url}/x/a-0.tar", f"{listing.url}/x/a-1.tar"]
     assert [path for _, path, _ in listing.asked] == ["/x/"]
+    monkeypatch.setattr("dlth.data.sources._MAX_LINKS", 8)
+    with pytest.raises(LimitError, match="lists more than 8 links"):
+        resolve(f"{listing.url}/x/a-*.tar")
     monkeypatch.setattr("dlth.data.sources._MAX_PAGE", 1000)
     endless = player(lambda method, path, wanted: (200, {"Transfer-Encoding": "chunked"}, ENDLESS))
     with pytest.raises(LimitError, match="larger than 1000 bytes"):
