@@ -18,7 +18,7 @@ from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_recor
 from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
 from dlth.tickets.files import read_file, refuse_linked, write_files
 from dlth.tickets.jsontext import parse
-from dlth.tickets.locks import locked
+from dlth.tickets.locks import locked, refuse_gone
 from dlth.tickets.newfile import make_folder
 
 _PLAN, _RECORD = "plan.json", ".tar.json"
@@ -33,6 +33,7 @@ def owned(out: Path, split: str) -> Iterator[Path]:
     make_folder(out)
     with locked(lock) as mine:
         if not mine:
+            refuse_gone(out)
             raise LockedError(f"another dlth pack writes to {shown(out)}: wait, or give another folder")
         try:
             refuse_linked(out / f".pack-{split}")

@@ -23,6 +23,7 @@ from urllib.parse import urljoin
 
 from dlth.data.remote import SCHEMES, filesystem, is_http, is_remote, reaching, read_small
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError, shown
+from dlth.tickets.files import user_path
 from dlth.tickets.jsontext import parse
 
 MAX_SHARDS = 100_000
@@ -176,7 +177,7 @@ def _split_commas(spec: str) -> list[str]:
 
 
 def _local(address: str) -> str:
-    return os.path.abspath(address.removeprefix("file://"))
+    return os.fspath(user_path(address.removeprefix("file://")))
 
 
 def _plain(address: str) -> str:

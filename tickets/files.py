@@ -39,14 +39,21 @@ MAX_NAME = 255
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path that a user names, absolute (links stay); raises InputError for what can name nothing: '', NUL, no text, a
-    name of more than 255 bytes.
+    """A path that a user names, absolute. Links stay, but those before a '..': it is the folder that the system finds.
+
+    Raises InputError for what can name nothing ('', NUL, no text, a name of more than 255 bytes), MissingFileError
+    where nothing lies before a '..'.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{shown(text)!r} is no path: a file or folder is named by text, without NUL")
     if any(len(os.fsencode(part)) > MAX_NAME for part in text.split("/")):
         raise InputError(f"{shown(text)} has a name of more than {MAX_NAME} bytes, which no file can have")
+    parts = Path(text).parts
+    if os.pardir in parts:
+        end = len(parts) - parts[::-1].index(os.pardir)
+        with reading(text):
+            text = os.path.join(os.path.realpath(os.path.join(*parts[:end]), strict=True), *parts[end:])
     return Path(os.path.abspath(text))
 
 

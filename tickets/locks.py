@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlth.tickets.digits import is_digits
-from dlth.tickets.errors import DlthError, LockedError, UnsafeError, shown
+from dlth.tickets.errors import DlthError, LockedError, MissingFileError, UnsafeError, shown
 from dlth.tickets.files import read_file, refuse_read_only, refuse_shared, space_errors
 from dlth.tickets.newfile import make_folder
 
@@ -80,6 +80,7 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
         make_folder(folder)
         with _holding(lock, wait=False) as handle:
             if handle is None:
+                refuse_gone(folder)
                 raise LockedError(
                     f"{shown(folder / name)} belongs to another process{_owner(lock)} that writes its results there:"
                     " wait for it, or take another --out"
@@ -109,6 +110,12 @@ def _refuse_foreign(handle: int, lock: Path) -> None:
             f"{shown(lock)} is not a lock of dlth, which is empty or holds a number: it is left as it is. Move it, or"
             " choose another folder"
         )
+
+
+def refuse_gone(folder: Path) -> None:
+    """Raises MissingFileError where the folder of a lock that could not be had is not there: nobody holds it."""
+    if not os.path.isdir(folder):
+        raise MissingFileError(f"{shown(folder)} was removed while it was used: run the same command again")
 
 
 def _owner(lock: Path) -> str:

@@ -14,14 +14,22 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
+from dlth.data.index import open_index
+from dlth.data.pack import pack
 from dlth.pipeline.cli import app
 from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.select_config import SelectConfig
+from dlth.tickets import TicketStore
+from dlth.tickets.controls import control
+from dlth.tickets.errors import InputError
+from dlth.tickets.locks import owned
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.settings import path_kind
 
+GOLDEN = Path(__file__).parents[1] / "tickets" / "golden" / "v1_full"
 PATHS = runpy.run_path(str(Path(__file__).with_name("paths.py")), run_name="paths")
 SETTINGS = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig, "demo": DemoConfig}
 NO_PATHS = {
@@ -92,3 +100,22 @@ def test_what_may_not_be_read_or_written_is_one_clear_error() -> None:
     told = json.loads(done.stdout)
     assert told["findings"] == []
     assert told["commands"] > 60
+
+
+def test_dots_after_a_link_mean_what_the_system_finds_there(tmp_path: Path) -> None:
+    """`link/..` is the folder that holds the link's target: every tool writes and reads there, and nowhere else."""
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a" / "x.png")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "link").symlink_to("out/deep")
+    above = f"{tmp_path}/link/.."
+    pack(tmp_path / "images", f"{above}/shards")
+    assert open_index(f"{above}/shards").num_samples == 1
+    control(TicketStore(GOLDEN), "random", 0).write(f"{above}/c.zarr")
+    with owned(Path(above) / "run"):
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"deep", "shards", "c.zarr", "run"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "link"])
+    for name in ("none/../run", "link/none/.."):
+        with pytest.raises(InputError, match="is missing"), owned(tmp_path / name):
+            pass
