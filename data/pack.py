@@ -103,6 +103,8 @@ def pack(
     `out`, `SpaceError`, and what `list_samples` and `validation_labels` raise.
     """
     settings = _Settings(split, samples_per_shard, seed, classes)
+    if workers is not None:
+        _check_threads(workers)
     user_path(out)
     paths = source_paths(source)
     known = None if labels is None else validation_labels(user_path(labels))
@@ -210,7 +212,7 @@ def _in_threads(
 ) -> dict[str, tuple[ShardRecord, bool]]:
     """`make` for every shard; the first error stops the rest once the shards in flight are done."""
     made, done, total = dict[str, tuple[ShardRecord, bool]](), 0, sum(map(len, shards.values()))
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers if workers is not None else min(8, os.cpu_count() or 1))
     try:
         pending = {pool.submit(make, name): name for name in shards}
         for future in as_completed(pending):
@@ -222,6 +224,15 @@ def _in_threads(
     finally:
         pool.shutdown(cancel_futures=True)
     return made
+
+
+def _check_threads(workers: int) -> None:
+    """Raises InputError for a number of threads that is none, or more than this machine's other workers may be."""
+    if workers < 1:
+        raise InputError(f"{workers} workers write no shard: give at least 1, or none for one a core")
+    from dlth.data.workers import check_workers  # imports torch: not for those who name no number
+
+    check_workers(workers)
 
 
 class _Digesting:

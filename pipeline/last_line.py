@@ -40,10 +40,12 @@ _PLACES = {
 _MACHINE = {
     errno.EMFILE: "use fewer --workers, or allow more open files (ulimit -n)",
     errno.ENFILE: "use fewer --workers, or wait until other programs have ended",
-    errno.EAGAIN: "use fewer --workers, or allow more processes (ulimit -u)",
+    errno.EAGAIN: "use fewer --workers, or allow more processes (ulimit -u; a container's limit on pids)",
     errno.EIO: "the disk or the network file system fails: look at the system's log before you go on",
     errno.ESTALE: "the network file system lost the file: run again",
 }
+_NO_THREAD = "can't start new thread"
+"""What Python says where the system says EAGAIN."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|bad_alloc|failed to map segment", re.I)
 
@@ -141,8 +143,10 @@ def _refused(error: BaseException) -> DlthError | None:
 
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
-        handed_on = (*_FULL, errno.EMFILE, errno.ENFILE)
+        handed_on = (*_FULL, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
         number = next((known for known in handed_on if os.strerror(known) in str(error)), None)
+    if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        number = errno.EAGAIN
     if number is None and not isinstance(error, OSError):
         return None
     place, what = _place(error), os.strerror(number) if number else _first_line(error)

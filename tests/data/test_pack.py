@@ -95,6 +95,15 @@ def test_order_is_a_shuffle_of_the_seed(make_folder: MakeFolder, tmp_path: Path)
     assert all(order != sorted(order) for order in orders)
 
 
+def test_numbers_of_workers_that_cannot_be_are_refused(make_folder: MakeFolder, tmp_path: Path) -> None:
+    """None, fewer, or more than the machine can bear: one error each, before anything is made."""
+    source = make_folder()
+    for workers, text in ((0, "0 workers write no shard"), (-1, "-1 workers"), (10**20, "workers are too many")):
+        with pytest.raises(InputError, match=text):
+            pack(source, tmp_path / "out", workers=workers)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_bytes_for_any_number_of_workers(make_folder: MakeFolder, tmp_path: Path) -> None:
     """Shards, _info.json and classes.json do not tell how many threads wrote them, nor where or when."""
     source = make_folder()

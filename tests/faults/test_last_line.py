@@ -73,6 +73,7 @@ def test_what_libraries_make_of_the_machine_is_told_apart_from_mistakes(capsys: 
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "E_MEMORY"),
         (RuntimeError(text), "E_SPACE"),
         (RuntimeError("unable to open shared memory object: Too many open files (24)"), "E_OS"),
+        (RuntimeError("can't start new thread"), "E_OS"),
         (OSError("a library's own words"), "E_OS"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "E_INPUT"),
         (ConnectionResetError("gone"), "E_TRANSFER"),
