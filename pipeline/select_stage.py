@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dlth.data.classes import require_images
 from dlth.data.decode import BadImageError
 from dlth.data.index import ShardIndex, open_index
+from dlth.data.workers import check_workers
 from dlth.pipeline.ranker import Ranked, Ranker, rank_batches
 from dlth.pipeline.select_config import DEFAULT_MODEL, SelectConfig
 from dlth.pipeline.shard_reader import ShardBatch, read_shards
@@ -37,9 +38,10 @@ from dlth.tickets import (
 )
 from dlth.tickets.errors import InputError, shown
 from dlth.training import Selector
+from dlth.training.compiled import check_backend
 from dlth.training.distributed import pick_device
 from dlth.training.evalset import Frame, described
-from dlth.training.models import build, default_blocks, patch_size_of, resolve
+from dlth.training.models import build, default_blocks, patch_size_of, resolve, seeing
 from dlth.training.outcome import versions
 from dlth.training.ranks import ranks
 from dlth.training.selector import check_weights
@@ -130,6 +132,9 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
         DlthError: shards, model, weights or budget cannot serve; the message says which and what can.
     """
     device = pick_device(config.device)
+    check_workers(config.workers)
+    if config.torchcompile is not None:
+        check_backend(config.torchcompile)
     weights = WeightsFile.find(config.checkpoint, config.use_ema) if config.checkpoint else None
     said = _said(config, weights, say)
     model_name = resolve(said["model"])
@@ -147,11 +152,10 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
     check_weights(vit, source, header.selector.weights_sha256)
     height, width = header.view.height, header.view.width
     sample = torch.zeros(1, 3, height, width)
-    plan = SelectPlan(
-        config, header, index, selector, device, _gflops(selector.rank, sample), _gflops(selector.vit, sample)
-    )
+    with seeing((height, width)):
+        costs = _gflops(selector.rank, sample), _gflops(selector.vit, sample)
     selector.to(device)
-    return plan
+    return SelectPlan(config, header, index, selector, device, *costs)
 
 
 def select(

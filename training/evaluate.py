@@ -19,7 +19,7 @@ from dlth.training.distributed import World, joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
 from dlth.training.evalset import EvalSet, Frame, Note, join_val, tickets_crop, tokens_kept
 from dlth.training.measure import EvalResult
-from dlth.training.models import resolve
+from dlth.training.models import resolve, seeing
 from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
@@ -74,7 +74,10 @@ def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note
     seed = recorded if config.seed is None else config.seed
     images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)
     precision = Precision.of(config.amp, config.amp_dtype, world.device)
-    return images.evaluate(TicketViT(vit.to(world.device)), world, Pixels(frame.mean, frame.std), precision)
+    student = TicketViT(vit.to(world.device)).eval()
+    with torch.no_grad(), seeing(frame.size):
+        student(torch.zeros(1, 3, *frame.size, device=world.device))
+    return images.evaluate(student, world, Pixels(frame.mean, frame.std), precision)
 
 
 def _check_out(out: str | None) -> None:

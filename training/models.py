@@ -9,7 +9,8 @@ Rejected: accepting anything with a `blocks` attribute.
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -20,7 +21,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.grid import Grid
 from dlth.training.class_attention import unsupported
 from dlth.training.pretrained import ADVICE
@@ -193,6 +194,26 @@ def _why_not(timm_name: str) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+@contextmanager
+def seeing(size: tuple[int, int], flags: str = "--model-kwargs and --img-size") -> Iterator[None]:
+    """A block that shows a model an RGB image of `size` (height, width) in pixels for the first time.
+
+    Arguments that a model is built with may still not fit an image.
+
+    Raises:
+        InputError: what torch says of it, and the flags that are to be looked at
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, DlthError):
+            raise
+        height, width = size
+        raise InputError(
+            f"the model cannot see an RGB image of {height}x{width} pixels ({shown(error)}): look at {flags}"
+        ) from error
 
 
 def grid_of(vit: nn.Module) -> Grid:

@@ -15,14 +15,13 @@ import torch
 from timm.utils import ModelEmaV3
 
 from dlth.tickets import Grid
-from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.seeding import derive
 from dlth.training.config import DEFAULT_MODEL, RECIPE_BATCH, TrainConfig
 from dlth.training.distributed import World
 from dlth.training.evalset import Frame, Note, described, tickets_crop
 from dlth.training.inputs import Inputs, open_inputs
 from dlth.training.measure import EvalResult
-from dlth.training.models import build, resolve
+from dlth.training.models import build, resolve, seeing
 from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
 from dlth.training.outcome import LOOSE, STRICT, versions
@@ -244,24 +243,11 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
 
 
 def _try_forward(student: TicketViT, frame: Frame, k: int | None, device: torch.device) -> None:
-    """Show the student one black image: arguments that a model is built with may still not fit an image.
-
-    Raises:
-        InputError: what torch says of it
-    """
+    """Show the student one black image. Raises InputError, as `seeing`."""
     training, kept = student.training, None if k is None else torch.arange(k, device=device)[None]
     student.eval()
-    try:
-        with torch.no_grad():
-            student(torch.zeros(1, 3, *frame.size, device=device), kept)
-    except (RuntimeError, AssertionError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, DlthError):
-            raise
-        height, width = frame.size
-        raise InputError(
-            f"the model cannot see an RGB image of {height}x{width} pixels ({shown(error)}): look at --model-kwargs and"
-            " --img-size"
-        ) from error
+    with torch.no_grad(), seeing(frame.size):
+        student(torch.zeros(1, 3, *frame.size, device=device), kept)
     student.train(training)
 
 

@@ -299,6 +299,11 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callabl
         pytest.param({"keep": "1.5"}, "keep", id="keep above one"),
         pytest.param({"blocks": "1,9"}, "9", id="no such block"),
         pytest.param({"model_kwargs": "num_classes=5"}, "a flag of its own: --num-classes", id="a flag among kwargs"),
+        pytest.param(
+            {"model_kwargs": KWARGS | {"in_chans": 1}}, "cannot see an RGB image of 32x32 pixels", id="grey images"
+        ),
+        pytest.param({"torchcompile": "inducter"}, "did you mean inductor", id="no such backend"),
+        pytest.param({"workers": 2**63 - 1}, "workers are too many", id="too many workers"),
         pytest.param({"device": "cuda"}, "sees no CUDA GPU", id="no GPU"),
         pytest.param({"data": "nowhere/x-{000..002}.tar"}, "nowhere", id="no shards"),
         pytest.param({"checkpoint": "nothing.pth", "random_weights": False}, "nothing.pth", id="no checkpoint"),
