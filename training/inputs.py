@@ -170,6 +170,12 @@ class Inputs:
         Raises:
             DlthError: augmentation, batches, tickets or workers that do not fit
         """
+        parts, steps = self.batching.num_parts, self.config.grad_accum_steps
+        if steps > 1 and parts > self.num_train:
+            raise InputError(
+                f"--grad-accum-steps {steps} cuts a step into {parts} forwards, and an epoch has {self.num_train}"
+                f" images for them: give at most {max(1, self.num_train // self.world.size)}"
+            )
         self._train_loader()
 
     def _train_loader(self) -> TrainLoader:

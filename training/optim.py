@@ -6,7 +6,8 @@ because they are not: they depend on what was measured on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.training.checkpoint import take_apart
 from dlth.training.config import TrainConfig
 from dlth.training.layers import nearest
@@ -38,19 +39,29 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: in
     known = [str(known) for known in list_optimizers()]
     if name not in known:
         raise InputError(f"timm has no optimizer {shown(config.opt)!r}{nearest(name, known)}")
-    options: dict[str, Any] = {}
-    if config.opt_eps is not None:
-        options["eps"] = config.opt_eps
-    if config.opt_betas is not None:
-        options["betas"] = config.opt_betas
-    options |= {"lr": learning_rate(config, global_batch), "momentum": config.momentum}
-    options |= {"opt": name, "weight_decay": config.weight_decay}
-    try:
+    options = _options(config) | {"lr": learning_rate(config, global_batch)}
+    with _making(config.opt):
         _try_step(options, next(model.parameters()).device)
         return create_optimizer_v2(model, layer_decay=config.layer_decay, **options)
-    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, OverflowError) as error:
+
+
+@contextmanager
+def _making(name: str) -> Iterator[None]:
+    """Turn what timm and torch say of settings that make no optimizer or schedule into InputError."""
+    try:
+        yield
+    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, ArithmeticError) as error:
+        if isinstance(error, DlthError):
+            raise
         reason = shown(error)
-        raise InputError(f"timm cannot make the optimizer {config.opt} with these settings: {reason}") from error
+        raise InputError(f"timm cannot make the optimizer {shown(name)} with these settings: {reason}") from error
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """What timm is asked for, but for the learning rate."""
+    given = {"eps": config.opt_eps, "betas": config.opt_betas}
+    options = {name: value for name, value in given.items() if value is not None}
+    return options | {"momentum": config.momentum, "opt": config.opt.lower(), "weight_decay": config.weight_decay}
 
 
 def _try_step(options: Mapping[str, Any], device: torch.device) -> None:
@@ -63,26 +74,46 @@ def _try_step(options: Mapping[str, Any], device: torch.device) -> None:
     take_apart(optimizer.state_dict(), "optimizer", {})
 
 
+MAX_RATE = 1e6
+"""A learning rate beyond any use, by layers and schedules too, and one whose steps are still numbers of 32 bits."""
+
+
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> SetRate:
-    """The learning rate by epoch, or by step where the configuration says so."""
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.sched,
-        num_epochs=config.epochs,
-        decay_epochs=config.decay_epochs,
-        decay_rate=config.decay_rate,
-        min_lr=config.min_lr,
-        warmup_lr=config.warmup_lr,
-        warmup_epochs=config.warmup_epochs,
-        step_on_epochs=not config.sched_on_updates,
-        updates_per_epoch=steps_per_epoch,
-    )
+    """The learning rate by epoch, or by step where the configuration says so; its highest one is tried.
+
+    Raises:
+        InputError: rates beyond `MAX_RATE`, or that the optimizer cannot step with
+    """
+    with _making(config.opt):
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            decay_epochs=config.decay_epochs,
+            decay_rate=config.decay_rate,
+            min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
+            warmup_epochs=config.warmup_epochs,
+            step_on_epochs=not config.sched_on_updates,
+            updates_per_epoch=steps_per_epoch,
+        )
 
     def set_rate(epoch: int, step: int) -> float:
         schedule.step(epoch)
         schedule.step_update(step)
         return max(float(group["lr"]) for group in optimizer.param_groups)
 
+    with _making(config.opt):
+        # all schedules rise or fall all the way, before and after the warm-up's end: their ends are their extremes
+        ends = {(epoch, epoch * steps_per_epoch) for epoch in (0, config.warmup_epochs)}
+        ends |= {(config.epochs - 1, config.epochs * steps_per_epoch - 1)}
+        highest = max((set_rate(*end) for end in sorted(ends, reverse=True)), key=abs)
+        if not abs(highest) <= MAX_RATE:
+            raise InputError(
+                f"the learning rate would reach {highest:g}, and it ends at {MAX_RATE:g}: look at --lr, --warmup-lr,"
+                " --min-lr, --layer-decay and --decay-rate"
+            )
+        _try_step(_options(config) | {"lr": highest}, optimizer.param_groups[0]["params"][0].device)
     return set_rate
 
 
