@@ -64,7 +64,9 @@ class ImportOptions:
     """What a user says about rows from outside; what is None or empty is taken from the file where it says so.
 
     `grid` and `patch_size` (pixels) give the view's size; `view` is 'whole' or 'center' (with `crop_pct`); `k` the
-    patches a ticket keeps.
+    patches a ticket keeps, at least 1.
+
+    Raises InputError for numbers that cannot be, and for a crop's share where nothing is cropped.
     """
 
     grid: Grid | None = None
@@ -77,6 +79,13 @@ class ImportOptions:
     split: str = ""
     creator: str = ""
     license: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in (("patch size", self.patch_size), ("number of patches kept", self.k)):
+            if value is not None and value < 1:
+                raise InputError(f"the {name} is at least 1, got {value}")
+        if self.crop_pct != "1" and self.view != "center":
+            raise InputError(f"a crop's share ({shown(self.crop_pct)}) belongs to the center view alone: --view center")
 
 
 def import_draft(table: Table, options: ImportOptions, shard_rows: int = SHARD_ROWS) -> Draft:

@@ -143,6 +143,14 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         import_draft(table, ImportOptions(grid=Grid(4, 4), patch_size=8, k=17))
     with pytest.raises(InputError, match="at least 1 row, got 0"):
         import_draft(table, GRID, shard_rows=0)
+    for odd in (0, -8):
+        with pytest.raises(InputError, match="the patch size is at least 1, got"):
+            ImportOptions(patch_size=odd)
+        with pytest.raises(InputError, match="patches kept is at least 1, got"):
+            ImportOptions(k=odd)
+    for share in ("nan", "inf", "-1", "0.9", ""):
+        with pytest.raises(InputError, match="belongs to the center view alone"):
+            ImportOptions(view="whole", crop_pct=share)
 
 
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
