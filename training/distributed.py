@@ -4,10 +4,14 @@ PyTorch's own `torchrun` starts the ranks; a run without it is a world of one, i
 so that the loop has one path. A group of GPUs gets two back ends at once (nccl for tensors on the GPU, gloo for tensors
 on the CPU): the loop's agreements (weights of a batch, is the loss a number, was a stop asked for) are a few numbers on
 the CPU and never make the GPU wait. Rejected: sending Python objects between ranks, which pickles them.
+
+A rank that ends leaves the others in the middle of an exchange, which torch tells in many ways. `joined` is the one
+place that all of them pass, so there they become one error.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +20,11 @@ import torch
 import torch.distributed as dist
 
 from dlth.tickets.errors import DlthError, InputError, MismatchError, shown
+from dlth.training.machine_errors import RankError
 from dlth.training.ranks import ranks
+
+_OF_ANOTHER_RANK = re.compile(r"gloo|nccl|\b(closed|reset) by peer\b", re.I)
+"""What torch's plain RuntimeErrors say of one: "[…gloo/transport/tcp/pair.cc:547] Connection closed by peer"."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,18 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def texts(self, text: str) -> list[str]:
+        """The text of each rank, by rank; every rank gets the same list."""
+        if self.size == 1:
+            return [text]
+        mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(mine)]))
+        longest = max(int(length) for length in lengths)
+        padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(padded, torch.cat([mine, mine.new_zeros(longest - len(mine))]))
+        return [bytes(said[: int(length)].tolist()).decode() for said, length in zip(padded, lengths, strict=True)]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -113,12 +133,14 @@ def joined(device_name: str) -> Iterator[World]:
 
     Raises:
         InputError: no such device, or ranks that do not find each other
+        RankError: another rank ended while this one was in the block
     """
     device = pick_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        with _others_end():
+            yield World(dist.get_rank(), dist.get_world_size(), device)
         return
     if ranks().size == 1:
         yield World(0, 1, device)
@@ -130,6 +152,28 @@ def joined(device_name: str) -> Iterator[World]:
             f"the ranks of this job do not find each other: {shown(error)}. torchrun sets MASTER_ADDR and MASTER_PORT"
         ) from error
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        with _others_end():
+            yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _others_end() -> Iterator[None]:
+    """A block of exchanges, in which the end of another rank is told as that.
+
+    Raises:
+        RankError: an exchange failed
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DlthError) or not (
+            isinstance(error, dist.DistError) or _OF_ANOTHER_RANK.search(str(error))
+        ):
+            raise
+        what = shown(next(iter(str(error).splitlines()), type(error).__name__))
+        raise RankError(
+            f"another rank of this run ended, or cannot be reached; its own message says why ({what}). Run all ranks"
+            " again, `dlth train` with --resume auto"
+        ) from error

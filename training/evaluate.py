@@ -15,13 +15,15 @@ from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.locks import owned
-from dlth.training.distributed import World, joined
+from dlth.training.agreement import agree, settings_of
+from dlth.training.distributed import joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
-from dlth.training.evalset import EvalSet, Frame, Note, join_val, tickets_crop, tokens_kept
+from dlth.training.evalset import EvalSet, Frame, Note, described, join_val, tickets_crop, tokens_kept
 from dlth.training.measure import EvalResult
 from dlth.training.models import resolve, seeing
 from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
+from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 
 
@@ -32,16 +34,23 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
 
     Raises:
         LockedError: another process writes the results of `config.out`
+        RankError: another rank ended
         DlthError: weights, model, images and tickets do not fit together
     """
     _check_out(config.out)
     with joined(config.device) as world, ExitStack() as stack:
+        agree(world, settings_of("evaluate", config) | {"device": world.device.type})
         with world.together():
             if config.out is not None and world.leads:
                 stack.enter_context(owned(Path(config.out).parent, Path(config.out).name))
-        weights = WeightsFile.find(config.checkpoint, config.use_ema)
         note = note if world.leads else lambda text: None
-        result = _evaluate(config, weights, world, note)
+        with world.together():
+            weights = WeightsFile.find(config.checkpoint, config.use_ema)
+            student, images = _opened(config, weights, world.device, note)
+        agree(world, _contents(student, images))
+        precision = Precision.of(config.amp, config.amp_dtype, world.device)
+        pixels = Pixels(images.frame.mean, images.frame.std)
+        result = images.evaluate(student, world, pixels, precision)
         for text in result.notes():
             note(text)
         if config.out is not None and world.leads:
@@ -49,7 +58,8 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
         return result
 
 
-def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note) -> EvalResult:
+def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, tell: Note) -> tuple[TicketViT, EvalSet]:
+    """The model with its weights, on the device, and what to measure it on."""
     said, against = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)})
     if against:
         tell(against)
@@ -73,11 +83,18 @@ def _evaluate(config: EvalConfig, weights: WeightsFile, world: World, tell: Note
     recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
     seed = recorded if config.seed is None else config.seed
     images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)
-    precision = Precision.of(config.amp, config.amp_dtype, world.device)
-    student = TicketViT(vit.to(world.device)).eval()
+    student = TicketViT(vit.to(device)).eval()
     with torch.no_grad(), seeing(frame.size):
-        student(torch.zeros(1, 3, *frame.size, device=world.device))
-    return images.evaluate(student, world, Pixels(frame.mean, frame.std), precision)
+        student(torch.zeros(1, 3, *frame.size, device=device))
+    return student, images
+
+
+def _contents(student: TicketViT, images: EvalSet) -> dict[str, Any]:
+    """What a rank measures, and on what, for the others to compare."""
+    frame, tickets = images.frame, images.join.store.identity if images.join is not None else ""
+    view = {"view": described(frame.eval_view), "mean": frame.mean, "std": frame.std}
+    chosen = {"k": images.k, "seed": images.seed, "val_tickets": tickets}
+    return {"weights": weights_digest(student.vit)} | images.index.identity.named("val") | chosen | view
 
 
 def _check_out(out: str | None) -> None:

@@ -305,12 +305,16 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
     Raises:
         DlthError: shards or ticket files that cannot be read, images or labels that cannot be trained on
     """
-    if not world.leads:
-        world.wait()
+    for leads in (True, False):
+        with world.together():
+            if world.leads is leads:
+                inputs = _open(config, world)
+    return inputs
+
+
+def _open(config: TrainConfig, world: World) -> Inputs:
     index = open_index(config.data, split=config.split)
     val_index = open_index(config.val, split=config.val_split) if config.val is not None else None
-    if world.leads:
-        world.wait()
     for images in (index, val_index):
         if images is not None:
             require_labels(images)

@@ -26,6 +26,7 @@ from dlth.tickets.errors import InputError, shown
 from dlth.tickets.files import refuse_linked
 from dlth.tickets.locks import owned
 from dlth.training import checkpoint
+from dlth.training.agreement import agree
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
 from dlth.training.layers import is_written
@@ -56,6 +57,7 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult
 
     Raises:
         DlthError: data, tickets, model and settings do not fit together, or a checkpoint is of another run
+        RankError: another rank ended
         DivergedError: loss or gradient were not finite for `nan_patience` steps; checkpoints hold the last good weights
     """
     with joined(config.device) as world, stop_on_signals() as stop:
@@ -112,7 +114,9 @@ class Training:
             yield
 
     def _run(self, stop: StopRequest) -> RunResult:
-        if (finished := self._finished()) is not None:
+        finished = self._finished()
+        agree(self.world, {"finished already": finished is not None})
+        if finished is not None:
             self.reporter.note(f"{shown(self.out)} holds this run, finished already: its result is given back as it is")
             return finished
         self.reporter.started(self.parts.facts() | {"starts at step": self.progress.step})
@@ -285,10 +289,17 @@ class Training:
         checkpoint.save(self.out / CHECKPOINTS, step, tensors, state, keep, self._note())
 
     def _resume(self) -> None:
-        """Go on from the checkpoint that the settings name; start anew where there is none."""
+        """Go on from the checkpoint that the settings name, all ranks from the same; start anew where there is none."""
+        with self.world.together():
+            resumed = self._take_over()
+        weights = weights_digest(self.parts.vit) if resumed else ""
+        agree(self.world, {"starts at step": self.progress.step, "weights of the checkpoint": weights})
+
+    def _take_over(self) -> bool:
+        """Load the checkpoint that there is; whether there is one."""
         path, ours = resume_path(self.config), self.parts.facts_to_resume()  # what the data is as the run begins
         if path is None:
-            return
+            return False
         saved = checkpoint.load(path)
         self.progress, notes = take_over(saved, ours, self.parts)
         if self.out / CHECKPOINTS == path.parent:  # the log of another folder's run is not here
@@ -296,6 +307,7 @@ class Training:
         for note in notes:
             self.reporter.note(note)
         self.reporter.note(f"resumed at step {self.progress.step}, epoch {self.progress.epoch}, from {shown(path)}")
+        return True
 
     def _finished(self) -> RunResult | None:
         """The result of the run that `--resume auto` found, if it is whole and there is nothing left to do."""

@@ -18,6 +18,12 @@ class MachineError(DlthError, OSError):
     code = "E_OS"
 
 
+class RankError(DlthError, ConnectionError):
+    """Another process of this run ended, or cannot be reached any more."""
+
+    code = "E_RANK"
+
+
 class BugError(DlthError):
     """Something that nobody foresaw: a mistake of dlth's or of a library's, to be reported."""
 

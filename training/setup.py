@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3
 
 from dlth.tickets import Grid
 from dlth.tickets.seeding import derive
+from dlth.training.agreement import agree, settings_of
 from dlth.training.config import DEFAULT_MODEL, RECIPE_BATCH, TrainConfig
 from dlth.training.distributed import World
 from dlth.training.evalset import Frame, Note, described, tickets_crop
@@ -30,6 +31,7 @@ from dlth.training.schedule import KeepSchedule, final_budget
 from dlth.training.settings import is_free
 from dlth.training.step import Pixels, Precision, Rank, Stepper
 from dlth.training.ticket_vit import TicketViT
+from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
 
 HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
@@ -208,38 +210,54 @@ def recipe_fact(recipe: str, global_batch: int) -> str:
 
 
 def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
-    """Open, check and build everything a run needs.
+    """Open, check and build everything a run needs; ranks take each part together, so what one refuses ends them all.
 
     Raises:
         DlthError: what does not fit together, with both sides shown
     """
-    start = WeightsFile.find(config.init_from) if config.init_from is not None else None
-    config, images = _settled(config, start, reporter.note)
+    agree(world, settings_of("train", config, also=("out",)) | {"device": world.device.type})
+    with world.together():
+        start = WeightsFile.find(config.init_from) if config.init_from is not None else None
+        config, images = _settled(config, start, reporter.note)
     inputs = open_inputs(config, world)
-    vit = _student(config, inputs.num_classes, start)
-    student = TicketViT(vit)
-    if config.users_crop_pct is None:
-        images |= tickets_crop(inputs.val_store, images, reporter.note)
-    frame = Frame.of(vit, **images)
-    inputs.join_tickets(frame, reporter.note)
-    pixels = Pixels(frame.mean, frame.std, config.channels_last)
-    vit.to(world.device)
-    if config.channels_last:
-        vit.to(memory_format=torch.channels_last)
-    _try_forward(student, frame, inputs.k, world.device)
-    ema = make_ema(vit, config)
-    optimizer = make_optimizer(vit, config, inputs.global_batch)
-    set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
-    online = None
-    if config.mode == "online" and (config.selector or config.selector_checkpoint):
-        online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
-    inputs.schedule = _keep_schedule(config, inputs, online)
-    rank = online.ranking(pixels) if online is not None else None
-    in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
-    sizes = 1 if inputs.schedule is None else inputs.schedule.most_sizes
-    inputs.check()
+    with world.together():
+        vit = _student(config, inputs.num_classes, start)
+        student = TicketViT(vit)
+        if config.users_crop_pct is None:
+            images |= tickets_crop(inputs.val_store, images, reporter.note)
+        frame = Frame.of(vit, **images)
+        inputs.join_tickets(frame, reporter.note)
+        pixels = Pixels(frame.mean, frame.std, config.channels_last)
+        vit.to(world.device)
+        if config.channels_last:
+            vit.to(memory_format=torch.channels_last)
+        _try_forward(student, frame, inputs.k, world.device)
+        ema = make_ema(vit, config)
+        optimizer = make_optimizer(vit, config, inputs.global_batch)
+        set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
+        online = None
+        if config.mode == "online" and (config.selector or config.selector_checkpoint):
+            online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
+        inputs.schedule = _keep_schedule(config, inputs, online)
+        rank = online.ranking(pixels) if online is not None else None
+        in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
+        sizes = 1 if inputs.schedule is None else inputs.schedule.most_sizes
+        inputs.check()
+    agree(world, _contents(inputs, frame, online, weights_digest(vit) if start is not None else ""))
     stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, in_loop, sizes)
     return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, online, rank)
+
+
+def _contents(inputs: Inputs, frame: Frame, online: OnlineSelector | None, weights: str) -> dict[str, Any]:
+    """What a rank has read, for the others to compare; `weights`: digest of those that a file gave, empty without.
+
+    Weights drawn anew may differ in a bit between machines; the first step's rank 0 sends its own to all.
+    """
+    selector = {f"selector {name}": fact for name, fact in (online.facts() if online is not None else {}).items()}
+    selector.pop("selector weights_source", None)
+    view = {"evaluation view": described(frame.eval_view), "mean": frame.mean, "std": frame.std}
+    left_out = {"left out": inputs.left_out.identity()}
+    return inputs.identities() | left_out | view | {"initial weights": weights} | selector
 
 
 def _try_forward(student: TicketViT, frame: Frame, k: int | None, device: torch.device) -> None:

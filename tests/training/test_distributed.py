@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,3 +60,89 @@ def test_two_ranks_train_and_measure_as_one_process_does_and_hand_over_to_one(
         for kind in ("dense", "ticket", "random"):
             assert two[f"eval_{kind}_top1"] == one[f"eval_{kind}_top1"]
             assert two[f"eval_{kind}_loss"] == pytest.approx(one[f"eval_{kind}_loss"], abs=TOLERANCE)
+
+
+RANK = """
+import json, os, signal, sys
+from pathlib import Path
+import torch.distributed as dist
+from dlth.tickets.errors import DlthError
+from dlth.training.eval_config import EvalConfig
+from dlth.training.evaluate import evaluate
+from dlth.training.layers import layered
+from dlth.training.loop import train
+from dlth.training.reporter import Reporter
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+(folder / f"pid{rank}").write_text(str(os.getpid()))
+dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+
+class Killer(Reporter):
+    def stepped(self, record):
+        if record["step"] == 1:
+            os.kill(int((folder / "pid1").read_text()), signal.SIGKILL)
+
+ends = []
+for name, *settings in json.loads((folder / "cases.json").read_text()):
+    try:
+        if name.startswith("evaluate"):
+            evaluate(EvalConfig(**settings[rank]))
+        else:
+            train(layered(settings[rank]), reporter=Killer() if name == "killed" else None)
+        ends.append("")
+    except DlthError as error:
+        ends.append(f"{error.code} {error}")
+    (folder / f"ends{rank}.json").write_text(json.dumps(ends))
+"""
+"""One of two ranks: trains or measures with each case's settings in turn, and writes down how each ended."""
+
+
+def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
+    make_run: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Two processes of one group: both name what differs and both its values, whether settings, files or checkpoint.
+
+    What one is refused for ends both; the same data elsewhere are no difference; and a rank that is killed among its
+    steps ends the other with an error of the family.
+    """
+    alike = {
+        "arm": "dense",
+        "tickets": None,
+        "val": None,
+        "val_tickets": None,
+        "batch_size": 4,
+        "epochs": 1,
+        "warmup_epochs": 0,
+    }
+    ours, out = make_run("run", **alike).model_dump(mode="json"), str(tmp_path / "run")
+    shutil.copytree(tmp_path / "train", tmp_path / "copy")
+    ticket = ours | {"arm": "ticket", "tickets": str(tmp_path / "train.zarr")}
+    measured = {"checkpoint": out, "val": str(tmp_path / "val"), "workers": 0, "device": "cpu"}
+    weights = ours | {"out": str(tmp_path / "again"), "init_from": out}
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+        "steps": (ours, ours | {"batch_size": 2, "epochs": 3}, r"epochs: rank 0 has 1, rank 1 3\n  batch_size: .*4.*2"),
+        "ranking": (ours, ours | {"arm": "random", "keep": "0.5"}, r"arm: rank 0 has dense, rank 1 random"),
+        "numbers": (ours, ours | {"lr": 3.0, "seed": 7, "opt": "sgd"}, r"lr: (.*\n)+  opt: .*adamw.*sgd(.*\n)+  seed"),
+        "place": (ours, ours | {"out": str(tmp_path / "b")}, r"  out: rank 0 has .*run, rank 1 .*/b\n"),
+        "data": (ours, ours | {"data": measured["val"]}, r"  data: rank 0 has [0-9a-f]{6}"),
+        "refused": (ours, ours | {"data": str(tmp_path / "none")}, "none|another rank of this run was refused"),
+        "ticketless": (ticket, ticket | {"tickets": "no"}, "no ticket file .*no$|another rank of this run was refused"),
+        "alike": (ours, ours | {"data": str(tmp_path / "copy")}, ""),
+        "checkpoint": (ours | {"out": weights["out"], "resume": out}, weights | {"init_from": None}, "starts at step"),
+        "weights": (weights, weights | {"init_from": None}, "initial weights: rank 0 has [0-9a-f]{6}.*rank 1 nothing"),
+        "evaluate": (measured, measured | {"keep": "0.5"}, "keep: rank 0 has nothing, rank 1 0.5"),
+        "evaluate data": (measured, measured | {"val": ours["data"]}, "val: rank 0 has"),
+        "evaluate alike": (measured, measured, ""),
+        "killed": (weights, weights, "E_RANK another rank of this run ended"),
+    }
+    (tmp_path / "cases.json").write_text(json.dumps([(name, one, two) for name, (one, two, _) in cases.items()]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-c", RANK, str(tmp_path)]
+    ranks = [subprocess.Popen([*launch, str(rank)], env=environment) for rank in range(2)]
+    codes = [rank.wait(timeout=300) for rank in ranks]
+    ends = [json.loads((tmp_path / f"ends{rank}.json").read_text()) for rank in range(2)]
+    assert (codes, [len(said) for said in ends]) == ([0, -signal.SIGKILL], [len(cases), len(cases) - 1])
+    for (name, (*_, expected)), *said in zip(cases.items(), ends[0], [*ends[1], ends[0][-1]], strict=True):
+        for text in said:
+            assert re.search(expected, text) if expected else not text, f"{name}: {text}"
+        assert name in ("refused", "ticketless") or said[0] == said[1], name
