@@ -133,7 +133,7 @@ def build(
         ) from error
 
 
-MAX_ARGUMENT, MAX_DEPTH = 1 << 16, 1_000
+MAX_ARGUMENT, MAX_DEPTH = 1 << 20, 1_000
 """Widths, heads and tokens end far below; the deepest transformers have a thousand blocks, and every block takes time
 to build, even without memory."""
 
