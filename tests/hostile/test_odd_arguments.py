@@ -74,7 +74,9 @@ def test_numbers_that_cannot_be_are_refused(store: TicketStore, value: Any) -> N
             call()
 
 
-@pytest.mark.parametrize("value", [None, 5, "toy.zarr", Path("toy.zarr"), [None], object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, 5, "toy.zarr", Path("toy.zarr"), [None], object()], ids=lambda value: type(value).__name__
+)
 def test_what_is_no_open_ticket_file_is_refused(store: TicketStore, tmp_path: Path, value: Any) -> None:
     """One file, or a list of files, at every tool: its path, nothing, a list with nothing in it."""
     several: list[Callable[[Any], object]] = [union, intersection, merge]
