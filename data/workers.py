@@ -282,9 +282,12 @@ def _packed(result: Any) -> memoryview:
     try:
         return ForkingPickler.dumps(result)
     except (OSError, RuntimeError) as error:
+        advice = (
+            "/dev/shm is full or too many files are open: use fewer --workers or a smaller batch, or raise the limit"
+        )
+        advice = "set TMPDIR to a shorter path" if "path too long" in str(error) else f"{advice} (ulimit -n)"
         failure = WorkerError(
-            f"a process that reads images could not hand over a batch ({str(error).splitlines()[0]}): /dev/shm is full "
-            "or too many files are open: use fewer --workers or a smaller batch, or raise the limit (ulimit -n)"
+            f"a process that reads images could not hand over a batch ({str(error).splitlines()[0]}): {advice}"
         )
         return ForkingPickler.dumps(_Failure(failure))
 

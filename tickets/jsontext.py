@@ -34,7 +34,8 @@ def parse(raw: bytes, where: str, max_depth: int = MAX_DEPTH) -> Json:
             parse_float=_finite,
             parse_int=_bounded,
         )
-        _check_depth(value, max_depth)
+        if _is_deeper(value, max_depth):
+            raise ValueError(f"nested more than {max_depth} deep")
         return value
     except RecursionError as error:
         raise SchemaError(f"{where}: JSON is nested too deeply") from error
@@ -47,12 +48,12 @@ def same(left: Json, right: Json) -> bool:
     return canonical(left) == canonical(right)
 
 
-def _check_depth(value: Json, left: int) -> None:
-    if isinstance(value, dict | list):
-        if left == 0:
-            raise ValueError("nested too deep")
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_depth(item, left - 1)
+def _is_deeper(value: Json, levels: int) -> bool:
+    """Whether lists and objects stand more than `levels` deep in each other."""
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:

@@ -74,8 +74,8 @@ def _try_step(options: Mapping[str, Any], device: torch.device) -> None:
     take_apart(optimizer.state_dict(), "optimizer", {})
 
 
-MAX_RATE = 1e6
-"""A learning rate beyond any use, by layers and schedules too, and one whose steps are still numbers of 32 bits."""
+MAX_RATE = 3.4e38
+"""The largest number of 32 bits: beyond any use, but what a rate is too large for is not known here."""
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> SetRate:
