@@ -146,9 +146,13 @@ class Pool:
         while True:
             worker = self._workers[place]
             try:
-                return worker.answer()
+                result = worker.answer()
             except (EOFError, OSError) as error:
                 self._replace(place, worker.death(error))
+                continue
+            if isinstance(result, _Failure):  # raised out here: many errors of the family are OSErrors, and no death
+                raise result.error
+            return result
 
     def _replace(self, place: int, death: str) -> None:
         """A new worker that is asked again what the dead one was asked. Raises WorkerError if no image killed it."""
@@ -197,7 +201,7 @@ class _Worker:
             self.connection.send(self.asked[-1])
 
     def answer(self) -> Any:
-        """What the oldest request gave. Raises what the job raised; EOFError or OSError when the worker is dead."""
+        """What the oldest request gave, a `_Failure` if an error. Raises EOFError or OSError if the worker is dead."""
         try:
             result = self.connection.recv()
         except RuntimeError as error:  # "received 0 items of ancdata": no number was left for a tensor's handle
@@ -207,8 +211,6 @@ class _Worker:
                 raise self._not_taken_over(error) from error
             raise
         self.asked.popleft()
-        if isinstance(result, _Failure):
-            raise result.error
         return result
 
     def death(self, error: Exception) -> str:

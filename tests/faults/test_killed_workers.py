@@ -23,7 +23,7 @@ from dlth.data.loader import TrainLoader
 from dlth.data.order import Batching
 from dlth.data.workers import Pool, WorkerError, one_ahead
 from dlth.tickets import Grid, ViewSpec
-from dlth.tickets.errors import InputError
+from dlth.tickets.errors import InputError, MissingFileError, SpaceError, TransferError
 
 FORK = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds for its imports
 VIEW = ViewSpec("center", 32, 32, "0.9")
@@ -129,6 +129,14 @@ def test_an_unforeseen_error_arrives_as_itself() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         list(Pool(Job(), 1).results([1, ZeroDivisionError("here")]))
     assert "in __call__" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("kind", [MissingFileError, SpaceError, TransferError])
+def test_an_error_of_the_system_in_a_worker_is_no_death(kind: type[Exception]) -> None:
+    """A shard that vanished, a full disk and a server that fails are OSErrors as well; each arrives as it is."""
+    pool = Pool(Job(kind("gone")), 1)
+    with pytest.raises(kind, match=r"^gone$"):
+        list(pool.results([1, "raise"]))
 
 
 class TwoPartsError(Exception):

@@ -385,7 +385,7 @@ def test_a_shard_that_vanishes_is_an_error_that_names_it(make_shards: Callable[.
     shards = make_shards(2, 3)
     prepared = plan(config(shards.spec, tmp_path / "t.zarr", workers=1))
     shards.paths[1].unlink()
-    with pytest.raises(DlthError, match=r"train-000001\.tar") as caught:
+    with pytest.raises(MissingFileError, match=r"train-000001\.tar") as caught:
         select(prepared)
     assert "Traceback" not in str(caught.value)
 
