@@ -28,11 +28,9 @@ from dlth.data.scan import Rows, scan
 from dlth.data.shard_index import ShardIndex, ShardInfo
 from dlth.data.sources import INFO_NAME, Listing, Source, resolve
 from dlth.tickets.errors import DamageError, DlthError, InputError, MismatchError, shown
+from dlth.tickets.progress import Progress
 
 __all__ = ["ShardIndex", "ShardInfo", "check_shards", "open_index"]
-
-Progress = Callable[[int, int], None]
-"""Called with the number of shards done and the number of all."""
 
 LOG = logging.getLogger("dlth")
 _THREADS = 16

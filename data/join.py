@@ -23,7 +23,6 @@ from dlth.data.matching import (
     NO_TICKET,
     READ_AT_ONCE,
     ContentIndex,
-    Progress,
     Rows,
     compared,
     match_by_key,
@@ -34,6 +33,7 @@ from dlth.data.remote import is_remote
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import TicketHeader
+from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
 __all__ = ["BAD_IMAGE", "MISSING", "NO_TICKET", "Coverage", "Join", "Missing", "check_compatible", "join"]

@@ -27,7 +27,6 @@ from dlth.data.matching import (
     READ_AT_ONCE,
     ContentIndex,
     Hashes,
-    Progress,
     Rows,
     compared,
     match_by_key,
@@ -40,6 +39,7 @@ from dlth.tickets.errors import MismatchError, MissingTicketError, shown
 from dlth.tickets.keyindex import key_hashes
 from dlth.tickets.manifest import ShardSpec
 from dlth.tickets.pairing import base_name
+from dlth.tickets.progress import Progress
 from dlth.tickets.reorder import Reordered
 from dlth.tickets.store import TicketStore
 

@@ -6,8 +6,6 @@ Believed is a lettered key as it is, and a running number only with equal bytes 
 of that shard's images has the right bytes, and the loader then compares each of them when it is read.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +20,6 @@ READ_AT_ONCE = 256
 Rows = NDArray[np.int64]
 """Int64 [images]: shard index · store.max_rows + row in the ticket file, or NO_TICKET."""
 Hashes = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
 
 
 def match_by_position(index: ShardIndex, store: TicketStore) -> Rows:

@@ -43,10 +43,8 @@ from dlth.data.tar import pread
 from dlth.data.tar_header import BLOCK
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
 from dlth.tickets.files import fresh, reading, space_errors, sync_folder, user_path, write_files
+from dlth.tickets.progress import Progress
 from dlth.tickets.seeding import generator
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and the number of all."""
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

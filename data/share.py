@@ -11,7 +11,6 @@ An address may end in `#identity=` and the 64 digits that `dlth tickets info` pr
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from dlth.data.sources import check_address
 from dlth.data.transfer import check_free, discard, download, upload
 from dlth.tickets.archive import Archive, pack, unpack
 from dlth.tickets.card import card
-from dlth.tickets.derive import Progress
 from dlth.tickets.errors import (
     DlthError,
     InputError,
@@ -34,6 +32,7 @@ from dlth.tickets.errors import (
 from dlth.tickets.files import user_path
 from dlth.tickets.named import read_named
 from dlth.tickets.newfile import new_file, new_place, refuse_existing
+from dlth.tickets.progress import Note, Progress
 from dlth.tickets.store import TicketStore
 
 CARD = "README.md"
@@ -42,8 +41,6 @@ MAX_BESIDE = 2**20  # bytes of a card or a signature
 _SIGNATURE_SECONDS = 10.0  # a signature has some thousand bytes
 _PINNED = re.compile(r"(.+)#identity=([0-9a-f]{64})")
 _KEEPS_PART = (TransferError, LockedError, SpaceError, MissingFileError)
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

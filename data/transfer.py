@@ -21,7 +21,6 @@ from fsspec.callbacks import Callback
 from dlth.data.fetch import blocks
 from dlth.data.remote import Facts, facts, filesystem, is_remote, reaching
 from dlth.data.waiting import watched
-from dlth.tickets.derive import Progress
 from dlth.tickets.errors import (
     DamageError,
     DlthError,
@@ -35,6 +34,7 @@ from dlth.tickets.files import appended, fresh, read_file, space_errors
 from dlth.tickets.jsontext import canonical
 from dlth.tickets.locks import locked
 from dlth.tickets.newfile import new_file
+from dlth.tickets.progress import Progress
 
 BLOCK = 8 * 2**20  # bytes asked for at a time
 _PART = 16 * 2**20  # bytes of a part in S3, where 10,000 parts are the most

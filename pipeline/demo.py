@@ -21,6 +21,7 @@ from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.locks import LOCK, owned
+from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.layers import checked, layered
 from dlth.training.loop import train
@@ -43,7 +44,7 @@ class Demo:
     """One demo in its folder; each method is a step, and returns at once if its output is there."""
 
     config: DemoConfig
-    say: Callable[[str], None]
+    say: Note
     reporter: Reporter
     counting: Callable[[str, int], Any]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from dlth.data.workers import num_cores
 from dlth.pipeline.shard_reader import ShardBatch
 from dlth.tickets import Preprocessing
+from dlth.tickets.progress import Note
 from dlth.training import Selector
 from dlth.training.compiled import compiled
 
@@ -38,7 +39,7 @@ class Ranker:
         amp_dtype: torch.dtype | None = None,
         torchcompile: str | None = None,
         batch_size: int | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        say: Note = lambda text: None,
     ) -> None:
         self.selector, self.device, self.amp_dtype, self.say = selector, device, amp_dtype, say
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)

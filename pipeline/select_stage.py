@@ -37,6 +37,7 @@ from dlth.tickets import (
     TicketWriter,
 )
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.progress import Note
 from dlth.training import Selector
 from dlth.training.compiled import check_backend
 from dlth.training.distributed import pick_device
@@ -48,7 +49,7 @@ from dlth.training.selector import check_weights
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class SelectReport:
     identity: str = ""
 
 
-def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -> SelectPlan:
+def plan(config: SelectConfig, say: Note = lambda text: None) -> SelectPlan:
     """Open the shards, build the selector and fix the header, without writing anything.
 
     Raises:
@@ -160,9 +161,9 @@ def plan(config: SelectConfig, say: Callable[[str], None] = lambda text: None) -
 
 def select(
     plan: SelectPlan,
-    progress: Progress = lambda images: None,
-    skip: Progress = lambda images: None,
-    say: Callable[[str], None] = lambda text: None,
+    progress: Advance = lambda images: None,
+    skip: Advance = lambda images: None,
+    say: Note = lambda text: None,
     wait: bool = False,
 ) -> SelectReport:
     """Rank the patches of every image of the plan that is not yet in the file, and finish the file if it is whole.
@@ -215,8 +216,8 @@ def _rank_missing(
     writer: TicketWriter,
     todo: list[int],
     report: SelectReport,
-    progress: Progress,
-    say: Callable[[str], None],
+    progress: Advance,
+    say: Note,
 ) -> set[int]:
     """Rank the shards of `todo` that nobody else has; gives back which were done here."""
     config, index = plan.config, plan.index
@@ -301,7 +302,7 @@ def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> Shard
     return ShardTickets(keys, hashes, patches, gap, skipped)
 
 
-def _said(config: SelectConfig, weights: WeightsFile | None, say: Callable[[str], None]) -> dict[str, Any]:
+def _said(config: SelectConfig, weights: WeightsFile | None, say: Note) -> dict[str, Any]:
     """Model and images as the user gave them, else as the weights record them; a contradiction is told."""
     said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}
     if weights is not None:

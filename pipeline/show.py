@@ -7,7 +7,7 @@ spread ones, so that a comparison of two files of ImageNet's size takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from dlth.pipeline.gallery import Card, Gallery
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
 from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.tickets.progress import Note
 
 MAX_COMPARED = 20_000
 MAX_SHOWN = 2_000
@@ -35,7 +36,6 @@ MAX_SIDE = 448
 """Pixels of a picture's longer side in the page; larger views are drawn smaller."""
 _CHUNK = 256
 
-Say = Callable[[str], None]
 Ids = np.ndarray
 """int64 [images], positions in the index."""
 
@@ -62,7 +62,7 @@ def gallery_of(
     choice: Choice,
     other: TicketStore | None = None,
     files: Sequence[tuple[str, Mapping[str, object]]] = (),
-    say: Say = lambda text: None,
+    say: Note = lambda text: None,
 ) -> Gallery:
     """The chosen images with their tickets, and with those of a second file where one is given.
 
@@ -176,7 +176,7 @@ def _same_view(one: TicketHeader, two: TicketHeader) -> bool:
     return frames[0] == frames[1]
 
 
-def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[str], say: Say) -> Iterator[Card]:
+def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[str], say: Note) -> Iterator[Card]:
     """One card for each image that can be read."""
     store = joins[0].store
     rankings = [_rankings(index, each, ids, store.header) for each in joins]

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO
 
 from dlth.tickets.arguments import open_store
-from dlth.tickets.derive import Progress
 from dlth.tickets.errors import DamageError, LimitError, MismatchError, UnsafeError, shown
 from dlth.tickets.files import fresh, open_regular, space_errors, sync_folder, user_path
 from dlth.tickets.layout import (
@@ -33,6 +32,7 @@ from dlth.tickets.layout import (
 )
 from dlth.tickets.manifest import FileDigest, Manifest, check_digest, digest_of
 from dlth.tickets.newfile import new_file, new_place, refuse_existing
+from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
 _LOCAL = struct.Struct("<4s5H3L2H")

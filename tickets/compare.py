@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from dlth.tickets.arguments import listed, open_stores
 from dlth.tickets.budget import num_kept
-from dlth.tickets.derive import Progress, check_same_frame
+from dlth.tickets.derive import check_same_frame
 from dlth.tickets.errors import InputError, whole_number
 from dlth.tickets.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.pairing import Pairing
+from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
 KEEPS = ("0.1", "0.25", "0.5", "0.7", "0.9")

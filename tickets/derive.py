@@ -20,11 +20,9 @@ from dlth.tickets.errors import InputError, LockedError, MismatchError, shown
 from dlth.tickets.header import SelectorInfo, TicketHeader, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.manifest import ShardSpec
+from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 from dlth.tickets.writer import TicketWriter
-
-Progress = Callable[[int, int], None]
-"""Told (done, total) shards."""
 
 MAX_PARENTS = 64
 _FRAME = ("grid", "patch_size", "view")

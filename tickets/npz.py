@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.arguments import open_store
-from dlth.tickets.derive import Progress, specs
+from dlth.tickets.derive import specs
 from dlth.tickets.errors import (
     DamageError,
     DlthError,
@@ -45,6 +45,7 @@ from dlth.tickets.jsontext import canonical, parse
 from dlth.tickets.layout import MAX_CHUNK_BYTES, MAX_META_BYTES, MAX_SHARDS
 from dlth.tickets.manifest import MAX_ROWS, ShardSpec
 from dlth.tickets.newfile import new_file
+from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
 _MAX_MEMBERS = 64

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from dlth.tickets.arguments import open_store
 from dlth.tickets.checks import ShardTickets
-from dlth.tickets.derive import Progress
 from dlth.tickets.errors import whole_number
 from dlth.tickets.grid import Grid
 from dlth.tickets.labels import Labels, RowLabels
+from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3)

@@ -51,7 +51,8 @@ from dlth.tickets.layout import (
 from dlth.tickets.manifest import Manifest, ShardEntry, check_digest
 from dlth.tickets.masks import from_bits, kept_sets
 from dlth.tickets.partial import Partial
-from dlth.tickets.verify import Note, Progress, verify_store
+from dlth.tickets.progress import Note, Progress
+from dlth.tickets.verify import verify_store
 
 _MAX_ENTRIES = 4 * MAX_SHARDS + 16
 

@@ -13,12 +13,10 @@ from dlth.tickets.errors import DamageError, InputError, shown
 from dlth.tickets.keyindex import KeyIndex, key_hashes
 from dlth.tickets.manifest import content_id
 from dlth.tickets.origin import all_alike
+from dlth.tickets.progress import Note, Progress
 
 if TYPE_CHECKING:
     from dlth.tickets.store import TicketStore
-
-Progress = Callable[[int, int], None]
-Note = Callable[[str], None]
 
 
 def verify_store(

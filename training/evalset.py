@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,14 +19,13 @@ from dlth.data.views import check_view
 from dlth.tickets import Budget, Grid, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import shown
 from dlth.tickets.origin import describe
+from dlth.tickets.progress import Note
 from dlth.training.distributed import World
 from dlth.training.measure import EvalResult, measure
 from dlth.training.models import grid_of, patch_size_of
 from dlth.training.selector import Selection
 from dlth.training.step import Pixels, Precision, Rank
 from dlth.training.ticket_vit import TicketViT
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

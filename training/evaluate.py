@@ -15,10 +15,11 @@ from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.locks import owned
+from dlth.tickets.progress import Note
 from dlth.training.agreement import agree, settings_of
 from dlth.training.distributed import joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
-from dlth.training.evalset import EvalSet, Frame, Note, described, join_val, tickets_crop, tokens_kept
+from dlth.training.evalset import EvalSet, Frame, described, join_val, tickets_crop, tokens_kept
 from dlth.training.measure import EvalResult
 from dlth.training.models import resolve, seeing
 from dlth.training.step import Pixels, Precision
@@ -58,11 +59,11 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
         return result
 
 
-def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, tell: Note) -> tuple[TicketViT, EvalSet]:
+def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note: Note) -> tuple[TicketViT, EvalSet]:
     """The model with its weights, on the device, and what to measure it on."""
     said, against = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)})
     if against:
-        tell(against)
+        note(against)
     if said["model"] is None:
         raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
     resolve(said["model"])  # a name that is none is told before shards are read
@@ -73,13 +74,13 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, tell
     check_labels(int(getattr(vit, "num_classes", 0)), index)
     chosen = weights.note is not None and weights.note.crop_chosen
     if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
-        said |= tickets_crop(store, said, tell)
+        said |= tickets_crop(store, said, note)
     frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
     k = _trained_k(weights, frame.grid) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
     if k is not None and store is None:
-        tell("no ticket row: --val-tickets names the tickets of these images")
-    found = join_val(index, store, frame, k, config.val_split, config.missing, tell)
+        note("no ticket row: --val-tickets names the tickets of these images")
+    found = join_val(index, store, frame, k, config.val_split, config.missing, note)
     recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
     seed = recorded if config.seed is None else config.seed
     images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)

@@ -29,9 +29,10 @@ from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Budget, TicketHeader, TicketStore
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.origin import describe
+from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import EvalSet, Frame, Note, described, join_val, moved_text, tokens_kept
+from dlth.training.evalset import EvalSet, Frame, described, join_val, moved_text, tokens_kept
 from dlth.training.schedule import KeepSchedule
 
 

@@ -9,7 +9,7 @@ Rejected: merging inside tables (``model_kwargs``): a reader of the file must se
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.named import named_text
+from dlth.tickets.progress import Note
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.settings import Settings
 from dlth.training.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml, read_toml, to_toml, toml_of
@@ -105,7 +106,7 @@ def layered(
     *,
     recipe: str | None = None,
     config_file: str | Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Note = lambda text: None,
 ) -> TrainConfig:
     """Make the configuration of a run from its layers.
 

@@ -33,7 +33,7 @@ from dlth.training.layers import is_written
 from dlth.training.measure import EvalResult
 from dlth.training.metrics import Totals, device_name, peak_memory
 from dlth.training.outcome import DivergedError, RunResult, diverged, read_result
-from dlth.training.progress import Progress
+from dlth.training.progress import RunProgress
 from dlth.training.publish import write_text
 from dlth.training.reporter import Reporter
 from dlth.training.resume import LOG, mark_of, take_over
@@ -83,7 +83,7 @@ class Training:
         self.config, self.world, self.reporter = config, world, reporter
         self.out = Path(config.out)
         self.parts: Parts = prepare(config, world, reporter)
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.log: RunLog | None = None
         self.log_mark: Mark | None = None
         self.evaluation: dict[str, dict[str, dict[str, Any]]] = {}

@@ -35,7 +35,7 @@ class RunSize:
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no finite gradient.
 
     `best`: epoch, kind of tokens and top1 of the best weights so far; `bad_images`: ids of the corrupt training images
@@ -54,14 +54,14 @@ class Progress:
     in_run: Totals = field(default_factory=Totals)
 
     @classmethod
-    def from_json(cls, values: Any, size: RunSize) -> Progress:
+    def from_json(cls, values: Any, size: RunSize) -> RunProgress:
         """The progress that `asdict` took apart, of a run of that size.
 
         Raises:
             DamageError: a field that is missing, foreign or of another type; a place or sums that this run cannot have
         """
         try:
-            found: Progress = _CHECK.validate_json(json.dumps(values))
+            found: RunProgress = _CHECK.validate_json(json.dumps(values))
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
             raise DamageError(f"the checkpoint's progress cannot be read: {shown(wrong)}") from error
@@ -83,7 +83,7 @@ class Progress:
         return found
 
 
-_CHECK: TypeAdapter[Progress] = TypeAdapter(Progress)
+_CHECK: TypeAdapter[RunProgress] = TypeAdapter(RunProgress)
 
 
 def _is_best(best: Mapping[str, Any], epoch: int) -> bool:

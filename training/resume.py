@@ -15,7 +15,7 @@ import torch
 from dlth.tickets.errors import DamageError, shown
 from dlth.training.checkpoint import FIRST_VERSION, Checkpoint, put_together
 from dlth.training.outcome import LOOSE, STRICT, check_resumable
-from dlth.training.progress import Progress, RunSize
+from dlth.training.progress import RunProgress, RunSize
 from dlth.training.runlog import Mark
 from dlth.training.setup import Parts
 from dlth.training.weights import check_fits
@@ -25,7 +25,7 @@ LOG = "log"
 _FIELDS = (STRICT, LOOSE, "progress", "optimizer", "scaler")
 
 
-def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: Parts) -> tuple[Progress, list[str]]:
+def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: Parts) -> tuple[RunProgress, list[str]]:
     """Load a checkpoint into a run's parts; gives back where it was, and what changed without doing harm.
 
     Args:
@@ -50,7 +50,7 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
         inputs.global_batch,
         parts.tokens_per_image(parts.grid.num_patches),
     )
-    progress = Progress.from_json(state["progress"], size)
+    progress = RunProgress.from_json(state["progress"], size)
     modules = {"model": parts.vit} | ({"ema": parts.ema.module} if parts.ema is not None else {})
     for name, module in modules.items():
         _same_kind(check_fits(module, saved.parts[name], name), module.state_dict(), f"{saved.path}: {name}")

@@ -15,11 +15,12 @@ import torch
 from timm.utils import ModelEmaV3
 
 from dlth.tickets import Grid
+from dlth.tickets.progress import Note
 from dlth.tickets.seeding import derive
 from dlth.training.agreement import agree, settings_of
 from dlth.training.config import DEFAULT_MODEL, RECIPE_BATCH, TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import Frame, Note, described, tickets_crop
+from dlth.training.evalset import Frame, described, tickets_crop
 from dlth.training.inputs import Inputs, open_inputs
 from dlth.training.measure import EvalResult
 from dlth.training.models import build, resolve, seeing

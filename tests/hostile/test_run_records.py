@@ -13,14 +13,14 @@ import pytest
 from dlth.tickets.errors import DamageError
 from dlth.training.checkpoint import FIRST_VERSION, Checkpoint
 from dlth.training.metrics import Totals
-from dlth.training.progress import Progress, RunSize
+from dlth.training.progress import RunProgress, RunSize
 from dlth.training.resume import mark_of
 from dlth.training.runlog import RunLog
 
 SIZE = RunSize(epochs=3, steps_per_epoch=4, num_images=10, global_batch=3, tokens_per_image=17)
 SUMS = Totals(loss_sum=20.0, loss_weight=6.0, images=6.0, tokens=102.0, hidden=1.5, whole=6.0, data_seconds=1.0)
 BEST = {"epoch": 1, "tokens": "ticket", "top1": 50.0}
-SOUND = asdict(Progress(1, 2, 6, 1, BEST, [3], SUMS, SUMS))
+SOUND = asdict(RunProgress(1, 2, 6, 1, BEST, [3], SUMS, SUMS))
 FORGED: dict[str, Mapping[str, Any]] = {
     "an epoch of the future": {"best": BEST | {"epoch": 2}},
     "an endless epoch": {"best": BEST | {"epoch": 2**63 - 1}},
@@ -40,9 +40,9 @@ FORGED: dict[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("case", FORGED)
 def test_progress_that_no_run_makes_is_refused(case: str) -> None:
     """Best epoch, kind and accuracy, and all sums, are within what so many steps of such batches can give."""
-    assert Progress.from_json(SOUND, SIZE).in_run == SUMS
+    assert RunProgress.from_json(SOUND, SIZE).in_run == SUMS
     with pytest.raises(DamageError):
-        Progress.from_json({**SOUND, **FORGED[case]}, SIZE)
+        RunProgress.from_json({**SOUND, **FORGED[case]}, SIZE)
 
 
 EPOCH = {"kind": "epoch", "step": 4, "epoch": 0, "lr": 0.1, "train_loss": 1.0}
