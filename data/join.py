@@ -10,6 +10,7 @@ reads, so a wrong ticket never trains. Rejected: joining while streaming, where 
 dict of a million keys.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -109,13 +110,13 @@ class Join:
     identical: NDArray[np.bool_]
     coverage: Coverage
 
-    @property
+    @functools.cached_property
     def removed(self) -> NDArray[np.bool_]:
         """Bool [images]: left out of the order, by every arm: with 'skip', those without a ticket."""
         without: NDArray[np.bool_] = self.ticket_row == NO_TICKET
         return without & (self.coverage.policy == "skip")
 
-    @property
+    @functools.cached_property  # asked for at each batch
     def bad(self) -> NDArray[np.bool_]:
         """Bool [images]: could not be read when the tickets were made; they stay in the order, and count nothing."""
         unreadable: NDArray[np.bool_] = self.ticket_row == BAD_IMAGE

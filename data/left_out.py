@@ -6,6 +6,7 @@ Its place is taken, and every other image meets the same batch. Images without a
 which was asked for; then only arms with the same tickets are alike, and the digest of what an epoch visits says so.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class LeftOut:
         bad[list(ids)] = True
         return replace(self, bad=bad)
 
-    @property
+    @functools.cached_property  # asked for at each step
     def num_ordered(self) -> int:
         """Images in an epoch's order."""
         return len(self.missing) - int(self.missing.sum())
