@@ -5,9 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tickets", "data", "training", "pipeline")
@@ -25,6 +30,12 @@ def imported_modules(path: Path) -> set[str]:
             names.add(node.module or "")
             names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "dlth"}
     return names
+
+
+def third_party(folder: str) -> set[str]:
+    """Top-level names from outside Python and dlth that the files of a folder import."""
+    names = {name.split(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imported_modules(path)}
+    return names - set(sys.stdlib_module_names) - {"dlth"}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -45,11 +56,23 @@ def test_folders_import_only_to_their_left(folder: str) -> None:
 
 def test_tickets_need_numpy_and_zarr_alone() -> None:
     """A lab that only reads tickets installs numpy and zarr: tickets/ imports nothing else from outside Python."""
-    import sys
+    assert third_party("tickets") - TICKETS_MAY_IMPORT == set()
 
-    allowed = TICKETS_MAY_IMPORT | set(sys.stdlib_module_names) | {"dlth"}
-    outside = {name.split(".")[0] for path in (ROOT / "tickets").rglob("*.py") for name in imported_modules(path)}
-    assert outside - allowed == set()
+
+def test_what_is_imported_is_declared() -> None:
+    """Each package from outside that the four folders import, also late, is a dependency or one of an extra's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needs = [*project["dependencies"], *(need for name in extras if name != "dev" for need in extras[name])]
+    declared = {canonicalize_name(Requirement(need).name) for need in needs}
+    providers = packages_distributions()
+    undeclared = {
+        name
+        for folder in FOLDERS
+        for name in third_party(folder)
+        if not declared & set(map(canonicalize_name, providers[name]))
+    }
+    assert undeclared == set()
 
 
 def test_no_dangerous_calls_in_the_source() -> None:
