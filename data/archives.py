@@ -36,10 +36,8 @@ from dlth.tickets.files import fresh
 _GZIP = b"\x1f\x8b"
 _CHUNK = 16 * 1024 * 1024
 RESERVE = 256 * 1024 * 1024  # bytes that stay free on the disk
-_SWELL, _SWELL_BYTES = (
-    20,
-    256 * 1024 * 1024,
-)  # a tar of icons of 300 bytes is five times its gzip, one of zeros thousand
+_SWELL, _SWELL_BYTES = 20, 256 * 1024 * 1024
+"""Times its gzip, and bytes beyond that, that a tar may have: icons of 300 bytes are five times, zeros a thousand."""
 
 
 class Located(NamedTuple):

@@ -26,6 +26,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dlth.data.archives import RESERVE, discard_spools
+from dlth.data.cores import check_workers
 from dlth.data.imagenet import validation_labels
 from dlth.data.pack_state import finished_shards, has_records, owned, record_shard
 from dlth.data.samples import Listing, Sample, list_samples, source_paths
@@ -228,8 +229,6 @@ def _check_threads(workers: int) -> None:
     """Raises InputError for a number of threads that is none, or more than this machine's other workers may be."""
     if workers < 1:
         raise InputError(f"{workers} workers write no shard: give at least 1, or none for one a core")
-    from dlth.data.workers import check_workers  # imports torch: not for those who name no number
-
     check_workers(workers)
 
 

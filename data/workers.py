@@ -13,7 +13,6 @@ import errno
 import itertools
 import os
 import queue
-import resource
 import threading
 import traceback
 import weakref
@@ -28,9 +27,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.multiprocessing  # teaches pickle to hand tensors over in shared memory
 
+from dlth.data.cores import check_workers
 from dlth.data.crashes import NONE, PROCESSES, STARTING, Crashed, alone, crashing, how_it_ended
 from dlth.data.shard_index import ShardIndex
-from dlth.tickets.errors import DlthError, InputError
+from dlth.tickets.errors import DlthError
 
 Item = TypeVar("Item")
 
@@ -60,37 +60,6 @@ class Job(Protocol):
 
     def __call__(self, request: Any, crashed: Crashed, /) -> Any:
         """The result; images in `crashed` are bad ones and are not decoded. Raises DlthError."""
-
-
-_PER_CORE, _FEWEST = 16, 64
-"""Workers for each core, as those that read from a network mostly wait; and how many any machine may start."""
-_DESCRIPTORS, _OTHERS = 16, 64
-"""Open files that a worker needs (its connection, its end, the tensors of its answers), and those of all else."""
-
-
-def num_cores() -> int:
-    """Cores that this process may use; where the system does not say, all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_workers(workers: int) -> None:
-    """Refuse a number of workers that this machine or its limits cannot bear, before one is started.
-
-    The limit on open files is raised as far as they need and the system lets everyone: 1,024 is a common start.
-
-    Raises:
-        InputError: says how many can work, and what sets the bound
-    """
-    cores = max(_FEWEST, _PER_CORE * num_cores())
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = min(workers, cores) * _DESCRIPTORS + _OTHERS
-    if resource.RLIM_INFINITY != files < needed:
-        files = needed if most == resource.RLIM_INFINITY else max(files, min(needed, most))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    by_files = cores if files == resource.RLIM_INFINITY else max(0, (files - _OTHERS) // _DESCRIPTORS)
-    if workers > min(cores, by_files):
-        why = f"{files} open files (ulimit -n)" if by_files < cores else f"{num_cores()} cores"
-        raise InputError(f"{workers} workers are too many for {why}: at most {min(cores, by_files)} can work here")
 
 
 class Pool:
@@ -285,9 +254,11 @@ def _packed(result: Any) -> memoryview:
         return ForkingPickler.dumps(result)
     except (OSError, RuntimeError) as error:
         advice = (
-            "/dev/shm is full or too many files are open: use fewer --workers or a smaller batch, or raise the limit"
+            "set TMPDIR to a shorter path"
+            if "path too long" in str(error)
+            else "/dev/shm is full or too many files are open: use fewer --workers or a smaller batch, or raise the "
+            "limit (ulimit -n)"
         )
-        advice = "set TMPDIR to a shorter path" if "path too long" in str(error) else f"{advice} (ulimit -n)"
         failure = WorkerError(
             f"a process that reads images could not hand over a batch ({str(error).splitlines()[0]}): {advice}"
         )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlth.data.workers import num_cores
+from dlth.data.cores import num_cores
 from dlth.pipeline.shard_reader import ShardBatch
 from dlth.tickets import Preprocessing
 from dlth.tickets.progress import Note

@@ -20,9 +20,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.data.classes import require_images
+from dlth.data.cores import check_workers
 from dlth.data.decode import BadImageError
 from dlth.data.index import ShardIndex, open_index
-from dlth.data.workers import check_workers
 from dlth.pipeline.ranker import Ranked, Ranker, rank_batches
 from dlth.pipeline.select_config import DEFAULT_MODEL, SelectConfig
 from dlth.pipeline.shard_reader import ShardBatch, read_shards
@@ -42,7 +42,7 @@ from dlth.training import Selector
 from dlth.training.compiled import check_backend
 from dlth.training.distributed import pick_device
 from dlth.training.evalset import Frame, described
-from dlth.training.models import build, default_blocks, patch_size_of, resolve, seeing
+from dlth.training.models import build, default_blocks, on_black_image, patch_size_of, resolve
 from dlth.training.outcome import versions
 from dlth.training.ranks import ranks
 from dlth.training.selector import check_weights
@@ -151,10 +151,8 @@ def plan(config: SelectConfig, say: Note = lambda text: None) -> SelectPlan:
     frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
     header = _header(config, selector, frame, index, model_name, source)
     check_weights(vit, source, header.selector.weights_sha256)
-    height, width = header.view.height, header.view.width
-    sample = torch.zeros(1, 3, height, width)
-    with seeing((height, width)):
-        costs = _gflops(selector.rank, sample), _gflops(selector.vit, sample)
+    size = header.view.height, header.view.width
+    costs = on_black_image(lambda image: (_gflops(selector.rank, image), _gflops(selector.vit, image)), size)
     selector.to(device)
     return SelectPlan(config, header, index, selector, device, *costs)
 

@@ -21,7 +21,7 @@ from dlth.training.distributed import joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
 from dlth.training.evalset import EvalSet, Frame, described, join_val, tickets_crop, tokens_kept
 from dlth.training.measure import EvalResult
-from dlth.training.models import resolve, seeing
+from dlth.training.models import on_black_image, resolve
 from dlth.training.step import Pixels, Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights import weights_digest
@@ -85,8 +85,7 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     seed = recorded if config.seed is None else config.seed
     images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)
     student = TicketViT(vit.to(device)).eval()
-    with torch.no_grad(), seeing(frame.size):
-        student(torch.zeros(1, 3, *frame.size, device=device))
+    on_black_image(student, frame.size, device)
     return student, images
 
 

@@ -9,9 +9,8 @@ Rejected: accepting anything with a `blocks` attribute.
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -19,7 +18,7 @@ from timm.models import get_pretrained_cfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.grid import Grid
@@ -27,6 +26,7 @@ from dlth.training.class_attention import unsupported
 from dlth.training.pretrained import ADVICE
 from dlth.training.pretrained import source as pretrained_source
 
+Result = TypeVar("Result")
 ViT = VisionTransformer | Eva
 """The two families that take tickets; distilled DeiT is one of the first."""
 
@@ -196,17 +196,20 @@ def _why_not(timm_name: str) -> str:
     return ""
 
 
-@contextmanager
-def seeing(size: tuple[int, int], flags: str = "--model-kwargs and --img-size") -> Iterator[None]:
-    """A block that shows a model an RGB image of `size` (height, width) in pixels for the first time.
-
-    Arguments that a model is built with may still not fit an image.
+def on_black_image(
+    forward: Callable[[Tensor], Result],
+    size: tuple[int, int],
+    device: torch.device | None = None,
+    flags: str = "--model-kwargs and --img-size",
+) -> Result:
+    """What `forward` makes of a black image float32 [1, 3, *size]: a model's arguments may still not fit an image.
 
     Raises:
         InputError: what torch says of it, and the flags that are to be looked at
     """
     try:
-        yield
+        with torch.no_grad():
+            return forward(torch.zeros(1, 3, *size, device=device))
     except (RuntimeError, AssertionError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, DlthError):
             raise

@@ -14,7 +14,7 @@ from dlth.tickets.errors import InputError
 from dlth.tickets.origin import describe_selector
 from dlth.training.config import TrainConfig
 from dlth.training.evalset import Frame
-from dlth.training.models import build, default_blocks, resolve, seeing
+from dlth.training.models import build, default_blocks, on_black_image, resolve
 from dlth.training.reporter import Reporter
 from dlth.training.selector import Selection, Selector, check_weights
 from dlth.training.step import Pixels, Rank
@@ -102,6 +102,5 @@ def open_selector(
     check_weights(vit, source, digest)
     info = SelectorInfo(resolve(said["model"]), digest, source, selector.blocks, fuse_tokens=selector.fuse_tokens)
     frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
-    with seeing(frame.size, "--selector-kwargs"):
-        selector.to(device).rank(torch.zeros(1, 3, *frame.size, device=device))
+    on_black_image(selector.to(device).rank, frame.size, device, "--selector-kwargs")
     return OnlineSelector(selector, frame, info)

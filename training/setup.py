@@ -23,7 +23,7 @@ from dlth.training.distributed import World
 from dlth.training.evalset import Frame, described, tickets_crop
 from dlth.training.inputs import Inputs, open_inputs
 from dlth.training.measure import EvalResult
-from dlth.training.models import build, resolve, seeing
+from dlth.training.models import build, on_black_image, resolve
 from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
 from dlth.training.outcome import LOOSE, STRICT, versions
@@ -262,11 +262,10 @@ def _contents(inputs: Inputs, frame: Frame, online: OnlineSelector | None, weigh
 
 
 def _try_forward(student: TicketViT, frame: Frame, k: int | None, device: torch.device) -> None:
-    """Show the student one black image. Raises InputError, as `seeing`."""
+    """Show the student one image. Raises InputError, as `on_black_image`."""
     training, kept = student.training, None if k is None else torch.arange(k, device=device)[None]
     student.eval()
-    with torch.no_grad(), seeing(frame.size):
-        student(torch.zeros(1, 3, *frame.size, device=device), kept)
+    on_black_image(lambda image: student(image, kept), frame.size, device)
     student.train(training)
 
 
