@@ -99,7 +99,7 @@ _POLICY = {
 
 @dataclass(frozen=True, eq=False)
 class Join:
-    """Where each image's ticket lies: `ticket_row` int64 [images] by id, shard index · store.max_rows + row.
+    """Where each image's ticket lies: `ticket_row` int64 [images] by id, the row number in the file.
 
     NO_TICKET (-1) where there is none, BAD_IMAGE (-2) where stage 1 could not read the image. `identical` bool
     [images]: has the bytes that its ticket was made from, as far as was seen; the loader compares them when it reads.
@@ -251,7 +251,7 @@ def _by_content(index: ShardIndex, store: TicketStore, rows: Rows, progress: Pro
 def _bad_rows(store: TicketStore) -> Rows:
     """Rows of images that stage 1 could not read."""
     parts: Sequence[Rows] = [
-        place * store.max_rows + np.flatnonzero(store.skipped(place))
+        store.row_number(place, np.flatnonzero(store.skipped(place)))
         for place, shard in enumerate(store.shards)
         if shard.skipped
     ]

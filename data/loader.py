@@ -264,5 +264,5 @@ def hidden_patches(frames: Sequence[Frame], grid: Grid, mix: BatchMix) -> torch.
 def _keep_open(join: Join, order: Ids) -> None:
     """Let the store keep as many ticket shards as are in use at once, so that each is read once an epoch and worker."""
     store, with_ticket = join.store, order[join.ticket_row[order] >= 0]
-    in_use = live_shards(with_ticket, join.ticket_row // store.max_rows) if len(with_ticket) else 0
+    in_use = live_shards(with_ticket, store.shard_and_row(join.ticket_row)[0]) if len(with_ticket) else 0
     store.cache_shards = max(store.cache_shards, in_use + 2)

@@ -233,7 +233,7 @@ def _match_by_base_name(index: ShardIndex, store: TicketStore, rows: Rows) -> in
     ours = np.concatenate([_base_hashes(index.keys(shard)) for shard in range(len(index.shards))])
     theirs = np.concatenate([_base_hashes(store.keys(shard)) for shard in range(len(store.shards))])
     places = np.concatenate(
-        [shard * store.max_rows + np.arange(entry.rows) for shard, entry in enumerate(store.shards)]
+        [store.row_number(shard, np.arange(entry.rows)) for shard, entry in enumerate(store.shards)]
     )
     known, at, counts = np.unique(theirs, return_index=True, return_counts=True)
     _, own, own_counts = np.unique(ours, return_inverse=True, return_counts=True)
@@ -241,9 +241,10 @@ def _match_by_base_name(index: ShardIndex, store: TicketStore, rows: Rows) -> in
     named = left & (known[spot] == ours)
     alone = named & (counts[spot] == 1) & (own_counts[own] == 1) & ~np.isin(places[at[spot]], rows[~left])
     for sample in np.flatnonzero(alone):
-        shard, row = divmod(int(places[at[spot[sample]]]), store.max_rows)
+        number = int(places[at[spot[sample]]])
+        shard, row = store.shard_and_row(number)
         if base_name(store.keys(shard)[row]) == base_name(index.key(int(sample))):  # and not its hash alone
-            rows[sample] = shard * store.max_rows + row
+            rows[sample] = number
     return int((named & ~alone).sum())
 
 

@@ -18,7 +18,7 @@ READ_AT_ONCE = 256
 """Images read for their hash before any is let go."""
 
 Rows = NDArray[np.int64]
-"""Int64 [images]: shard index · store.max_rows + row in the ticket file, or NO_TICKET."""
+"""Int64 [images]: row numbers in the ticket file (`TicketStore.row_number`), or NO_TICKET."""
 Hashes = NDArray[np.uint8]
 
 
@@ -35,7 +35,7 @@ def match_by_position(index: ShardIndex, store: TicketStore) -> Rows:
             same = np.arange(len(stored))
         else:
             same = np.flatnonzero([a == b for a, b in zip(ours, stored, strict=False)])
-        rows[int(index.row_start[place]) + same] = theirs * store.max_rows + same
+        rows[int(index.row_start[place]) + same] = store.row_number(theirs, same)
     return rows
 
 
@@ -57,13 +57,8 @@ def compared(store: TicketStore, rows: Rows, hashes: Hashes) -> tuple[NDArray[np
     `rows` int64 [n] with the images' `hashes` uint8 [n, 16]; each shard's chunk of the file is read once.
     """
     same, unknown = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    for shard_index in np.unique(ordered[ordered >= 0] // store.max_rows).tolist():
-        start = shard_index * store.max_rows
-        first, last = np.searchsorted(ordered, [start, start + store.max_rows])
-        images = order[first:last]
-        stored = store.images(shard_index)[rows[images] - start]
+    for shard_index, images, theirs in store.by_shard(rows):
+        stored = store.image_hashes(shard_index)[theirs]
         same[images] = (stored == hashes[images]).all(axis=1)
         unknown[images] = ~stored.any(axis=1)
     return same & ~unknown, unknown
@@ -73,8 +68,8 @@ class ContentIndex:
     """Finds rows by content hash. Memory: 32 bytes a row of the file."""
 
     def __init__(self, store: TicketStore) -> None:
-        hashes = np.concatenate([store.images(place) for place in range(len(store.shards))])
-        places = [place * store.max_rows + np.arange(shard.rows) for place, shard in enumerate(store.shards)]
+        hashes = np.concatenate([store.image_hashes(place) for place in range(len(store.shards))])
+        places = [store.row_number(place, np.arange(shard.rows)) for place, shard in enumerate(store.shards)]
         heads = _heads(hashes)
         order = np.argsort(heads, kind="stable")
         self._heads, self._hashes, self._places = heads[order], hashes[order], np.concatenate(places)[order]

@@ -111,7 +111,7 @@ class PatchChoice:
             source = View.whole(header.grid)
         else:
             source = View.stack([header.view.view_of(*frame.size, header.grid) for frame in frames])
-        return _moved(stored_rankings(self.join, places), source, frames)
+        return _moved(self.join.store.patches_at(places), source, frames)
 
     def _drawn(self, frames: Sequence[Frame], epoch: int) -> Ranking:
         rows = np.stack([self._draw(frame, epoch).permutation(self.grid.num_patches) for frame in frames])
@@ -135,14 +135,3 @@ def _moved(rows: NDArray[np.integer], source: View, frames: Sequence[Frame]) -> 
     if source.grid != target.grid or not np.array_equal(matrix, target.matrix):
         return project(rows, source, target)
     return rows.astype(np.int64)
-
-
-def stored_rankings(join: Join, places: Ranking) -> NDArray[np.integer]:
-    """Unsigned [B, ranked]: the file's rows at `places` int64 [B]; a ticket shard is read once while it is in use."""
-    store = join.store
-    rows = np.empty((len(places), store.num_patches_stored), dtype=store.layout.patches.dtype)
-    shards = places // store.max_rows
-    for shard in np.unique(shards):
-        at = np.flatnonzero(shards == shard)
-        rows[at] = store.patches(int(shard))[places[at] % store.max_rows]
-    return rows

@@ -64,8 +64,8 @@ class Reader:
         store, place = self.join.store, int(self.join.ticket_row[sample_id])
         if place < 0:
             return
-        shard, row = divmod(place, store.max_rows)
-        if store.images(shard)[row].tobytes() != content_hash(encoded):
+        shard, row = store.shard_and_row(place)
+        if store.image_hashes(shard)[row].tobytes() != content_hash(encoded):
             raise DamageError(
                 f"{self.index.where(sample_id)}: the image is not the one its ticket was made from (content hash "
                 "differs): the shard is damaged or was changed; compare it with dlth index --check, or run dlth select "

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dlth.tickets import Grid
+from dlth.tickets.ranks import kept_sets
 from dlth.training.drawing import own_style
 
 COLOURS = {"ticket": "#0b7a53", "random": "#c8501e", "dense": "#3d4f7c"}
@@ -75,7 +76,7 @@ def ticket_sheet(
 
 def kept_only(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
     """An image [height, width, 3] in which a pale veil lies over the patches outside the ticket."""
-    kept = _on_pixels(_kept(ranking, k, grid), image, grid)
+    kept = _on_pixels(kept_sets(ranking[:k], grid.num_patches), image, grid)
     return np.where(kept, image, _faded(image))
 
 
@@ -83,12 +84,12 @@ def order_shade(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> n
     """An image [height, width, 3] in grey, its kept patches shaded by order: the deepest green is the best patch."""
     strength = np.zeros(grid.num_patches)
     strength[ranking[:k]] = 0.92 - 0.8 * np.arange(k) / k
-    return _tinted(image, strength, COLOURS["ticket"], _kept(ranking, k, grid), grid)
+    return _tinted(image, strength, COLOURS["ticket"], kept_sets(ranking[:k], grid.num_patches), grid)
 
 
 def difference(image: np.ndarray, one: np.ndarray, two: np.ndarray, k: int, grid: Grid) -> np.ndarray:
     """An image [height, width, 3] with the patches of ranking `one` alone in blue, of `two` alone in orange."""
-    in_one, in_two = _kept(one, k, grid), _kept(two, k, grid)
+    in_one, in_two = kept_sets(np.stack([one[:k], two[:k]]), grid.num_patches)
     plain = np.where(_on_pixels(in_one | in_two, image, grid), image, _faded(image))
     for alone, colour in ((in_one & ~in_two, ALONE[0]), (in_two & ~in_one, ALONE[1])):
         layer = _on_pixels(alone, image, grid)
@@ -98,7 +99,7 @@ def difference(image: np.ndarray, one: np.ndarray, two: np.ndarray, k: int, grid
 
 def outlined(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
     """An image [height, width, 3] with a thin dark line around its kept patches."""
-    kept = _on_pixels(_kept(ranking, k, grid), image, grid)
+    kept = _on_pixels(kept_sets(ranking[:k], grid.num_patches), image, grid)
     edge = np.zeros_like(kept)
     edge[1:] |= kept[1:] != kept[:-1]
     edge[:, 1:] |= kept[:, 1:] != kept[:, :-1]
@@ -127,13 +128,6 @@ def panel_sheet(panels: Sequence[Sequence[np.ndarray]], titles: Sequence[str], n
         axis.set_title(title, fontsize=8, loc="left", parse_math=False)
     figure.suptitle("From left to right: " + ", ".join(names), fontsize=9, color=GREY, x=0.01, ha="left")
     return figure
-
-
-def _kept(ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
-    """Bool [patches]."""
-    kept = np.zeros(grid.num_patches, dtype=bool)
-    kept[ranking[:k]] = True
-    return kept
 
 
 def _on_pixels(values: np.ndarray, image: np.ndarray, grid: Grid) -> np.ndarray:

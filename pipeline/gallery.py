@@ -26,6 +26,7 @@ from dlth.tickets import Grid
 from dlth.tickets.errors import shown
 from dlth.tickets.files import space_errors
 from dlth.tickets.newfile import make_folder
+from dlth.tickets.ranks import num_shared
 from dlth.training.publish import published, write_text
 
 SMALL = 128
@@ -113,7 +114,7 @@ def sheets(gallery: Gallery) -> list[Figure]:
         names = ["image", f"A ({kept})", f"B ({kept})", "in A alone (blue) and in B alone (orange)"]
     return [
         figures.panel_sheet(
-            [_panels(card, gallery.k, gallery.grid) for card in part], [_title(card, gallery.k) for card in part], names
+            [_panels(card, gallery.k, gallery.grid) for card in part], [_title(card, gallery) for card in part], names
         )
         for part in parts
     ]
@@ -136,11 +137,6 @@ def write_gallery(gallery: Gallery, out: Path, with_sheets: bool = True) -> list
         for old in set(out.glob("sheet-[0-9][0-9][0-9].png")) - set(paths):
             old.unlink()
     return paths
-
-
-def shared(one: np.ndarray, two: np.ndarray, k: int) -> float:
-    """The share of the k best patches that two rankings [ranked] have in common."""
-    return len(np.intersect1d(one[:k], two[:k])) / k
 
 
 def _drawn(card: Card) -> dict[str, object]:
@@ -198,6 +194,8 @@ def _panels(card: Card, k: int, grid: Grid) -> list[np.ndarray]:
     return [image, kept, other, figures.difference(image, card.ranking, card.other, k, grid)]
 
 
-def _title(card: Card, k: int) -> str:
-    text = shown(card.key, 24)
-    return text if card.other is None else f"{text}\n{shared(card.ranking, card.other, k):.0%} shared"
+def _title(card: Card, gallery: Gallery) -> str:
+    text, k = shown(card.key, 24), gallery.k
+    if card.other is None:
+        return text
+    return f"{text}\n{num_shared(card.ranking[:k], card.other[:k], gallery.grid.num_patches) / k:.0%} shared"

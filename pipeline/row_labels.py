@@ -49,8 +49,8 @@ def row_classes(data: str, split: str | None, store: TicketStore) -> RowClasses:
     """
     index = open_index(data, split=split)
     joined = join(index, store, missing="skip")
-    by_place = np.full(len(store.shards) * store.max_rows, NO_LABEL, dtype=np.int64)
+    by_place = np.full(store.row_number(len(store.shards), 0), NO_LABEL, dtype=np.int64)
     found = joined.ticket_row >= 0
     by_place[joined.ticket_row[found]] = index.label[found]
-    parts = [by_place[start * store.max_rows :][: shard.rows] for start, shard in enumerate(store.shards)]
+    parts = [by_place[store.row_number(at, np.arange(shard.rows))] for at, shard in enumerate(store.shards)]
     return RowClasses(np.concatenate(parts), class_names(index), str(joined.coverage))

@@ -20,7 +20,6 @@ from dlth.data.decode import BadImageError, image_size
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, join
-from dlth.data.patches import stored_rankings
 from dlth.data.split_info import CLASSES
 from dlth.data.views import check_view, render
 from dlth.data.workers import Pool
@@ -29,6 +28,7 @@ from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, pr
 from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.progress import Note
+from dlth.tickets.ranks import num_shared
 
 MAX_COMPARED = 20_000
 MAX_SHOWN = 2_000
@@ -94,20 +94,12 @@ def gallery_of(
     return Gallery(title, f"{lead} patches.", header.grid, k, cards, files)
 
 
-def shares(one: np.ndarray, two: np.ndarray, k: int, num_patches: int) -> np.ndarray:
-    """Float64 [images]: the share of the k best patches that two rankings [images, ranked] have in common."""
-    kept = np.zeros((2, len(one), num_patches), dtype=bool)
-    for layer, rankings in zip(kept, (one, two), strict=True):
-        np.put_along_axis(layer, rankings[:, :k].astype(np.int64), True, axis=1)
-    return kept.all(axis=0).sum(axis=1) / k
-
-
 def _candidates(index: ShardIndex, joins: Sequence[Join], choice: Choice, names: Sequence[str]) -> Ids:
     """Images that every file has a ticket for, narrowed to the chosen keys and classes."""
     fits = np.all([each.ticket_row >= 0 for each in joins], axis=0)
     if choice.keys:
         store = joins[0].store
-        places = [shard * store.max_rows + row for shard, row in map(store.find, choice.keys)]
+        places = [store.row_number(*store.find(key)) for key in choice.keys]
         fits &= np.isin(joins[0].ticket_row, places)
     if choice.classes:
         fits &= np.isin(index.label, [_label(text, names) for text in choice.classes])
@@ -150,13 +142,13 @@ def _least_shared(index: ShardIndex, joins: Sequence[Join], ids: Ids, k: int, nu
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]
         one, two = (_rankings(index, each, part, joins[0].store.header) for each in joins)
-        found.append(shares(one, two, k, joins[0].store.header.grid.num_patches))
+        found.append(num_shared(one[:, :k], two[:, :k], joins[0].store.header.grid.num_patches))
     return ids[np.argsort(np.concatenate(found), kind="stable")[:num]]
 
 
 def _rankings(index: ShardIndex, joined: Join, ids: Ids, frame: TicketHeader) -> np.ndarray:
     """The file's rankings [images, ranked] of `ids`, on the grid and in the view of `frame`."""
-    rows, header = stored_rankings(joined, joined.ticket_row[ids]), joined.store.header
+    rows, header = joined.store.patches_at(joined.ticket_row[ids]), joined.store.header
     if header.grid == frame.grid and _same_view(header, frame):
         return rows
     if header.form != "full":
@@ -186,8 +178,8 @@ def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[s
         if isinstance(picture, str):
             say(f"left out: {picture}")
             continue
-        label, (shard, row) = int(index.label[i]), divmod(int(joins[0].ticket_row[i]), store.max_rows)
-        same = digest == store.images(shard)[row].tobytes()
+        label, (shard, row) = int(index.label[i]), store.shard_and_row(int(joins[0].ticket_row[i]))
+        same = digest == store.image_hashes(shard)[row].tobytes()
         yield Card(
             key=index.key(i),
             image=picture.permute(1, 2, 0).numpy(),

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from dlth.tickets.arguments import open_store, open_stores
 from dlth.tickets.checks import ShardTickets
-from dlth.tickets.compare import rank_matrix
 from dlth.tickets.derive import Draft, check_same_frame, cut_to, made_header, specs, unscored
 from dlth.tickets.errors import InputError, MismatchError, shown, whole_number
 from dlth.tickets.pairing import Pairing, check_all_found, check_same_size
+from dlth.tickets.ranks import rank_matrix
 from dlth.tickets.store import TicketStore
 
 

@@ -40,7 +40,7 @@ class Rankings:
     """The tickets of some keys, in their order.
 
     `patches` unsigned [keys, ranked], best first, the fill value throughout where there is no ticket; `row` int64
-    [keys], shard index · max_rows + row in the file, -1 where the key does not stand in it; `skipped` bool [keys]: it
+    [keys], the row number in the file, -1 where the key does not stand in it; `skipped` bool [keys]: it
     stands there without a ticket, as the image could not be read.
     """
 

@@ -18,6 +18,7 @@ from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.newfile import new_file
 from dlth.tickets.progress import Progress
+from dlth.tickets.ranks import kept_sets
 from dlth.tickets.store import TicketStore
 
 _AT_ONCE = 64
@@ -102,8 +103,7 @@ def _annotations(store: TicketStore, shard_index: int, size: list[int]) -> Itera
     with_ticket = np.flatnonzero(~store.skipped(shard_index))
     for start in range(0, len(with_ticket), _AT_ONCE):
         rows = with_ticket[start : start + _AT_ONCE]
-        kept = np.zeros((len(rows), grid.num_patches), dtype=bool)
-        np.put_along_axis(kept, store.patches(shard_index)[rows, : header.k].astype(np.int64), True, axis=1)
+        kept = kept_sets(store.patches(shard_index)[rows, : header.k], grid.num_patches)
         boxes = _boxes(kept.reshape(-1, grid.rows, grid.cols)) * side
         for row, counts, box in zip(rows, encode_masks(kept, grid, side), boxes, strict=True):
             yield _text(

@@ -22,6 +22,7 @@ from dlth.tickets.errors import InputError, whole_number
 from dlth.tickets.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.pairing import Pairing
 from dlth.tickets.progress import Progress
+from dlth.tickets.ranks import rank_matrix
 from dlth.tickets.store import TicketStore
 
 KEEPS = ("0.1", "0.25", "0.5", "0.7", "0.9")
@@ -127,14 +128,6 @@ def compare(
         if progress is not None:
             progress(shard_index + 1, len(first.shards))
     return state.result(first.num_rows, second.num_rows)
-
-
-def rank_matrix(patches_NK: NDArray[np.integer], num_patches: int) -> NDArray[np.int64]:
-    """Int64 [rows, num_patches]: each patch's rank, 0 the best; patches that are not stored have the rank K."""
-    rows, stored = patches_NK.shape
-    ranks = np.full((rows, num_patches), stored, dtype=np.int64)
-    np.put_along_axis(ranks, patches_NK.astype(np.int64), np.arange(stored, dtype=np.int64)[None], axis=1)
-    return ranks
 
 
 class _Tally:

@@ -17,7 +17,6 @@ from dlth.tickets.derive import Draft, made_header
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown, whole_number
 from dlth.tickets.header import TicketHeader, differences
 from dlth.tickets.jsontext import Json
-from dlth.tickets.keyindex import KeyIndex, key_hashes
 from dlth.tickets.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.manifest import ShardSpec
 from dlth.tickets.store import TicketStore
@@ -80,12 +79,10 @@ def subset_by_keys(store: TicketStore, keys: Collection[str]) -> Draft:
             f"{shown(store.path.name)} lacks {len(lost)} of {len(wanted)} keys: "
             + ", ".join(shown(key, 60) for key in lost[:10])
         )
-    places = np.sort(found)
+    by_shard = {shard_index: rows for shard_index, _, rows in store.by_shard(found)}
 
     def chosen(shard_index: int) -> NDArray[np.int64]:
-        start = shard_index * store.max_rows
-        first, last = np.searchsorted(places, [start, start + store.max_rows])
-        return places[first:last] - start
+        return by_shard.get(shard_index, np.empty(0, dtype=np.int64))
 
     return _subset(store, chosen, {"by": "keys"})
 
@@ -108,8 +105,7 @@ def subset_by_classes(store: TicketStore, classes: Iterable[int], labels: Labels
 def common_rows(store: TicketStore, other: TicketStore) -> Draft:
     """The rows whose keys stand in `other` too, in this file's order. Memory: 16 bytes a row of `other`."""
     store, other = open_stores([store, other])
-    hashes = [key_hashes(other.keys(shard_index)) for shard_index in range(len(other.shards))]
-    index = KeyIndex(hashes, other.max_rows)
+    index = other.key_index()
 
     def chosen(shard_index: int) -> NDArray[np.int64]:
         return np.flatnonzero(index.first_candidates(store.keys(shard_index)) >= 0).astype(np.int64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class KeyIndex:
-    """Global rows (shard · max_rows + row) by key hash."""
+    """Row numbers (`TicketStore.row_number`) by key hash."""
 
     def __init__(self, hashes: Sequence[NDArray[np.uint64]], max_rows: int) -> None:
         """`hashes` uint64 [rows] of each shard, from `key_hashes`."""
@@ -22,13 +22,13 @@ class KeyIndex:
         self._rows: NDArray[np.int64] = np.concatenate(rows)[order]
 
     def candidates(self, key: str) -> list[int]:
-        """Global rows whose key has the same hash: almost always none or one."""
+        """Row numbers whose key has the same hash: almost always none or one."""
         wanted = key_hashes([key])[0]
         first, last = (int(np.searchsorted(self._hashes, wanted, side=side)) for side in ("left", "right"))
         return [int(row) for row in self._rows[first:last]]
 
     def first_candidates(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Int64 [keys]: the first global row with the same hash, -1 for none."""
+        """Int64 [keys]: the first row number with the same hash, -1 for none."""
         wanted = key_hashes(keys)
         place = np.searchsorted(self._hashes, wanted)
         hit = place < len(self._hashes)
@@ -38,7 +38,7 @@ class KeyIndex:
         return result
 
     def repeated(self) -> list[list[int]]:
-        """Groups of global rows with one hash: the same key several times, or (one in 10^7 for a million keys)
+        """Groups of row numbers with one hash: the same key several times, or (one in 10^7 for a million keys)
         chance.
         """
         _, starts, counts = np.unique(self._hashes, return_index=True, return_counts=True)

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.checks import RuleError
+from dlth.tickets.ranks import kept_sets
 
 
-def kept_sets(patches: NDArray[np.integer], skipped: NDArray[np.bool_], num_patches: int) -> NDArray[np.bool_]:
+def ticket_sets(patches: NDArray[np.integer], skipped: NDArray[np.bool_], num_patches: int) -> NDArray[np.bool_]:
     """Bool [rows, num_patches]: the patches that each row [rows, k] names; none for skipped rows."""
     kept = np.zeros((len(patches), num_patches), dtype=bool)
-    good = np.flatnonzero(~skipped)
-    kept[good[:, None], patches[good].astype(np.int64)] = True
+    kept[~skipped] = kept_sets(patches[~skipped], num_patches)
     return kept
 
 

@@ -69,7 +69,7 @@ def export_npz(store: TicketStore, path: str | os.PathLike[str], progress: Progr
     columns: list[tuple[str, Any, tuple[int, ...], Callable[[int], Any]]] = [
         ("patches", store.layout.patches.dtype, (num_rows, store.num_patches_stored), store.patches),
         ("keys", f"S{width}", (num_rows,), lambda index: [key.encode() for key in store.keys(index)]),
-        ("images", np.uint8, (num_rows, 16), store.images),
+        ("images", np.uint8, (num_rows, 16), store.image_hashes),
         ("gap", np.float32, (num_rows,), store.gap),
         ("skipped", np.bool_, (num_rows,), store.skipped),
     ]

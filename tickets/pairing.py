@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.errors import InputError, MismatchError, shown
-from dlth.tickets.keyindex import KeyIndex, key_hashes
 from dlth.tickets.reorder import Reordered
 from dlth.tickets.store import TicketStore
 
@@ -36,7 +35,7 @@ class Pairing:
         keys = self.base.keys(shard_index)
         if self._reordered is None and self._aligned(shard_index, keys):
             found = np.ones(len(keys), dtype=bool)
-            return self.other.read(shard_index), self._trusted(shard_index, self.other.images(shard_index), found)
+            return self.other.read(shard_index), self._trusted(shard_index, self.other.image_hashes(shard_index), found)
         if self._reordered is None:
             self._reordered = Reordered(self.other, self._places())
         start, stop = self._starts[shard_index : shard_index + 2]
@@ -54,13 +53,12 @@ class Pairing:
         numbered = running_numbers(self.base.keys(shard_index))
         if not numbered.any():
             return found
-        same: NDArray[np.bool_] = (self.base.images(shard_index) == images).all(axis=1)
+        same: NDArray[np.bool_] = (self.base.image_hashes(shard_index) == images).all(axis=1)
         return found & (same | ~numbered)
 
     def _places(self) -> NDArray[np.int64]:
         """Int64 [rows of base]: where `other` has the key, by 64-bit hash; `rows` compares the keys themselves."""
-        hashes = [key_hashes(self.other.keys(shard)) for shard in range(len(self.other.shards))]
-        index = KeyIndex(hashes, self.other.max_rows)
+        index = self.other.key_index()
         return np.concatenate([index.first_candidates(self.base.keys(shard)) for shard in range(len(self.base.shards))])
 
 

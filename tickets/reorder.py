@@ -21,7 +21,7 @@ Rows = NDArray[np.int64]
 
 
 class Reordered:
-    """The rows of `store` at `places`, int64 [wanted]: shard index · store.max_rows + row, or -1 for 'no row'."""
+    """The rows of `store` at `places`, int64 [wanted]: row numbers, or -1 for 'no row'."""
 
     def __init__(self, store: TicketStore, places: Rows) -> None:
         self.store = store
@@ -51,15 +51,9 @@ class Reordered:
         return ShardTickets(keys, table["image"], table["patches"], gap, table["skipped"] | absent)
 
     def _fill(self) -> None:
-        order = np.argsort(self.places, kind="stable")
-        ordered = self.places[order]
-        for shard_index, shard in enumerate(self.store.shards):
-            start = shard_index * self.store.max_rows
-            first, last = np.searchsorted(ordered, [start, start + self.store.max_rows])
-            if first == last or not shard.rows:
-                continue
-            targets = np.sort(order[first:last])
-            table = self._table(shard_index)[self.places[targets] - start]
+        for shard_index, at, _ in self.store.by_shard(self.places):
+            targets = np.sort(at)
+            table = self._table(shard_index)[self.store.shard_and_row(self.places[targets])[1]]
             for run in np.split(np.arange(len(targets)), np.flatnonzero(np.diff(targets) != 1) + 1):
                 offset = int(targets[run[0]]) * self._record.itemsize
                 os.pwrite(self._file.fileno(), table[run[0] : run[-1] + 1].tobytes(), offset)

@@ -49,7 +49,7 @@ from dlth.tickets.layout import (
     manifest_meta_text,
 )
 from dlth.tickets.manifest import Manifest, ShardEntry, check_digest
-from dlth.tickets.masks import from_bits, kept_sets
+from dlth.tickets.masks import from_bits, ticket_sets
 from dlth.tickets.partial import Partial
 from dlth.tickets.progress import Note, Progress
 from dlth.tickets.verify import verify_store
@@ -57,6 +57,8 @@ from dlth.tickets.verify import verify_store
 _MAX_ENTRIES = 4 * MAX_SHARDS + 16
 
 T = TypeVar("T")
+Rows = TypeVar("Rows", int, NDArray[np.int64])
+"""One row or several."""
 
 
 class TicketStore:
@@ -104,7 +106,9 @@ class TicketStore:
     def read(self, shard_index: int) -> ShardTickets:
         """All rows of one shard; arrays are read-only. Raises DamageError naming shard and file."""
         patches, skipped = self._ranked(shard_index)
-        return ShardTickets(self.keys(shard_index), self.images(shard_index), patches, self.gap(shard_index), skipped)
+        return ShardTickets(
+            self.keys(shard_index), self.image_hashes(shard_index), patches, self.gap(shard_index), skipped
+        )
 
     def patches(self, shard_index: int) -> NDArray[np.integer]:
         """Unsigned [rows, ranked]: patches best first (in form 'mask', which has no order, by number); skipped rows
@@ -119,7 +123,7 @@ class TicketStore:
     def mask(self, shard_index: int) -> NDArray[np.bool_]:
         """Bool [rows, P]: the k patches that each ticket keeps, in any form; none on skipped rows. Reads one chunk."""
         patches, skipped = self._ranked(shard_index)
-        return kept_sets(patches[:, : self.header.k], skipped, self.layout.num_patches)
+        return ticket_sets(patches[:, : self.header.k], skipped, self.layout.num_patches)
 
     def keys(self, shard_index: int) -> tuple[str, ...]:
         """The keys of one shard's rows. Reads one chunk."""
@@ -129,7 +133,7 @@ class TicketStore:
 
         return self._cached("keys", shard_index, load)
 
-    def images(self, shard_index: int) -> NDArray[np.uint8]:
+    def image_hashes(self, shard_index: int) -> NDArray[np.uint8]:
         """Uint8 [rows, 16]: xxh3_128 of each image's encoded bytes. Reads one chunk."""
         return self._cached("images", shard_index, lambda: self._rows(self.layout.images, shard_index))
 
@@ -150,11 +154,11 @@ class TicketStore:
 
         Raises MissingTicketError, saying which, where the key is not in the file or its image was skipped.
         """
-        place = self._place(key) if isinstance(key, str) else -1
+        number = self._number(key) if isinstance(key, str) else -1
         lacking = f"{shown(self.path.name)} has no ticket for the key '{shown(key)}'"
-        if place < 0:
+        if number < 0:
             raise MissingTicketError(lacking)
-        shard_index, row = divmod(place, self.max_rows)
+        shard_index, row = self.shard_and_row(number)
         if self._skips(shard_index)[row]:
             why = "its image could not be read when the tickets were made, and was skipped"
             raise MissingTicketError(f"{lacking}: {why}")
@@ -165,26 +169,46 @@ class TicketStore:
         return self._without_skipped(self.find_rows(keys))
 
     def find_rows(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Int64 [keys]: shard index · max_rows + row of each key, skipped images among them, -1 where there is no
-        row.
-        """
+        """Int64 [keys]: the row number of each key, skipped images among them, -1 where there is no row."""
         if isinstance(keys, str | bytes) or not isinstance(keys, Sequence | np.ndarray):
             raise InputError(f"a list of keys is needed, found {shown(keys)!r}: put one key in brackets")
-        places = self._index().first_candidates(keys)
-        found = np.flatnonzero(places >= 0)
-        for item in found[np.argsort(places[found])].tolist():  # shard by shard, so that each is read once
-            shard_index, row = divmod(int(places[item]), self.max_rows)
-            if self.keys(shard_index)[row] != keys[item]:
-                places[item] = self._place(keys[item])
-        return places
+        numbers = self.key_index().first_candidates(keys)
+        for shard_index, at, rows in self.by_shard(numbers):
+            theirs = self.keys(shard_index)
+            for item, row in zip(at.tolist(), rows.tolist(), strict=True):
+                if theirs[row] != keys[item]:
+                    numbers[item] = self._number(keys[item])
+        return numbers
 
     def rankings(self, keys: Sequence[str]) -> Rankings:
         """The patches of each key, those without a ticket told apart: see `Rankings`."""
-        rows = self.find_rows(keys)
-        patches = np.full((len(rows), self.num_patches_stored), self.layout.patches.fill, self.layout.patches.dtype)
-        for shard_index, at in self._by_shard(rows):
-            patches[at] = self.patches(shard_index)[rows[at] - shard_index * self.max_rows]
-        return Rankings(patches, rows, (rows >= 0) & (self._without_skipped(rows) < 0))
+        numbers = self.find_rows(keys)
+        return Rankings(self.patches_at(numbers), numbers, (numbers >= 0) & (self._without_skipped(numbers) < 0))
+
+    def patches_at(self, numbers: NDArray[np.int64]) -> NDArray[np.integer]:
+        """Unsigned [n, ranked]: the patches of the rows with these numbers, the fill value throughout for -1."""
+        patches = np.full((len(numbers), self.num_patches_stored), self.layout.patches.fill, self.layout.patches.dtype)
+        for shard_index, at, rows in self.by_shard(numbers):
+            patches[at] = self.patches(shard_index)[rows]
+        return patches
+
+    def row_number(self, shard_index: int, row: Rows) -> Rows:
+        """The number that a row of a shard has in the whole file."""
+        return shard_index * self.max_rows + row
+
+    def shard_and_row(self, number: Rows) -> tuple[Rows, Rows]:
+        """The inverse of `row_number`."""
+        return divmod(number, self.max_rows)
+
+    def by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each shard that row numbers [n] of at least 0 lie in, ascending: its index, where in `numbers` its rows
+        stand, and which rows of the shard they are.
+        """
+        order = np.argsort(numbers, kind="stable")
+        order = order[np.searchsorted(numbers[order], 0) :]
+        shard_indices, starts = np.unique(self.shard_and_row(numbers[order])[0], return_index=True)
+        for shard_index, at in zip(shard_indices.tolist(), np.split(order, starts)[1:], strict=True):
+            yield shard_index, at, self.shard_and_row(numbers[at])[1]
 
     def verify(
         self, progress: Progress | None = None, subset: tuple[int, int] | None = None, note: Note | None = None
@@ -226,28 +250,23 @@ class TicketStore:
         shard = self.shards[shard_index]
         return self.skipped(shard_index) if shard.skipped else np.zeros(shard.rows, dtype=bool)
 
-    def _without_skipped(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same rows, -1 in the place of skipped ones."""
-        kept = rows.copy()
-        for shard_index, at in self._by_shard(rows):
-            kept[at[self._skips(shard_index)[rows[at] - shard_index * self.max_rows]]] = -1
+    def _without_skipped(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same row numbers, -1 in the place of skipped rows."""
+        kept = numbers.copy()
+        for shard_index, at, rows in self.by_shard(numbers):
+            kept[at[self._skips(shard_index)[rows]]] = -1
         return kept
 
-    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Each shard index that rows >= 0 lie in, with their places in `rows`."""
-        order = np.argsort(rows, kind="stable")
-        order = order[np.searchsorted(rows[order], 0) :]
-        shard_indices, starts = np.unique(rows[order] // self.max_rows, return_index=True)
-        yield from zip(shard_indices.tolist(), np.split(order, starts[1:]), strict=True) if len(order) else ()
-
-    def _place(self, key: str) -> int:
-        for place in self._index().candidates(key):
-            shard_index, row = divmod(place, self.max_rows)
+    def _number(self, key: str) -> int:
+        """The row number of a key, -1 for none."""
+        for number in self.key_index().candidates(key):
+            shard_index, row = self.shard_and_row(number)
             if self.keys(shard_index)[row] == key:
-                return place
+                return number
         return -1
 
-    def _index(self) -> KeyIndex:
+    def key_index(self) -> KeyIndex:
+        """Row numbers by key hash, of all keys of the file: 16 bytes each, read once and kept."""
         if self._key_index is None:
             hashes = [key_hashes(self.keys(index)) for index in range(len(self.shards))]
             self._key_index = KeyIndex(hashes, self.max_rows)

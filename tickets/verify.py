@@ -52,7 +52,7 @@ def verify_store(
         attempt(fresh.gap, shard_index)
         if (keys := attempt(fresh.keys, shard_index)) is not None:
             hashes.append(key_hashes(keys))
-        if (rows := attempt(fresh.images, shard_index)) is not None:
+        if (rows := attempt(fresh.image_hashes, shard_index)) is not None:
             images.append(rows.copy())
         if progress is not None:
             progress(done, len(chosen))
@@ -69,7 +69,7 @@ def _repeated_keys(store: "TicketStore", hashes: list[NDArray[np.uint64]]) -> It
         return
     for group in KeyIndex(hashes, store.max_rows).repeated():
         seen: dict[str, int] = {}
-        for shard_index, row in (divmod(place, store.max_rows) for place in group):
+        for shard_index, row in map(store.shard_and_row, group):
             key = store.keys(shard_index)[row]
             first = seen.setdefault(key, shard_index)
             if first != shard_index:

@@ -49,7 +49,7 @@ from dlth.tickets.manifest import (
     content_id,
     digest_of,
 )
-from dlth.tickets.masks import kept_sets, to_bits
+from dlth.tickets.masks import ticket_sets, to_bits
 from dlth.tickets.newfile import refuse_inside
 from dlth.tickets.partial import Partial
 from dlth.tickets.store import TicketStore
@@ -226,7 +226,7 @@ class TicketWriter:
     def _rows(self, tickets: ShardTickets) -> list[tuple[ArraySpec, Array]]:
         layout = self.layout
         if layout.masked:
-            choice: Array = to_bits(kept_sets(tickets.patches, tickets.skipped, layout.num_patches))
+            choice: Array = to_bits(ticket_sets(tickets.patches, tickets.skipped, layout.num_patches))
         else:
             choice = tickets.patches.astype(layout.patches.dtype)
             choice[tickets.skipped] = layout.patches.fill

@@ -21,7 +21,7 @@ Make = Callable[..., TicketStore]
 def stored_keys(found: Join, index: ShardIndex) -> list[str | None]:
     """The key that each image's ticket row bears in the file, by sample id; None without a ticket."""
     store = found.store
-    places = [divmod(int(row), store.max_rows) if row >= 0 else None for row in found.ticket_row]
+    places = [store.shard_and_row(int(row)) if row >= 0 else None for row in found.ticket_row]
     return [store.keys(place[0])[place[1]] if place else None for place in places]
 
 
@@ -140,9 +140,8 @@ def test_lettered_keys_change_nothing_for_running_numbers(
     assert (found.coverage.by_content, found.coverage.by_position) == (12, lettered)
     assert found.identical.all()
     for i, row in enumerate(found.ticket_row):
-        assert store.images(int(row) // store.max_rows)[int(row) % store.max_rows].tobytes() == content_hash(
-            other.read(i)
-        )
+        shard, at = store.shard_and_row(int(row))
+        assert store.image_hashes(shard)[at].tobytes() == content_hash(other.read(i))
 
 
 def test_a_shard_whose_numbers_mean_other_images_is_not_believed(

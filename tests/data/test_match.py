@@ -132,7 +132,7 @@ def test_re_encoded_copies_match_by_base_name_and_are_counted(
     derived = made.header.extensions["derived"]
     assert (derived["re_encoded"], derived["matched"]) == (9, {"base_name": 9})
     assert "originals" in derived["view_of"]
-    assert made.images(0)[0].tobytes() == content_hash(other.read(0))
+    assert made.image_hashes(0)[0].tobytes() == content_hash(other.read(0))
     assert tickets_by_picture(made, keys, range(9)) == tickets_by_picture(store, NAMES, range(9))
 
 

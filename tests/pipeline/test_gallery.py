@@ -21,7 +21,7 @@ from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline import figures
 from dlth.pipeline.cli import app
-from dlth.pipeline.gallery import Card, Gallery, page, shared, sheets
+from dlth.pipeline.gallery import Card, Gallery, page, sheets
 from dlth.pipeline.report import Report, Section, Table, write_report
 from dlth.pipeline.show import Choice, gallery_of
 from dlth.tickets import (
@@ -260,7 +260,7 @@ def test_a_comparison_shows_the_least_agreeing_images_first(index: ShardIndex, t
     one, two = tickets_for(index, tmp_path / "one.zarr"), tickets_for(index, tmp_path / "two.zarr")
     gallery = gallery_of(one, index, Choice(num=5), other=two)
     keys = [index.key(i) for i in range(12)]
-    agreement = [shared(ranking("one.zarr", key), ranking("two.zarr", key), 8) for key in keys]
+    agreement = [len({*ranking("one.zarr", key)[:8]} & {*ranking("two.zarr", key)[:8]}) for key in keys]
     expected = [keys[i] for i in np.argsort(agreement, kind="stable")[:5]]
     assert [card.key for card in gallery.cards] == expected
     found = Page(page(gallery))

@@ -77,7 +77,7 @@ def test_a_labs_own_rankings_become_an_ordinary_file(tmp_path: Path) -> None:
     assert [shard.rows for shard in made.shards] == [2, 2, 1]
     assert (made.header.form, made.header.k, made.header.keep) == ("full", 6, "0.375")
     assert made.header.selector.model == "unknown"
-    assert not made.images(0).any()
+    assert not made.image_hashes(0).any()
     assert np.isinf(made.gap(0)).all()
 
 
