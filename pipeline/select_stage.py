@@ -307,8 +307,6 @@ def _said(config: SelectConfig, weights: WeightsFile | None, say: Note) -> dict[
         said, against = weights.settle(said)
         if against:
             say(against)
-        if said["num_classes"] is None:
-            said["num_classes"] = weights.num_classes()
     return said | {"model": said["model"] or DEFAULT_MODEL, "model_kwargs": said["model_kwargs"] or {}}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,8 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     index = open_index(config.val, split=config.val_split)
     require_labels(index)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
-    vit = _load(weights, said)
+    options = {"num_classes": said["num_classes"], "img_size": said["img_size"]} | (said["model_kwargs"] or {})
+    vit = weights.build(said["model"], **options)
     check_labels(int(getattr(vit, "num_classes", 0)), index)
     chosen = weights.note is not None and weights.note.crop_chosen
     if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
@@ -123,9 +123,3 @@ def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
             f"{shown(weights.name)} says that it was trained on {note.k} of {grid.num_patches} patches: give --keep"
         )
     return note.k
-
-
-def _load(weights: WeightsFile, said: Mapping[str, Any]) -> torch.nn.Module:
-    """The model that settings and file name, with the file's weights."""
-    classes = weights.num_classes() if said["num_classes"] is None else said["num_classes"]
-    return weights.build(said["model"], num_classes=classes, img_size=said["img_size"], **(said["model_kwargs"] or {}))

@@ -3,7 +3,6 @@
 The only place that asks timm to build a model. Whether a model can serve is decided from what it is (classes of the
 model, its blocks and its attention), never from its name, and decided once, when a `Selector` or `TicketViT` is made: a
 model whose attention or position embedding would be computed wrongly must be refused, since nothing would look broken.
-Rejected: accepting anything with a `blocks` attribute.
 """
 
 import difflib
@@ -93,6 +92,7 @@ def build(
     img_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
     pretrained: bool = False,
+    check: Callable[[nn.Module], object] = lambda shapes: None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a timm model, in training mode, its random weights drawn from torch's global generator.
@@ -103,6 +103,7 @@ def build(
         img_size: image side or (height, width) in pixels; absent means the model's own
         drop_path: stochastic depth rate of the last block
         pretrained: fetch timm's released weights
+        check: called with the model on the meta device, before any memory is taken; what it raises is raised
         kwargs: what timm's `create_model` takes besides, such as `embed_dim`, `patch_size`, `dynamic_img_size`
     Raises:
         InputError: no such model, arguments that it does not take, or weights that are not there or cannot be fetched
@@ -117,7 +118,9 @@ def build(
         options["img_size"] = img_size
     if drop_path:
         options["drop_path_rate"] = drop_path
-    _check_memory(timm_name, options)
+    if (shapes := _shapes(timm_name, options)) is not None:
+        check(shapes)
+        _check_memory(shapes, timm_name, options)
     if not pretrained:
         return _create(timm_name, options)
     config = get_pretrained_cfg(timm_name)
@@ -151,20 +154,22 @@ def _check_sizes(kwargs: Mapping[str, Any]) -> None:
             raise InputError(f"the model's argument {shown(name)} is {shown(value)}; it ends at {most}")
 
 
-def _check_memory(timm_name: str, options: Mapping[str, Any]) -> None:
+def _shapes(timm_name: str, options: Mapping[str, Any]) -> nn.Module | None:
+    """The model on the meta device, without memory or time; None where building it fails, which then says why."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(timm_name, **options)
+    except Exception:  # whatever a model's code meets with its arguments unchecked
+        return None
+
+
+def _check_memory(shapes: nn.Module, timm_name: str, options: Mapping[str, Any]) -> None:
     """Refuse a model whose weights alone are more than the machine's memory, before any of it is taken.
 
     Raises:
         InputError: says what is needed and what there is
     """
-    if torch.get_default_device().type == "meta":  # a look at shapes alone
-        return
-    try:
-        with torch.device("meta"):
-            vit = timm.create_model(timm_name, **options)
-    except Exception:  # then building it says what is wrong, with what torch and timm say of it
-        return
-    needed = sum(weight.numel() * weight.element_size() for weight in vit.state_dict().values())
+    needed = sum(weight.numel() * weight.element_size() for weight in shapes.state_dict().values())
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         given = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
@@ -184,13 +189,10 @@ def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:
 
 def _why_not(timm_name: str) -> str:
     """Why a model could not serve with any arguments, so that nobody looks for the right ones; empty if it could."""
+    shapes = _shapes(timm_name, {})
     try:
-        with torch.device("meta"):  # no memory, no time
-            vit = timm.create_model(timm_name)
-    except Exception:  # then nothing is known of its family, and the arguments' own error has to do
-        return ""
-    try:
-        check_family(vit, "drop")
+        if shapes is not None:  # else nothing is known of its family, and the arguments' own error has to do
+            check_family(shapes, "drop")
     except InputError as error:
         return str(error)
     return ""

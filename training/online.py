@@ -90,7 +90,7 @@ def open_selector(
         raise InputError(f"{config.selector_checkpoint} does not say of which model it is: give --selector")
     options = {"img_size": said["img_size"] or config.img_size, **(said["model_kwargs"] or {})}
     if weights is not None:
-        vit, source = weights.build(said["model"], num_classes=weights.num_classes(), **options), weights.path.name
+        vit, source = weights.build(said["model"], **options), weights.path.name
     else:
         vit, source = build(said["model"], pretrained=config.selector_pretrained, **options), "timm hub"
     blocks = config.selector_blocks or default_blocks(vit)

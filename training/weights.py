@@ -3,8 +3,8 @@
 A .pth is a pickle, and a pickle is a program. It is read by torch's restricted reader alone (`weights_only=True`, given
 explicitly so that no environment variable switches it off); the one foreign type that DeiT's and EViT's releases need,
 `argparse.Namespace`, is replaced by an empty stand-in. Loading is strict: every missing, unexpected or misshapen entry
-is named, since a model with half of its weights still runs and still gives tickets. Rejected: timm's `load_checkpoint`
-and its filters, which resample position embeddings and drop heads without a word.
+is named, since a model with half of its weights still runs and still gives tickets. Not timm's
+`load_checkpoint` and its filters, which resample position embeddings and drop heads without a word.
 """
 
 import hashlib
@@ -92,9 +92,9 @@ def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
     return _without_prefixes(_tensors(content, path, use_ema))
 
 
-def checkpoint_classes(path: str | Path, use_ema: bool = False) -> int | None:
-    """Number of classes of a checkpoint's head; None if it has no linear head. Raises as `load_weights`."""
-    head = read_weights(path, use_ema).get("head.weight")
+def head_classes(weights: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of the head among named weights; None if they have no linear head."""
+    head = weights.get("head.weight")
     return head.shape[0] if head is not None and head.ndim == 2 else None
 
 

@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
 from dlth.tickets.files import reading
 from dlth.training.models import build, same_model
 from dlth.training.settings import Deviation, Mean
-from dlth.training.weights import LoadedWeights, check_fits, checkpoint_classes, load_weights, read_weights
+from dlth.training.weights import check_fits, head_classes, read_weights
 
 KEY = "dlth"
 """Name of the metadata entry that holds the note."""
@@ -169,33 +168,29 @@ class WeightsFile:
         told = f"against what {shown(self.name)} records of itself: {', '.join(against)}; the flags win"
         return settled, told if against else ""
 
-    def num_classes(self) -> int | None:
-        """Classes of the head; None without a linear head. Raises as `load_weights`."""
-        return checkpoint_classes(self.path, self.use_ema)
-
-    def build(self, name: str, **options: Any) -> nn.Module:
-        """The model with the file's weights, in memory only once its shapes are found to be the file's.
+    def build(self, name: str, num_classes: int | None = None, **options: Any) -> nn.Module:
+        """The model with the file's weights, which are read once; it is in memory only when its shapes are the file's.
 
         A note may name a model of any size: without that look, four numbers in a small file take all memory.
 
         Args:
             name, options: as `models.build` takes them
+            num_classes: classes of the head; absent means those of the file's linear head, if it has one
         Raises:
             DlthError: as `models.build` and `load_weights`
         """
         found = read_weights(self.path, self.use_ema)
+        classes = head_classes(found) if num_classes is None else num_classes
         depth = options.get("depth")
         if isinstance(depth, int) and depth > len(found):  # each block would have weights
             raise MismatchError(f"{shown(self.name)} holds {len(found)} tensors, too few for a model of depth {depth}")
-        with torch.device("meta"):
-            check_fits(build(name, **options), found, self.path.name)
-        vit = build(name, **options)
-        self.load(vit)
-        return vit
 
-    def load(self, vit: nn.Module) -> LoadedWeights:
-        """Load the weights into a model, strictly. Raises as `load_weights`."""
-        return load_weights(vit, self.path, self.use_ema)
+        def fitting(vit: nn.Module) -> dict[str, Tensor]:
+            return check_fits(vit, found, self.path.name)
+
+        vit = build(name, classes, check=fitting, **options)
+        vit.load_state_dict(fitting(vit), strict=True)
+        return vit
 
 
 def _agree(name: str, value: Any, own: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from dlth.tickets.errors import DlthError, InputError, LimitError, MismatchError, MissingFileError, UnsafeError
 from dlth.training import weights
-from dlth.training.weights import checkpoint_classes, load_weights, read_weights, weights_digest
+from dlth.training.weights import head_classes, load_weights, read_weights, weights_digest
 
 Make = Callable[..., nn.Module]
 
@@ -50,7 +50,7 @@ def test_every_pth_form_loads(tiny_vit: Make, tmp_path: Path, form: str) -> None
     loaded = load_weights(target, tmp_path / "best.pth")
     assert loaded == (weights_digest(source), "best.pth")
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
-    assert checkpoint_classes(tmp_path / "best.pth") == 5
+    assert head_classes(read_weights(tmp_path / "best.pth")) == 5
 
 
 def test_safetensors_and_pth_give_one_digest(tiny_vit: Make, tmp_path: Path) -> None:
@@ -240,10 +240,10 @@ def test_expanded_tensors_are_refused(tmp_path: Path) -> None:
     """A tensor of one stored number and stride 0 sizes no model; a view of numbers that are all there is read."""
     whole = torch.arange(12.0).reshape(3, 4)
     torch.save({"head.weight": whole.T[1:]}, tmp_path / "view.pth")
-    assert checkpoint_classes(tmp_path / "view.pth") == 3
+    assert head_classes(read_weights(tmp_path / "view.pth")) == 3
     torch.save({"head.weight": torch.zeros(1).expand(8_000_000, 96)}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"expanded or without content\): head.weight"):
-        checkpoint_classes(tmp_path / "w.pth")
+        head_classes(read_weights(tmp_path / "w.pth"))
 
 
 def test_sizes_are_bounded(tiny_vit: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

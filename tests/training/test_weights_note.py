@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError
+from dlth.training import weights
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
@@ -21,9 +24,11 @@ from dlth.training.models import build
 from dlth.training.reporter import Reporter
 from dlth.training.setup import Parts, prepare
 from dlth.training.step import Pixels
+from dlth.training.weights import load_weights
 from dlth.training.weights_note import WeightsFile, WeightsNote
 
 MakeRun = Callable[..., TrainConfig]
+TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0}
 
 
@@ -85,14 +90,26 @@ def test_a_note_that_cannot_be_is_refused_by_file_and_field(tmp_path: Path, note
 )
 def test_a_note_of_a_larger_model_takes_no_memory(tmp_path: Path, changed: dict[str, int], message: str) -> None:
     """The model is compared with the file's shapes before it is made: no small file can name one that fills memory."""
-    tiny = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    vit = build("vit_tiny_patch16_224", num_classes=4, img_size=32, **tiny)
+    vit = build("vit_tiny_patch16_224", num_classes=4, img_size=32, **TINY)
     save_file(vit.state_dict(), tmp_path / "w.safetensors")
-    weights = WeightsFile.find(str(tmp_path / "w.safetensors"))
+    file = WeightsFile.find(str(tmp_path / "w.safetensors"))
     with pytest.raises(MismatchError, match=message):
-        weights.build("vit_tiny_patch16_224", num_classes=4, img_size=32, **(tiny | changed))
-    made = weights.build("vit_tiny_patch16_224", num_classes=4, img_size=32, **tiny)
+        file.build("vit_tiny_patch16_224", num_classes=4, img_size=32, **(TINY | changed))
+    made = file.build("vit_tiny_patch16_224", num_classes=4, img_size=32, **TINY)
     assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in vit.state_dict().items())
+
+
+def test_a_file_is_read_once_to_build_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's size, the other shapes and the weights come from one reading, and shapes are looked at once."""
+    save_file(
+        build("vit_tiny_patch16_224", num_classes=4, img_size=32, **TINY).state_dict(), tmp_path / "w.safetensors"
+    )
+    read, built = Mock(wraps=weights.load_file), Mock(wraps=timm.create_model)
+    monkeypatch.setattr(weights, "load_file", read)
+    monkeypatch.setattr(timm, "create_model", built)
+    vit = WeightsFile.find(str(tmp_path / "w.safetensors")).build("vit_tiny_patch16_224", img_size=32, **TINY)
+    assert vit.num_classes == 4
+    assert (read.call_count, built.call_count) == (1, 2), "built on the meta device, and in memory"
 
 
 def test_names_of_other_versions_are_left_alone(tmp_path: Path) -> None:
@@ -160,7 +177,7 @@ def test_the_online_selector_is_what_its_run_records(make_run: MakeRun) -> None:
     assert config.tickets is not None
     assert (result.arm, result.mode, result.tickets) == ("ticket", "online", "")
     digest = result.selector["weights_sha256"]
-    assert digest == WeightsFile.find(teacher.out).load(parts.online.selector.vit).sha256
+    assert digest == load_weights(parts.online.selector.vit, Path(teacher.out) / "model.safetensors").sha256
     assert (result.selector["model"], result.selector["blocks"]) == ("vit_tiny_patch16_224", [0, 1])
     assert result.selector["weights_source"] == "model.safetensors"
     line = f"selector vit_tiny_patch16_224 (weights {digest[:12]}…, model.safetensors), blocks 0,1, in the loop"
