@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlth.data.imagenet import WNID
-from dlth.data.remote import open_regular
 from dlth.data.tar import members
+from dlth.tickets.disk import fresh, open_regular
 from dlth.tickets.errors import (
     DamageError,
     InputError,
@@ -31,7 +31,6 @@ from dlth.tickets.errors import (
     UnsafeError,
     shown,
 )
-from dlth.tickets.files import fresh
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 16 * 1024 * 1024
@@ -67,7 +66,7 @@ def folder_files(root: Path) -> Iterator[Located]:
 def archive_files(path: Path, spool: Path) -> Iterator[Located]:
     """Every file in a tar, and in the class archives inside it; a gzip one is decompressed into the folder `spool`."""
     try:
-        descriptor, _ = open_regular(str(path))
+        descriptor = open_regular(path)
     except MissingFileError:
         raise MissingFileError(f"{shown(path)} is not there") from None
     with os.fdopen(descriptor, "rb") as file:

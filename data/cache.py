@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dlth.data.fetch import blocks
-from dlth.data.remote import Facts, facts, is_remote, open_regular
+from dlth.data.remote import Facts, facts, is_remote
 from dlth.tickets.digits import ascii_only
+from dlth.tickets.disk import fresh, open_regular, space_errors
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
-from dlth.tickets.files import fresh, space_errors
 
 _CONTENT = "sha256:"
 """Begins a stamp that is the digest of the content."""
@@ -91,7 +91,8 @@ def open_shard(url: str, known: Facts, root: Path, sha256: str = "") -> int:
     """
     if is_remote(url):
         return _open_cached(url, known, root, sha256)
-    descriptor, status = open_regular(url)
+    descriptor = open_regular(url)
+    status = os.fstat(descriptor)
     found = Facts(status.st_size, str(status.st_mtime_ns))
     if found != known:
         os.close(descriptor)
@@ -139,8 +140,8 @@ def _open_cached(url: str, known: Facts, root: Path, sha256: str) -> int:
     path = root / "shards" / f"{name}.tar"
     with locked(root / "locks" / name):
         with suppress(MissingFileError):
-            descriptor, status = open_regular(str(path))
-            if status.st_size == known.size:
+            descriptor = open_regular(path)
+            if os.fstat(descriptor).st_size == known.size:
                 os.utime(path)
                 return descriptor
             os.close(descriptor)
@@ -163,7 +164,7 @@ def _fetch(url: str, known: Facts, root: Path, sha256: str, lock: str) -> tuple[
             found = _download(url, known, file, sha256)
             file.flush()
             os.fsync(file.fileno())
-        descriptor, _ = open_regular(str(part))
+        descriptor = open_regular(part)
         os.replace(part, folder / f"{_entry(url, found)}.tar")
     finally:
         part.unlink(missing_ok=True)

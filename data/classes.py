@@ -16,8 +16,8 @@ import numpy as np
 
 from dlth.data.shard_index import ShardIndex
 from dlth.data.split_info import CLASSES
+from dlth.tickets.disk import read_file
 from dlth.tickets.errors import DlthError, InputError, MismatchError, SchemaError, shown
-from dlth.tickets.files import read_file
 from dlth.tickets.jsontext import parse
 
 UNDECLARED_CLASSES = 100_000

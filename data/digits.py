@@ -21,8 +21,8 @@ from PIL import Image
 
 from dlth.data.pack import PackReport, pack_samples
 from dlth.data.samples import Sample
+from dlth.tickets.disk import write_files
 from dlth.tickets.errors import InputError
-from dlth.tickets.files import write_files
 from dlth.tickets.seeding import generator
 
 CANVAS, PATCH, GRID, DIGIT = 64, 8, 8, 16
@@ -78,7 +78,7 @@ def make_digit_shards(
             samples = _encoded(drawn, split, spool)
             reports[split] = pack_samples(samples, out, split=split, samples_per_shard=samples_per_shard, seed=seed)
         informative |= {sample.key: row.tolist() for sample, row in zip(samples, drawn.patches, strict=True)}
-    write_files({out / INFORMATIVE: json.dumps(informative).encode()}, out / f".{INFORMATIVE}.partial")
+    write_files({out / INFORMATIVE: json.dumps(informative).encode()})
     return DigitShards(out, reports["train"], reports["val"], out / INFORMATIVE)
 
 

@@ -21,8 +21,8 @@ from typing import IO
 
 from dlth.data.confined import confined
 from dlth.data.matfile import read_struct_array
-from dlth.data.remote import open_regular
 from dlth.tickets.digits import is_digits
+from dlth.tickets.disk import open_regular
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
 from dlth.tickets.named import read_named
 
@@ -139,7 +139,7 @@ def _unpacked(path: Path) -> dict[str, bytes]:
     """The two files of a devkit's archive, read as a stream and never extracted."""
     found: dict[str, bytes] = {}
     try:
-        descriptor, _ = open_regular(str(path))
+        descriptor = open_regular(path)
     except MissingFileError as error:
         raise MissingFileError(f"{shown(path)} is not there") from error
     try:

@@ -11,8 +11,6 @@ Rejected: npz (numpy allocates what an array's header claims before reading it, 
 
 import os
 import re
-import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,8 @@ from safetensors.numpy import save_file
 from dlth.data.scan import MAX_KEY_BYTES
 from dlth.data.shard_index import ShardIndex, ShardInfo
 from dlth.data.tar_header import BLOCK
+from dlth.tickets.disk import published, unforeseen
 from dlth.tickets.errors import DlthError
-from dlth.tickets.files import sync_folder
 from dlth.tickets.jsontext import canonical, parse
 
 FORMAT = "dlth-index 2"  # 2: of tars that every reader understands alike, with labels that are bounded
@@ -54,22 +52,10 @@ def write_index(path: Path, index: ShardIndex) -> bool:
     metadata = {"format": FORMAT, "index": text, "digest": _digest(text, arrays)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a name that nobody can foresee: in a shared folder a link might wait at any other, and what it means be lost
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError:
-        return False
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        save_file(arrays, temporary, metadata)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # safetensors writes for its owner alone, shards are often shared
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with published(path, path.with_name(unforeseen(path.name))) as file:
+            save_file(arrays, file.name, metadata)
+            os.chmod(file.name, 0o644)  # safetensors writes for its owner alone, shards are often shared
     except (OSError, SafetensorError):  # safetensors wraps the system's errors
-        with suppress(OSError):
-            temporary.unlink()
         return False
     return True
 

@@ -42,8 +42,8 @@ from dlth.data.split_info import (
 )
 from dlth.data.tar import pread
 from dlth.data.tar_header import BLOCK
+from dlth.tickets.disk import published, reading, space_errors, user_path, write_files
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
-from dlth.tickets.files import fresh, reading, space_errors, sync_folder, user_path, write_files
 from dlth.tickets.progress import Progress
 from dlth.tickets.seeding import generator
 
@@ -248,21 +248,13 @@ def _write_shard(path: Path, temporary: Path, samples: Sequence[Sample], labels:
     """Write one shard whole or not at all."""
     from webdataset import TarWriter  # which imports torch: a source that is refused should not wait for it
 
-    try:
-        with space_errors(path.parent, sum(map(_stored_size, samples))), fresh(temporary) as file:
-            digesting = _Digesting(file)
-            # nothing of the machine, the user or the hour goes into the headers
-            with TarWriter(digesting, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
-                for sample in samples:
-                    label = str(labels[sample.class_name]).encode()
-                    tar.write({"__key__": sample.key, sample.suffix: _encoded(sample), "cls": label})
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # give a full disk its space back
-        raise
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with space_errors(path.parent, sum(map(_stored_size, samples))), published(path, temporary) as file:
+        digesting = _Digesting(file)
+        # nothing of the machine, the user or the hour goes into the headers
+        with TarWriter(digesting, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+            for sample in samples:
+                label = str(labels[sample.class_name]).encode()
+                tar.write({"__key__": sample.key, sample.suffix: _encoded(sample), "cls": label})
     return ShardRecord(path.name, len(samples), digesting.size, digesting.sha256.hexdigest())
 
 

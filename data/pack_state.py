@@ -15,11 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_record, shard_records
+from dlth.tickets.disk import make_folder, read_file, refuse_linked, write_files
 from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
-from dlth.tickets.files import read_file, refuse_linked, write_files
 from dlth.tickets.jsontext import parse
 from dlth.tickets.locks import locked, refuse_gone
-from dlth.tickets.newfile import make_folder
 
 _PLAN, _RECORD = "plan.json", ".tar.json"
 _MAX_BYTES = 64 * 1024
@@ -71,7 +70,7 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
             "use the same settings, or write the split anew (--restart, or resume=False)."
         )
     work.mkdir(exist_ok=True)
-    write_files({work / _PLAN: json.dumps(settings).encode()}, work / f"{_PLAN}.partial")
+    write_files({work / _PLAN: json.dumps(settings).encode()})
     if entry is not None:
         return {record.name: record for record in shard_records(entry, str(out / INFO))}
     found = {path: _json(path) for path in sorted(work.glob(f"*{_RECORD}"))}
@@ -87,7 +86,7 @@ def has_records(work: Path) -> bool:
 def record_shard(work: Path, record: ShardRecord) -> None:
     """Remember a finished shard."""
     path = work / (record.name.removesuffix(".tar") + _RECORD)
-    write_files({path: json.dumps(asdict(record)).encode()}, path.with_suffix(".partial"))
+    write_files({path: json.dumps(asdict(record)).encode()})
 
 
 def _forget(out: Path, work: Path, split: str, shards: list[Path]) -> None:

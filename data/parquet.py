@@ -18,11 +18,11 @@ import numpy as np
 from dlth.data.confined import Confined
 from dlth.data.parquet_rows import HEADER_KEY, SHARDS_KEY, ParquetRows, arrow
 from dlth.tickets.derive import specs
+from dlth.tickets.disk import new_file
 from dlth.tickets.errors import shown
 from dlth.tickets.imports import ForeignRows
 from dlth.tickets.jsontext import canonical
 from dlth.tickets.layout import HASH_BYTES
-from dlth.tickets.newfile import new_file
 from dlth.tickets.npz import file_digest
 from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore

@@ -7,7 +7,6 @@ What stands behind http is read by our own hand (`http.py`), as its servers may 
 
 import math
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,16 +17,15 @@ import fsspec
 
 from dlth.data.waiting import watched
 from dlth.tickets.digits import ascii_only
+from dlth.tickets.disk import open_regular
 from dlth.tickets.errors import (
     DlthError,
     InputError,
     LimitError,
     MissingFileError,
     TransferError,
-    UnsafeError,
     shown,
 )
-from dlth.tickets.files import reading
 
 Result = TypeVar("Result")
 
@@ -104,20 +102,6 @@ def filesystem(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def open_regular(path: str) -> tuple[int, os.stat_result]:
-    """Open a local file for reading by position; links are followed, but FIFOs and devices are refused."""
-    with reading(path):
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise MissingFileError(f"{shown(path)} is missing") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise UnsafeError(f"{shown(path)} is not a regular file")
-    return descriptor, status
-
-
 def facts(url: str) -> Facts:
     """Size and stamp of a shard. Raises MissingFileError, and InputError where a server tells no size."""
     if not is_remote(url):
@@ -171,7 +155,7 @@ def read_small(url: str, limit: int, within: float | None = None) -> bytes | Non
                 return None
     else:
         try:
-            descriptor, _ = open_regular(url)
+            descriptor = open_regular(url)
         except MissingFileError:
             return None
         with os.fdopen(descriptor, "rb") as file:

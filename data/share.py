@@ -19,6 +19,7 @@ from dlth.data.sources import check_address
 from dlth.data.transfer import check_free, discard, download, upload
 from dlth.tickets.archive import Archive, pack, unpack
 from dlth.tickets.card import card
+from dlth.tickets.disk import new_file, new_place, refuse_existing, user_path
 from dlth.tickets.errors import (
     DlthError,
     InputError,
@@ -29,9 +30,7 @@ from dlth.tickets.errors import (
     TransferError,
     shown,
 )
-from dlth.tickets.files import user_path
 from dlth.tickets.named import read_named
-from dlth.tickets.newfile import new_file, new_place, refuse_existing
 from dlth.tickets.progress import Note, Progress
 from dlth.tickets.store import TicketStore
 

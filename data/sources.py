@@ -22,8 +22,8 @@ from typing import Any
 from urllib.parse import urljoin
 
 from dlth.data.remote import SCHEMES, filesystem, is_http, is_remote, reaching, read_small
+from dlth.tickets.disk import user_path
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError, shown
-from dlth.tickets.files import user_path
 from dlth.tickets.jsontext import parse
 
 MAX_SHARDS = 100_000

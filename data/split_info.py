@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlth.tickets.disk import read_file
 from dlth.tickets.errors import InputError, MismatchError, SchemaError, shown
-from dlth.tickets.files import read_file
 from dlth.tickets.jsontext import parse
 
 INFO, CLASSES = "_info.json", "classes.json"

@@ -25,8 +25,8 @@ from dlth.data.remote import Facts, facts, is_remote
 from dlth.data.share import check_identity, check_packed, pinned
 from dlth.data.transfer import discard, download
 from dlth.tickets.archive import Archive, unpack
+from dlth.tickets.disk import read_file, reading, write_files
 from dlth.tickets.errors import DlthError, LimitError, shown
-from dlth.tickets.files import read_file, reading, write_files
 from dlth.tickets.jsontext import canonical, parse
 from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore

@@ -21,6 +21,7 @@ from fsspec.callbacks import Callback
 from dlth.data.fetch import blocks
 from dlth.data.remote import Facts, facts, filesystem, is_remote, reaching
 from dlth.data.waiting import watched
+from dlth.tickets.disk import appended, fresh, new_file, read_file, space_errors
 from dlth.tickets.errors import (
     DamageError,
     DlthError,
@@ -30,10 +31,8 @@ from dlth.tickets.errors import (
     TransferError,
     shown,
 )
-from dlth.tickets.files import appended, fresh, read_file, space_errors
 from dlth.tickets.jsontext import canonical
 from dlth.tickets.locks import locked
-from dlth.tickets.newfile import new_file
 from dlth.tickets.progress import Progress
 
 BLOCK = 8 * 2**20  # bytes asked for at a time

@@ -13,8 +13,8 @@ from dlth.pipeline.cli_tickets import File, Json, tickets
 from dlth.tickets import TicketStore
 from dlth.tickets.archive import Archive, pack_into
 from dlth.tickets.archive import unpack as unpack_archive
+from dlth.tickets.disk import new_file
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.newfile import new_file
 
 Packed = Annotated[Path, typer.Argument(help="The packed ticket file (tickets.zarr.zip).")]
 

@@ -33,7 +33,7 @@ def export(
     """Write the tickets for other tools: numpy arrays, a Parquet table, or COCO masks of the kept patches."""
     from dlth.data.parquet import export_parquet
     from dlth.tickets.coco import export_coco
-    from dlth.tickets.newfile import refuse_existing
+    from dlth.tickets.disk import refuse_existing
     from dlth.tickets.npz import export_npz
 
     writers = {"npz": export_npz, "parquet": export_parquet, "coco": export_coco}

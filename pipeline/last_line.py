@@ -46,7 +46,6 @@ _MACHINE = {
 }
 _NO_THREAD = "can't start new thread"
 """What Python says where the system says EAGAIN."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|bad_alloc|failed to map segment", re.I)
 
 
@@ -143,7 +142,7 @@ def _refused(error: BaseException) -> DlthError | None:
 
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
-        handed_on = (*_FULL, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+        handed_on = (*errors.FULL, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
         number = next((known for known in handed_on if os.strerror(known) in str(error)), None)
     if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
         number = errno.EAGAIN
@@ -152,7 +151,7 @@ def _refused(error: BaseException) -> DlthError | None:
     place, what = _place(error), os.strerror(number) if number else _first_line(error)
     if isinstance(error, ConnectionError | TimeoutError):
         return errors.TransferError(f"{place}{what}: a connection failed; run the same command again")
-    if number in _FULL:
+    if number in errors.FULL:
         return errors.SpaceError(f"{place}{what}: free some and run again; everything finished before is whole")
     if number == errno.ENOMEM:
         return machine_errors.OutOfMemoryError(f"{place}{what}: free some memory, or use fewer --workers")

@@ -15,8 +15,8 @@ from typing import Any
 
 from dlth.data.splits import EVALUATION, TRAINING
 from dlth.pipeline.project_file import NAME
+from dlth.tickets.disk import write_files
 from dlth.tickets.errors import DlthError, InputError, UnsafeError, shown
-from dlth.tickets.files import write_files
 from dlth.tickets.named import read_named
 from dlth.training.toml_text import MAX_CONFIG_BYTES, parse_toml, toml_value
 
@@ -54,7 +54,7 @@ def record_shards(out: Path, split: str, names: Sequence[str]) -> list[str]:
         line = f"{key} = {toml_value(spec)}\n"
         added = own[: len(own) - len(text)] + _with_line(text, line, {**known, key: spec}, _near(path))
         target = Path(os.path.realpath(path))
-        write_files({target: added.encode()}, target.with_name(f".{NAME}.partial"))
+        write_files({target: added.encode()})
     except (DlthError, OSError, UnicodeError) as error:  # a folder's name need not be UTF-8
         return [f"{_near(path)} does not name these shards: {shown(error)}"]
     return [f"{_near(path)}: {key} = {spec}"]

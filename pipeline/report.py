@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from dlth.pipeline.figures import png
 from dlth.pipeline.page import data_url, render_page
-from dlth.tickets.files import write_files
-from dlth.tickets.newfile import make_folder
+from dlth.tickets.disk import make_folder, write_files
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def write_report(report: Report, out: Path) -> Path:
         pictures = []
         for picture in section.pictures:
             data = png(picture.figure)
-            write_files({out / f"{picture.name}.png": data}, out / ".report.partial")
+            write_files({out / f"{picture.name}.png": data})
             pictures.append({"data": data_url(data, "png"), "caption": picture.caption})
         sections.append(
             {
@@ -92,5 +91,5 @@ def write_report(report: Report, out: Path) -> Path:
         footer=report.footer,
     )
     path = out / "report.html"
-    write_files({path: page.encode()}, out / ".report.partial")
+    write_files({path: page.encode()})
     return path

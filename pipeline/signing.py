@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dlth.tickets import TicketStore
+from dlth.tickets.disk import new_file, read_file, reading
 from dlth.tickets.errors import DlthError, InputError, MissingFileError, SignatureError, shown
-from dlth.tickets.files import read_file, reading
 from dlth.tickets.jsontext import parse
-from dlth.tickets.newfile import new_file
 
 PASSWORD = "DLTH_KEY_PASSWORD"
 MAX_SIGNATURE = 2**20  # bytes

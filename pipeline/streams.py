@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TextIO, cast
 
-from dlth.tickets.errors import SpaceError, plain
+from dlth.tickets.errors import FULL, SpaceError, plain
 from dlth.training.machine_errors import MachineError
 
 
@@ -55,7 +55,7 @@ class _Sink:
                 return
             if error.errno == errno.EPIPE:
                 raise ReaderGoneError from error
-            kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else MachineError
+            kind = SpaceError if error.errno in FULL else MachineError
             raise kind(f"the result cannot be written to standard output: {error.strerror}") from error
 
 

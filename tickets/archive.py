@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from dlth.tickets.arguments import open_store
+from dlth.tickets.disk import fresh, new_file, new_place, open_regular, refuse_existing, space_errors, sync, user_path
 from dlth.tickets.errors import DamageError, LimitError, MismatchError, UnsafeError, shown
-from dlth.tickets.files import fresh, open_regular, space_errors, sync_folder, user_path
 from dlth.tickets.layout import (
     MANIFEST_FILE,
     MANIFEST_META_FILE,
@@ -31,7 +31,6 @@ from dlth.tickets.layout import (
     manifest_meta_text,
 )
 from dlth.tickets.manifest import FileDigest, Manifest, check_digest, digest_of
-from dlth.tickets.newfile import new_file, new_place, refuse_existing
 from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
@@ -125,7 +124,7 @@ class Archive:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = user_path(path)
         self.name = shown(self.path.name)
-        self._file = open_regular(self.path)
+        self._file = os.fdopen(open_regular(self.path), "rb")
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             members = self._directory()
@@ -267,7 +266,7 @@ def unpack(
             raise MismatchError(f"{source.name} changed while it was unpacked")
         refuse_existing(target)
         os.rename(root, target)
-    sync_folder(target.parent)
+    sync(target.parent)
     return TicketStore(target)
 
 

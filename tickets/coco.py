@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.arguments import open_store
+from dlth.tickets.disk import new_file
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
-from dlth.tickets.newfile import new_file
 from dlth.tickets.progress import Progress
 from dlth.tickets.ranks import kept_sets
 from dlth.tickets.store import TicketStore

@@ -6,9 +6,12 @@ then `except` could not tell damage from a wrong option. Messages are made where
 wrong, where, what was expected and found, and what to do.
 """
 
+import errno
 import operator
 
 SHOWN_LIMIT = 200
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What systems say of a full disk, a used-up quota, and a file above the limit that a process has."""
 
 
 class DlthError(Exception):

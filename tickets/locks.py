@@ -12,9 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlth.tickets.digits import is_digits
+from dlth.tickets.disk import make_folder, read_file, refuse_read_only, refuse_shared, space_errors
 from dlth.tickets.errors import DlthError, LockedError, MissingFileError, UnsafeError, shown
-from dlth.tickets.files import read_file, refuse_read_only, refuse_shared, space_errors
-from dlth.tickets.newfile import make_folder
 
 _held: set[int] = set()
 

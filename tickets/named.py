@@ -1,6 +1,6 @@
 """Reading a file that a user names in full, within a bound: a list of keys, settings, labels.
 
-Unlike the files of a ticket file (`files.py`), such a file may be a link, or a pipe: ``--keys <(sort all.txt)`` and
+Unlike the files of a ticket file (`disk.py`), such a file may be a link, or a pipe: ``--keys <(sort all.txt)`` and
 ``/dev/stdin`` are what people type. Devices and folders are refused, a pipe into which nobody writes does not hold the
 command up, and no more than the bound is ever in memory.
 """

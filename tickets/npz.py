@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from dlth.tickets.arguments import open_store
 from dlth.tickets.derive import specs
+from dlth.tickets.disk import new_file, open_regular, reading, user_path
 from dlth.tickets.errors import (
     DamageError,
     DlthError,
@@ -38,13 +39,11 @@ from dlth.tickets.errors import (
     UnsafeError,
     shown,
 )
-from dlth.tickets.files import open_regular, reading, user_path
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.imports import ForeignRows, decode_keys
 from dlth.tickets.jsontext import canonical, parse
 from dlth.tickets.layout import MAX_CHUNK_BYTES, MAX_META_BYTES, MAX_SHARDS
 from dlth.tickets.manifest import MAX_ROWS, ShardSpec
-from dlth.tickets.newfile import new_file
 from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
@@ -247,7 +246,7 @@ class _Column:
 def file_digest(path: Path) -> str:
     """sha256 of a regular file; raises InputError for anything else."""
     try:
-        with open_regular(path) as file, reading(path):
+        with os.fdopen(open_regular(path), "rb") as file, reading(path):
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (MissingFileError, UnsafeError) as error:
         raise InputError(str(error)) from error

@@ -15,8 +15,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from dlth.tickets.disk import read_file, refuse_linked, space_errors, sync, write_files
 from dlth.tickets.errors import DamageError, DlthError, InputError, shown
-from dlth.tickets.files import read_file, refuse_linked, space_errors, sync_folder, write_files
 from dlth.tickets.jsontext import Json, canonical, parse
 from dlth.tickets.layout import MAX_MANIFEST_BYTES, partial_path
 from dlth.tickets.locks import locked
@@ -55,9 +55,9 @@ class Partial:
                     (self.root / name).mkdir(parents=True, exist_ok=True)
                 self.publish({self.store / name: raw for name, raw in static.items()}, "create")
                 for name in sorted(folders):
-                    sync_folder(self.root / name)
+                    sync(self.root / name)
                 self.publish({self._plan_file: canonical(plan)}, "create")
-                sync_folder(self.root.parent)
+                sync(self.root.parent)
 
     def plan(self) -> Json:
         """The plan as it was written."""

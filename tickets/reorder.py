@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.checks import ShardTickets
-from dlth.tickets.files import space_errors
+from dlth.tickets.disk import space_errors
 from dlth.tickets.store import TicketStore
 
 Rows = NDArray[np.int64]

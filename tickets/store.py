@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dlth.tickets.checks import Rankings, RuleError, ShardTickets, check_gap, check_patches, decoded_keys
 from dlth.tickets.chunks import decode
+from dlth.tickets.disk import read_file, reading, scan_sizes, user_path
 from dlth.tickets.errors import (
     DamageError,
     IncompleteError,
@@ -30,7 +31,6 @@ from dlth.tickets.errors import (
     shown,
     whole_number,
 )
-from dlth.tickets.files import read_file, reading, scan_sizes, user_path
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.jsontext import Json, parse, same
 from dlth.tickets.keyindex import KeyIndex, key_hashes

@@ -17,6 +17,7 @@ import numpy as np
 from dlth.tickets.arguments import listed
 from dlth.tickets.checks import RuleError, ShardTickets, check_tickets, encoded_keys
 from dlth.tickets.chunks import decode, encode, padded
+from dlth.tickets.disk import read_file, reading, refuse_inside, space_errors, sync, user_path
 from dlth.tickets.errors import (
     DamageError,
     DlthError,
@@ -27,7 +28,6 @@ from dlth.tickets.errors import (
     shown,
     whole_number,
 )
-from dlth.tickets.files import read_file, reading, space_errors, sync_folder, user_path
 from dlth.tickets.header import VERSION, TicketHeader, checked_header, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.layout import (
@@ -50,7 +50,6 @@ from dlth.tickets.manifest import (
     digest_of,
 )
 from dlth.tickets.masks import ticket_sets, to_bits
-from dlth.tickets.newfile import refuse_inside
 from dlth.tickets.partial import Partial
 from dlth.tickets.store import TicketStore
 
@@ -246,7 +245,7 @@ class TicketWriter:
             (store / MANIFEST_FILE).unlink()
             self._refuse(damages)
         os.rename(store, self.path)
-        sync_folder(self.path.parent)
+        sync(self.path.parent)
 
     def _manifest(self) -> Manifest:
         files = {name: digest_of(raw) for name, raw in self.layout.meta_files(self.header).items()}

@@ -30,9 +30,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dlth.tickets.disk import read_file, refuse_linked, sync
 from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError, shown
-from dlth.tickets.files import read_file, refuse_linked
-from dlth.training.publish import published, sync, write_errors, write_text
+from dlth.training.publish import published, write_errors, write_text
 from dlth.training.seal import SEAL, read_sealed, sealed
 
 FORMAT = "dlth-checkpoint"

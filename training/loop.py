@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import torch
 
+from dlth.tickets.disk import refuse_linked
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.files import refuse_linked
 from dlth.tickets.locks import owned
 from dlth.training import checkpoint
 from dlth.training.agreement import agree

@@ -26,8 +26,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dlth.tickets.disk import appended
 from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeError, shown
-from dlth.tickets.files import appended
 from dlth.tickets.jsontext import parse
 from dlth.training.drawing import own_style
 from dlth.training.publish import published, write_errors, write_text

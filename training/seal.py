@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlth.tickets.disk import read_file
 from dlth.tickets.errors import DamageError, SchemaError, shown
-from dlth.tickets.files import read_file
 from dlth.tickets.jsontext import parse
 
 SEAL = "sha256"

@@ -17,8 +17,8 @@ from dlth.data.pack import pack
 from dlth.data.transfer import download
 from dlth.pipeline.gallery import Card, Gallery, write_gallery
 from dlth.tickets import Grid
+from dlth.tickets.disk import appended
 from dlth.tickets.errors import DamageError, UnsafeError
-from dlth.tickets.files import appended
 from dlth.tickets.locks import owned
 from dlth.tickets.partial import Partial
 from dlth.training import checkpoint
@@ -27,17 +27,16 @@ from dlth.training.runlog import RunLog
 
 ROOT = Path(__file__).parents[2]
 WRITERS = {
-    "tickets/files.py: fresh": "the one that makes temporary files",
-    "tickets/newfile.py: new_file": "tempfile's own names",
+    "tickets/disk.py: fresh": "the one that makes temporary files",
     "data/digits.py: make_digit_shards": "tempfile's own names",
-    "data/index_file.py: write_index": "a name of mkstemp",
+    "data/index_file.py: write_index": "a file that `published` has just made",
     "training/checkpoint.py: write_tensors": "a file that `published` has just made",
     "data/cache.py: locked": "a lock in the user's own cache, never written to",
     "data/cache.py: _abandoned": "the same",
     "data/ticket_cache.py: _hold": "the same",
     "data/ticket_cache.py: _remove": "the same",
     "tickets/npz.py: _member": "a member of a zip archive in a `new_file`",
-    "tickets/files.py: appended": "the one that goes on with files, of one name and no link",
+    "tickets/disk.py: appended": "the one that goes on with files, of one name and no link",
     "tickets/locks.py: _acquire": "locks; what is written to one is looked at first",
     "data/confined.py: _serve": "/dev/null",
     "pipeline/last_line.py: _bug": "a name of mkstemp",

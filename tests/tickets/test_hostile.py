@@ -22,8 +22,8 @@ from numcodecs.zstd import Zstd
 
 from dlth.tickets import TicketStore
 from dlth.tickets.chunks import decode, encode, frame_size
+from dlth.tickets.disk import read_file
 from dlth.tickets.errors import DamageError, DlthError, LimitError, SchemaError, UnsafeError
-from dlth.tickets.files import read_file
 
 Attack = Callable[[Path], None]
 MEMORY_BOUND = 32 * 2**20

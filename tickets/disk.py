@@ -1,21 +1,23 @@
 """Reading and writing files so that neither a stranger nor a crash can do harm.
 
 Reading: the entry itself is opened (no link is followed, no FIFO blocks), its size is known before a byte is taken.
-Writing: a temporary name, fsync, rename, fsync of the folder; a reader sees the old file or the new one. A temporary
-name can be foreseen, so a link may wait there: `fresh` alone opens such files, and what it opens is new. Rejected:
-zarr's LocalStore, which follows links, blocks on a FIFO, never calls fsync and leaves its temporary files behind
-after a kill.
+Writing: a temporary name, fsync, rename, fsync of the folder; a reader sees the old file or the new one (`published`,
+`write_files`), or nothing that stood there is replaced (`new_file`). A temporary name can be foreseen, so a link may
+wait there: `fresh` alone opens such files, and what it opens is new. Rejected: zarr's LocalStore, which follows links,
+blocks on a FIFO, never calls fsync and leaves its temporary files behind after a kill.
 """
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader, BufferedWriter
+from io import BufferedWriter
 from pathlib import Path
 
 from dlth.tickets.errors import (
+    FULL,
     DamageError,
     DlthError,
     InputError,
@@ -25,8 +27,8 @@ from dlth.tickets.errors import (
     UnsafeError,
     shown,
 )
+from dlth.tickets.layout import MANIFEST_FILE
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (
     *(errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO, errno.ENODEV),
@@ -70,16 +72,17 @@ def reading(place: str | os.PathLike[str]) -> Iterator[None]:
         raise InputError(f"{shown(place)} cannot be read ({error.strerror}): name another place") from error
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file that a user names: links are followed, no FIFO blocks, no device is without an end.
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """A descriptor for reading a regular file that a user names: links are followed, no FIFO blocks, no device is
+    without an end. Close it with `os.close`, or hand it to `os.fdopen`.
 
     Raises MissingFileError, UnsafeError (FIFO, socket, device, folder), InputError.
     """
     with reading(path):
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise MissingFileError(f"there is no file {shown(path)}") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingFileError(f"{shown(path)} is missing: there is no file of that name") from error
         except OSError as error:
             if error.errno != errno.ENXIO:  # a socket
                 raise
@@ -87,7 +90,7 @@ def open_regular(path: Path) -> BufferedReader:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise UnsafeError(f"{shown(path)} is not a regular file")
-    return os.fdopen(handle, "rb")
+    return handle
 
 
 def read_file(path: Path, limit: int, where: str) -> bytes:
@@ -197,39 +200,135 @@ def refuse_linked(folder: Path) -> None:
         raise UnsafeError(f"{shown(folder)} is a link, and what it points to is not dlth's to change: remove the link")
 
 
-def write_files(files: dict[Path, bytes], temporary: Path) -> None:
+@contextmanager
+def published(path: Path, temporary: Path | None = None) -> Iterator[BufferedWriter]:
+    """A new file that takes the place of `path` when the block ends well; then it survives a power cut, too.
+
+    Until then its `name` is `temporary` (on the same disk; by default beside `path`). What is left of a file that could
+    not be written is removed: it is what fills the disk. Raises OSError; `space_errors` says what it means.
+    """
+    temporary = temporary or path.with_name(f"{path.name}.partial")
+    try:
+        with fresh(temporary) as file:
+            yield file
+        sync(temporary)  # by name, as a block may write by it too
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        with suppress(OSError):  # there after a failure alone
+            temporary.unlink()
+
+
+def write_files(files: dict[Path, bytes], temporary: Path | None = None) -> None:
     """Put each file in place whole or not at all, and make all of them survive a power cut before returning.
 
-    `temporary` (on the same disk, numbered per file) is the name before the rename. All files are written and synced,
-    then renamed, then their folders synced: one journal commit for all the names. Raises SpaceError when the disk is
-    full.
+    `temporary` (on the same disk, numbered per file; by default beside the first) is the name before the rename. All
+    files are written and synced, then renamed, then their folders synced: one journal commit for all the names. Raises
+    SpaceError when the disk is full.
     """
-    moves = {path: temporary.with_name(f"{temporary.name}.{number}") for number, path in enumerate(files)}
-    with space_errors(next(iter(files)).parent, sum(map(len, files.values()))):
+    first = next(iter(files))
+    temporary = temporary or first.with_name(f"{first.name}.partial")
+    moves = {temporary.with_name(f"{temporary.name}.{number}"): path for number, path in enumerate(files)}
+    with space_errors(first.parent, sum(map(len, files.values()))):
         try:
-            for path, raw in files.items():
-                with fresh(moves[path]) as file:
-                    file.write(raw)
-                    file.flush()
-                    os.fsync(file.fileno())
+            for name, path in moves.items():
+                with fresh(name) as file:
+                    file.write(files[path])
+                sync(name)
         except OSError:
-            for name in moves.values():  # give a full disk its space back
+            for name in moves:  # give a full disk its space back
                 with suppress(OSError):
                     name.unlink()
             raise
-        for path, name in moves.items():
+        for name, path in moves.items():
             os.replace(name, path)
         for folder in {path.parent: None for path in files}:
-            sync_folder(folder)
+            sync(folder)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[BufferedWriter]:
+    """As `published`, under a name that nobody can foresee, and never in another file's place.
+
+    Raises what `new_place` and `space_errors` raise.
+    """
+    target = new_place(path)
+    temporary = target.with_name(unforeseen(target.name))
+    with space_errors(target, 0):
+        try:
+            with fresh(temporary) as file:
+                yield file
+            sync(temporary)
+            try:
+                os.link(temporary, target)  # unlike a rename, fails where something stands
+            except FileExistsError:
+                refuse_existing(target)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+    with suppress(OSError):
+        sync(target.parent)
+
+
+def unforeseen(name: str) -> str:
+    """A temporary name for a file that is to be called `name`: in a shared folder a link might wait at any other."""
+    return f".{name}.{secrets.token_hex(4)}"
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def new_place(path: str | os.PathLike[str]) -> Path:
+    """A place for one new file or folder, absolute.
+
+    Raises InputError when something stands there (nothing is overwritten), when it lies in a ticket file, or when it is
+    no path; MissingFileError without the folder.
+    """
+    target = user_path(path)
+    refuse_existing(target)
+    with reading(target):
+        refuse_inside(target)
+        if not target.parent.is_dir():
+            raise MissingFileError(f"there is no folder {shown(target.parent)} to write {shown(target.name)} into")
+    return target
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder for several files where there is none; what it holds already is its writer's concern.
+
+    Raises InputError for the root, a place that is something else or lies in a ticket file or cannot be written, and
+    SpaceError.
+    """
+    try:
+        folder = user_path(path)
+        if not folder.name:
+            raise InputError("it is the root of all")
+        with reading(folder):
+            refuse_inside(folder / MANIFEST_FILE)
+        with space_errors(folder, 0):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (InputError, MissingFileError) as error:  # /proc calls itself missing
+        raise InputError(f"{shown(path)} cannot be a folder of results ({error}): take another") from error
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises InputError when something stands at `path`."""
+    with reading(path):
+        if os.path.lexists(path):
+            raise InputError(f"{shown(path)} exists and is not overwritten; choose another name or remove it")
+
+
+def refuse_inside(path: Path) -> None:
+    """Raises InputError where `path` lies in a finished ticket file, which a foreign entry would make unreadable."""
+    for folder in path.parents:
+        if os.path.lexists(folder / MANIFEST_FILE):
+            raise InputError(f"{shown(path)} would lie in the ticket file {shown(folder)}: choose a place outside")
 
 
 @contextmanager
@@ -246,7 +345,7 @@ def space_errors(folder: Path, needed: int) -> Iterator[None]:
         raise MissingFileError(f"{missing} was removed while it was used: run the same command again") from error
     except OSError as error:
         refuse_read_only(error, folder)
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise SpaceError(
             f"no space left for {needed} bytes in {shown(folder)}: free some and run the same command again; "
