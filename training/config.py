@@ -252,6 +252,11 @@ class TrainConfig(Settings):
     log_tensorboard: bool = setting(False, OUTPUT, "Write TensorBoard events as well.", free=True)
 
     @property
+    def student(self) -> str:
+        """Name of the student's model."""
+        return self.model or DEFAULT_MODEL
+
+    @property
     def users_crop_pct(self) -> float | None:
         """The share of the evaluation crop if the user gave one: a recipe's own gives way to what files say."""
         return None if self.crop_pct == RECIPES.get(self.recipe, {}).get("crop_pct") else self.crop_pct

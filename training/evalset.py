@@ -1,4 +1,4 @@
-"""A validation set as a student sees it: images in timm's evaluation crop, with the patches of each kind of tokens."""
+"""A validation set as a student sees it: images in timm's evaluation crop, with the patches of each arm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from dlth.tickets import Budget, Grid, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import shown
 from dlth.tickets.origin import describe
 from dlth.tickets.progress import Note
+from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
+from dlth.training.eval_config import EvalConfig
 from dlth.training.measure import EvalResult, measure
 from dlth.training.models import grid_of, patch_size_of
 from dlth.training.selector import Selection
@@ -90,8 +92,37 @@ class EvalSet:
     workers: int
     bad_images: Literal["error", "skip"]
 
-    def kinds(self, has_selector: bool = False) -> tuple[Arm, ...]:
-        """Kinds of tokens to measure: dense always; with k, random, and ticket where tickets can be had."""
+    @classmethod
+    def joined(
+        cls,
+        config: TrainConfig | EvalConfig,
+        index: ShardIndex,
+        store: TicketStore | None,
+        frame: Frame,
+        k: int | None,
+        seed: int,
+        batch_size: int,
+        note: Note,
+    ) -> EvalSet:
+        """The set with every image's ticket found, where there is a ticket file.
+
+        Raises:
+            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
+            MissingTicketError: images without a ticket, if that is an error
+        """
+        found = None
+        if store is not None:
+            tickets, seen, split = store.header.view, frame.eval_view, config.val_split or ""
+            moved, patch_size = tickets != seen, frame.patch_size
+            check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split, patch_size=patch_size)
+            found = join(index, store, config.missing)
+            note(f"validation: {found.coverage}")
+            if text := moved_text(tickets, seen):
+                note(f"validation: {text}")
+        return cls(index, frame, k, found, seed, batch_size, config.workers, config.bad_images)
+
+    def arms(self, has_selector: bool = False) -> tuple[Arm, ...]:
+        """Arms to measure: dense always; with k, random, and ticket where tickets can be had."""
         if self.k is None:
             return ("dense",)
         return ("dense", "ticket", "random") if self.join is not None or has_selector else ("dense", "random")
@@ -112,7 +143,7 @@ class EvalSet:
             self.index,
             view=self.frame.eval_view,
             grid=self.frame.grid,
-            arms=self.kinds(),
+            arms=self.arms(),
             k=self.k,
             join=self.join,
             seed=self.seed,
@@ -123,11 +154,11 @@ class EvalSet:
             bad_images=self.bad_images,
         )
         rank = rank if self.join is None else None
-        kinds = self.kinds(rank is not None)
-        results = measure(student, loader, kinds, self.index.num_samples, world, pixels, precision, self._best(rank))
+        arms = self.arms(rank is not None)
+        results = measure(student, loader, arms, self.index.num_samples, world, pixels, precision, self._best(rank))
         every = self.frame.grid.num_patches
         keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
-        tokens: dict[str, int] = {kind: every if kind == "dense" else self.k or every for kind in kinds}
+        tokens: dict[str, int] = {arm: every if arm == "dense" else self.k or every for arm in arms}
         about = self.about_tickets() or {"tickets_are": ranked_by}
         return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
 
@@ -209,29 +240,3 @@ def moved_text(tickets: ViewSpec, seen: ViewSpec) -> str:
     if tickets.kind == "center" and float(tickets.crop_pct) < float(seen.crop_pct):
         border = "; the selector never saw what lies at the border, so patches there are hardly ever kept"
     return f"tickets made on {described(tickets)} are moved to the evaluation's {described(seen)}{border}"
-
-
-def join_val(
-    index: ShardIndex,
-    store: TicketStore | None,
-    frame: Frame,
-    k: int | None,
-    split: str | None,
-    missing: Literal["error", "dense", "random", "skip"],
-    note: Note,
-) -> Join | None:
-    """Find the ticket of every validation image; None without a ticket file.
-
-    Raises:
-        MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
-        MissingTicketError: images without a ticket, if that is an error
-    """
-    if store is None:
-        return None
-    moved = store.header.view != frame.eval_view
-    check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split or "", patch_size=frame.patch_size)
-    found = join(index, store, missing)
-    note(f"validation: {found.coverage}")
-    if moved and (text := moved_text(store.header.view, frame.eval_view)):
-        note(f"validation: {text}")
-    return found

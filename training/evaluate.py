@@ -18,7 +18,7 @@ from dlth.tickets.progress import Note
 from dlth.training.agreement import agree, settings_of
 from dlth.training.distributed import joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
-from dlth.training.evalset import EvalSet, Frame, described, join_val, tickets_crop, tokens_kept
+from dlth.training.evalset import EvalSet, Frame, described, tickets_crop, tokens_kept
 from dlth.training.measure import EvalResult
 from dlth.training.models import on_black_image, resolve
 from dlth.training.step import Pixels, Precision
@@ -80,10 +80,9 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     k = k or tokens_kept(config.keep, frame.grid, store)
     if k is not None and store is None:
         note("no ticket row: --val-tickets names the tickets of these images")
-    found = join_val(index, store, frame, k, config.val_split, config.missing, note)
     recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
     seed = recorded if config.seed is None else config.seed
-    images = EvalSet(index, frame, k, found, seed, config.batch_size, config.workers, config.bad_images)
+    images = EvalSet.joined(config, index, store, frame, k, seed, config.batch_size, note)
     student = TicketViT(vit.to(device)).eval()
     on_black_image(student, frame.size, device)
     return student, images

@@ -1,19 +1,20 @@
-"""The images and tickets of a run: opened, joined, and handed out as steps and as evaluation batches.
+"""The images and tickets of a run: opened, then joined, as the model that was built for them sees them.
 
 A thin layer between settings and `dlth.data`: it decides nothing that the loaders decide, and holds what a result must
-name (fingerprints of the images, identities of the ticket files, k).
+name (fingerprints of the images, identities of the ticket files, k). Opening and joining are two steps, as the model
+that stands between them takes its head from the images' classes, and gives its grid to the join.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from dlth.data.augment import Augmentation
-from dlth.data.batch import Batch
 from dlth.data.classes import check_head, check_labels, require_labels
 from dlth.data.crashes import crashing
 from dlth.data.identity import DataIdentity
@@ -23,58 +24,88 @@ from dlth.data.left_out import LeftOut
 from dlth.data.loader import TrainLoader
 from dlth.data.mixing import Mixing
 from dlth.data.order import Batching, epoch_order
+from dlth.data.patches import Arm
 from dlth.data.reader import Reader
 from dlth.data.splits import EVALUATION
 from dlth.data.ticket_cache import local_tickets
-from dlth.tickets import Budget, TicketHeader, TicketStore
+from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.origin import describe
 from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import EvalSet, Frame, described, join_val, moved_text, tokens_kept
+from dlth.training.evalset import EvalSet, Frame, described, moved_text, tokens_kept
 from dlth.training.schedule import KeepSchedule
 
 
-@dataclass
-class Inputs:
-    """What a run reads. `join_tickets` must be called once the model is known, and before anything is read.
+@dataclass(frozen=True)
+class Files:
+    """What the settings name, opened: images and tickets of training, and of validation where there are any.
 
-    `left_out`: the training images that the tickets rule out; `met`: the corrupt ones that this rank has met since it
-    started, by id, and what was wrong with each; `schedule`: what each step keeps, None where that is every patch.
+    `num_classes`: size of the student's head.
     """
 
-    config: TrainConfig
-    world: World
     index: ShardIndex
     val_index: ShardIndex | None
     store: TicketStore | None
     val_store: TicketStore | None
-    k: int | None = None
-    schedule: KeepSchedule | None = None
-    frame: Frame = field(init=False)
-    join: Join | None = None
-    val: EvalSet | None = None
-    left_out: LeftOut = field(init=False)
-    met: dict[int, str] = field(default_factory=dict)
-    _loader: TrainLoader | None = None
+    num_classes: int
 
-    @property
-    def global_batch(self) -> int:
-        """Images of a step over all ranks."""
-        return self.config.batch_size * self.config.grad_accum_steps * self.world.size
 
-    @property
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a run reads, as a model of that frame sees it: images that have met their tickets.
+
+    `k`: patches kept at the end of training and in evaluation, None where nobody said how many; `join`: where the
+    training images' tickets lie, None where none are trained on; `val`: the validation set, None without one.
+    """
+
+    config: TrainConfig
+    world: World
+    files: Files
+    frame: Frame
+    k: int | None
+    join: Join | None
+    val: EvalSet | None
+
+    @classmethod
+    def joined(cls, config: TrainConfig, world: World, files: Files, frame: Frame, note: Note) -> Inputs:
+        """Fix k, and find every image's ticket.
+
+        Raises:
+            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
+            MissingTicketError: images without a ticket, if that is an error
+            InputError: a share of patches that makes no sense, labels that the head does not have
+        """
+        index, val_index, store = files.index, files.val_index, files.store
+        k = tokens_kept(config.keep, frame.grid, store, files.val_store)
+        check_labels(files.num_classes, index, val_index)
+        found = val = None
+        if store is not None and config.mode != "online":
+            split, moved = config.split or "", config.arm == "ticket"
+            check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split, patch_size=frame.patch_size)
+            if config.arm == "ticket" and (text := made_for_evaluation(store.header)):
+                note(f"training: {text}")
+            found = join(index, store, config.missing)
+            note(f"training: {found.coverage}")
+        if val_index is not None:
+            if val_index.fingerprint == index.fingerprint:
+                note("the validation images are the training images, by their keys: accuracies say nothing of new ones")
+            batch_size = config.validation_batch_size or config.batch_size
+            val = EvalSet.joined(config, val_index, files.val_store, frame, k, config.seed, batch_size, note)
+        return cls(config, world, files, frame, k, found, val)
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The training images that the tickets rule out."""
+        return LeftOut.known(self.files.index.num_samples, self.join)
+
+    @cached_property
     def batching(self) -> Batching:
         """How an epoch's order is cut into steps, ranks and micro-batches."""
-        config = self.config
-        micro_batches, repeats = config.grad_accum_steps, config.aug_repeats
-        return Batching(self.global_batch, self.world.size, micro_batches, repeats, config.drop_last)
-
-    @property
-    def num_classes(self) -> int:
-        """Size of the student's head."""
-        return self.config.num_classes or self.index.num_classes
+        config, size = self.config, self.world.size
+        global_batch = config.batch_size * config.grad_accum_steps * size
+        return Batching(global_batch, size, config.grad_accum_steps, config.aug_repeats, config.drop_last)
 
     @property
     def num_train(self) -> int:
@@ -86,7 +117,7 @@ class Inputs:
         """Images that one epoch shows: fewer than there are with repeated views, or where the last batch is dropped."""
         return self.batching.num_shown(self.num_train)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, the same on every rank; the last two may be short."""
         return self.batching.num_steps(self.num_train)
@@ -94,124 +125,64 @@ class Inputs:
     @property
     def num_val(self) -> int:
         """Images of the validation set, 0 without one."""
-        return 0 if self.val_index is None else self.val_index.num_samples
+        return 0 if self.val is None else self.val.index.num_samples
 
     @property
     def identity(self) -> str:
         """Identity of the training tickets; empty without them, and where a selector in the loop takes their place."""
-        return self.store.identity if self.store is not None and self.config.mode != "online" else ""
+        store = self.files.store
+        return store.identity if store is not None and self.config.mode != "online" else ""
 
     @property
     def tickets_are(self) -> str:
         """What the training tickets are, in words; empty where there is no identity."""
-        return describe(self.store.header) if self.store is not None and self.identity else ""
+        return describe(self.files.store.header) if self.files.store is not None and self.identity else ""
 
     @property
     def val_identity(self) -> str:
         """Identity of the validation tickets, empty without them."""
-        return self.val_store.identity if self.val_store is not None else ""
+        return self.files.val_store.identity if self.files.val_store is not None else ""
 
     @property
     def keep(self) -> str:
         """The share of patches as it was asked for, or as the ticket file has it, rounded; empty where all are kept."""
         if self.config.keep is not None:
             return self.config.keep
-        return self.store.header.keep if self.store is not None else ""
+        return self.files.store.header.keep if self.files.store is not None else ""
 
-    def join_tickets(self, frame: Frame, note: Note) -> None:
-        """Fix k, and find every image's ticket.
-
-        Raises:
-            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
-            MissingTicketError: images without a ticket, if that is an error
-            InputError: a share of patches that makes no sense, labels that the head does not have
-        """
-        config, self.frame = self.config, frame
-        self.k = tokens_kept(config.keep, frame.grid, self.store, self.val_store)
-        check_labels(self.num_classes, self.index, self.val_index)
-        if self.store is not None and config.mode != "online":
-            split = config.split or ""
-            moved, grid = config.arm == "ticket", frame.grid
-            check_compatible(
-                self.store.header, grid=grid, k=self.k, moved=moved, split=split, patch_size=frame.patch_size
-            )
-            if config.arm == "ticket" and (text := made_for_evaluation(self.store.header)):
-                note(f"training: {text}")
-            self.join = join(self.index, self.store, config.missing)
-            note(f"training: {self.join.coverage}")
-        self.left_out = LeftOut.known(self.index.num_samples, self.join)
-        if self.val_index is not None:
-            if self.val_index.fingerprint == self.index.fingerprint:
-                note("the validation images are the training images, by their keys: accuracies say nothing of new ones")
-            found = join_val(self.val_index, self.val_store, frame, self.k, config.val_split, config.missing, note)
-            self.val = EvalSet(
-                self.val_index,
-                frame,
-                self.k,
-                found,
-                config.seed,
-                config.validation_batch_size or config.batch_size,
-                config.workers,
-                config.bad_images,
-            )
-
-    def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each step of an epoch, from step `start` on."""
-        step: list[Batch] = []
-        for batch in self._train_loader().epoch(epoch, start):
-            self.met |= batch.bad
-            step.append(batch)
-            if batch.last:
-                yield step
-                step = []
-
-    def check(self) -> None:
-        """Put the training loader together, so that what it refuses is refused before the first step.
+    def loader(self, schedule: KeepSchedule) -> TrainLoader:
+        """This rank's training batches; where a selector in the loop picks the patches, images come with none.
 
         Raises:
             DlthError: augmentation, batches, tickets or workers that do not fit
         """
-        parts, steps = self.batching.num_parts, self.config.grad_accum_steps
+        config, parts, steps = self.config, self.batching.num_parts, self.config.grad_accum_steps
         if steps > 1 and parts > self.num_train:
             raise InputError(
                 f"--grad-accum-steps {steps} cuts a step into {parts} forwards, and an epoch has {self.num_train}"
                 f" images for them: give at most {max(1, self.num_train // self.world.size)}"
             )
-        self._train_loader()
-
-    def _train_loader(self) -> TrainLoader:
-        config, frame = self.config, self.frame
-        if self._loader is None:
-            selects = config.mode == "online" and config.arm == "ticket"
-            self._loader = TrainLoader(
-                self.index,
-                grid=frame.grid,
-                batching=self.batching,
-                augmentation=self._augmentation(),
-                seed=config.seed,
-                arm="dense" if selects else config.arm,
-                k=None if selects or config.arm == "dense" else self.tokens,
-                join=self.join,
-                random_tokens=config.random_tokens,
-                drawn_in="view" if config.mode == "online" else "image",
-                hidden=config.hidden,
-                mixing=self._mixing(),
-                window=config.shuffle_window,
-                view_epochs=config.frozen_views if config.mode == "frozen" else None,
-                rank=self.world.rank,
-                workers=config.workers,
-                bad_images=config.bad_images,
-            )
-        return self._loader
-
-    def budget(self, epoch: int, step: int = 0) -> Budget | None:
-        """What a step of an epoch keeps; None where all patches are trained on."""
-        return None if self.schedule is None else self.schedule.budget(epoch, step)
-
-    def tokens(self, epoch: int, step: int = 0) -> int:
-        """Patches kept at a step of an epoch."""
-        kept = self.budget(epoch, step)
-        return self.frame.grid.num_patches if kept is None else kept.k
+        picked_later = config.mode == "online" and config.arm == "ticket"
+        arm: Arm = "dense" if picked_later else config.arm
+        return TrainLoader(
+            self.files.index,
+            grid=self.frame.grid,
+            batching=self.batching,
+            augmentation=self._augmentation(),
+            seed=config.seed,
+            arm=arm,
+            k=None if arm == "dense" else lambda epoch, step: schedule.budget(epoch, step).k,
+            join=self.join,
+            random_tokens=config.random_tokens,
+            drawn_in="view" if config.mode == "online" else "image",
+            hidden=config.hidden,
+            mixing=self._mixing(),
+            window=config.shuffle_window,
+            view_epochs=config.frozen_views if config.mode == "frozen" else None,
+            rank=self.world.rank,
+            workers=config.workers,
+            bad_images=config.bad_images,
+        )
 
     def _augmentation(self) -> Augmentation:
         config, frame = self.config, self.frame
@@ -239,53 +210,52 @@ class Inputs:
             group=config.mix_group,
         )
 
-    def why_bad(self, ids: Sequence[int]) -> dict[str, str]:
-        """Keys of corrupt training images, and what is wrong with each; those that other ranks met are read again."""
-        others = [sample_id for sample_id in ids if sample_id not in self.met]
-        reader, crashed = Reader(self.index, bad_images="skip"), crashing(self.index, others)
-        causes = self.met | reader.read(np.array(others, dtype=np.int64), crashed)[1]
-        return {self.index.key(number): causes.get(number, "another process could not read it") for number in ids}
+    def why_bad(self, ids: Sequence[int], met: Mapping[int, str]) -> dict[str, str]:
+        """Keys of corrupt training images, and what is wrong with each: as this rank has `met` it, or read again."""
+        index, others = self.files.index, [sample_id for sample_id in ids if sample_id not in met]
+        reader, crashed = Reader(index, bad_images="skip"), crashing(index, others)
+        causes = {**met, **reader.read(np.array(others, dtype=np.int64), crashed)[1]}
+        return {index.key(number): causes.get(number, "another process could not read it") for number in ids}
 
     def trained_on(self, met: Sequence[int]) -> dict[str, Any]:
-        """Which images a run has trained on; `met`: ids of the corrupt ones that any rank met."""
-        left_out = self.left_out.with_bad(met)
-        rows, config = np.diff(self.index.row_start), self.config
+        """The images and tickets of a run, and which it trained on; `met`: ids of the corrupt ones that ranks met."""
+        left_out, config = self.left_out.with_bad(met), self.config
+        rows = np.diff(self.files.index.row_start)
         first = epoch_order(rows, config.seed, 0, config.shuffle_window, left_out.missing)
-        return {
+        return self.identities() | {
             "images": left_out.num_trained,
             "left_out": left_out.counts(),
             "visited_sha256": left_out.visited_sha256(first[: self.epoch_images]),
+            "epoch_images": self.epoch_images,
+            "validation_images": self.num_val,
+            "coverage": self._coverage(),
         }
-
-    def keys(self, ids: Sequence[int]) -> list[str]:
-        """Keys of training images."""
-        return [self.index.key(number) for number in ids]
 
     def identities(self) -> dict[str, Any]:
         """What the images and tickets are, whatever they are called and wherever they lie."""
-        val = self.val_index.identity if self.val_index is not None else DataIdentity("", "", "", "")
+        val = self.val.index.identity if self.val is not None else DataIdentity("", "", "", "")
         return {
-            **self.index.identity.named("data"),
+            **self.files.index.identity.named("data"),
             **val.named("val"),
             "tickets": self.identity,
             "val_tickets": self.val_identity,
             "k": self.k,
         }
 
-    def coverage(self) -> dict[str, str]:
+    def _coverage(self) -> dict[str, str]:
         """How images and tickets met, as the join reports it, by set; and where validation tickets were moved."""
         joins = {"data": self.join, "val": self.val.join if self.val is not None else None}
         texts = {name: str(found.coverage) for name, found in joins.items() if found is not None}
-        if self.val_store is not None and (moved := moved_text(self.val_store.header.view, self.frame.eval_view)):
-            texts["val"] += "\n" + moved
+        if self.files.val_store is not None:
+            moved = moved_text(self.files.val_store.header.view, self.frame.eval_view)
+            texts["val"] += "\n" + moved if moved else ""
         return texts
 
     def facts(self) -> dict[str, Any]:
         """Tickets as a person would read them."""
         facts = {"tickets": self.identity, "tickets are": self.tickets_are, "validation tickets": self.val_identity}
         if self.val is not None:
-            about = self.val.about_tickets()
-            facts["validation tickets are"] = about.get("tickets_are", "")
+            facts["validation tickets are"] = self.val.about_tickets().get("tickets_are", "")
             facts["validation view"] = described(self.frame.eval_view)
         return {name: value for name, value in facts.items() if value}
 
@@ -300,7 +270,7 @@ def made_for_evaluation(header: TicketHeader) -> str:
     return f"these tickets were made {' and '.join(signs)}: they look like tickets for evaluation" if signs else ""
 
 
-def open_inputs(config: TrainConfig, world: World) -> Inputs:
+def open_files(config: TrainConfig, world: World) -> Files:
     """Open the shards' indexes and the ticket files; the leading rank goes first, as it may have to make an index.
 
     Raises:
@@ -309,11 +279,11 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
     for leads in (True, False):
         with world.together():
             if world.leads is leads:
-                inputs = _open(config, world)
-    return inputs
+                files = _open(config)
+    return files
 
 
-def _open(config: TrainConfig, world: World) -> Inputs:
+def _open(config: TrainConfig) -> Files:
     index = open_index(config.data, split=config.split)
     val_index = open_index(config.val, split=config.val_split) if config.val is not None else None
     for images in (index, val_index):
@@ -325,4 +295,4 @@ def _open(config: TrainConfig, world: World) -> Inputs:
         raise InputError("--val-tickets was given without --val, the images they belong to")
     store = TicketStore(local_tickets(config.tickets)) if config.tickets is not None else None
     val_store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
-    return Inputs(config, world, index, val_index, store, val_store)
+    return Files(index, val_index, store, val_store, config.num_classes or index.num_classes)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,32 +21,26 @@ from typing import Any, Literal
 
 import torch
 
-from dlth.tickets.disk import refuse_linked
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import shown
 from dlth.tickets.locks import owned
 from dlth.training import checkpoint
 from dlth.training.agreement import agree
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
-from dlth.training.layers import is_written
 from dlth.training.measure import EvalResult
 from dlth.training.metrics import Totals, device_name, peak_memory
 from dlth.training.outcome import DivergedError, RunResult, diverged, read_result
 from dlth.training.progress import RunProgress
 from dlth.training.publish import write_text
 from dlth.training.reporter import Reporter
-from dlth.training.resume import LOG, mark_of, take_over
-from dlth.training.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark, RunLog, write_result
+from dlth.training.resume import BEST, CHECKPOINTS, LOG, VAL_RESULTS, mark_of, resume_path, take_over
+from dlth.training.runlog import METRICS, RESULT, Mark, RunLog, write_result
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
 from dlth.training.step import StepResult
 from dlth.training.toml_text import CONFIG, to_toml
 from dlth.training.weights import weights_digest
-
-CHECKPOINTS = "checkpoints"
-MODEL, EMA, BEST, VAL_RESULTS = "model.safetensors", "model_ema.safetensors", "model_best.safetensors", "eval.npz"
-WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL, EMA, BEST, VAL_RESULTS)
-"""Names that a run takes in its folder."""
+from dlth.training.weights_note import EMA_FILE, MODEL_FILE
 
 
 def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult:
@@ -86,6 +79,7 @@ class Training:
         self.progress = RunProgress()
         self.log: RunLog | None = None
         self.log_mark: Mark | None = None
+        self.met: dict[int, str] = {}  # corrupt images that this rank has met since it started, and what was wrong
         self.evaluation: dict[str, dict[str, dict[str, Any]]] = {}
         self.train_loss: float | None = None
 
@@ -138,15 +132,17 @@ class Training:
         """Do the epoch's remaining steps; False if a stop was asked for before its end."""
         at, parts = self.progress, self.parts
         clock = time.perf_counter()
-        for batches in parts.inputs.train_steps(at.epoch, at.batch):
+        for batches in parts.train_steps(at.epoch, at.batch):
             data_seconds = time.perf_counter() - clock
+            for batch in batches:
+                self.met |= batch.bad
             lr = parts.set_rate(at.epoch, at.step)
-            k, budget = parts.inputs.tokens(at.epoch, at.batch), parts.inputs.budget(at.epoch, at.batch)
+            budget = parts.schedule.budget(at.epoch, at.batch)
             result = parts.stepper(batches, at.step, budget)
             at.batch, at.step = at.batch + 1, at.step + 1
             seconds = time.perf_counter() - clock
-            self._count(result, k, data_seconds, seconds - data_seconds)
-            self._tell(result, lr, k)
+            self._count(result, budget.k, data_seconds, seconds - data_seconds)
+            self._report(result, lr, budget.k)
             if result.moved:
                 at.bad_steps = 0
             elif result.weight:
@@ -174,7 +170,7 @@ class Training:
         self.progress.in_epoch.add(counted)
         self.progress.in_run.add(counted)
 
-    def _tell(self, result: StepResult, lr: float, k: int) -> None:
+    def _report(self, result: StepResult, lr: float, k: int) -> None:
         at, steps = self.progress, self.parts.inputs.steps_per_epoch
         record = {"epoch": at.epoch, "batch": at.batch, "num_batches": steps, "loss": result.loss, "lr": lr, "k": k}
         record["grad_norm"] = result.grad_norm
@@ -194,7 +190,7 @@ class Training:
             " weights are left as they were"
         )
         if at.bad_steps >= self.config.nan_patience:
-            keys = self.parts.inputs.keys(self.parts.stepper.bad_ids())
+            keys = [self.parts.inputs.files.index.key(number) for number in self.parts.stepper.bad_ids()]
             raise diverged(self.out, self.world.rank, at.step, at.bad_steps, result.loss, result.grad_norm, keys)
 
     def _end_epoch(self) -> None:
@@ -209,7 +205,7 @@ class Training:
             result = self.parts.evaluate(self.parts.student)
             self.evaluation["model"] = table = result.table()
             row |= {
-                f"eval_{kind}_{name}": line[name] for kind, line in table.items() for name in ("loss", "top1", "top5")
+                f"eval_{arm}_{name}": line[name] for arm, line in table.items() for name in ("loss", "top1", "top5")
             }
             self._keep_best(table)
             if last:
@@ -227,17 +223,17 @@ class Training:
     def _share_bad_images(self) -> None:
         """Let every rank know the corrupt images that any has met since the last save; each is named once in a run."""
         inputs, known = self.parts.inputs, self.progress.bad_images
-        met = torch.zeros(inputs.index.num_samples, dtype=torch.int32)
-        met[list(inputs.met)] = 1
+        met = torch.zeros(inputs.files.index.num_samples, dtype=torch.int32)
+        met[list(self.met)] = 1
         new = sorted(set(self.world.sum_(met).nonzero().flatten().tolist()) - set(known))
         if self.world.leads:
-            for key, problem in inputs.why_bad(new).items():
+            for key, problem in inputs.why_bad(new, self.met).items():
                 self.reporter.note(f"left out: {shown(key)}: {problem}")
         self.progress.bad_images = sorted([*known, *new])
 
     def _keep_best(self, table: Mapping[str, Mapping[str, Any]]) -> None:
-        kind = self.parts.headline(table)
-        best = {"epoch": self.progress.epoch, "tokens": kind, "top1": table[kind]["top1"]}
+        arm = self.parts.headline(table)
+        best = {"epoch": self.progress.epoch, "tokens": arm, "top1": table[arm]["top1"]}
         if best["top1"] > self.progress.best.get("top1", -1.0):
             self.progress.best = best
             if self.world.leads:
@@ -256,9 +252,9 @@ class Training:
             self.evaluation["ema"] = parts.evaluate(parts.ema_student()).table()
         result = self._result("finished")
         if self.world.leads:
-            checkpoint.write_tensors(self.out / MODEL, parts.vit.state_dict(), self._note())
+            checkpoint.write_tensors(self.out / MODEL_FILE, parts.vit.state_dict(), self._note())
             if parts.ema is not None:
-                checkpoint.write_tensors(self.out / EMA, parts.ema.module.state_dict(), self._note())
+                checkpoint.write_tensors(self.out / EMA_FILE, parts.ema.module.state_dict(), self._note())
             write_result(self.out, result.to_json())
         self.world.wait()
         return result
@@ -311,18 +307,18 @@ class Training:
 
     def _finished(self) -> RunResult | None:
         """The result of the run that `--resume auto` found, if it is whole and there is nothing left to do."""
-        if self.config.resume != "auto" or not (self.out / MODEL).is_file():
+        if self.config.resume != "auto" or not (self.out / MODEL_FILE).is_file():
             return None
         result, parts = read_result(self.out / RESULT), self.parts
         if result is None or (result.status, result.steps) != ("finished", self.progress.step):
             return None
         ours = json.loads(json.dumps(parts.inputs.identities()))
         theirs = {name: result.data.get(name) for name in ours}
-        return result if (result.config_sha256, theirs) == (parts.config_sha256, ours) else None
+        return result if (result.config_sha256, theirs) == (parts.record["config_sha256"], ours) else None
 
     def _open_log(self) -> None:
         if self.world.leads:
-            about = {name: self.parts.about_tickets()[name] for name in ("tickets_are", "val_tickets_are")}
+            about = {name: self.parts.record[name] for name in ("tickets_are", "val_tickets_are")}
             if self.log_mark is not None and self.log_mark.lines and not (self.out / METRICS).exists():
                 self.reporter.note(
                     f"{shown(self.out / METRICS)} is not there: the log begins at step {self.progress.step}"
@@ -331,13 +327,14 @@ class Training:
             write_text(self.out / CONFIG, to_toml(self.config))
 
     def _note(self) -> dict[str, Any]:
-        return self.parts.identity().to_json() | {"epoch": self.progress.epoch, "step": self.progress.step}
+        return self.parts.note(self.progress.epoch, self.progress.step)
 
     def _result(self, status: Literal["finished", "stopped"]) -> RunResult:
         at, parts = self.progress, self.parts
         return RunResult(
             status=status,
-            **parts.facts_of_result(at.bad_images),
+            **parts.record,
+            data=parts.inputs.trained_on(at.bad_images),
             epochs=at.epoch,
             steps=at.step,
             device=device_name(self.world.device),
@@ -351,45 +348,3 @@ class Training:
             whole_images=int(at.in_run.whole),
             weights_sha256=weights_digest(parts.vit),
         )
-
-
-def resume_path(config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from, or None to start anew.
-
-    Raises:
-        InputError: the folder holds a run already and nothing was said about going on with it, or a finished one that
-            the checkpoint is not of, or anybody's files under names that a run writes
-        UnsafeError: its folder of checkpoints is a link
-        MissingFileError: no checkpoint at the path given
-    """
-    out = Path(config.out)
-    refuse_linked(out / CHECKPOINTS)
-    found = checkpoint.newest(out / CHECKPOINTS)
-    if config.resume is None and found is not None:
-        raise InputError(
-            f"{config.out} holds a run already ({found.name}): --resume auto goes on with it; or take another --out"
-        )
-    path = found
-    if config.resume not in (None, "auto"):
-        named = Path(str(config.resume))
-        path = checkpoint.newest(named / CHECKPOINTS) or named
-    if path is None or path.parent.resolve() != (out / CHECKPOINTS).resolve():
-        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}")
-    return path
-
-
-def _refuse_losses(out: Path, start: str) -> None:
-    """Raises InputError where files would be overwritten that no begun run can spare: a result, or anybody's own.
-
-    A run that was killed before its first checkpoint leaves its settings; its few lines are begun anew.
-    """
-    there = [name for name in WRITTEN if os.path.lexists(out / name) and (out / name).lstat().st_size]
-    begun = is_written(out / CONFIG, TrainConfig)
-    if not there or (begun and RESULT not in there):
-        return
-    what = f"a finished run ({RESULT})" if begun else f"files of other origin ({', '.join(there)})"
-    lost = RESULT if begun else there[0] if len(there) == 1 else ""
-    raise InputError(
-        f"{shown(out)} holds {what}, which a run that starts {start} would overwrite: take another --out, or remove"
-        f" {shown(out / lost) if lost else 'them'}"
-    )

@@ -1,6 +1,6 @@
 """Accuracy of a student on dense, ticket and random tokens of the same images, side by side and exact.
 
-Every image is decoded once and run once per kind of tokens. What is kept is the result *per image*, at the image's own
+Every image is decoded once and run once per arm. What is kept is the result *per image*, at the image's own
 place: ranks fill in theirs and the arrays are summed, so nothing is counted twice, averages do not depend on the
 number of ranks, and paired statistics between arms need no second run. Rejected: averaging batch means, which is wrong
 for a short last batch, and padding the last batch by repeats, which counts images twice.
@@ -48,7 +48,7 @@ class ImageResults:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One student on one set: results by kind of tokens, in the order of the set; `tokens` patches kept by kind.
+    """One student on one set: results by arm, in the order of the set; `tokens` patches kept by arm.
 
     `about_tickets` says in words what the tickets are (tickets_are), and in which view they were made and measured.
     `stand_ins` bool [N]: images without a ticket that were measured under "ticket" all the same, on all patches or on
@@ -81,22 +81,22 @@ class EvalResult:
                 f"{lacking:,} of the {row['images']:,} images under 'ticket' have none and were measured on {patches}"
                 f" patches; top-1 of the others: {row['top1_with_ticket']:.2f} %"
             )
-        for kind, result in self.results.items():
+        for arm, result in self.results.items():
             if lost := int((result.seen & ~np.isfinite(result.loss)).sum()):
                 notes.append(
-                    f"{lost:,} of {int(result.seen.sum()):,} images on {kind} tokens got no numbers from the model (not"
+                    f"{lost:,} of {int(result.seen.sum()):,} images on {arm} tokens got no numbers from the model (not"
                     " finite) and count as wrong: look at its weights, --mean and --std"
                 )
         return notes
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """A row per kind of tokens: top1, top5 (percent), loss, images, tokens; that of tickets says what they are.
+        """A row per arm: top1, top5 (percent), loss, images, tokens; that of tickets says what they are.
 
         Where images without a ticket are among the last, it has their number as `whole` or `random`, by what they were
         shown on, and the accuracy of the others as `top1_with_ticket`.
         """
         rows: dict[str, dict[str, Any]] = {
-            kind: result.summary() | {"tokens": self.tokens[kind]} for kind, result in self.results.items()
+            arm: result.summary() | {"tokens": self.tokens[arm]} for arm, result in self.results.items()
         }
         if "ticket" in rows:
             rows["ticket"] |= self.about_tickets
@@ -112,7 +112,7 @@ class EvalResult:
         return int((self.results["ticket"].seen & self.stand_ins).sum())
 
     def save(self, path: Path) -> None:
-        """Write the per-image results: keys, labels, and {kind}_top1, {kind}_top5, {kind}_loss, {kind}_seen.
+        """Write the per-image results: keys, labels, and {arm}_top1, {arm}_top5, {arm}_loss, {arm}_seen.
 
         `without_ticket` says which were measured under "ticket" although they have none, where there are any.
         Raises SpaceError and InputError, as `published`.
@@ -120,8 +120,8 @@ class EvalResult:
         columns: dict[str, NDArray[np.generic]] = {"keys": np.array(self.keys), "labels": self.labels}
         if self.stand_ins is not None:
             columns["without_ticket"] = self.stand_ins
-        for kind, result in self.results.items():
-            columns |= {f"{kind}_{name}": values for name, values in vars(result).items()}
+        for arm, result in self.results.items():
+            columns |= {f"{arm}_{name}": values for name, values in vars(result).items()}
         with published(path) as file:
             np.savez_compressed(file, allow_pickle=False, **columns)
 
@@ -129,38 +129,38 @@ class EvalResult:
 def measure(
     student: TicketViT,
     batches: Iterable[EvalBatch],
-    kinds: Sequence[str],
+    arms: Sequence[str],
     num_images: int,
     world: World,
     pixels: Pixels,
     precision: Precision,
     rank: Rank | None = None,
 ) -> dict[str, ImageResults]:
-    """Results of every image, by kind of tokens.
+    """Results of every image, by arm.
 
     Args:
         student: the model, on the world's device; its mode is put back afterwards
-        batches: this rank's batches, with the patches of each kind of tokens; over all ranks each image comes once
-        kinds: of tokens, the same on every rank, even on one that has no image
+        batches: this rank's batches, with the patches of each arm; over all ranks each image comes once
+        arms: the same on every rank, even on one that has no image
         num_images: images of the whole set; ids run from 0 to it
         world, pixels, precision: as in training
-        rank: a selector that gives the kind "ticket" where the batches do not hold it
+        rank: a selector that gives the arm "ticket" where the batches do not hold it
     """
-    columns = {kind: torch.zeros(num_images, 4, dtype=torch.float64) for kind in kinds}  # top-1, top-5, loss, seen
+    columns = {arm: torch.zeros(num_images, 4, dtype=torch.float64) for arm in arms}  # top-1, top-5, loss, seen
     was_training = student.training
     student.eval()
     with torch.inference_mode():
         for batch in (batch.to(world.device) for batch in batches):
             images = pixels(batch.images)
-            for kind in kinds:
+            for arm in arms:
                 with precision():
-                    in_loop = rank(images) if kind == "ticket" and rank is not None else None
-                    logits = student(images, batch.patches[kind] if in_loop is None else in_loop.patches).float()
+                    in_loop = rank(images) if arm == "ticket" and rank is not None else None
+                    logits = student(images, batch.patches[arm] if in_loop is None else in_loop.patches).float()
                 if in_loop is not None:  # where the selector's scores are no numbers, what it kept is no ticket
                     logits = logits.masked_fill(in_loop.gap.isnan()[:, None], math.nan)
-                columns[kind].index_add_(0, batch.ids.cpu(), _scores(logits, batch.labels).cpu())
+                columns[arm].index_add_(0, batch.ids.cpu(), _scores(logits, batch.labels).cpu())
     student.train(was_training)
-    return {kind: _results(world.sum_(table)) for kind, table in columns.items()}
+    return {arm: _results(world.sum_(table)) for arm, table in columns.items()}
 
 
 def _scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from dlth.data.patches import ARMS
 from dlth.tickets.errors import DamageError, shown
-from dlth.training.config import Arm
 from dlth.training.metrics import Totals
 
-KINDS = get_args(Arm)
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -38,7 +37,7 @@ class RunSize:
 class RunProgress:
     """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no finite gradient.
 
-    `best`: epoch, kind of tokens and top1 of the best weights so far; `bad_images`: ids of the corrupt training images
+    `best`: epoch, arm and top1 of the best weights so far; `bad_images`: ids of the corrupt training images
     that any rank has met, also before a resume, rising.
     """
 
@@ -92,4 +91,4 @@ def _is_best(best: Mapping[str, Any], epoch: int) -> bool:
         return True
     if {name: type(value) for name, value in best.items()} != {"epoch": int, "tokens": str, "top1": float}:
         return False
-    return bool(0 <= best["epoch"] <= epoch and best["tokens"] in KINDS and 0 <= best["top1"] <= 100)
+    return bool(0 <= best["epoch"] <= epoch and best["tokens"] in ARMS and 0 <= best["top1"] <= 100)

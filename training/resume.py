@@ -1,28 +1,81 @@
-"""Taking a checkpoint over into a run that is built: everything is held against the run first, then loaded.
+"""From where a run goes on: which checkpoint, and taking it over into a run that is built.
 
-Shapes and types of an optimizer's state are asked of the optimizer itself: it takes one step on zero gradients, on
-weights that the checkpoint's replace right after. Rejected: a table of what each of timm's optimizers keeps, and
-loading as it comes, after which a wrong shape fails in the middle of a step.
+Everything is held against the run first, then loaded. Shapes and types of an optimizer's state are asked of the
+optimizer itself: it takes one step on zero gradients, on weights that the checkpoint's replace right after. Loaded as
+it comes, a wrong shape would fail in the middle of a step.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from dlth.tickets.errors import DamageError, shown
-from dlth.training.checkpoint import FIRST_VERSION, Checkpoint, put_together
+from dlth.tickets.disk import refuse_linked
+from dlth.tickets.errors import DamageError, InputError, shown
+from dlth.training.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
+from dlth.training.config import TrainConfig
+from dlth.training.layers import is_written
 from dlth.training.outcome import LOOSE, STRICT, check_resumable
 from dlth.training.progress import RunProgress, RunSize
-from dlth.training.runlog import Mark
+from dlth.training.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
 from dlth.training.setup import Parts
+from dlth.training.toml_text import CONFIG
 from dlth.training.weights import check_fits
+from dlth.training.weights_note import EMA_FILE, MODEL_FILE
 
+CHECKPOINTS = "checkpoints"
+BEST, VAL_RESULTS = "model_best.safetensors", "eval.npz"
+WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL_FILE, EMA_FILE, BEST, VAL_RESULTS)
+"""Names that a run takes in its folder."""
 LOG = "log"
 """In a checkpoint's state: lines and digest of the run's log up to there; version 1 alone may have none."""
 _FIELDS = (STRICT, LOOSE, "progress", "optimizer", "scaler")
+
+
+def resume_path(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    Raises:
+        InputError: the folder holds a run already and nothing was said about going on with it, or a finished one that
+            the checkpoint is not of, or anybody's files under names that a run writes
+        UnsafeError: its folder of checkpoints is a link
+        MissingFileError: no checkpoint at the path given
+    """
+    out = Path(config.out)
+    refuse_linked(out / CHECKPOINTS)
+    found = newest(out / CHECKPOINTS)
+    if config.resume is None and found is not None:
+        raise InputError(
+            f"{config.out} holds a run already ({found.name}): --resume auto goes on with it; or take another --out"
+        )
+    path = found
+    if config.resume not in (None, "auto"):
+        named = Path(str(config.resume))
+        path = newest(named / CHECKPOINTS) or named
+    if path is None or path.parent.resolve() != (out / CHECKPOINTS).resolve():
+        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}")
+    return path
+
+
+def _refuse_losses(out: Path, start: str) -> None:
+    """Raises InputError where files would be overwritten that no begun run can spare: a result, or anybody's own.
+
+    A run that was killed before its first checkpoint leaves its settings; its few lines are begun anew.
+    """
+    there = [name for name in WRITTEN if os.path.lexists(out / name) and (out / name).lstat().st_size]
+    begun = is_written(out / CONFIG, TrainConfig)
+    if not there or (begun and RESULT not in there):
+        return
+    what = f"a finished run ({RESULT})" if begun else f"files of other origin ({', '.join(there)})"
+    lost = RESULT if begun else there[0] if len(there) == 1 else ""
+    raise InputError(
+        f"{shown(out)} holds {what}, which a run that starts {start} would overwrite: take another --out, or remove"
+        f" {shown(out / lost) if lost else 'them'}"
+    )
 
 
 def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: Parts) -> tuple[RunProgress, list[str]]:
@@ -46,8 +99,8 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
     size = RunSize(
         parts.config.epochs,
         inputs.steps_per_epoch,
-        inputs.index.num_samples,
-        inputs.global_batch,
+        inputs.files.index.num_samples,
+        inputs.batching.global_batch,
         parts.tokens_per_image(parts.grid.num_patches),
     )
     progress = RunProgress.from_json(state["progress"], size)

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 
-from dlth.tickets import Grid
+from dlth.data.batch import Batch
+from dlth.data.loader import TrainLoader
+from dlth.tickets import Budget, Grid
 from dlth.tickets.progress import Note
 from dlth.tickets.seeding import derive
 from dlth.training.agreement import agree, settings_of
-from dlth.training.config import DEFAULT_MODEL, RECIPE_BATCH, TrainConfig
+from dlth.training.config import RECIPE_BATCH, TrainConfig
 from dlth.training.distributed import World
 from dlth.training.evalset import Frame, described, tickets_crop
-from dlth.training.inputs import Inputs, open_inputs
+from dlth.training.inputs import Inputs, open_files
 from dlth.training.measure import EvalResult
 from dlth.training.models import build, on_black_image, resolve
 from dlth.training.online import OnlineSelector, open_selector
@@ -30,18 +33,22 @@ from dlth.training.outcome import LOOSE, STRICT, versions
 from dlth.training.reporter import Reporter
 from dlth.training.schedule import KeepSchedule, final_budget
 from dlth.training.settings import is_free
-from dlth.training.step import Pixels, Precision, Rank, Stepper
+from dlth.training.step import Pixels, Rank, Stepper
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
 
 HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
-"""Kinds of tokens by which an arm's best epoch is chosen, the first that was measured; the paper's choice."""
+"""Arms of an evaluation by which a run's best epoch is chosen, the first that was measured; the paper's choice."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Parts:
-    """What a run is made of."""
+    """What a run is made of.
+
+    `schedule`: what each step keeps; `online`: the selector in the loop, and `rank` what it makes of the student's
+    images, None without one.
+    """
 
     config: TrainConfig
     world: World
@@ -50,30 +57,17 @@ class Parts:
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     set_rate: SetRate
+    schedule: KeepSchedule
+    loader: TrainLoader
     stepper: Stepper
     pixels: Pixels
     online: OnlineSelector | None
     rank: Rank | None
-    parameters: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parameters = sum(parameter.numel() for parameter in self.vit.parameters())
 
     @property
     def grid(self) -> Grid:
         """The student's patches."""
         return self.inputs.frame.grid
-
-    @property
-    def k(self) -> int | None:
-        """Patches kept at the end of training and in evaluation; None where nobody said how many."""
-        return self.inputs.k
-
-    @property
-    def mode(self) -> str:
-        """How rankings met the views; empty where that is the usual way and nothing but chance was ranked."""
-        config = self.config
-        return config.mode if config.arm == "ticket" or config.mode != "projected" else ""
 
     @property
     def vit(self) -> torch.nn.Module:
@@ -89,117 +83,97 @@ class Parts:
         assert self.ema is not None
         return TicketViT(self.ema.module)
 
+    def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each step of an epoch, from step `start` on."""
+        step: list[Batch] = []
+        for batch in self.loader.epoch(epoch, start):
+            step.append(batch)
+            if batch.last:
+                yield step
+                step = []
+
     def evaluate(self, student: TicketViT) -> EvalResult:
-        """Measure a student on the whole validation set with each kind of tokens there is."""
+        """Measure a student on the whole validation set in each arm that there is."""
         assert self.inputs.val is not None
-        precision = Precision.of(self.config.amp, self.config.amp_dtype, self.world.device)
         standing_in = self.online.text if self.online is not None else ""
+        precision = self.stepper.precision
         return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.rank, standing_in)
 
     def headline(self, table: Mapping[str, Any]) -> str:
-        """The kind of tokens by which this arm is judged."""
-        return next(kind for kind in HEADLINE[self.config.arm] if kind in table)
+        """The arm of the evaluation by which this run's is judged."""
+        return next(arm for arm in HEADLINE[self.config.arm] if arm in table)
 
     def facts(self) -> dict[str, Any]:
         """The plan as a person would read it."""
-        config, inputs, views = self.config, self.inputs, self.inputs.batching.num_views
-        every = self.grid.num_patches
+        config, inputs, record, views = self.config, self.inputs, self.record, self.inputs.batching.num_views
+        global_batch = inputs.batching.global_batch
         return {
-            "model": f"{resolve(config.model or DEFAULT_MODEL)}, {self.parameters / 1e6:.1f} M parameters",
-            "recipe": recipe_fact(config.recipe, inputs.global_batch),
-            "arm": ", ".join(filter(None, (config.arm, self.mode))),
-            "tokens": str(inputs.schedule or f"{every} of {every} patches"),
+            "model": f"{record['model']}, {record['parameters'] / 1e6:.1f} M parameters",
+            "recipe": recipe_fact(config.recipe, global_batch),
+            "arm": ", ".join(filter(None, (config.arm, record["mode"]))),
+            "tokens": str(self.schedule),
             "images": inputs.left_out.num_trained,
             "an epoch shows": f"{inputs.epoch_images} images in {views} view{'s' if views > 1 else ''}",
             "validation images": inputs.num_val,
-            "steps": f"{config.epochs} epochs of {inputs.steps_per_epoch} steps of {inputs.global_batch} images",
+            "steps": f"{config.epochs} epochs of {inputs.steps_per_epoch} steps of {global_batch} images",
             "learning rate": self.optimizer.param_groups[0]["initial_lr"],
             "device": f"{self.world.size} x {self.world.device}",
             "out": config.out,
             **({"selector": self.online.text} if self.online is not None else {}),
         } | inputs.facts()
 
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What a result says of its run, however training goes. The mode is empty where nothing but chance is ranked in
+        the usual way; what tickets are is said in words, empty where there are none.
+        """
+        config, inputs, online = self.config, self.inputs, self.online
+        ticket_arm, in_loop = config.arm == "ticket", online.text if online is not None else ""
+        val = inputs.val.about_tickets() if inputs.val is not None else {}
+        return {
+            "arm": config.arm,
+            "mode": config.mode if ticket_arm or config.mode != "projected" else "",
+            "model": resolve(config.student),
+            "k": self.schedule.final.k,
+            "keep": "1" if config.arm == "dense" else inputs.keep,
+            "num_patches": self.grid.num_patches,
+            "seed": config.seed,
+            "tickets": inputs.identity if ticket_arm else "",
+            "tickets_are": (in_loop or inputs.tickets_are) if ticket_arm else "",
+            "val_tickets": inputs.val_identity,
+            "val_tickets_are": val.get("tickets_are", in_loop if inputs.val is not None else ""),
+            "val_tickets_view": val.get("tickets_view", ""),
+            "val_view": described(inputs.frame.eval_view) if inputs.val is not None else "",
+            "selector": online.facts() if online is not None else {},
+            "parameters": sum(parameter.numel() for parameter in self.vit.parameters()),
+            "config": config.model_dump(mode="json"),
+            "config_sha256": hashlib.sha256(json.dumps(_fixed_settings(config), sort_keys=True).encode()).hexdigest(),
+        }
+
     def facts_to_resume(self) -> dict[str, dict[str, Any]]:
         """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
-        strict = self._fixed_settings() | self.inputs.identities() | {"global batch": self.inputs.global_batch}
-        strict |= {"mean": self.pixels.mean, "std": self.pixels.std, "left out": self.inputs.left_out.identity()}
-        strict["evaluation view"] = self.about_tickets()["val_view"]
-        if self.online is not None:
-            facts = {f"selector {name}": fact for name, fact in self.online.facts().items()}
-            strict |= {name: fact for name, fact in facts.items() if name != "selector weights_source"}
+        strict = _fixed_settings(self.config) | _contents(self.inputs, self.online)
         loose = {"processes": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type}
         return {STRICT: strict, LOOSE: loose | versions()}
 
-    def identity(self) -> WeightsNote:
+    def note(self, epoch: int, step: int) -> dict[str, Any]:
         """What a weights file says of itself: enough to build its model, make its images and find its run."""
         config, frame = self.config, self.inputs.frame
-        return WeightsNote(
-            model=config.model or DEFAULT_MODEL,
-            model_kwargs={name: value for name, value in config.model_kwargs.items() if name not in NOT_THE_MODELS},
-            num_classes=int(getattr(self.vit, "num_classes", 0)),
-            img_size=config.img_size,
-            mean=frame.mean,
-            std=frame.std,
-            crop_pct=frame.crop_pct,
-            interpolation=frame.interpolation,
-            crop_chosen=config.users_crop_pct is not None,
-            num_patches=self.grid.num_patches,
-            seed=config.seed,
-            config_sha256=self.config_sha256,
-            **self._arm(),
-        )
-
-    def facts_of_result(self, bad_images: Sequence[int]) -> dict[str, Any]:
-        """The fields of a result that hardly depend on how training went; `bad_images`: ids of those met."""
-        inputs, config = self.inputs, self.config
-        facts = {
-            "model": resolve(config.model or DEFAULT_MODEL),
-            "num_patches": self.grid.num_patches,
-            "seed": config.seed,
-            "val_tickets": inputs.val_identity,
-            "selector": self.online.facts() if self.online is not None else {},
-            "data": inputs.identities()
-            | inputs.trained_on(bad_images)
-            | {"epoch_images": inputs.epoch_images}
-            | {"validation_images": inputs.num_val, "coverage": inputs.coverage()},
-            "parameters": self.parameters,
-            "config": config.model_dump(mode="json"),
-            "config_sha256": self.config_sha256,
+        how_built = {
+            "model": config.student,
+            "model_kwargs": {name: value for name, value in config.model_kwargs.items() if name not in NOT_THE_MODELS},
+            "num_classes": int(getattr(self.vit, "num_classes", 0)),
+            "img_size": config.img_size,
+            "crop_chosen": config.users_crop_pct is not None,
         }
-        return facts | self._arm() | self.about_tickets()
+        images = {name: getattr(frame, name) for name in ABOUT_IMAGES}
+        return WeightsNote(**(self.record | how_built | images), epoch=epoch, step=step).to_json()
 
-    def about_tickets(self) -> dict[str, str]:
-        """What the tickets are that were trained on, and those of the evaluation: in words, empty where there are none.
 
-        With them the views of the evaluation and of its tickets.
-        """
-        inputs, in_loop = self.inputs, self.online.text if self.online is not None else ""
-        val = inputs.val.about_tickets() if inputs.val is not None else {}
-        return {
-            "tickets_are": (in_loop or inputs.tickets_are) if self.config.arm == "ticket" else "",
-            "val_tickets_are": val.get("tickets_are", in_loop if inputs.val is not None else ""),
-            "val_view": described(inputs.frame.eval_view) if inputs.val is not None else "",
-            "val_tickets_view": val.get("tickets_view", ""),
-        }
-
-    @property
-    def config_sha256(self) -> str:
-        """Digest of the settings that decide the result: paths and machine matters are not in it."""
-        return hashlib.sha256(json.dumps(self._fixed_settings(), sort_keys=True).encode()).hexdigest()
-
-    def _arm(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "arm": config.arm,
-            "mode": self.mode,
-            "k": self.grid.num_patches if self.k is None or config.arm == "dense" else self.k,
-            "keep": "1" if config.arm == "dense" else self.inputs.keep,
-            "tickets": self.inputs.identity if config.arm == "ticket" else "",
-        }
-
-    def _fixed_settings(self) -> dict[str, Any]:
-        values = self.config.model_dump(mode="json")
-        return {name: values[name] for name, kind in TrainConfig.model_fields.items() if not is_free(kind)}
+def _fixed_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the result: paths and machine matters are not among them."""
+    values = config.model_dump(mode="json")
+    return {name: values[name] for name, field in TrainConfig.model_fields.items() if not is_free(field)}
 
 
 def recipe_fact(recipe: str, global_batch: int) -> str:
@@ -220,45 +194,51 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     with world.together():
         start = WeightsFile.find(config.init_from) if config.init_from is not None else None
         config, images = _settled(config, start, reporter.note)
-    inputs = open_inputs(config, world)
+    files = open_files(config, world)
     with world.together():
-        vit = _student(config, inputs.num_classes, start)
+        vit = _model(config, files.num_classes, start)
         student = TicketViT(vit)
         if config.users_crop_pct is None:
-            images |= tickets_crop(inputs.val_store, images, reporter.note)
+            images |= tickets_crop(files.val_store, images, reporter.note)
         frame = Frame.of(vit, **images)
-        inputs.join_tickets(frame, reporter.note)
+        inputs = Inputs.joined(config, world, files, frame, reporter.note)
         pixels = Pixels(frame.mean, frame.std, config.channels_last)
         vit.to(world.device)
         if config.channels_last:
             vit.to(memory_format=torch.channels_last)
         _try_forward(student, frame, inputs.k, world.device)
         ema = make_ema(vit, config)
-        optimizer = make_optimizer(vit, config, inputs.global_batch)
+        optimizer = make_optimizer(vit, config, inputs.batching.global_batch)
         set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
         online = None
         if config.mode == "online" and (config.selector or config.selector_checkpoint):
             online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
-        inputs.schedule = _keep_schedule(config, inputs, online)
         rank = online.ranking(pixels) if online is not None else None
         in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
-        sizes = 1 if inputs.schedule is None else inputs.schedule.most_sizes
-        inputs.check()
-    agree(world, _contents(inputs, frame, online, weights_digest(vit) if start is not None else ""))
-    stepper = Stepper(student, optimizer, ema, config, world, pixels, inputs.num_classes, in_loop, sizes)
-    return Parts(config, world, inputs, student, ema, optimizer, set_rate, stepper, pixels, online, rank)
+        schedule = _keep_schedule(config, inputs, online)
+        loader = inputs.loader(schedule)
+    digest = weights_digest(vit) if start is not None else ""
+    agree(world, _contents(inputs, online) | {"initial weights": digest})
+    sizes = schedule.most_sizes
+    stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes)
+    return Parts(
+        config, world, inputs, student, ema, optimizer, set_rate, schedule, loader, stepper, pixels, online, rank
+    )
 
 
-def _contents(inputs: Inputs, frame: Frame, online: OnlineSelector | None, weights: str) -> dict[str, Any]:
-    """What a rank has read, for the others to compare; `weights`: digest of those that a file gave, empty without.
+def _contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
+    """What a run has read: for its ranks to compare, and for a run that goes on from its checkpoint.
 
     Weights drawn anew may differ in a bit between machines; the first step's rank 0 sends its own to all.
     """
-    selector = {f"selector {name}": fact for name, fact in (online.facts() if online is not None else {}).items()}
-    selector.pop("selector weights_source", None)
-    view = {"evaluation view": described(frame.eval_view), "mean": frame.mean, "std": frame.std}
-    left_out = {"left out": inputs.left_out.identity()}
-    return inputs.identities() | left_out | view | {"initial weights": weights} | selector
+    frame, facts = inputs.frame, online.facts() if online is not None else {}
+    return (
+        inputs.identities()
+        | {"global batch": inputs.batching.global_batch, "mean": frame.mean, "std": frame.std}
+        | {"left out": inputs.left_out.identity()}
+        | {"evaluation view": described(frame.eval_view) if inputs.val is not None else ""}
+        | {f"selector {name}": fact for name, fact in facts.items() if name != "weights_source"}
+    )
 
 
 def _try_forward(student: TicketViT, frame: Frame, k: int | None, device: torch.device) -> None:
@@ -269,15 +249,16 @@ def _try_forward(student: TicketViT, frame: Frame, k: int | None, device: torch.
     student.train(training)
 
 
-def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> KeepSchedule | None:
-    """What each step keeps, None where that is every patch; a selector in the loop comes to it by its own stages."""
+def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> KeepSchedule:
+    """What each step keeps; a selector in the loop comes to it by its own stages."""
+    num_patches, files = inputs.frame.grid.num_patches, inputs.files
     if config.arm == "dense" or inputs.k is None:
-        return None
+        return KeepSchedule(Budget.from_keep("1", num_patches, 1))
     if online is not None:
         final, fuse_tokens = online.selector.budget, online.selector.fuse_tokens
     else:
-        header = next((store.header for store in (inputs.store, inputs.val_store) if store is not None), None)
-        final = final_budget(inputs.k, inputs.frame.grid.num_patches, config.keep, header)
+        header = next((store.header for store in (files.store, files.val_store) if store is not None), None)
+        final = final_budget(inputs.k, num_patches, config.keep, header)
         fuse_tokens = header is not None and header.selector.fuse_tokens
     if config.keep_schedule == "none":
         return KeepSchedule(final)
@@ -285,11 +266,13 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
     return KeepSchedule(final, start, epochs, inputs.steps_per_epoch, fuse_tokens)
 
 
-def _student(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:
+def _model(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:
     torch.manual_seed(derive(config.seed, "weights"))
     options: dict[str, Any] = {"num_classes": num_classes, "img_size": config.img_size, "drop_path": config.drop_path}
-    name, options = config.model or DEFAULT_MODEL, options | config.model_kwargs
-    return build(name, pretrained=config.pretrained, **options) if start is None else start.build(name, **options)
+    options |= config.model_kwargs
+    if start is not None:
+        return start.build(config.student, **options)
+    return build(config.student, pretrained=config.pretrained, **options)
 
 
 def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:
@@ -303,9 +286,10 @@ def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tupl
         said, against = start.settle(said)
         if against:
             note(against)
-    for name in (said["model"] or DEFAULT_MODEL, config.selector):
+    images = {name: said.pop(name) for name in ABOUT_IMAGES}
+    config = config.model_copy(update=said | {"model_kwargs": said["model_kwargs"] or {}})
+    config = config.model_copy(update={"model": config.student})
+    for name in (config.student, config.selector):
         if name is not None:
             resolve(name)  # a name that is none is told before shards are read
-    said |= {"model": said["model"] or DEFAULT_MODEL, "model_kwargs": said["model_kwargs"] or {}}
-    images = {name: said.pop(name) for name in ABOUT_IMAGES}
-    return config.model_copy(update=said), images | {"crop_pct": images["crop_pct"] or config.crop_pct}
+    return config, images | {"crop_pct": images["crop_pct"] or config.crop_pct}

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from dlth.tickets.errors import SpaceError
 from dlth.training import checkpoint
 from dlth.training.layers import layered
-from dlth.training.loop import CHECKPOINTS, train
+from dlth.training.loop import train
 from dlth.training.outcome import RunResult
+from dlth.training.resume import CHECKPOINTS
 from dlth.training.seal import read_sealed
 
 DISK = runpy.run_path(str(Path(__file__).parent / "full_disk.py"))

@@ -106,8 +106,8 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
 
     parts.stepper.rank = listening
     for epoch in (0, 1):
-        for step, batches in enumerate(parts.inputs.train_steps(epoch, 0)):
-            parts.stepper(batches, 3 * epoch + step, parts.inputs.budget(epoch, step))
+        for step, batches in enumerate(parts.train_steps(epoch, 0)):
+            parts.stepper(batches, 3 * epoch + step, parts.schedule.budget(epoch, step))
     rates = [1.0, 0.926776, 0.780331, *[0.707107] * 3]
     assert [float(budget.stage_keep) for budget, _, _ in asked] == pytest.approx(rates, abs=1e-6)
     assert [budget.k for budget, _, _ in asked] == [16, 14, 11, 8, 8, 8]
@@ -124,8 +124,7 @@ def test_arms_of_one_share_keep_as_many_at_each_step_with_and_without_a_selector
     schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 100, "epochs": 101}
     options = {**online, **schedule, "keep": "0.52", "val": None}
     parts = prepare(make_run("share", **options), World(0, 1, torch.device("cpu")), Reporter())
-    assert parts.inputs.schedule is not None
-    assert parts.inputs.schedule.final == Budget.from_keep("0.52", 16, 2)
+    assert parts.schedule.final == Budget.from_keep("0.52", 16, 2)
 
 
 def test_a_selector_that_cannot_score_an_image_gives_it_no_ticket(
@@ -146,7 +145,7 @@ def test_a_selector_that_cannot_score_an_image_gives_it_no_ticket(
         parts("norm.weight", math.nan)
     made = parts("blocks.0.mlp.fc1.weight", 1e38)
     before = [weight.clone() for weight in made.vit.parameters()]
-    result = made.stepper(next(iter(made.inputs.train_steps(0, 0))), 0, made.inputs.budget(0, 0))
+    result = made.stepper(next(iter(made.train_steps(0, 0))), 0, made.schedule.budget(0, 0))
     assert (math.isnan(result.loss), result.moved) == (True, False)
     assert all(map(torch.equal, before, made.vit.parameters()))
     assert made.inputs.val is not None

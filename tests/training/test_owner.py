@@ -18,7 +18,8 @@ from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
 from dlth.training.evaluate import evaluate
-from dlth.training.loop import WRITTEN, planned, train
+from dlth.training.loop import planned, train
+from dlth.training.resume import WRITTEN
 from dlth.training.toml_text import to_toml
 
 MakeRun = Callable[..., TrainConfig]

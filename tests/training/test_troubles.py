@@ -145,7 +145,7 @@ def test_a_finite_loss_with_an_infinite_gradient_moves_nothing(make_run: MakeRun
     training = Training(make_run(model_ema=True, clip_grad=clip_grad, **DENSE), ALONE, Reporter())
     parts = training.parts
     spoil(parts, 1)
-    for step, batches in enumerate(parts.inputs.train_steps(0, 0)):
+    for step, batches in enumerate(parts.train_steps(0, 0)):
         before = moving(parts)
         result = parts.stepper(batches, step, None)
         assert (result.moved, result.grad_norm < 1e9, result.loss < 9) == (step != 1, step != 1, True)
@@ -195,10 +195,9 @@ def test_a_corrupt_image_that_another_rank_met_is_named_with_what_is_wrong(
     config = make_run(bad_images="skip", **DENSE)
     make_tar(Path(config.data) / "train-000009.tar", [("broken.jpg", b"\xff\xd8 no"), ("broken.cls", b"0")])
     inputs = prepare(config, World(0, 1, torch.device("cpu")), Reporter()).inputs
-    inputs.met[3] = "met here"
-    causes = inputs.why_bad([3, 21])
-    assert list(causes) == [inputs.index.key(3), "broken"]
-    assert causes[inputs.index.key(3)] == "met here"
+    causes = inputs.why_bad([3, 21], {3: "met here"})
+    assert list(causes) == [inputs.files.index.key(3), "broken"]
+    assert causes[inputs.files.index.key(3)] == "met here"
     assert causes["broken"].startswith("shard train-000009.tar, key broken: ")
 
 
@@ -214,4 +213,4 @@ def test_an_image_that_crashed_at_another_rank_is_named_without_a_crash_here(
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(importlib.import_module("dlth.data.decode"), "decode_image", crash)
-    assert "(killed by signal: Killed)" in inputs.why_bad([3])[inputs.index.key(3)]
+    assert "(killed by signal: Killed)" in inputs.why_bad([3], {})[inputs.files.index.key(3)]
