@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import resolve_model_data_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.data.decode import decode
@@ -26,8 +25,10 @@ from dlth.tickets import TicketStore
 from dlth.tickets.errors import MismatchError
 from dlth.training import Selector, TicketViT
 from dlth.training.comparable import comparable
+from dlth.training.frame import Frame
 from dlth.training.models import build
 from dlth.training.outcome import MAX_RESULT_BYTES
+from dlth.training.pixels import Pixels
 from dlth.training.runlog import RESULT, logged_epochs
 from dlth.training.seal import read_sealed
 from dlth.training.weights import load_weights
@@ -131,9 +132,8 @@ def recall_by_block(
     images = torch.stack(
         [decode(data, where=key) for key, data in zip(keys, index.read_many(list(range(count))), strict=True)]
     )
-    frame = resolve_model_data_config(vit)
-    mean, std = (torch.tensor(frame[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-    pixels = (images.float() / 255 - mean) / std
+    frame = Frame.of(vit)
+    pixels = Pixels(frame.mean, frame.std)(images)
     depth = model["model_kwargs"]["depth"]
     choices = [(block,) for block in range(depth)] + [tuple(range(depth - 3, depth))]
     recalls = {}

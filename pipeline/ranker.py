@@ -23,6 +23,7 @@ from dlth.tickets import Preprocessing
 from dlth.tickets.progress import Note
 from dlth.training import Selector
 from dlth.training.compiled import compiled
+from dlth.training.pixels import Pixels
 
 Ranked = tuple[np.ndarray, np.ndarray]
 """Rankings int64 [batch, patches] and gaps float32 [batch] of a batch; a gap is NaN where scores are no numbers."""
@@ -42,8 +43,7 @@ class Ranker:
         say: Note = lambda text: None,
     ) -> None:
         self.selector, self.device, self.amp_dtype, self.say = selector, device, amp_dtype, say
-        self.mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+        self.pixels = Pixels(preprocessing.mean, preprocessing.std)
         self.batch_size = batch_size
         self.pad = torchcompile is not None
         self._select: Callable[[Tensor], Any] = selector.select
@@ -72,7 +72,7 @@ class Ranker:
         count = len(images)
         if self.pad and count < size:  # a compiled graph knows one batch size
             images = torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])
-        x = (images.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
+        x = self.pixels(images.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             selection = self._select(x)
         return selection.patches[:count].cpu().numpy(), selection.gap[:count].float().cpu().numpy()

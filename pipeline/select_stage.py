@@ -41,7 +41,7 @@ from dlth.tickets.progress import Note
 from dlth.training import Selector
 from dlth.training.compiled import check_backend
 from dlth.training.distributed import pick_device
-from dlth.training.evalset import Frame, described
+from dlth.training.frame import Frame, described
 from dlth.training.models import build, default_blocks, on_black_image, patch_size_of, resolve
 from dlth.training.outcome import versions
 from dlth.training.ranks import ranks

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import timm.data
 import torch
 from numpy.typing import NDArray
 
@@ -15,68 +14,19 @@ from dlth.data.evaluation import EvalLoader
 from dlth.data.index import ShardIndex
 from dlth.data.join import NO_TICKET, Join, check_compatible, join
 from dlth.data.patches import Arm
-from dlth.data.views import check_view
 from dlth.tickets import Budget, Grid, TicketStore, ViewSpec, num_kept
-from dlth.tickets.errors import shown
 from dlth.tickets.origin import describe
 from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
+from dlth.training.frame import Frame, described
 from dlth.training.measure import EvalResult, measure
-from dlth.training.models import grid_of, patch_size_of
+from dlth.training.pixels import Pixels
+from dlth.training.precision import Precision
 from dlth.training.selector import Selection
-from dlth.training.step import Pixels, Precision, Rank
+from dlth.training.step import Rank
 from dlth.training.ticket_vit import TicketViT
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a model looks at: its grid, its image size (height, width) in pixels, and how its images are made."""
-
-    grid: Grid
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
-    crop_pct: float
-
-    def __post_init__(self) -> None:
-        check_view(self.eval_view)
-
-    @classmethod
-    def of(
-        cls,
-        vit: torch.nn.Module,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        crop_pct: float | None = None,
-        interpolation: str | None = None,
-    ) -> Frame:
-        """As was said, otherwise as timm's configuration of the model has it.
-
-        Raises:
-            DlthError: a view that no image could be shown in
-        """
-        own, grid, patch = timm.data.resolve_model_data_config(vit), grid_of(vit), patch_size_of(vit)
-        return cls(
-            grid,
-            (grid.rows * patch, grid.cols * patch),
-            tuple(mean or own["mean"]),
-            tuple(std or own["std"]),
-            interpolation or own["interpolation"],
-            crop_pct or own["crop_pct"],
-        )
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.size[0] // self.grid.rows
-
-    @property
-    def eval_view(self) -> ViewSpec:
-        """The frame of evaluation: timm's crop."""
-        return ViewSpec("center", *self.size, str(self.crop_pct), self.interpolation, antialias=True)
 
 
 @dataclass(frozen=True)
@@ -219,12 +169,6 @@ def tickets_crop(store: TicketStore | None, images: Mapping[str, Any], note: Not
     if changed:
         note(f"validation images are seen as their tickets were made, {described(view)}, not with {', '.join(changed)}")
     return crop
-
-
-def described(view: ViewSpec) -> str:
-    """A view in words: ``center 224x224, crop 0.9, bicubic``."""
-    crop = f", crop {float(view.crop_pct):g}" if view.kind == "center" else ""
-    return f"{view.kind} {view.height}x{view.width}{crop}, {shown(view.interpolation, 20)}"
 
 
 def moved_text(tickets: ViewSpec, seen: ViewSpec) -> str:

@@ -18,10 +18,12 @@ from dlth.tickets.progress import Note
 from dlth.training.agreement import agree, settings_of
 from dlth.training.distributed import joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
-from dlth.training.evalset import EvalSet, Frame, described, tickets_crop, tokens_kept
+from dlth.training.evalset import EvalSet, tickets_crop, tokens_kept
+from dlth.training.frame import Frame, described
 from dlth.training.measure import EvalResult
 from dlth.training.models import on_black_image, resolve
-from dlth.training.step import Pixels, Precision
+from dlth.training.pixels import Pixels
+from dlth.training.precision import Precision
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile

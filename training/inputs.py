@@ -34,7 +34,8 @@ from dlth.tickets.origin import describe
 from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import EvalSet, Frame, described, moved_text, tokens_kept
+from dlth.training.evalset import EvalSet, moved_text, tokens_kept
+from dlth.training.frame import Frame, described
 from dlth.training.schedule import KeepSchedule
 
 

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from dlth.data.batch import EvalBatch
 from dlth.tickets.errors import shown
 from dlth.training.distributed import World
+from dlth.training.pixels import Pixels
+from dlth.training.precision import Precision
 from dlth.training.publish import published
-from dlth.training.step import Pixels, Precision, Rank
+from dlth.training.step import Rank
 from dlth.training.ticket_vit import TicketViT
 
 

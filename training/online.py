@@ -13,11 +13,12 @@ from dlth.tickets import Budget, Grid, SelectorInfo
 from dlth.tickets.errors import InputError
 from dlth.tickets.origin import describe_selector
 from dlth.training.config import TrainConfig
-from dlth.training.evalset import Frame
+from dlth.training.frame import Frame
 from dlth.training.models import build, default_blocks, on_black_image, resolve
+from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
 from dlth.training.selector import Selection, Selector, check_weights
-from dlth.training.step import Pixels, Rank
+from dlth.training.step import Rank
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, WeightsFile
 

@@ -23,17 +23,19 @@ from dlth.tickets.seeding import derive
 from dlth.training.agreement import agree, settings_of
 from dlth.training.config import RECIPE_BATCH, TrainConfig
 from dlth.training.distributed import World
-from dlth.training.evalset import Frame, described, tickets_crop
+from dlth.training.evalset import tickets_crop
+from dlth.training.frame import Frame, described
 from dlth.training.inputs import Inputs, open_files
 from dlth.training.measure import EvalResult
 from dlth.training.models import build, on_black_image, resolve
 from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
 from dlth.training.outcome import LOOSE, STRICT, versions
+from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
 from dlth.training.schedule import KeepSchedule, final_budget
 from dlth.training.settings import is_free
-from dlth.training.step import Pixels, Rank, Stepper
+from dlth.training.step import Rank, Stepper
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote

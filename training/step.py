@@ -24,7 +24,6 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +41,8 @@ from dlth.tickets.seeding import derive
 from dlth.training.compiled import compiled
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
+from dlth.training.pixels import Pixels
+from dlth.training.precision import Precision
 from dlth.training.selector import Selection
 from dlth.training.ticket_vit import TicketViT
 
@@ -52,53 +53,6 @@ class Rank(Protocol):
     def __call__(self, images: Tensor, budget: Budget | None = None) -> Selection:
         """Rankings of all patches of normalised images [B, 3, H, W]; `budget` in place of its own."""
         ...
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How uint8 images become the model's input: channel means and deviations of values in [0, 1]."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    channels_last: bool = False
-
-    def renormalised(self, images: Tensor, ours: Pixels) -> Tensor:
-        """What these pixels would have been, float32 [B, 3, H, W], of images that `ours` normalised."""
-        if (self.mean, self.std) == (ours.mean, ours.std):
-            return images
-        mean, std = (_on(values, images.device) for values in (self.mean, self.std))
-        their_mean, their_std = (_on(values, images.device) for values in (ours.mean, ours.std))
-        return images.mul(their_std / std).add_((their_mean - mean) / std)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalised float32 [B, 3, H, W] of uint8 [B, 3, H, W], on the same device."""
-        memory = torch.channels_last if self.channels_last else torch.contiguous_format
-        floats = images.to(torch.float32, memory_format=memory)
-        shift, scale = _on(self.mean, images.device), _on(self.std, images.device)
-        return floats.sub_(shift).div_(scale)
-
-
-@lru_cache(maxsize=16)
-def _on(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Channel values of [0, 1] pixels for uint8 ones, [1, 3, 1, 1]; kept, as each copy to a GPU would wait."""
-    return (torch.tensor(values) * 255).view(1, 3, 1, 1).to(device)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Under what precision forwards run: autocast to `dtype`, or plain float32 when it is None."""
-
-    dtype: torch.dtype | None
-    device: torch.device
-
-    @classmethod
-    def of(cls, amp: bool, amp_dtype: str, device: torch.device) -> Precision:
-        """The precision that the settings ask for."""
-        return cls(getattr(torch, amp_dtype) if amp else None, device)
-
-    def __call__(self) -> contextlib.AbstractContextManager[Any]:
-        """A context in which to run a forward."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
 
 @dataclass(frozen=True)

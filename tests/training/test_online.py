@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dlth.tickets import Budget
+from dlth.pipeline.ranker import Ranker
+from dlth.tickets import Budget, Preprocessing
 from dlth.tickets.errors import InputError
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.loop import train
+from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
 from dlth.training.selector import Selection, Selector
 from dlth.training.setup import Parts, prepare
-from dlth.training.step import Pixels
 
 ERASED: dict[str, Any] = {
     "reprob": 1.0,
@@ -70,6 +73,22 @@ def test_the_selector_ranks_images_of_its_own_normalisation(
     assert torch.allclose(own.renormalised(students, parts.pixels), own(images), atol=1e-5)
     assert torch.equal(parts.rank(students).patches, selector.rank(own(images)))
     assert torch.equal(students, before)
+
+
+def test_stage_1_and_the_selector_in_the_loop_rank_the_same_pixels_alike(
+    make_run: MakeRun, online: dict[str, Any]
+) -> None:
+    """To the last bit: the same patches, and the same gaps."""
+    parts = prepare(make_run("online", **online), World(0, 1, torch.device("cpu")), Reporter())
+    assert parts.online is not None
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    selector = replace(parts.online, frame=replace(parts.online.frame, mean=mean, std=std))
+    images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = Pixels(mean, std)
+    in_loop = selector.ranking(pixels)(pixels(images))
+    patches, gap = Ranker(selector.selector, Preprocessing(mean, std, "none"), torch.device("cpu"))(images)
+    assert np.array_equal(in_loop.patches.numpy(), patches)
+    assert np.array_equal(in_loop.gap.numpy(), gap)
 
 
 def test_every_arm_and_mode_says_how_much_of_what_it_trained_on_was_hidden(

@@ -21,9 +21,9 @@ from dlth.training.eval_config import EvalConfig
 from dlth.training.evaluate import evaluate
 from dlth.training.loop import train
 from dlth.training.models import build
+from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
 from dlth.training.setup import Parts, prepare
-from dlth.training.step import Pixels
 from dlth.training.weights import load_weights
 from dlth.training.weights_note import WeightsFile, WeightsNote
 
