@@ -28,7 +28,7 @@ import numpy as np
 from dlth.data.archives import RESERVE, discard_spools
 from dlth.data.cores import check_workers
 from dlth.data.imagenet import validation_labels
-from dlth.data.pack_state import finished_shards, has_records, owned, record_shard
+from dlth.data.pack_state import finished_shards, has_records, record_shard, work_folder
 from dlth.data.samples import Listing, Sample, list_samples, source_paths
 from dlth.data.split_info import (
     CLASSES,
@@ -107,7 +107,7 @@ def pack(
     user_path(out)
     paths = source_paths(source)
     known = None if labels is None else validation_labels(user_path(labels))
-    with owned(Path(out), split) as work:
+    with work_folder(Path(out), split) as work:
         try:
             return _pack(list_samples(paths, known, work), Path(out), work, settings, workers, progress, resume)
         finally:
@@ -120,7 +120,7 @@ def pack_samples(
 ) -> PackReport:
     """Pack samples that the caller made, each with a key of its own; for the rest see `pack`."""
     settings = _Settings(split, samples_per_shard, seed, None)
-    with owned(Path(out), split) as work:
+    with work_folder(Path(out), split) as work:
         return _pack(Listing(sorted(samples), (), ()), Path(out), work, settings, None, None, True)
 
 

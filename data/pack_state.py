@@ -25,7 +25,7 @@ _MAX_BYTES = 64 * 1024
 
 
 @contextmanager
-def owned(out: Path, split: str) -> Iterator[Path]:
+def work_folder(out: Path, split: str) -> Iterator[Path]:
     """Where this split's unfinished work is kept, while no other `pack` writes to `out` (`LockedError`)."""
     lock = out / ".pack.lock"
     before, was_locked = os.path.lexists(out), os.path.lexists(lock)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dlth.tickets.digits import is_digits
 from dlth.tickets.disk import make_folder, read_file, refuse_read_only, refuse_shared, space_errors
-from dlth.tickets.errors import DlthError, LockedError, MissingFileError, UnsafeError, shown
+from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError, UnsafeError, shown
 
 _held: set[int] = set()
 
@@ -29,19 +29,25 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock file `path` for the block; yields False when another owns it or its folder is gone.
+def locked(path: Path, wait: bool = False, shared: bool = False, optional: bool = False) -> Iterator[bool]:
+    """Hold the lock file `path` for the block, `shared` with those who ask for it so; yields False when another owns it
+    or its folder is gone.
 
-    Raises InputError where nothing may be written.
+    Raises InputError where nothing may be written, unless the lock is `optional`: then that is False too.
     """
-    with _holding(path, wait) as handle:
+    try:
+        handle = _acquire(path, wait, shared)
+    except (OSError, InputError):
+        if not optional:
+            raise
+        handle = None
+    with _holding(handle):
         yield handle is not None
 
 
 @contextmanager
-def _holding(path: Path, wait: bool) -> Iterator[int | None]:
-    """`locked`, with the lock file's descriptor."""
-    handle = _acquire(path, wait)
+def _holding(handle: int | None) -> Iterator[int | None]:
+    """A lock file's descriptor, held for the block."""
     if handle is None:
         yield None
         return
@@ -77,7 +83,7 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         make_folder(folder)
-        with _holding(lock, wait=False) as handle:
+        with _holding(_acquire(lock, wait=False)) as handle:
             if handle is None:
                 refuse_gone(folder)
                 raise LockedError(
@@ -126,7 +132,9 @@ def _owner(lock: Path) -> str:
     return f" (number {number} on its machine)" if is_digits(number) else ""
 
 
-def _acquire(path: Path, wait: bool) -> int | None:
+def _acquire(path: Path, wait: bool, shared: bool = False) -> int | None:
+    """The locked file's descriptor; None when another owns it or its folder is gone."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -136,7 +144,7 @@ def _acquire(path: Path, wait: bool) -> int | None:
             refuse_read_only(error, path.parent)
             raise
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
                 # the holder before us may have removed the file: a lock on a name that is gone excludes nobody
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
