@@ -3,9 +3,7 @@
 Crop, mirror and RandAugment's shears, rotations and translations are composed into one affine view, so that a ticket
 follows the pixels exactly; colours and erasing move nothing. Everything is torchvision's `transforms.v2`; its
 parameters come from torch's generator, which is seeded here from the sample's own name (seed, epoch, key) and put back
-afterwards: what a sample looks like depends on nothing else, and nobody else's random numbers change. Rejected:
-`tv_tensors` key points to carry the geometry (v2 has no RandAugment for them), and a list of applied transforms instead
-of one matrix (projection would have to know each of them).
+afterwards: what a sample looks like depends on nothing else, and nobody else's random numbers change.
 """
 
 from collections.abc import Iterator

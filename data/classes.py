@@ -6,8 +6,6 @@ A label comes from whoever made the shards, and the student's head is as large a
 labels may well be larger than the number of images (a few images of ImageNet-21k still have its 21,843 classes), but
 from UNDECLARED_CLASSES on there must be as many images as classes, or the size of the head must be asked for. Whatever
 is refused names the shard and the key of its label.
-
-Rejected: a bound by the number of different labels. Subsets that a lab takes of its sets have few, with large numbers.
 """
 
 from pathlib import Path

@@ -9,8 +9,7 @@ ranks).
 
 With `missing='dense'` images of one micro-batch keep different numbers of patches, which no single tensor holds: such a
 micro-batch comes as two batches, one with patches and one without, whose weights add up to the whole. Pairs that mix
-stay together: where one of them has no ticket, both are trained on all patches. Rejected: padding with masked tokens,
-which costs what tickets save and needs another attention.
+stay together: where one of them has no ticket, both are trained on all patches.
 
 A bad image stays in the order: one that stage 1 listed is not read, another is found only when it is read. Either way
 its neighbour of the pair takes its place with weight 0 (so that mixing does not show a black square), so all arms see

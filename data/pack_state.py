@@ -3,7 +3,7 @@
 While a split is being packed, ``.pack-SPLIT/`` holds the settings (``plan.json``) and one record for each finished
 shard; when all are there, `_info.json` takes them over and the folder goes. Either one tells a second run whether it
 continues the first. Rejected: believing a shard because its file is there, which a file system that was cut off between
-data and name can make a lie; so is a journal of lines, whose last line may be torn.
+data and name can make a lie.
 """
 
 import json

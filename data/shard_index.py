@@ -5,8 +5,6 @@ walked once (`index.py`), and the result is a handful of arrays: a million sampl
 of key bytes, not a million objects, so loader processes share them after a fork and a pickle is a copy of arrays. An
 image is then one positional read. The 512 bytes before it are read with it and must be a sound tar header that agrees
 on the size: an index that does not fit the shard is an error that names the place, never another image's bytes.
-
-Rejected: webdataset's streaming (lengths unknown, order depends on the workers) and wids' per-sample index objects.
 """
 
 import functools

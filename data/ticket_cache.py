@@ -6,8 +6,7 @@ stand notes, one per address: which object (size, stamp) was found to have which
 no connection once the file is there; without one the server is asked whether the object is still the same.
 
 The folders together take at most `$DLTH_CACHE_GB`; the least recently used go first. A process holds a shared lock on
-what it was given until it ends, and what is locked is never removed. Rejected: a folder per address, which keeps the
-same tickets several times; a cache of packed files, unpacked by every process.
+what it was given until it ends, and what is locked is never removed.
 """
 
 import fcntl

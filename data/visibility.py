@@ -4,9 +4,7 @@ A warp inside a crop fills its corners with the mean colour although the image g
 erasing paints noise over a box. A view (one affine map) cannot say either, so the hidden share of every patch is
 recorded beside it. Where hidden patches are demoted, a patch is worth what it shows: hidden area counts as the worst
 rank, as area outside a view does in projection. Demotion is torch's and not numpy's because the online mode ranks on
-the device, and all arms and modes are to be treated by the same lines. Rejected: one projection per step of the
-augmentation (each blurs the ranking a little more); warping the whole image instead of the crop, which leaves no
-corners (then it is no longer the recipe's RandAugment).
+the device, and all arms and modes are to be treated by the same lines.
 
 Axes: B batch, P patches of the grid.
 """

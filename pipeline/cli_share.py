@@ -1,15 +1,13 @@
 """`dlth tickets shrink`, `pack`, `unpack`, `push`, `pull` and `sign`: ticket files on their way to other labs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dlth.pipeline import console
-from dlth.pipeline.cli_ticket_tools import DryRun, Out, write
-from dlth.pipeline.cli_tickets import File, Json, tickets
+from dlth.pipeline.cli_options import DryRun, File, Json, Out
+from dlth.pipeline.cli_ticket_tools import write
 from dlth.tickets import TicketStore
 from dlth.tickets.archive import Archive, pack_into
 from dlth.tickets.archive import unpack as unpack_archive
@@ -19,7 +17,6 @@ from dlth.tickets.errors import InputError, shown
 Packed = Annotated[Path, typer.Argument(help="The packed ticket file (tickets.zarr.zip).")]
 
 
-@tickets.command()
 def shrink(
     file: File,
     out: Out,
@@ -38,7 +35,6 @@ def shrink(
     write(draft, out, dry_run, json, {"cannot give": "; ".join(draft.header.lost)})
 
 
-@tickets.command()
 def pack(
     file: File,
     out: Annotated[Path | None, typer.Option(help="The zip to write (<FILE>.zip if not given).")] = None,
@@ -60,7 +56,6 @@ def pack(
     _say({"file": str(target), "bytes": size, "identity": store.identity}, json)
 
 
-@tickets.command()
 def unpack(
     file: Packed,
     out: Annotated[Path | None, typer.Option(help="The ticket file to write (<FILE> without .zip).")] = None,
@@ -75,7 +70,6 @@ def unpack(
     _say({"file": str(target), "rows": store.num_rows, "identity": store.identity}, json)
 
 
-@tickets.command()
 def push(
     file: Annotated[Path, typer.Argument(help="The ticket file, a folder or packed.")],
     to: Annotated[str, typer.Argument(help="Folder or .zip address: hf://datasets/lab/name, s3://…, gs://…, a path.")],
@@ -95,7 +89,6 @@ def push(
     console.say(f"dlth tickets pull {shown(sent.pinned, console.LONGEST)}")
 
 
-@tickets.command()
 def pull(
     address: Annotated[str, typer.Argument(help="Address of a packed ticket file; #identity=… takes that one alone.")],
     out: Annotated[
@@ -114,7 +107,6 @@ def pull(
     _say({"file": str(target), "identity": identity}, json)
 
 
-@tickets.command()
 def sign(
     file: File,
     key: Annotated[Path, typer.Option(help="Private key, PEM, elliptic curve; its password in $DLTH_KEY_PASSWORD.")],
@@ -142,4 +134,4 @@ def fetched(*specs: str | None) -> None:
 
 
 def _say(facts: dict[str, Any], json: bool) -> None:
-    console.as_json(facts) if json else console.facts(str(next(iter(facts.values()))), facts)
+    console.result(str(next(iter(facts.values()))), facts, json)

@@ -1,30 +1,25 @@
 """`dlth tickets show`: look at tickets on their images, and at where two ticket files differ."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dlth.pipeline import console
-from dlth.pipeline.cli_tickets import File, Json, describe, tickets
+from dlth.pipeline.cli_options import Classes, File, Json, Shards, Split
+from dlth.pipeline.cli_tickets import describe
 from dlth.pipeline.flags import integer
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import shown
 
 
-@tickets.command()
 def show(
     file: File,
-    data: Annotated[str, typer.Option(help="The images: shards, as `dlth select` takes them.")],
+    data: Shards,
     out: Annotated[Path, typer.Option(help="Folder for gallery.html and the sheets.")] = Path("gallery"),
-    split: Annotated[str | None, typer.Option(help="Split to take from an _info.json.")] = None,
+    split: Split = None,
     keys: Annotated[list[str] | None, typer.Option(help="Show these images; may be given several times.")] = None,
-    class_: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Show this class, by name or number; may be given several times."),
-    ] = None,
+    class_: Classes = None,
     num: Annotated[
         int, typer.Option(parser=integer, help="Images to show, at most; evenly spread, or the least agreeing.")
     ] = 60,

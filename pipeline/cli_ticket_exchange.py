@@ -1,26 +1,21 @@
 """`dlth tickets export`, `import`, `match` and `remap`: tickets in other formats and for other packings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dlth.pipeline import console
-from dlth.pipeline.cli_ticket_tools import DryRun, Out, Split, opened, write
-from dlth.pipeline.cli_tickets import File, Json, tickets
+from dlth.pipeline.cli_options import DryRun, File, Json, Out, Shards, Split
+from dlth.pipeline.cli_ticket_tools import opened, write
 from dlth.pipeline.flags import integer
 from dlth.tickets import Grid, num_kept
 from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, shown
 
-Shards = Annotated[str, typer.Option(help="Shards of the images, as `dlth select` takes them.")]
-
 FORMATS = {".npz": "npz", ".parquet": "parquet", ".json": "coco"}
 
 
-@tickets.command()
 def export(
     file: File,
     to: Annotated[Path, typer.Argument(help="The file to write: .npz, .parquet or .json (COCO masks).")],
@@ -45,13 +40,9 @@ def export(
         with console.counting("export", len(store.shards), "shards", quiet=json) as counter:
             writers[chosen](store, to, counter)
         facts["bytes"] = to.stat().st_size
-    if json:
-        console.as_json(facts)
-    else:
-        console.facts("dry run: nothing is written" if dry_run else "dlth tickets export", facts)
+    console.result("dry run: nothing is written" if dry_run else "dlth tickets export", facts, json)
 
 
-@tickets.command("import")
 def import_(
     source: Annotated[Path, typer.Argument(help="An .npz or .parquet file with keys and rankings or masks.")],
     out: Out,
@@ -92,7 +83,6 @@ def import_(
     write(import_draft(table, options, shard_rows), out, dry_run, json)
 
 
-@tickets.command()
 def match(
     file: File,
     data: Shards,
@@ -111,11 +101,10 @@ def match(
     if json:
         console.as_json(facts | {"examples": list(found.examples)})
         return
-    console.facts(f"{shown(file)} for the images of {shown(data)}", facts)
+    console.result(f"{shown(file)} for the images of {shown(data)}", facts)
     _warn(found)
 
 
-@tickets.command()
 def remap(
     file: File,
     data: Shards,

@@ -4,8 +4,6 @@ Each parses, calls one library function and shows what came back. What writes ta
 a command that was killed goes on where it was, and one that is run again finds its file done.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,25 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from dlth.pipeline import console
-from dlth.pipeline.cli_tickets import File, Json, tickets
+from dlth.pipeline.cli_options import Classes, DryRun, File, Files, Json, Keep, Labelled, Out, Split, Tokens
 from dlth.pipeline.flags import integer
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.derive import Draft
 from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.tickets.named import named_lines
 from dlth.tickets.origin import all_alike
-
-Files = Annotated[list[Path], typer.Argument(help="Ticket files, two or more.")]
-Out = Annotated[Path, typer.Option(help="The ticket file to write; nothing is overwritten.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and say what would be written; write nothing.")
-]
-Data = Annotated[str | None, typer.Option(help="Shards of the images, for figures by class.")]
-Split = Annotated[str | None, typer.Option(help="Split to take from an _info.json.")]
-Keep = Annotated[
-    str | None, typer.Option(help="Share of all patches that a ticket keeps; the file's own if not given.")
-]
-Tokens = Annotated[int | None, typer.Option(parser=integer, help="The same as a number of patches.")]
 
 _CLASSES_SHOWN = 20
 
@@ -42,9 +28,8 @@ def opened(path: Path) -> TicketStore:
     return TicketStore(path, cache_shards=2)
 
 
-@tickets.command()
 def stats(
-    file: File, data: Data = None, split: Split = None, keep: Keep = None, tokens: Tokens = None, json: Json = False
+    file: File, data: Labelled = None, split: Split = None, keep: Keep = None, tokens: Tokens = None, json: Json = False
 ) -> None:
     """Coverage, centre bias, entropy of positions and fragile rows of a ticket file, by class where --data is given.
 
@@ -58,21 +43,11 @@ def stats(
     with console.counting("stats", len(store.shards), "shards", quiet=json) as counter:
         found = ticket_stats(store, classes and classes.labels, _count(store, keep, tokens), progress=counter)
     if json:
-        fields = {name: value for name, value in vars(found).items() if name not in ("overall", "classes", "frequency")}
-        by_class = {str(label): asdict(part) for label, part in found.classes.items()}
-        console.as_json(
-            fields
-            | {
-                "alike": found.alike,
-                "overall": asdict(found.overall),
-                "classes": by_class,
-                "frequency": found.frequency.round(6).tolist(),
-            }
-        )
+        console.as_json(asdict(found) | {"alike": found.alike, "frequency": found.frequency.round(6).tolist()})
         return
     part, patches = found.overall, store.header.grid.num_patches
     fragile = ", ".join(f"{share:.2%} below {threshold:g}" for threshold, share in part.fragile.items())
-    console.facts(
+    console.result(
         f"tickets of {shown(file)}, {found.k} of {patches} patches",
         {
             "coverage": f"{part.num_tickets:,} of {found.num_rows:,} images have a ticket, "
@@ -94,11 +69,10 @@ def stats(
         _more(len(found.classes))
 
 
-@tickets.command()
 def diff(
     first: Annotated[Path, typer.Argument(help="A ticket file.")],
     second: Annotated[Path, typer.Argument(help="Another one, about the same images in any packing.")],
-    data: Data = None,
+    data: Labelled = None,
     split: Split = None,
     tokens: Annotated[
         list[int] | None,
@@ -117,7 +91,7 @@ def diff(
     if json:
         console.as_json(asdict(found))
         return
-    console.facts(
+    console.result(
         f"{shown(first)} and {shown(second)}",
         {
             "compared": f"{found.num_compared:,} images with a ticket in both files",
@@ -139,7 +113,6 @@ def diff(
         console.table(f"least overlap, {found.main_k} best", ("image", "shard", "IoU"), listed)
 
 
-@tickets.command()
 def merge(files: Files, out: Out, dry_run: DryRun = False, json: Json = False) -> None:
     """One file of the shards of several, made in the same way by different labs or machines."""
     from dlth.tickets.edit import merge as merge_files
@@ -147,7 +120,6 @@ def merge(files: Files, out: Out, dry_run: DryRun = False, json: Json = False) -
     write(merge_files([opened(path) for path in files]), out, dry_run, json)
 
 
-@tickets.command()
 def subset(
     file: File,
     out: Out,
@@ -155,11 +127,8 @@ def subset(
     keys_of: Annotated[
         Path | None, typer.Option(help="Keep the rows whose keys stand in this ticket file too.")
     ] = None,
-    class_: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Keep this class, by name or number; may be given several times; needs --data."),
-    ] = None,
-    data: Data = None,
+    class_: Classes = None,
+    data: Labelled = None,
     split: Split = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -175,14 +144,16 @@ def subset(
     elif keys_of is not None:
         draft = edit.common_rows(store, opened(keys_of))
     else:
+        from dlth.pipeline.row_labels import class_number
+
         classes = _classes(data, split, store)
         if classes is None:
             raise InputError("--class needs --data: the labels stand in the shards, not in the ticket file")
-        draft = edit.subset_by_classes(store, [classes.number(text) for text in class_ or ()], classes.labels)
+        numbers = [class_number(text, classes.names) for text in class_ or ()]
+        draft = edit.subset_by_classes(store, numbers, classes.labels)
     write(draft, out, dry_run, json)
 
 
-@tickets.command()
 def union(
     files: Files, out: Out, keep: Keep = None, tokens: Tokens = None, dry_run: DryRun = False, json: Json = False
 ) -> None:
@@ -193,7 +164,6 @@ def union(
     write(unite(stores, _count(stores[0], keep, tokens)), out, dry_run, json)
 
 
-@tickets.command()
 def intersect(
     files: Files, out: Out, keep: Keep = None, tokens: Tokens = None, dry_run: DryRun = False, json: Json = False
 ) -> None:
@@ -204,7 +174,6 @@ def intersect(
     write(intersection(stores, _count(stores[0], keep, tokens)), out, dry_run, json)
 
 
-@tickets.command()
 def inverse(file: File, out: Out, dry_run: DryRun = False, json: Json = False) -> None:
     """Tickets of exactly the patches that a file's tickets leave out, the worst first."""
     from dlth.tickets.algebra import inverse as invert
@@ -212,7 +181,6 @@ def inverse(file: File, out: Out, dry_run: DryRun = False, json: Json = False) -
     write(invert(opened(file)), out, dry_run, json)
 
 
-@tickets.command()
 def control(
     file: File,
     out: Out,
@@ -239,7 +207,7 @@ def write(draft: Draft, out: Path, dry_run: bool, json: bool, facts: dict[str, o
         **(facts or {}),
     }
     if dry_run:
-        console.as_json(found) if json else console.facts("dry run: nothing is written", found)
+        console.result("dry run: nothing is written", found, json)
         return
     with console.counting("write", len(draft.shards), "shards", quiet=json) as counter:
         store = draft.write(out, counter)

@@ -1,7 +1,5 @@
 """`dlth tickets …`: look at a ticket file, check it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,17 +7,12 @@ import numpy as np
 import typer
 
 from dlth.pipeline import console
+from dlth.pipeline.cli_options import File, Json, checked
 from dlth.tickets import TicketStore, origin
 from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown
 
-tickets = typer.Typer(no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(help="The ticket file (a folder, tickets.zarr).")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
-
-
-@tickets.command()
 def info(
     file: File,
     key: Annotated[str | None, typer.Option(help="Draw this image's ticket instead of the first one's.")] = None,
@@ -31,7 +24,7 @@ def info(
     if json:
         console.as_json(facts | {"header": store.header.to_json()})
         return
-    console.facts(f"ticket file {shown(file)}", facts)
+    console.result(f"ticket file {shown(file)}", facts)
     if not key and store.num_skipped == store.num_rows:
         console.note("every image was skipped as a bad one: there is no ticket to draw")
         return
@@ -42,7 +35,6 @@ def info(
     console.say(draw(rows.patches[row], store))
 
 
-@tickets.command()
 def verify(
     file: File,
     subset: Annotated[str | None, typer.Option(help="Check part N of T of the shards only, e.g. 1/10.")] = None,
@@ -61,17 +53,9 @@ def verify(
         identity, rows = store.identity, store.num_rows
     except DamageError as error:
         damage, identity, rows = [error], "", 0
-    if json:
-        console.as_json(
-            {"ok": not damage, "identity": identity, "rows": rows, "subset": subset, "notes": notes}
-            | {"damage": [str(problem) for problem in damage]}
-        )
-    for problem in [] if json else damage:
-        console.note(f"damaged[{problem.code}]: {problem}")
-    for text in [] if json else notes:
-        console.note(f"note: {text}")
-    if damage:
-        raise typer.Exit(1)
+    checked(
+        damage, {"ok": not damage, "identity": identity, "rows": rows, "subset": subset, "notes": notes}, json, notes
+    )
     if not json:
         signed = f" and signed with {shown(key)}" if key else ""
         console.note(

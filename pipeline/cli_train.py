@@ -1,7 +1,5 @@
 """`dlth train` and `dlth evaluate`: flags to a configuration, a run to lines, bars and a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,15 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from dlth.pipeline import console
-from dlth.pipeline.cli_settings import ConfigFile, PrintConfig, tell
+from dlth.pipeline.cli_options import ConfigFile, DryRun, Json, PrintConfig, only_printed
 from dlth.pipeline.cli_share import fetched
 from dlth.pipeline.flags import with_flags
 from dlth.tickets.errors import shown
 from dlth.training.config import RECIPES, UNLESS_SAID, TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.reporter import Reporter
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
 
 
 class ConsoleReporter(Reporter):
@@ -32,7 +28,7 @@ class ConsoleReporter(Reporter):
     def started(self, facts: Mapping[str, Any]) -> None:
         """Print the plan."""
         if not self.quiet:
-            console.facts("dlth train", {**facts, **self.facts})
+            console.result("dlth train", {**facts, **self.facts})
 
     def note(self, text: str) -> None:
         """Pass on what a person should know."""
@@ -53,7 +49,8 @@ class ConsoleReporter(Reporter):
         self.close()
         if self.quiet:
             return
-        top1 = [f"{kind} {record[f'eval_{kind}_top1']:.2f} %" for kind in _kinds(record)]
+        arms = [arm for arm in ("dense", "ticket", "random") if f"eval_{arm}_top1" in record]
+        top1 = [f"{arm} {record[f'eval_{arm}_top1']:.2f} %" for arm in arms]
         accuracy = " | top-1 on tokens: " + ", ".join(top1) if top1 else ""
         loss = "no number" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
         console.note(
@@ -65,10 +62,6 @@ class ConsoleReporter(Reporter):
         """Take the bar away."""
         self._stack.close()
         self._stack, self._counter = ExitStack(), None
-
-
-def _kinds(record: Mapping[str, Any]) -> list[str]:
-    return [kind for kind in ("dense", "ticket", "random") if f"eval_{kind}_top1" in record]
 
 
 @with_flags(TrainConfig)
@@ -83,16 +76,14 @@ def train(
     ] = None,
     config: ConfigFile = None,
     print_config: PrintConfig = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Open and check everything, print the plan, train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Stage 2: train a student on tickets, on as many random patches, or on all patches."""
     from dlth.pipeline.settled import train_settings
 
     chosen = train_settings(overrides | ({"recipe": recipe} if recipe is not None else {}), config)
-    if tell(chosen, print_config):
+    if only_printed(chosen, print_config):
         return
     settings = chosen.config()
     from dlth.training.loop import planned
@@ -103,7 +94,7 @@ def train(
     reporter = ConsoleReporter(quiet=json, facts=chosen.facts)
     if dry_run:
         facts = planned(settings, reporter=reporter) | chosen.facts
-        console.as_json(facts) if json else console.facts("dlth train, dry run: nothing is trained", facts)
+        console.result("dlth train, dry run: nothing is trained", facts, json)
         return
     try:
         result = run(settings, reporter=reporter)
@@ -125,7 +116,7 @@ def evaluate(
     from dlth.pipeline.settled import evaluate_settings
 
     chosen = evaluate_settings(overrides, config)
-    if tell(chosen, print_config):
+    if only_printed(chosen, print_config):
         return
     settings = chosen.config()
     from dlth.training.evaluate import evaluate as run

@@ -5,17 +5,14 @@ a log unreadable. Results go to standard output, everything said on the way goes
 `dlth … --json | jq` works.
 """
 
-from __future__ import annotations
-
-import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from json import dumps
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dlth.tickets.errors import plain, shown
+from dlth.tickets.jsontext import strict
 from dlth.training.ranks import ranks
 
 LONGEST = 1_000
@@ -159,8 +157,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     _out().print(view)
 
 
-def facts(title: str, values: Mapping[str, object]) -> None:
-    """Print names and values, one a line, on standard output."""
+def result(title: str, values: Mapping[str, object], json: bool = False) -> None:
+    """Print names and values on standard output, one a line under a title; with `json` as one object instead."""
+    if json:
+        as_json(values)
+        return
     width = max((len(name) for name in values), default=0)
     say(shown(title, LONGEST), style="bold")
     for name, value in values.items():
@@ -169,20 +170,9 @@ def facts(title: str, values: Mapping[str, object]) -> None:
 
 def as_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on standard output, for scripts: ASCII alone, and null for what is no finite number."""
-    text = json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+    text = dumps(strict(value), indent=2, default=str, allow_nan=False)
     sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
     sys.stdout.flush()
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan and no infinity, and most readers refuse Python's way of writing them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _cell(value: object) -> str:

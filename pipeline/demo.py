@@ -5,8 +5,6 @@ recall can be scored. Every step is one of the real commands, called with the sa
 would type it. Finished steps are kept: run it again and it goes on where it was stopped.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +42,7 @@ class Demo:
     """One demo in its folder; each method is a step, and returns at once if its output is there."""
 
     config: DemoConfig
-    say: Note
+    note: Note
     reporter: Reporter
     counting: Callable[[str, int], Any]
 
@@ -61,7 +59,7 @@ class Demo:
     def _run(self) -> Path:
         self._claim_folder()
         shards = self.out / "shards"
-        self.say("\n# handwritten digits among clutter, as WebDataset shards")
+        self.note("\n# handwritten digits among clutter, as WebDataset shards")
         make_digit_shards(shards, self.config.images, self.config.val_images)
         selector = self._train("selector", "a small selector, trained on all patches", arm="dense", seed=100)
         weights = selector / "model.safetensors"
@@ -70,7 +68,7 @@ class Demo:
         for seed in self.config.seeds:
             for arm in ARMS:
                 self._train(f"{arm}-{seed}", f"a student, arm {arm}, seed {seed}", arm=arm, seed=seed)
-        self.say("\n# the report")
+        self.note("\n# the report")
         return write_demo_report(self.out, self.config.seeds, weights, MODEL, self.commands())
 
     def commands(self) -> list[str]:
@@ -116,9 +114,9 @@ class Demo:
         values = self._train_values(name, arm=arm, seed=seed)
         config: TrainConfig = layered(values | {"resume": "auto"}, recipe="smoke")
         folder = Path(config.out)
-        self.say(f"\n# {what}\n{as_command('train', values)}")
+        self.note(f"\n# {what}\n{as_command('train', values)}")
         if (folder / RESULT).exists() and (folder / CONFIG).read_text() == to_toml(config):
-            self.say(f"done before: {folder}")
+            self.note(f"done before: {folder}")
         elif (result := train(config, reporter=self.reporter)).status != "finished":
             raise SystemExit(result.exit_code)
         return folder
@@ -139,12 +137,12 @@ class Demo:
 
     def _select(self, split: str, view: str, weights: Path) -> None:
         values = self._select_values(split, view, weights)
-        self.say(f"\n# the tickets of the {split} images\n{as_command('select', values)}")
+        self.note(f"\n# the tickets of the {split} images\n{as_command('select', values)}")
         prepared = plan(checked(SelectConfig, values))
         with self.counting(f"select {split}", prepared.index.num_samples) as counter:
-            report = select(prepared, counter.advance, counter.skip, self.say)
+            report = select(prepared, counter.advance, counter.skip, self.note)
         store = TicketStore(values["out"])
-        self.say(f"{store.num_rows} tickets of {store.header.k} patches, identity {report.identity[:16]}")
+        self.note(f"{store.num_rows} tickets of {store.header.k} patches, identity {report.identity[:16]}")
 
 
 SPLITS = (("train", "whole"), ("val", "center"))

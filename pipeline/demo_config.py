@@ -1,7 +1,5 @@
 """The settings of the demo."""
 
-from __future__ import annotations
-
 from dlth.training.settings import Integers, Settings, setting
 
 

@@ -4,13 +4,11 @@ Numbers come from the files that the runs left (result.json, metrics.jsonl, eval
 can be made again without training, and cannot say anything that no run said.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -34,7 +32,8 @@ from dlth.training.seal import read_sealed
 from dlth.training.weights import load_weights
 
 ARMS = ("ticket", "random", "dense")
-WAYS = ("dense", "ticket", "random")
+TOKENS = ("dense", "ticket", "random")
+"""The arms whose tokens every model is evaluated on, in the order of the table's columns."""
 MARGIN = 2.0
 """Points within which one arm counts as as good as another."""
 CLAUSES = (("ticket", "as good as", "dense"), ("ticket", "better than", "random"), ("dense", "better than", "random"))
@@ -52,35 +51,35 @@ class Runs:
     images: Mapping[str, list[Mapping[str, np.ndarray]]]
 
     @classmethod
-    def load(cls, out: Path, seeds: Sequence[int]) -> Runs:
+    def load(cls, out: Path, seeds: Sequence[int]) -> Self:
         """Read the runs' folders; raises MismatchError where a difference would not be the arms', DamageError."""
-        folders = {arm: [out / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
-        results = {
-            arm: [read_sealed(run / RESULT, MAX_RESULT_BYTES)[0] for run in runs] for arm, runs in folders.items()
-        }
+
+        def by_arm(read: Callable[[Path], Any]) -> dict[str, list[Any]]:
+            return {arm: [read(out / f"{arm}-{seed}") for seed in seeds] for arm in ARMS}
+
+        results = by_arm(lambda run: read_sealed(run / RESULT, MAX_RESULT_BYTES)[0])
         if differences := comparable([result for runs in results.values() for result in runs]):
             raise MismatchError("these runs cannot be compared; they differ in\n  " + "\n  ".join(differences))
-        return cls(
-            results,
-            {arm: [logged_epochs(run) for run in runs] for arm, runs in folders.items()},
-            {
-                arm: [dict(np.load(run / "eval.npz", allow_pickle=False)) for run in runs]
-                for arm, runs in folders.items()
-            },
-        )
+        images = by_arm(lambda run: dict(np.load(run / "eval.npz", allow_pickle=False)))
+        return cls(results, by_arm(logged_epochs), images)
 
-    def top1(self, arm: str, way: str) -> list[float]:
-        """Accuracies in percent of an arm's seeds, evaluated on one kind of tokens."""
-        return [run["evaluation"]["model"][way]["top1"] for run in self.results[arm]]
+    def top1(self, arm: str, tokens: str) -> list[float]:
+        """Accuracies in percent of an arm's seeds, evaluated on the tokens of an arm."""
+        return [run["evaluation"]["model"][tokens]["top1"] for run in self.results[arm]]
 
-    def own_way(self, arm: str) -> str:
-        """The kind of tokens an arm is judged by: its own at test time; the random arm's is the selector's tokens."""
-        return "dense" if arm == "dense" else "ticket"
+    def own_top1(self, arm: str) -> list[float]:
+        """The accuracies that an arm is judged by."""
+        return self.top1(arm, judged_on(arm))
 
     def compare(self, first: str, second: str) -> Comparison:
-        """Two arms, each judged its own way."""
-        hits = [np.stack([run[f"{self.own_way(arm)}_top1"] for run in self.images[arm]]) for arm in (first, second)]
+        """Two arms, each on the tokens it is judged by."""
+        hits = [np.stack([run[f"{judged_on(arm)}_top1"] for run in self.images[arm]]) for arm in (first, second)]
         return compare_arms(hits[0], hits[1], MARGIN)
+
+
+def judged_on(arm: str) -> str:
+    """The arm whose tokens an arm is judged on: its own at test time; for the random arm that is the selector's."""
+    return "dense" if arm == "dense" else "ticket"
 
 
 def write_demo_report(
@@ -173,7 +172,7 @@ def verdicts(runs: Runs) -> tuple[Verdict, ...]:
 
 def _verdict(runs: Runs, first: str, claim: str, second: str) -> Verdict:
     came, as_good = runs.compare(first, second), claim == "as good as"
-    one, two = (f"{np.mean(runs.top1(arm, runs.own_way(arm))):.1f} %" for arm in (first, second))
+    one, two = (f"{np.mean(runs.own_top1(arm)):.1f} %" for arm in (first, second))
     within = f" within {MARGIN:g} points" if as_good else ""
     tested = f"equivalence p = {came.equivalence_p_value:.2g}" if as_good else f"p = {came.p_value:.2g}"
     figures = f"{one} against {two}, {came.difference:+.1f} points, 95 % interval {_interval(came)}, {tested}"
@@ -214,11 +213,8 @@ def _ticket_section(
 
 
 def _accuracy_section(runs: Runs) -> Section:
-    rows = []
-    for arm in ARMS:
-        cells = [_spread(runs.top1(arm, way)) for way in WAYS]
-        rows.append((f"{arm} arm", *cells))
-    values = {arm: {way: runs.top1(arm, way) for way in WAYS} for arm in ARMS}
+    values = {arm: {tokens: runs.top1(arm, tokens) for tokens in TOKENS} for arm in ARMS}
+    rows = tuple((f"{arm} arm", *map(_spread, table.values())) for arm, table in values.items())
     caption = (
         "Bars are means, dots are seeds. Every model is evaluated on all patches, the selector's, and random ones."
     )
@@ -232,7 +228,7 @@ def _accuracy_section(runs: Runs) -> Section:
             f"The ticket arm is trained on tickets of {ticket['tickets_are']}; ticket tokens are, for every arm, those"
             f" of {ticket['val_tickets_are']}.",
         ),
-        tables=(Table(("trained on", "all tokens", "ticket tokens", "random tokens"), tuple(rows)),),
+        tables=(Table(("trained on", "all tokens", "ticket tokens", "random tokens"), rows),),
         pictures=(Picture("accuracy", figures.accuracies(values), caption),),
     )
 
@@ -279,7 +275,7 @@ def _recall_section(by_block: Mapping[str, float], store: TicketStore) -> Sectio
 
 
 def _curve_section(runs: Runs) -> Section:
-    top1 = {arm: _by_epoch(runs.epochs[arm], f"eval_{runs.own_way(arm)}_top1") for arm in ARMS}
+    top1 = {arm: _by_epoch(runs.epochs[arm], f"eval_{judged_on(arm)}_top1") for arm in ARMS}
     loss = {arm: _by_epoch(runs.epochs[arm], "train_loss") for arm in ARMS}
     return Section(
         "Curves",
@@ -306,17 +302,8 @@ def _cost_section(runs: Runs, store: TicketStore, model: Mapping[str, Any]) -> S
     for arm in ARMS:
         gflops = step_gflops(model, None if arm == "dense" else store.header.k)
         ms = _step_ms(runs.results[arm])
-        tokens = runs.results[arm][0]["k"]
-        rows.append(
-            (
-                f"{arm} arm",
-                f"{tokens}",
-                f"{gflops:.4f}",
-                f"{gflops / dense_gflops:.2f}",
-                f"{ms:.0f}",
-                f"{ms / dense_ms:.2f}",
-            )
-        )
+        cost = (f"{gflops:.4f}", f"{gflops / dense_gflops:.2f}", f"{ms:.0f}", f"{ms / dense_ms:.2f}")
+        rows.append((f"{arm} arm", f"{runs.results[arm][0]['k']}", *cost))
     columns = ("arm", "patches", "GFLOP per image", "of dense", "ms of compute per step", "of dense")
     return Section(
         "Cost of a training step",

@@ -5,8 +5,6 @@ wins, and with a sentence on everything that was taken: a command must not do wh
 line derives; the library's settings stay explicit.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

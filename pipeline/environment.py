@@ -4,8 +4,6 @@ rich takes any digit for a number, so that COLUMNS=² ends its import, and shows
 its import at a back end that it does not know, though none is needed to write a picture.
 """
 
-from __future__ import annotations
-
 import os
 
 MAX_SIZE = 10_000

@@ -3,8 +3,6 @@
 matplotlib's object interface, not pyplot: no global state, so figures can be made in any thread and none leaks.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -192,18 +190,19 @@ def accuracies(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Accuracy by arm and evaluation; the bar is the mean, each dot a seed.
 
     Args:
-        values: for each arm, for each way of evaluation, the seeds' accuracies in percent
+        values: for each arm, for each arm whose tokens it was shown, the seeds' accuracies in percent
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
-    ways = list(next(iter(values.values())))
+    evaluated = list(next(iter(values.values())))
     width = 0.8 / len(values)
-    for number, (arm, by_way) in enumerate(values.items()):
-        at = np.arange(len(ways)) + (number - (len(values) - 1) / 2) * width
-        axis.bar(at, [np.mean(by_way[way]) for way in ways], width * 0.92, color=COLOURS.get(arm, GREY), label=arm)
-        for x, way in zip(at, ways, strict=True):
-            axis.plot([x] * len(by_way[way]), by_way[way], "o", color="white", markeredgecolor="black", markersize=4)
-    axis.set_xticks(range(len(ways)), [f"on {way} tokens" if way != "dense" else "on all tokens" for way in ways])
+    for number, (arm, top1) in enumerate(values.items()):
+        at = np.arange(len(evaluated)) + (number - (len(values) - 1) / 2) * width
+        axis.bar(at, [np.mean(seeds) for seeds in top1.values()], width * 0.92, color=COLOURS.get(arm, GREY), label=arm)
+        for x, seeds in zip(at, top1.values(), strict=True):
+            axis.plot([x] * len(seeds), seeds, "o", color="white", markeredgecolor="black", markersize=4)
+    names = ["on all tokens" if arm == "dense" else f"on {arm} tokens" for arm in evaluated]
+    axis.set_xticks(range(len(evaluated)), names)
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(0, 100)
     return _plain(figure, axis)

@@ -5,8 +5,6 @@ apart. Here the pydantic field is the source: its name gives the flag, its descr
 in parentheses. A flag that is not given is absent from the overrides, so a recipe or a file can speak.
 """
 
-from __future__ import annotations
-
 import inspect
 import types
 from collections.abc import Callable

@@ -6,8 +6,6 @@ anew, so nothing of a stranger's image file but its pixels gets into the page. R
 hundred times the size) and HTML elements for patches (40,000 of them for 200 images).
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from collections import Counter

@@ -5,8 +5,6 @@ and the page's own Content-Security-Policy forbids all that is not this page's s
 sha256, or a picture inside the page. A hash and not a nonce, so that the same input gives the same bytes.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

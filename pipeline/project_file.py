@@ -5,10 +5,7 @@ a command does can be read in one place: ``--config``, else ``$DLTH_CONFIG``, el
 relative to its own folder, so that it means the same wherever it is used from. ``--config`` alone also takes the
 settings of one command without a table, as a run's ``config.toml`` holds them; their paths are relative to the working
 folder, as those of flags are.
-Rejected: a file for the user beside one for the project, whose sum nobody has in mind.
 """
-
-from __future__ import annotations
 
 import os
 import re

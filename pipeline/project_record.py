@@ -6,8 +6,6 @@ file that cannot be read or written is no reason to call packed shards a failure
 where that can be seen then, and that is all.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path

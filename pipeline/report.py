@@ -4,8 +4,6 @@ The pictures are also written as PNG files beside it, for a README or a talk. Te
 keys and names come from files that others made.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,30 +64,9 @@ class Report:
 def write_report(report: Report, out: Path) -> Path:
     """Write `report.html` and its pictures as PNG files to a folder; returns the HTML file's path."""
     make_folder(out)
-    sections = []
-    for section in report.sections:
-        pictures = []
-        for picture in section.pictures:
-            data = png(picture.figure)
-            write_files({out / f"{picture.name}.png": data})
-            pictures.append({"data": data_url(data, "png"), "caption": picture.caption})
-        sections.append(
-            {
-                "title": section.title,
-                "texts": section.texts,
-                "tables": section.tables,
-                "pictures": pictures,
-                "commands": section.commands,
-            }
-        )
-    page = render_page(
-        "report.html",
-        title=report.title,
-        lead=report.lead,
-        verdicts=report.verdicts,
-        sections=sections,
-        footer=report.footer,
-    )
+    drawn = {picture.name: png(picture.figure) for section in report.sections for picture in section.pictures}
+    page = render_page("report.html", **vars(report), urls={name: data_url(raw, "png") for name, raw in drawn.items()})
     path = out / "report.html"
-    write_files({path: page.encode()})
+    pictures = {out / f"{name}.png": raw for name, raw in drawn.items()}
+    write_files(pictures | {path: page.encode()})
     return path

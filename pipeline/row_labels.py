@@ -1,7 +1,6 @@
 """Labels for a ticket file's rows, taken from the shards of its images: the file itself holds none."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,14 +31,17 @@ class RowClasses:
         """What a class is called."""
         return shown(self.names[label], 60) if label < len(self.names) else str(label)
 
-    def number(self, text: str) -> int:
-        """The label of a class given by name or number; raises InputError."""
-        if text in self.names:
-            return self.names.index(text)
-        if is_digits(text):
-            return int(text)
-        some = ", ".join(shown(name, 40) for name in self.names[:5])
-        raise InputError(f"no class is called {shown(text)!r}" + (f"; there are {some} …" if some else ""))
+
+def class_number(text: str, names: Sequence[str]) -> int:
+    """The label of a class given by name or number; raises InputError."""
+    if text in names:
+        return names.index(text)
+    if is_digits(text):
+        return int(text)
+    some = ", ".join(shown(name, 40) for name in names[:5])
+    raise InputError(
+        f"--class {shown(text)!r} is no class number, and no class is called {shown(text)!r} ({some or 'none'} …)"
+    )
 
 
 def row_classes(data: str, split: str | None, store: TicketStore) -> RowClasses:

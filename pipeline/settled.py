@@ -1,7 +1,5 @@
 """A command's settings from all their layers: defaults < derived < recipe < file of settings < flags."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -5,8 +5,6 @@ spread ones, so that a comparison of two files of ImageNet's size takes seconds.
 (other grid, crop instead of whole image) are projected into the first file's before they are compared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +18,11 @@ from dlth.data.decode import BadImageError, image_size
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, join
-from dlth.data.split_info import CLASSES
 from dlth.data.views import check_view, render
 from dlth.data.workers import Pool
 from dlth.pipeline.gallery import Card, Gallery
+from dlth.pipeline.row_labels import class_number
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
-from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.progress import Note
 from dlth.tickets.ranks import num_shared
@@ -102,20 +99,11 @@ def _candidates(index: ShardIndex, joins: Sequence[Join], choice: Choice, names:
         places = [store.row_number(*store.find(key)) for key in choice.keys]
         fits &= np.isin(joins[0].ticket_row, places)
     if choice.classes:
-        fits &= np.isin(index.label, [_label(text, names) for text in choice.classes])
+        fits &= np.isin(index.label, [class_number(text, names) for text in choice.classes])
     ids = np.flatnonzero(fits)
     if not len(ids):
         raise InputError("no image of these shards has a ticket and fits the chosen keys and classes")
     return ids
-
-
-def _label(text: str, names: Sequence[str]) -> int:
-    if text in names:
-        return names.index(text)
-    if is_digits(text):
-        return int(text)
-    some = ", ".join(shown(name, 40) for name in names[:5])
-    raise InputError(f"--class {shown(text)!r} is no class number and no name in {CLASSES} ({some or 'none'} …)")
 
 
 def _kept(headers: Sequence[TicketHeader], choice: Choice) -> int:

@@ -2,11 +2,8 @@
 
 What is signed is the folder `manifest` of the ticket file: its two files fix every other byte, so one small signature
 covers a file of any size, and `model_signing verify key FILE/manifest` checks it without dlth. The signature lies
-beside the file and not in it: signing does not change the identity, and several people may sign. Rejected: signing all
-files (a megabyte of digests that the manifest holds already) and a format of our own.
+beside the file and not in it: signing does not change the identity, and several people may sign.
 """
-
-from __future__ import annotations
 
 import base64
 import os

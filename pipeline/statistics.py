@@ -14,12 +14,10 @@ Satterthwaite's single degrees of freedom give no such promise: with three seeds
 p-value is the level at which the interval just touches, so the two always agree.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -145,12 +143,12 @@ class Noise:
     parts: tuple[tuple[float, int], ...]
 
     @classmethod
-    def of_models(cls, difference_SN: NDArray[np.int8]) -> Noise:
+    def of_models(cls, difference_SN: NDArray[np.int8]) -> Self:
         """What other images would have changed, the runs staying as they are."""
         return cls((_image_part(difference_SN),))
 
     @classmethod
-    def of_arms(cls, difference_SN: NDArray[np.int8]) -> Noise:
+    def of_arms(cls, difference_SN: NDArray[np.int8]) -> Self:
         """What other seeds and other images would have changed, from three seeds on."""
         num_seeds, num_images = difference_SN.shape
         sum_S, sum_N = difference_SN.sum(axis=1, dtype=np.int64), difference_SN.sum(axis=0, dtype=np.int64)

@@ -8,8 +8,6 @@ What cannot be written is an error on standard output, whose text is the result,
 the messages that goes away must not end a training.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -6,6 +6,7 @@ takes duplicate keys (the last wins), NaN and unbounded depth; a file from a str
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from dlth.tickets.errors import SchemaError, shown
@@ -46,6 +47,15 @@ def parse(raw: bytes, where: str, max_depth: int = MAX_DEPTH) -> Json:
 def same(left: Json, right: Json) -> bool:
     """Equal as JSON: unlike ==, tells 1, 1.0 and true apart."""
     return canonical(left) == canonical(right)
+
+
+def strict(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinities, for which JSON has no word, become None."""
+    if isinstance(value, Mapping):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_deeper(value: Json, levels: int) -> bool:

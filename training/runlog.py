@@ -19,7 +19,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 
 from dlth.tickets.disk import appended
 from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeError, shown
-from dlth.tickets.jsontext import parse
+from dlth.tickets.jsontext import parse, strict
 from dlth.training.drawing import own_style
 from dlth.training.publish import published, write_errors, write_text
 from dlth.training.seal import sealed
@@ -148,15 +147,6 @@ def logged_epochs(folder: Path) -> list[dict[str, Any]]:
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, the mark of a finished run."""
     write_text(folder / RESULT, json.dumps(sealed(strict(result)), indent=2, allow_nan=False) + "\n")
-
-
-def strict(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinities, for which JSON has no word, become None."""
-    if isinstance(value, Mapping):
-        return {name: strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @own_style()

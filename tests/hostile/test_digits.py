@@ -16,8 +16,7 @@ from dlth.data.sources import expand_braces
 from dlth.pipeline.cli import app
 from dlth.pipeline.cli_ticket_exchange import _grid
 from dlth.pipeline.cli_tickets import _part
-from dlth.pipeline.row_labels import RowClasses
-from dlth.pipeline.show import _label
+from dlth.pipeline.row_labels import class_number
 from dlth.tickets.budget import exact_rate
 from dlth.tickets.errors import DlthError
 from dlth.training.layers import layered
@@ -31,8 +30,7 @@ REFUSED: dict[str, Callable[[str], object]] = {
     "share of patches": lambda one: exact_rate(f"0.{one}"),
     "part of a file": lambda one: _part(f"{one}/2"),
     "grid": lambda one: _grid(f"{one}x14"),
-    "class of a gallery": lambda one: _label(one, ()),
-    "class of rows": lambda one: RowClasses(None, (), "").number(one),  # type: ignore[arg-type]
+    "class": lambda one: class_number(one, ()),
     "augmentation": lambda one: RandAugment.parse(f"rand-m{one}"),
     "setting": lambda one: layered({"data": "d", "out": "o", "arm": "dense", "epochs": one}),
 }

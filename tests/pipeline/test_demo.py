@@ -8,7 +8,9 @@ import shlex
 import shutil
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from dlth.pipeline import cli, console
 from dlth.pipeline.demo import Demo
 from dlth.pipeline.demo_config import DemoConfig
-from dlth.pipeline.demo_report import CLAUSES, WAYS, Runs, verdicts
+from dlth.pipeline.demo_report import CLAUSES, TOKENS, Runs, verdicts
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DamageError, InputError, MismatchError
 from dlth.training.layers import checked
@@ -79,14 +81,14 @@ def runs_of(accuracies: dict[str, list[float]], images: int = 1_000) -> Runs:
     """Runs of three arms with these accuracies by seed; which images are right is drawn."""
     rng = np.random.default_rng(0)
     hits = {arm: [rng.random(images) < share for share in shares] for arm, shares in accuracies.items()}
-    top1 = {
-        arm: [{way: {"top1": 100 * float(run.mean())} for way in WAYS} for run in runs] for arm, runs in hits.items()
-    }
-    return Runs(
-        {arm: [{"evaluation": {"model": table}} for table in tables] for arm, tables in top1.items()},
-        {},
-        {arm: [{f"{way}_top1": run for way in WAYS} for run in runs] for arm, runs in hits.items()},
+
+    def by_arm(of_run: Callable[[np.ndarray], dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        return {arm: list(map(of_run, runs)) for arm, runs in hits.items()}
+
+    top1 = by_arm(
+        lambda run: {"evaluation": {"model": {tokens: {"top1": 100 * float(run.mean())} for tokens in TOKENS}}}
     )
+    return Runs(top1, {}, by_arm(lambda run: {f"{tokens}_top1": run for tokens in TOKENS}))
 
 
 def test_the_clauses_are_judged_over_runs() -> None:
