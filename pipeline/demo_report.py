@@ -189,25 +189,18 @@ def _interval(came: Comparison) -> str:
 def _ticket_section(
     store: TicketStore, index: ShardIndex, known: Mapping[str, Sequence[int]], recall: float
 ) -> Section:
-    rows = store.read(0)
+    header, rows = store.header, store.read(0)
     count = min(12, len(rows.keys))
-    images = np.stack(
-        [
-            decode(data, where=key).permute(1, 2, 0).numpy()
-            for key, data in zip(rows.keys[:count], index.read_many(list(range(count))), strict=True)
-        ]
-    )
-    sheet = figures.ticket_sheet(
-        images,
-        rows.patches[:count],
-        store.header.k,
-        store.header.grid,
-        [f"a {int(index.label[i])}" for i in range(count)],
-        np.array([known[key] for key in rows.keys[:count]]),
-    )
+    panels = []
+    for key, ranking, data in zip(rows.keys[:count], rows.patches, index.read_many(list(range(count))), strict=False):
+        image = figures.enlarged(decode(data, where=key).permute(1, 2, 0).numpy())
+        pictures = (image, figures.kept_only(image, ranking, header.k, header.grid))
+        panels.append([figures.outlined(each, np.array(known[key]), header.grid, figures.KNOWN) for each in pictures])
+    names = ("image", f"the {header.k} patches of its ticket")
+    sheet = figures.panel_sheet(panels, [f"a {index.label[i]}" for i in range(count)], names)
     caption = (
-        f"Validation images above, what their tickets of {store.header.k} patches leave below; outlined: the four"
-        f" patches that carry the digit. Mean recall of those over all validation images: {recall:.3f}."
+        f"Validation images, and what their tickets of {header.k} patches leave; outlined: the four patches that carry"
+        f" the digit. Mean recall of those over all validation images: {recall:.3f}."
     )
     return Section("Tickets", pictures=(Picture("tickets", sheet, caption),))
 

@@ -10,7 +10,6 @@ from io import BytesIO
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from dlth.tickets import Grid
 from dlth.tickets.ranks import kept_sets
@@ -20,6 +19,10 @@ COLOURS = {"ticket": "#0b7a53", "random": "#c8501e", "dense": "#3d4f7c"}
 """One colour per arm, the same in every figure; distinguishable with the common colour blindnesses."""
 ALONE = ("#1d5cc8", "#d65414")
 """Patches that one of two tickets keeps alone: blue the first's, orange the second's."""
+KNOWN = "#e0218a"
+"""A line around patches that are known to matter."""
+SMALL = 128
+"""Pictures up to this side are kept without loss and drawn with sharp pixels."""
 GREY = "#8a8f98"
 VEIL = (216, 221, 228)
 """Colour that lies over dropped patches."""
@@ -33,43 +36,6 @@ def png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
-
-
-@own_style()
-def ticket_sheet(
-    images: np.ndarray,
-    rankings: np.ndarray,
-    k: int,
-    grid: Grid,
-    titles: Sequence[str],
-    informative: np.ndarray | None = None,
-) -> Figure:
-    """Each image beside what its ticket leaves of it.
-
-    Args:
-        images: uint8 [images, height, width, 3]
-        rankings: int [images, patches], best first
-        k: patches kept
-        grid: the patches' grid
-        titles: a text above each image
-        informative: int [images, known], patches known to matter, outlined where given
-    """
-    columns = min(6, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(columns * 1.9, rows * 3.9), layout="constrained")
-    axes = figure.subplots(rows * 2, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for at, image in enumerate(images):
-        row, column = divmod(at, columns)
-        whole, kept = axes[2 * row, column], axes[2 * row + 1, column]
-        whole.imshow(image)
-        whole.set_title(titles[at], fontsize=9, parse_math=False)
-        kept.imshow(kept_only(image, rankings[at], k, grid))
-        if informative is not None:
-            for axis in (whole, kept):
-                _outline(axis, informative[at], image.shape, grid)
-    return figure
 
 
 def kept_only(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
@@ -95,13 +61,19 @@ def difference(image: np.ndarray, one: np.ndarray, two: np.ndarray, k: int, grid
     return plain
 
 
-def outlined(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> np.ndarray:
-    """An image [height, width, 3] with a thin dark line around its kept patches."""
-    kept = _on_pixels(kept_sets(ranking[:k], grid.num_patches), image, grid)
-    edge = np.zeros_like(kept)
-    edge[1:] |= kept[1:] != kept[:-1]
-    edge[:, 1:] |= kept[:, 1:] != kept[:, :-1]
-    return np.where(edge, (0.3 * image).astype(np.uint8), image)
+def outlined(image: np.ndarray, patches: np.ndarray, grid: Grid, colour: str = "#000000") -> np.ndarray:
+    """An image [height, width, 3] with a thin line around these patches [n]."""
+    chosen = _on_pixels(kept_sets(patches, grid.num_patches), image, grid)
+    edge = np.zeros_like(chosen)
+    edge[1:] |= chosen[1:] != chosen[:-1]
+    edge[:, 1:] |= chosen[:, 1:] != chosen[:, :-1]
+    return np.where(edge, (0.3 * image + 0.7 * _rgb(colour)).astype(np.uint8), image)
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """An image [height, width, 3] so large that a line of one pixel is thin."""
+    times = -(-SMALL // max(image.shape[:2]))
+    return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 @own_style()
@@ -149,14 +121,6 @@ def _tinted(image: np.ndarray, strength: np.ndarray, colour: str, kept: np.ndarr
 
 def _rgb(colour: str) -> np.ndarray:
     return np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], dtype=np.float64)
-
-
-def _outline(axis: Axes, patches: np.ndarray, shape: tuple[int, ...], grid: Grid) -> None:
-    height, width = shape[0] / grid.rows, shape[1] / grid.cols
-    for patch in patches:
-        row, column = divmod(int(patch), grid.cols)
-        corner = (column * width - 0.5, row * height - 0.5)
-        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#e0218a", linewidth=1.2))
 
 
 @own_style()

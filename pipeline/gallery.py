@@ -26,8 +26,6 @@ from dlth.tickets.errors import shown
 from dlth.tickets.ranks import num_shared
 from dlth.training.publish import published, write_text
 
-SMALL = 128
-"""Views up to this side are kept without loss and drawn with sharp pixels."""
 SHEET = 24
 """Images on one PNG sheet."""
 
@@ -96,7 +94,7 @@ def page(gallery: Gallery) -> str:
         views=views,
         large=large,
         classes=_classes(gallery.cards),
-        small=max(first.image.shape[:2]) <= SMALL,
+        small=max(first.image.shape[:2]) <= figures.SMALL,
         cards=[_drawn(card) for card in gallery.cards],
         data=_data(gallery),
     )
@@ -138,7 +136,7 @@ def write_gallery(gallery: Gallery, out: Path, with_sheets: bool = True) -> list
 
 def _drawn(card: Card) -> dict[str, object]:
     height, width = card.image.shape[:2]
-    kind = "png" if max(height, width) <= SMALL else "jpeg"
+    kind = "png" if max(height, width) <= figures.SMALL else "jpeg"
     buffer = BytesIO()
     Image.fromarray(card.image).save(buffer, kind, **({"quality": 85} if kind == "jpeg" else {}))
     return {
@@ -181,13 +179,11 @@ def _packed(rankings: Sequence[np.ndarray], width: int) -> str:
 
 
 def _panels(card: Card, k: int, grid: Grid) -> list[np.ndarray]:
-    times = -(-SMALL // max(card.image.shape[:2]))  # small pictures are enlarged, so that outlines are thin
-    image = card.image.repeat(times, axis=0).repeat(times, axis=1)
-    kept = figures.outlined(figures.kept_only(image, card.ranking, k, grid), card.ranking, k, grid)
+    image, patches = figures.enlarged(card.image), card.ranking[:k]
+    kept = figures.outlined(figures.kept_only(image, card.ranking, k, grid), patches, grid)
     if card.other is None:
-        order = figures.order_shade(image, card.ranking, k, grid)
-        return [image, kept, figures.outlined(order, card.ranking, k, grid)]
-    other = figures.outlined(figures.kept_only(image, card.other, k, grid), card.other, k, grid)
+        return [image, kept, figures.outlined(figures.order_shade(image, card.ranking, k, grid), patches, grid)]
+    other = figures.outlined(figures.kept_only(image, card.other, k, grid), card.other[:k], grid)
     return [image, kept, other, figures.difference(image, card.ranking, card.other, k, grid)]
 
 
