@@ -26,7 +26,7 @@ from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
 from dlth.training.selector import Selection
 from dlth.training.step import Rank
-from dlth.training.ticket_vit import TicketViT
+from dlth.training.student import Student
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class EvalSet:
 
     def evaluate(
         self,
-        student: TicketViT,
+        student: Student,
         world: World,
         pixels: Pixels,
         precision: Precision,

@@ -21,10 +21,11 @@ from dlth.training.eval_config import DEFAULT_SEED, EvalConfig
 from dlth.training.evalset import EvalSet, tickets_crop, tokens_kept
 from dlth.training.frame import Frame, described
 from dlth.training.measure import EvalResult
-from dlth.training.models import on_black_image, resolve
+from dlth.training.models import resolve
 from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
-from dlth.training.ticket_vit import TicketViT
+from dlth.training.student import Student
+from dlth.training.students import make_student
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 
@@ -60,7 +61,7 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
         return result
 
 
-def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note: Note) -> tuple[TicketViT, EvalSet]:
+def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note: Note) -> tuple[Student, EvalSet]:
     """The model with its weights, on the device, and what to measure it on."""
     said, against = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)})
     if against:
@@ -72,12 +73,12 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     require_labels(index)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     options = {"num_classes": said["num_classes"], "img_size": said["img_size"]} | (said["model_kwargs"] or {})
-    vit = weights.build(said["model"], **options)
-    check_labels(int(getattr(vit, "num_classes", 0)), index)
+    student = make_student(weights.build(said["model"], **options)).eval().to(device)
+    check_labels(student.num_classes, index)
     chosen = weights.note is not None and weights.note.crop_chosen
     if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
         said |= tickets_crop(store, said, note)
-    frame = Frame.of(vit, **{name: said[name] for name in ABOUT_IMAGES})
+    frame = Frame.of(student.model, **{name: said[name] for name in ABOUT_IMAGES})
     k = _trained_k(weights, frame.grid) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
     if k is not None and store is None:
@@ -85,17 +86,16 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
     seed = recorded if config.seed is None else config.seed
     images = EvalSet.joined(config, index, store, frame, k, seed, config.batch_size, note)
-    student = TicketViT(vit.to(device)).eval()
-    on_black_image(student, frame.size, device)
+    student.flops()  # a model that cannot see such an image says so here
     return student, images
 
 
-def _contents(student: TicketViT, images: EvalSet) -> dict[str, Any]:
+def _contents(student: Student, images: EvalSet) -> dict[str, Any]:
     """What a rank measures, and on what, for the others to compare."""
     frame, tickets = images.frame, images.join.store.identity if images.join is not None else ""
     view = {"view": described(frame.eval_view), "mean": frame.mean, "std": frame.std}
     chosen = {"k": images.k, "seed": images.seed, "val_tickets": tickets}
-    return {"weights": weights_digest(student.vit)} | images.index.identity.named("val") | chosen | view
+    return {"weights": weights_digest(student.model)} | images.index.identity.named("val") | chosen | view
 
 
 def _check_out(out: str | None) -> None:

@@ -38,6 +38,7 @@ from dlth.training.runlog import METRICS, RESULT, Mark, RunLog, write_result
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
 from dlth.training.step import StepResult
+from dlth.training.students import make_student
 from dlth.training.toml_text import CONFIG, to_toml
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import EMA_FILE, MODEL_FILE
@@ -156,7 +157,7 @@ class Training:
 
     def _count(self, result: StepResult, k: int, data_seconds: float, compute_seconds: float) -> None:
         known, images, whole = math.isfinite(result.loss), result.weight, result.whole
-        chosen, every = (self.parts.tokens_per_image(patches) for patches in (k, self.parts.grid.num_patches))
+        chosen, every = (self.parts.student.num_tokens(patches) for patches in (k, self.parts.grid.num_patches))
         counted = Totals(
             loss_sum=result.loss * images if known else 0.0,
             loss_weight=images if known else 0.0,
@@ -237,7 +238,7 @@ class Training:
         if best["top1"] > self.progress.best.get("top1", -1.0):
             self.progress.best = best
             if self.world.leads:
-                checkpoint.write_tensors(self.out / BEST, self.parts.vit.state_dict(), self._note())
+                checkpoint.write_tensors(self.out / BEST, self.parts.student.model.state_dict(), self._note())
 
     def _save_images(self, result: EvalResult) -> None:
         for text in result.notes():
@@ -249,10 +250,10 @@ class Training:
         """Evaluate the averaged weights, write the weights, and last of all the result."""
         parts = self.parts
         if parts.ema is not None and parts.inputs.val is not None:
-            self.evaluation["ema"] = parts.evaluate(parts.ema_student()).table()
+            self.evaluation["ema"] = parts.evaluate(make_student(parts.ema.module)).table()
         result = self._result("finished")
         if self.world.leads:
-            checkpoint.write_tensors(self.out / MODEL_FILE, parts.vit.state_dict(), self._note())
+            checkpoint.write_tensors(self.out / MODEL_FILE, parts.student.model.state_dict(), self._note())
             if parts.ema is not None:
                 checkpoint.write_tensors(self.out / EMA_FILE, parts.ema.module.state_dict(), self._note())
             write_result(self.out, result.to_json())
@@ -262,7 +263,7 @@ class Training:
     def _save(self) -> None:
         """Write a checkpoint; weights that are no numbers never take the place of good ones."""
         parts = self.parts
-        if not all(torch.isfinite(tensor).all() for tensor in parts.vit.state_dict().values()):
+        if not all(torch.isfinite(tensor).all() for tensor in parts.student.model.state_dict().values()):
             raise DivergedError(
                 f"weights are no longer numbers after step {self.progress.step}: not saved. The checkpoints in"
                 f" {self.out / CHECKPOINTS} are good ones; a lower --lr or --clip-grad may help."
@@ -271,7 +272,7 @@ class Training:
             self._share_bad_images()
         if not self.world.leads:
             return
-        tensors: dict[str, dict[str, torch.Tensor]] = {"model": parts.vit.state_dict(), "optimizer": {}}
+        tensors: dict[str, dict[str, torch.Tensor]] = {"model": parts.student.model.state_dict(), "optimizer": {}}
         if parts.ema is not None:
             tensors["ema"] = parts.ema.module.state_dict()
         optimizer = checkpoint.take_apart(parts.optimizer.state_dict(), "optimizer", tensors["optimizer"])
@@ -288,7 +289,7 @@ class Training:
         """Go on from the checkpoint that the settings name, all ranks from the same; start anew where there is none."""
         with self.world.together():
             resumed = self._take_over()
-        weights = weights_digest(self.parts.vit) if resumed else ""
+        weights = weights_digest(self.parts.student.model) if resumed else ""
         agree(self.world, {"starts at step": self.progress.step, "weights of the checkpoint": weights})
 
     def _take_over(self) -> bool:
@@ -346,5 +347,5 @@ class Training:
             train_loss=self.train_loss,
             hidden_share=at.in_run.hidden_share,
             whole_images=int(at.in_run.whole),
-            weights_sha256=weights_digest(parts.vit),
+            weights_sha256=weights_digest(parts.student.model),
         )

@@ -26,7 +26,7 @@ from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
 from dlth.training.publish import published
 from dlth.training.step import Rank
-from dlth.training.ticket_vit import TicketViT
+from dlth.training.student import Student
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class EvalResult:
 
 
 def measure(
-    student: TicketViT,
+    student: Student,
     batches: Iterable[EvalBatch],
     arms: Sequence[str],
     num_images: int,

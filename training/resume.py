@@ -101,10 +101,10 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
         inputs.steps_per_epoch,
         inputs.files.index.num_samples,
         inputs.batching.global_batch,
-        parts.tokens_per_image(parts.grid.num_patches),
+        parts.student.num_tokens(parts.grid.num_patches),
     )
     progress = RunProgress.from_json(state["progress"], size)
-    modules = {"model": parts.vit} | ({"ema": parts.ema.module} if parts.ema is not None else {})
+    modules = {"model": parts.student.model} | ({"ema": parts.ema.module} if parts.ema is not None else {})
     for name, module in modules.items():
         _same_kind(check_fits(module, saved.parts[name], name), module.state_dict(), f"{saved.path}: {name}")
     optimizer = put_together(state["optimizer"], saved.parts["optimizer"])

@@ -27,7 +27,7 @@ from dlth.training.evalset import tickets_crop
 from dlth.training.frame import Frame, described
 from dlth.training.inputs import Inputs, open_files
 from dlth.training.measure import EvalResult
-from dlth.training.models import build, on_black_image, resolve
+from dlth.training.models import build, resolve
 from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
 from dlth.training.outcome import LOOSE, STRICT, versions
@@ -36,7 +36,8 @@ from dlth.training.reporter import Reporter
 from dlth.training.schedule import KeepSchedule, final_budget
 from dlth.training.settings import is_free
 from dlth.training.step import Rank, Stepper
-from dlth.training.ticket_vit import TicketViT
+from dlth.training.student import Student
+from dlth.training.students import make_student
 from dlth.training.weights import weights_digest
 from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
 
@@ -55,7 +56,7 @@ class Parts:
     config: TrainConfig
     world: World
     inputs: Inputs
-    student: TicketViT
+    student: Student
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     set_rate: SetRate
@@ -71,20 +72,6 @@ class Parts:
         """The student's patches."""
         return self.inputs.frame.grid
 
-    @property
-    def vit(self) -> torch.nn.Module:
-        """The timm model inside the student: what is saved, under timm's names."""
-        return self.student.vit
-
-    def tokens_per_image(self, k: int) -> int:
-        """Tokens that the student's blocks compute for an image of which k patches are kept: prefix tokens too."""
-        return k + int(getattr(self.vit, "num_prefix_tokens", 0))
-
-    def ema_student(self) -> TicketViT:
-        """A student with the averaged weights."""
-        assert self.ema is not None
-        return TicketViT(self.ema.module)
-
     def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each step of an epoch, from step `start` on."""
         step: list[Batch] = []
@@ -94,7 +81,7 @@ class Parts:
                 yield step
                 step = []
 
-    def evaluate(self, student: TicketViT) -> EvalResult:
+    def evaluate(self, student: Student) -> EvalResult:
         """Measure a student on the whole validation set in each arm that there is."""
         assert self.inputs.val is not None
         standing_in = self.online.text if self.online is not None else ""
@@ -147,7 +134,7 @@ class Parts:
             "val_tickets_view": val.get("tickets_view", ""),
             "val_view": described(inputs.frame.eval_view) if inputs.val is not None else "",
             "selector": online.facts() if online is not None else {},
-            "parameters": sum(parameter.numel() for parameter in self.vit.parameters()),
+            "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
             "config": config.model_dump(mode="json"),
             "config_sha256": hashlib.sha256(json.dumps(_fixed_settings(config), sort_keys=True).encode()).hexdigest(),
         }
@@ -164,7 +151,7 @@ class Parts:
         how_built = {
             "model": config.student,
             "model_kwargs": {name: value for name, value in config.model_kwargs.items() if name not in NOT_THE_MODELS},
-            "num_classes": int(getattr(self.vit, "num_classes", 0)),
+            "num_classes": self.student.num_classes,
             "img_size": config.img_size,
             "crop_chosen": config.users_crop_pct is not None,
         }
@@ -198,19 +185,19 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         config, images = _settled(config, start, reporter.note)
     files = open_files(config, world)
     with world.together():
-        vit = _model(config, files.num_classes, start)
-        student = TicketViT(vit)
+        model = _model(config, files.num_classes, start)
+        student = make_student(model)
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
-        frame = Frame.of(vit, **images)
+        frame = Frame.of(model, **images)
         inputs = Inputs.joined(config, world, files, frame, reporter.note)
         pixels = Pixels(frame.mean, frame.std, config.channels_last)
-        vit.to(world.device)
+        model.to(world.device)
         if config.channels_last:
-            vit.to(memory_format=torch.channels_last)
-        _try_forward(student, frame, inputs.k, world.device)
-        ema = make_ema(vit, config)
-        optimizer = make_optimizer(vit, config, inputs.batching.global_batch)
+            model.to(memory_format=torch.channels_last)
+        student.flops(inputs.k)  # a model that cannot see such an image says so here
+        ema = make_ema(model, config)
+        optimizer = make_optimizer(model, config, inputs.batching.global_batch)
         set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
         online = None
         if config.mode == "online" and (config.selector or config.selector_checkpoint):
@@ -219,7 +206,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
         schedule = _keep_schedule(config, inputs, online)
         loader = inputs.loader(schedule)
-    digest = weights_digest(vit) if start is not None else ""
+    digest = weights_digest(model) if start is not None else ""
     agree(world, _contents(inputs, online) | {"initial weights": digest})
     sizes = schedule.most_sizes
     stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes)
@@ -241,14 +228,6 @@ def _contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
         | {"evaluation view": described(frame.eval_view) if inputs.val is not None else ""}
         | {f"selector {name}": fact for name, fact in facts.items() if name != "weights_source"}
     )
-
-
-def _try_forward(student: TicketViT, frame: Frame, k: int | None, device: torch.device) -> None:
-    """Show the student one image. Raises InputError, as `on_black_image`."""
-    training, kept = student.training, None if k is None else torch.arange(k, device=device)[None]
-    student.eval()
-    on_black_image(lambda image: student(image, kept), frame.size, device)
-    student.train(training)
 
 
 def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> KeepSchedule:

@@ -44,7 +44,7 @@ from dlth.training.distributed import World
 from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
 from dlth.training.selector import Selection
-from dlth.training.ticket_vit import TicketViT
+from dlth.training.student import Student
 
 
 class Rank(Protocol):
@@ -84,7 +84,7 @@ class Stepper:
 
     def __init__(
         self,
-        student: TicketViT,
+        student: Student,
         optimizer: torch.optim.Optimizer,
         ema: ModelEmaV3 | None,
         config: TrainConfig,
@@ -179,7 +179,7 @@ class Stepper:
     def _move(self, step: int) -> None:
         self.scaler.step(self.optimizer)
         if self.ema is not None:
-            self.ema.update(self.student.vit, step=step + 1)
+            self.ema.update(self.student.model, step=step + 1)
 
     def bad_ids(self) -> list[int]:
         """Ids of this rank's images whose loss in the last step was no number."""
@@ -207,7 +207,7 @@ def _read_later(values: Tensor) -> Callable[[], list[float]]:
     return read
 
 
-def _distributed(student: TicketViT, world: World) -> torch.nn.Module:
+def _distributed(student: Student, world: World) -> torch.nn.Module:
     if world.size == 1:
         return student
     devices = [world.device.index] if world.device.type == "cuda" else None

@@ -4,8 +4,10 @@ Kept patches are embedded before the first block (`embedding.py`); blocks, norms
 modules, so a step costs what its tokens cost and everything timm's model does (drop path, layer scale, checkpointing)
 stays. Pooling averages over the kept patches. The wrapped model's parameters keep their names: save `TicketViT.vit`.
 Convolutional and hybrid stems see their neighbours, so there all patches are embedded and dropped after
-(`embeds_kept_only` is False). Rejected: masking dropped patches, which costs a dense step.
+(`embeds_kept_only` is False).
 """
+
+from typing import cast
 
 import torch
 from timm.models import checkpoint, checkpoint_seq
@@ -15,26 +17,28 @@ from torch import Tensor, nn
 from dlth.tickets.errors import InputError
 from dlth.training.embedding import embed, embeds_kept_only, rotary_of_block
 from dlth.training.models import ViT, check_can_drop
+from dlth.training.student import Student
 
 
-class TicketViT(nn.Module):
+class TicketViT(Student):
     """Run `vit` on the patches of a ticket; raises InputError for a model whose patches cannot be left out."""
 
     def __init__(self, vit: nn.Module) -> None:
-        super().__init__()
-        self.vit = check_can_drop(vit)
+        super().__init__(check_can_drop(vit))
         self.embeds_kept_only = embeds_kept_only(self.vit.patch_embed)
 
-    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Logits [batch, classes] of normalised float images [batch, channels, height, width].
+    @classmethod
+    def takes(cls, model: nn.Module) -> bool:
+        """Whether it is of timm's plain vision transformers."""
+        return isinstance(model, ViT)
 
-        Args:
-            images: all pixels; those of dropped patches are not read
-            patches: int64 [batch, k], numbered row-major from 0, each patch once in a row, in any order; None is
-                timm's own forward on all patches. An index outside the grid is an error of PyTorch's gather.
-        Raises:
-            InputError: shapes or dtypes that do not fit
-        """
+    @property
+    def vit(self) -> ViT:
+        """The model."""
+        return cast(ViT, self.model)
+
+    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+        """As `Student` has it: None is timm's own forward, and an index outside the grid an error of torch's gather."""
         if patches is None:
             return self.vit(images)
         if patches.ndim != 2 or patches.dtype != torch.int64 or len(patches) != len(images):

@@ -163,10 +163,10 @@ def test_a_selector_that_cannot_score_an_image_gives_it_no_ticket(
     with pytest.raises(InputError, match=r"hold values that are no numbers: norm\.weight"):
         parts("norm.weight", math.nan)
     made = parts("blocks.0.mlp.fc1.weight", 1e38)
-    before = [weight.clone() for weight in made.vit.parameters()]
+    before = [weight.clone() for weight in made.student.model.parameters()]
     result = made.stepper(next(iter(made.train_steps(0, 0))), 0, made.schedule.budget(0, 0))
     assert (math.isnan(result.loss), result.moved) == (True, False)
-    assert all(map(torch.equal, before, made.vit.parameters()))
+    assert all(map(torch.equal, before, made.student.model.parameters()))
     assert made.inputs.val is not None
     measured = made.inputs.val.evaluate(made.student, made.world, made.pixels, made.stepper.precision, made.rank)
     assert measured.table()["ticket"]["top1"] == 0

@@ -119,14 +119,14 @@ def spoil(parts: Parts, *steps: int) -> None:
         seen.append(len(seen))
         return gradient / 0.0 if not steps or seen[-1] in steps else gradient
 
-    parts.vit.head.weight.register_hook(hook)
+    parts.student.model.head.weight.register_hook(hook)
 
 
 def moving(parts: Parts) -> dict[str, Any]:
     """A copy of all that a step moves: weights, averages, the optimizer's state."""
     assert parts.ema is not None
     states = {
-        "model": parts.vit.state_dict(),
+        "model": parts.student.model.state_dict(),
         "ema": parts.ema.module.state_dict(),
         "opt": parts.optimizer.state_dict(),
     }
