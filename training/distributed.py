@@ -3,7 +3,7 @@
 PyTorch's own `torchrun` starts the ranks; a run without it is a world of one, in which every exchange is the identity,
 so that the loop has one path. A group of GPUs gets two back ends at once (nccl for tensors on the GPU, gloo for tensors
 on the CPU): the loop's agreements (weights of a batch, is the loss a number, was a stop asked for) are a few numbers on
-the CPU and never make the GPU wait. Rejected: sending Python objects between ranks, which pickles them.
+the CPU and never make the GPU wait. Python objects are never sent, as that pickles them.
 
 A rank that ends leaves the others in the middle of an exchange, which torch tells in many ways. `joined` is the one
 place that all of them pass, so there they become one error.

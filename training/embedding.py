@@ -1,7 +1,7 @@
 """From images to the tokens of kept patches: pixels, projection, positions, prefix tokens.
 
 Kept patches' pixels are gathered before the projection, so that a dropped patch costs nothing at all; positions are
-gathered with the same indices. Rejected: timm's `patch_drop` slot, which embeds every patch first, knows only random
+gathered with the same indices. Not timm's `patch_drop` slot, which embeds every patch first, knows only random
 indices and, being an attribute, sets per-batch state on a module. What timm's own `_pos_embed` does is written out here
 because it adds position embeddings to all patches at once; tests compare the two for every family.
 

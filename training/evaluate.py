@@ -78,16 +78,17 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     chosen = weights.note is not None and weights.note.crop_chosen
     if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
         said |= tickets_crop(store, said, note)
-    frame = Frame.of(student.model, **{name: said[name] for name in ABOUT_IMAGES})
+    images = {name: said[name] for name in ABOUT_IMAGES}
+    frame = Frame.of(student.model, student.grid, student.patch_size, **images)
     k = _trained_k(weights, frame.grid) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
     if k is not None and store is None:
         note("no ticket row: --val-tickets names the tickets of these images")
     recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
     seed = recorded if config.seed is None else config.seed
-    images = EvalSet.joined(config, index, store, frame, k, seed, config.batch_size, note)
+    val = EvalSet.joined(config, index, store, frame, k, seed, config.batch_size, note)
     student.flops()  # a model that cannot see such an image says so here
-    return student, images
+    return student, val
 
 
 def _contents(student: Student, images: EvalSet) -> dict[str, Any]:

@@ -30,18 +30,21 @@ class Frame:
     @classmethod
     def of(
         cls,
-        vit: torch.nn.Module,
+        model: torch.nn.Module,
+        grid: Grid | None = None,
+        patch_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         crop_pct: float | None = None,
         interpolation: str | None = None,
     ) -> Frame:
-        """As was said, otherwise as timm's configuration of the model has it.
+        """As was said, otherwise as the model, and timm's configuration of it, have it.
 
         Raises:
             DlthError: a view that no image could be shown in
         """
-        own, grid, patch = timm.data.resolve_model_data_config(vit), grid_of(vit), patch_size_of(vit)
+        own, grid = timm.data.resolve_model_data_config(model), grid or grid_of(model)
+        patch = patch_size or patch_size_of(model)
         return cls(
             grid,
             (grid.rows * patch, grid.cols * patch),

@@ -3,7 +3,7 @@
 The layers are plain dictionaries merged before the configuration is made, so a checked object exists once and what it
 holds is what runs. What dlth itself sets (a default, a recipe) gives way to what a user wrote: a recipe's five epochs
 of warm-up do not stand in the way of a run of three. Two values of the user that contradict each other are an error.
-Rejected: merging inside tables (``model_kwargs``): a reader of the file must see all that a table holds.
+Tables (``model_kwargs``) are taken whole, never merged: a reader of the file must see all that a table holds.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def layered(
     *,
     recipe: str | None = None,
     config_file: str | Path | None = None,
-    say: Note = lambda text: None,
+    note: Note = lambda text: None,
 ) -> TrainConfig:
     """Make the configuration of a run from its layers.
 
@@ -114,7 +114,7 @@ def layered(
         overrides: settings given as flags, by field name
         recipe: name of the recipe; the `recipe` of the flags or of the file if absent, else none
         config_file: a TOML file of settings, e.g. the ``config.toml`` of an earlier run
-        say: told what gave way
+        note: told what gave way
     Raises:
         InputError: an unknown recipe or key (the nearest known one is named), or a value that does not fit
         MissingFileError: no such file
@@ -125,8 +125,8 @@ def layered(
     flags = dict(overrides) | ({"recipe": recipe} if recipe is not None else {})
     given = (Layer(str(config_file), from_file, given=True), Layer(FLAG, flags, given=True))
     layers, notes = fitted(with_recipe(given))
-    for note in notes:
-        say(note)
+    for text in notes:
+        note(text)
     return layers.config()
 
 

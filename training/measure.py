@@ -2,8 +2,7 @@
 
 Every image is decoded once and run once per arm. What is kept is the result *per image*, at the image's own
 place: ranks fill in theirs and the arrays are summed, so nothing is counted twice, averages do not depend on the
-number of ranks, and paired statistics between arms need no second run. Rejected: averaging batch means, which is wrong
-for a short last batch, and padding the last batch by repeats, which counts images twice.
+number of ranks, and paired statistics between arms need no second run.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class RunResult:
     tickets_are, val_tickets_are: what those tickets are in words (selector, control, what they were made from)
     val_view, val_tickets_view: how validation images are seen, and how their tickets' selector saw them
     selector: the online mode's: model, digest and source of its weights, blocks, rates; empty in other modes
-    evaluation: weights ("model", "ema") -> kind of tokens -> top1, top5, loss, images, tokens
+    evaluation: weights ("model", "ema") -> arm -> top1, top5, loss, images, tokens
     best: epoch, metric and value of model_best.safetensors, empty without validation
     train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss
     hidden_share: mean share of the kept patches' area that showed fill or noise, over the run; None without a step

@@ -1,8 +1,7 @@
 """What configuration classes share: one field is name, type, limits, help text and panel of the command line.
 
 Settings are pydantic models because a wrong value must be refused before a GPU is touched, and because the same
-description serves the flag's help, the TOML file and the error. Rejected: argparse in timm's way, whose defaults,
-types and help drift apart from the code that reads them.
+description serves the flag's help, the TOML file and the error.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         student = make_student(model)
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
-        frame = Frame.of(model, **images)
+        frame = Frame.of(model, student.grid, student.patch_size, **images)
         inputs = Inputs.joined(config, world, files, frame, reporter.note)
         pixels = Pixels(frame.mean, frame.std, config.channels_last)
         model.to(world.device)

@@ -138,7 +138,7 @@ def test_what_a_recipe_sets_gives_way_to_what_the_user_sets(
 ) -> None:
     """A short run is not refused for epochs that nobody asked for: they are cut to fit, and that is said."""
     said: list[str] = []
-    config = layered(NEEDED | overrides, recipe=recipe, say=said.append)
+    config = layered(NEEDED | overrides, recipe=recipe, note=said.append)
     assert {name: getattr(config, name) for name in expected} == expected
     assert note in "\n".join(said)
     assert bool(said) == bool(note)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from timm.layers import PatchEmbed
+import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, nn
 
+from dlth.tickets import Grid
 from dlth.training import TicketViT
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
@@ -20,47 +21,46 @@ from dlth.training.student import Student
 from dlth.training.students import STUDENTS, make_student
 
 
-class BagOfPatches(nn.Module):
-    """No transformer: the mean of embedded patches, and a head."""
+class Colours(nn.Module):
+    """No transformer and no patches: the mean colour of an image, and a head."""
 
-    def __init__(self, img_size: int, num_classes: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.patch_embed = PatchEmbed(img_size, 8, 3, 16)
-        self.head = nn.Linear(16, num_classes)
+        self.num_classes, self.head = num_classes, nn.Linear(3, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.patch_embed(images).mean(dim=1))
+        return self.head(images.mean(dim=(2, 3)))
 
 
 @register_model
-def bag_of_patches(pretrained: bool = False, **options: Any) -> BagOfPatches:
-    options = {name: value for name, value in options.items() if name in ("img_size", "num_classes")}
-    return BagOfPatches(**{"img_size": 32, "num_classes": 5} | options)
+def colours(pretrained: bool = False, num_classes: int = 5, **others: Any) -> Colours:
+    return Colours(num_classes)
 
 
-class BagStudent(Student):
-    """The mean over the kept patches alone."""
+class ColourStudent(Student):
+    """The mean over the kept of 16 patches."""
+
+    grid, patch_size = Grid(4, 4), 8
 
     @classmethod
     def takes(cls, model: nn.Module) -> bool:
-        return isinstance(model, BagOfPatches)
+        return isinstance(model, Colours)
 
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        if patches is None:
-            return self.model(images)
-        tokens = self.model.patch_embed(images)
-        return self.model.head(tokens.gather(1, patches[..., None].expand(-1, -1, tokens.shape[-1])).mean(dim=1))
+        cells = F.avg_pool2d(images, self.patch_size).flatten(2)
+        if patches is not None:
+            cells = cells.gather(2, patches[:, None].expand(-1, 3, -1))
+        return self.model(cells[..., None])
 
 
 def test_a_student_of_another_family_trains_and_is_measured(
     make_run: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that timm learned of elsewhere and a class of a few lines: trained, saved, evaluated in all arms."""
-    monkeypatch.setattr("dlth.training.students.STUDENTS", [BagStudent, *STUDENTS])
-    config = make_run(model="bag_of_patches", model_kwargs={}, img_size=None, model_ema=True)
+    monkeypatch.setattr("dlth.training.students.STUDENTS", [ColourStudent, *STUDENTS])
+    config = make_run(model="colours", model_kwargs={}, img_size=None, model_ema=True)
     result = train(config)
-    assert (result.model, result.k, result.parameters) == ("bag_of_patches", 8, 3 * 64 * 16 + 16 + 16 * 4 + 4)
+    assert (result.model, result.k, result.parameters) == ("colours", 8, 3 * 4 + 4)
     assert result.evaluation["model"].keys() == result.evaluation["ema"].keys() == {"dense", "ticket", "random"}
     val = {"val": config.val, "val_tickets": config.val_tickets, "workers": 0, "device": "cpu"}
     table = evaluate(EvalConfig(checkpoint=config.out, **val)).table()
