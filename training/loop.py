@@ -29,12 +29,12 @@ from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
 from dlth.training.measure import EvalResult
 from dlth.training.metrics import Totals, device_name, peak_memory
-from dlth.training.outcome import DivergedError, RunResult, diverged, read_result
+from dlth.training.outcome import DivergedError, RunResult, diverged, read_result, write_result
 from dlth.training.progress import RunProgress
 from dlth.training.publish import write_text
 from dlth.training.reporter import Reporter
-from dlth.training.resume import BEST, CHECKPOINTS, LOG, VAL_RESULTS, mark_of, resume_path, take_over
-from dlth.training.runlog import METRICS, RESULT, Mark, RunLog, write_result
+from dlth.training.resume import BEST, CHECKPOINTS, LOG, VAL_RESULTS, facts_to_resume, mark_of, resume_path, take_over
+from dlth.training.runlog import METRICS, RESULT, Mark, RunLog
 from dlth.training.setup import Parts, prepare
 from dlth.training.signals import StopRequest, stop_on_signals
 from dlth.training.step import StepResult
@@ -256,7 +256,7 @@ class Training:
             checkpoint.write_tensors(self.out / MODEL_FILE, parts.student.model.state_dict(), self._note())
             if parts.ema is not None:
                 checkpoint.write_tensors(self.out / EMA_FILE, parts.ema.module.state_dict(), self._note())
-            write_result(self.out, result.to_json())
+            write_result(self.out, result)
         self.world.wait()
         return result
 
@@ -276,7 +276,7 @@ class Training:
         if parts.ema is not None:
             tensors["ema"] = parts.ema.module.state_dict()
         optimizer = checkpoint.take_apart(parts.optimizer.state_dict(), "optimizer", tensors["optimizer"])
-        state = parts.facts_to_resume() | {
+        state = facts_to_resume(parts) | {
             "progress": asdict(self.progress),
             "optimizer": optimizer,
             "scaler": parts.stepper.scaler.state_dict(),
@@ -294,11 +294,11 @@ class Training:
 
     def _take_over(self) -> bool:
         """Load the checkpoint that there is; whether there is one."""
-        path, ours = resume_path(self.config), self.parts.facts_to_resume()  # what the data is as the run begins
+        path = resume_path(self.config)
         if path is None:
             return False
         saved = checkpoint.load(path)
-        self.progress, notes = take_over(saved, ours, self.parts)
+        self.progress, notes = take_over(saved, self.parts)
         if self.out / CHECKPOINTS == path.parent:  # the log of another folder's run is not here
             self.log_mark = mark_of(saved)
         for note in notes:

@@ -1,10 +1,10 @@
-"""How a run ends: with a result, in divergence, or refused because a checkpoint is of another run."""
+"""How a run ends: with a result, or in divergence."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from dlth.tickets.errors import DamageError, DlthError, LimitError, MismatchError, MissingFileError, shown
-from dlth.training.checkpoint import Checkpoint
+from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, shown
+from dlth.tickets.jsontext import strict
 from dlth.training.publish import write_text
-from dlth.training.seal import read_sealed
+from dlth.training.runlog import RESULT
+from dlth.training.seal import read_sealed, sealed
 from dlth.training.signals import EXIT_RESUMABLE
 
 PACKAGES = ("dlth", "torch", "torchvision", "timm", "numpy", "zarr")
@@ -103,6 +104,11 @@ def read_result(path: Path) -> RunResult | None:
         return None
 
 
+def write_result(folder: Path, result: RunResult) -> None:
+    """Write result.json, the mark of a finished run."""
+    write_text(folder / RESULT, json.dumps(sealed(strict(result.to_json())), indent=2, allow_nan=False) + "\n")
+
+
 class DivergedError(DlthError, ArithmeticError):
     """Training has lost its numbers: the loss, the gradient or the weights are NaN or infinite."""
 
@@ -139,32 +145,3 @@ def diverged(
         " those that a selector in the loop cannot score are among them). The"
         " checkpoints hold the last good weights; a lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help."
     )
-
-
-STRICT, LOOSE = "must_agree", "may_change"
-"""Keys of a checkpoint's state: what a resumed run must have alike, and what changes rounding at most."""
-
-
-def check_resumable(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Compare a checkpoint with the run that wants to go on from it; gives back what changed without doing harm.
-
-    Raises:
-        MismatchError: names every setting, file or number that differs
-    """
-    wrong = _differences(saved.state[STRICT], ours[STRICT])
-    if wrong:
-        raise MismatchError(
-            f"{saved.path} is of another run:\n  " + "\n  ".join(wrong) + "\nResume with the same settings and files,"
-            " or start anew in another --out (--init-from takes over the weights alone)."
-        )
-    loose = _differences(saved.state[LOOSE], ours[LOOSE])
-    return [f"{line}: the run goes on with the same batches, and may round differently" for line in loose]
-
-
-def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    plain = json.loads(json.dumps(ours))  # tuples become lists, as in the checkpoint
-    return [
-        f"{shown(name)}: the checkpoint has {shown(saved.get(name))}, this run {shown(plain.get(name))}"
-        for name in dict.fromkeys((*saved, *plain))
-        if saved.get(name) != plain.get(name)
-    ]

@@ -7,6 +7,7 @@ it comes, a wrong shape would fail in the middle of a step.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Any
 import torch
 
 from dlth.tickets.disk import refuse_linked
-from dlth.tickets.errors import DamageError, InputError, shown
+from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
 from dlth.training.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
 from dlth.training.config import TrainConfig
 from dlth.training.layers import is_written
-from dlth.training.outcome import LOOSE, STRICT, check_resumable
+from dlth.training.outcome import versions
 from dlth.training.progress import RunProgress, RunSize
 from dlth.training.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
-from dlth.training.setup import Parts
+from dlth.training.setup import Parts, contents, fixed_settings
 from dlth.training.toml_text import CONFIG
 from dlth.training.weights import check_fits
 from dlth.training.weights_note import EMA_FILE, MODEL_FILE
@@ -31,6 +32,8 @@ CHECKPOINTS = "checkpoints"
 BEST, VAL_RESULTS = "model_best.safetensors", "eval.npz"
 WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL_FILE, EMA_FILE, BEST, VAL_RESULTS)
 """Names that a run takes in its folder."""
+STRICT, LOOSE = "must_agree", "may_change"
+"""Keys of a checkpoint's state: what a resumed run must have alike, and what changes rounding at most."""
 LOG = "log"
 """In a checkpoint's state: lines and digest of the run's log up to there; version 1 alone may have none."""
 _FIELDS = (STRICT, LOOSE, "progress", "optimizer", "scaler")
@@ -78,12 +81,18 @@ def _refuse_losses(out: Path, start: str) -> None:
     )
 
 
-def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: Parts) -> tuple[RunProgress, list[str]]:
+def facts_to_resume(parts: Parts) -> dict[str, dict[str, Any]]:
+    """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
+    world = parts.world
+    loose = {"processes": world.size, "threads": torch.get_num_threads(), "device": world.device.type}
+    return {STRICT: fixed_settings(parts.config) | contents(parts.inputs, parts.online), LOOSE: loose | versions()}
+
+
+def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
     """Load a checkpoint into a run's parts; gives back where it was, and what changed without doing harm.
 
     Args:
         saved: the checkpoint
-        ours: `facts_to_resume` of the run
         parts: the run's; nothing of them but weights and optimizer, which move by a trial step, changes before all is
             checked
     Raises:
@@ -95,7 +104,7 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
     if wrong or set(saved.parts) != {"model", "optimizer"} | ({"ema"} if parts.ema is not None else set()):
         there = f"{', '.join(saved.parts)}; in its state {', '.join(wrong) or 'nothing'} cannot be read"
         raise DamageError(f"{saved.path} is no checkpoint of this run: it holds {shown(there)}")
-    notes = check_resumable(saved, ours)
+    notes = _check_alike(saved, facts_to_resume(parts))
     size = RunSize(
         parts.config.epochs,
         inputs.steps_per_epoch,
@@ -118,6 +127,31 @@ def take_over(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]], parts: P
         raise DamageError(f"{shown(saved.path)}: optimizer cannot be loaded: {shown(error)}") from error
     parts.stepper.scaler.load_state_dict(state["scaler"])
     return progress, notes
+
+
+def _check_alike(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Compare a checkpoint with the run that wants to go on from it; gives back what changed without doing harm.
+
+    Raises:
+        MismatchError: names every setting, file or number that differs
+    """
+    wrong = _differences(saved.state[STRICT], ours[STRICT])
+    if wrong:
+        raise MismatchError(
+            f"{saved.path} is of another run:\n  " + "\n  ".join(wrong) + "\nResume with the same settings and files,"
+            " or start anew in another --out (--init-from takes over the weights alone)."
+        )
+    loose = _differences(saved.state[LOOSE], ours[LOOSE])
+    return [f"{line}: the run goes on with the same batches, and may round differently" for line in loose]
+
+
+def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    plain = json.loads(json.dumps(ours))  # tuples become lists, as in the checkpoint
+    return [
+        f"{shown(name)}: the checkpoint has {shown(saved.get(name))}, this run {shown(plain.get(name))}"
+        for name in dict.fromkeys((*saved, *plain))
+        if saved.get(name) != plain.get(name)
+    ]
 
 
 def mark_of(saved: Checkpoint) -> Mark | None:

@@ -30,7 +30,6 @@ from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeErro
 from dlth.tickets.jsontext import parse, strict
 from dlth.training.drawing import own_style
 from dlth.training.publish import published, write_errors, write_text
-from dlth.training.seal import sealed
 
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"
@@ -142,11 +141,6 @@ def logged_epochs(folder: Path) -> list[dict[str, Any]]:
     """The records of whole epochs in a run's log, in order. Raises DamageError for a log that is none."""
     records = [_record(line, folder / METRICS) for line in _lines(folder / METRICS)]
     return [record for record in records if record["kind"] == "epoch"]
-
-
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write result.json, the mark of a finished run."""
-    write_text(folder / RESULT, json.dumps(sealed(strict(result)), indent=2, allow_nan=False) + "\n")
 
 
 @own_style()

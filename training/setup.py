@@ -30,7 +30,6 @@ from dlth.training.measure import EvalResult
 from dlth.training.models import build, resolve
 from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
-from dlth.training.outcome import LOOSE, STRICT, versions
 from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
 from dlth.training.schedule import KeepSchedule, final_budget
@@ -136,14 +135,8 @@ class Parts:
             "selector": online.facts() if online is not None else {},
             "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
             "config": config.model_dump(mode="json"),
-            "config_sha256": hashlib.sha256(json.dumps(_fixed_settings(config), sort_keys=True).encode()).hexdigest(),
+            "config_sha256": hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest(),
         }
-
-    def facts_to_resume(self) -> dict[str, dict[str, Any]]:
-        """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
-        strict = _fixed_settings(self.config) | _contents(self.inputs, self.online)
-        loose = {"processes": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type}
-        return {STRICT: strict, LOOSE: loose | versions()}
 
     def note(self, epoch: int, step: int) -> dict[str, Any]:
         """What a weights file says of itself: enough to build its model, make its images and find its run."""
@@ -159,7 +152,7 @@ class Parts:
         return WeightsNote(**(self.record | how_built | images), epoch=epoch, step=step).to_json()
 
 
-def _fixed_settings(config: TrainConfig) -> dict[str, Any]:
+def fixed_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the result: paths and machine matters are not among them."""
     values = config.model_dump(mode="json")
     return {name: values[name] for name, field in TrainConfig.model_fields.items() if not is_free(field)}
@@ -207,7 +200,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         schedule = _keep_schedule(config, inputs, online)
         loader = inputs.loader(schedule)
     digest = weights_digest(model) if start is not None else ""
-    agree(world, _contents(inputs, online) | {"initial weights": digest})
+    agree(world, contents(inputs, online) | {"initial weights": digest})
     sizes = schedule.most_sizes
     stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes)
     return Parts(
@@ -215,7 +208,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     )
 
 
-def _contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
+def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
     """What a run has read: for its ranks to compare, and for a run that goes on from its checkpoint.
 
     Weights drawn anew may differ in a bit between machines; the first step's rank 0 sends its own to all.
