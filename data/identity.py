@@ -21,6 +21,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from dlth.tickets.progress import Progress
+
 if TYPE_CHECKING:
     from dlth.data.shard_index import ShardIndex
 
@@ -28,6 +30,7 @@ SAMPLE = 1_000
 """Images whose bytes are read for a data set's identity, at most."""
 SAMPLE_SHARDS = 4
 """Shards that a sample is taken from where not every image is read."""
+_READ_AT_ONCE = 256  # before any is let go
 
 Ids = NDArray[np.int64]
 
@@ -60,10 +63,16 @@ def content_hash(encoded: bytes) -> bytes:
     return xxhash.xxh3_128_digest(encoded)
 
 
-def content_hashes(index: "ShardIndex", ids: Ids) -> NDArray[np.uint8]:
-    """Uint8 [ids, 16]: the content hash of each image; reads them all."""
-    raw = b"".join(content_hash(encoded) for encoded in index.read_many(ids))
-    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, 16)
+def content_hashes(index: "ShardIndex", ids: Ids, progress: Progress | None = None) -> NDArray[np.uint8]:
+    """Uint8 [ids, 16]: the content hash of each image; reads them all, and calls `progress(done, total)` meanwhile."""
+    hashes = np.empty((len(ids), 16), dtype=np.uint8)
+    for start in range(0, len(ids), _READ_AT_ONCE):
+        part = slice(start, min(start + _READ_AT_ONCE, len(ids)))
+        raw = b"".join(map(content_hash, index.read_many(ids[part])))
+        hashes[part] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 16)
+        if progress is not None:
+            progress(part.stop, len(ids))
+    return hashes
 
 
 def data_identity(index: "ShardIndex") -> DataIdentity:
@@ -73,20 +82,25 @@ def data_identity(index: "ShardIndex") -> DataIdentity:
     keyed = hashes[by_key]
     ids = np.arange(index.num_samples, dtype=np.int64)
     sample = ids if len(ids) <= SAMPLE else spread_over_shards(index, ids, SAMPLE // SAMPLE_SHARDS)
-    read = [content_hashes(index, part) for part in np.array_split(sample, -(-len(sample) // 256) or 1)]
     return DataIdentity(
         keys=index.fingerprint,
         order=_sha256(index.row_start, index.key_start, index.key_bytes),
         labels=_sha256(keyed, index.label[by_key]),
-        content=_sha256(keyed, index.image_size[by_key], np.unique(np.concatenate(read), axis=0)),
+        content=_sha256(keyed, index.image_size[by_key], np.unique(content_hashes(index, sample), axis=0)),
     )
 
 
 def spread_over_shards(index: "ShardIndex", ids: Ids, per_shard: int) -> Ids:
     """At most `per_shard` of `ids` (ascending) from each of SAMPLE_SHARDS shards, evenly spaced in both."""
-    shards = np.searchsorted(index.row_start, ids, side="right") - 1
-    chosen = [spread(ids[shards == shard], per_shard) for shard in spread(np.unique(shards), SAMPLE_SHARDS)]
+    parts = by_shard(index, ids)
+    chosen = [spread(parts[shard], per_shard) for shard in spread(np.array(list(parts)), SAMPLE_SHARDS).tolist()]
     return np.concatenate(chosen) if chosen else ids
+
+
+def by_shard(index: "ShardIndex", ids: Ids) -> dict[int, Ids]:
+    """`ids` (ascending) by the number of their shard."""
+    parts = np.split(ids, np.searchsorted(ids, index.row_start[1:-1]))
+    return {shard: part for shard, part in enumerate(parts) if len(part)}
 
 
 def spread(values: Ids, count: int) -> Ids:

@@ -1,39 +1,28 @@
 """The join: which row of a ticket file belongs to which image, settled once, before the first step.
 
-By position first (the same shards in the same order: a comparison of keys shard by shard), then by key, then by content
-hash of the encoded image, which finds an image in any packing but has to read it. A sample of content hashes is
-compared in any case, of lettered keys and of running numbers (``000123``) apart. Numbers mean nothing outside their own
-packing (`tickets/pairing.py` has the rule), so each shard's are believed only if the sample of that shard agrees to an
-image; a shard that is not believed is matched by content. Remote shards are not all fetched for that: while those
+By position first, then by key, then by content hash of the encoded image, which finds an image in any packing but has
+to read it. A sample of content hashes is compared in any case, of lettered keys and of running numbers (``000123``)
+apart (`tickets/matching.py` has the rule): each shard's numbers are believed only if the sample of that shard agrees to
+an image; a shard that is not believed is matched by content. Remote shards are not all fetched for that: while those
 looked at agree, the others are believed too. Where the bytes agree, the loader goes on comparing every image that it
-reads, so a wrong ticket never trains. Rejected: joining while streaming, where a missing ticket is found after hours; a
-dict of a million keys.
+reads, so a wrong ticket never trains. Rejected: joining while streaming, where a missing ticket is found after hours.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dlth.data.identity import SAMPLE_SHARDS, content_hashes, spread, spread_over_shards
+from dlth.data.identity import SAMPLE_SHARDS, by_shard, content_hashes, spread, spread_over_shards
 from dlth.data.index import ShardIndex
-from dlth.data.matching import (
-    NO_TICKET,
-    READ_AT_ONCE,
-    ContentIndex,
-    Rows,
-    compared,
-    match_by_key,
-    match_by_position,
-    numbered_images,
-)
+from dlth.data.matcher import Matcher
 from dlth.data.remote import is_remote
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import TicketHeader
+from dlth.tickets.matching import NO_TICKET, Flags, Rows, same_bytes, stored_hashes
 from dlth.tickets.progress import Progress
 from dlth.tickets.store import TicketStore
 
@@ -107,19 +96,19 @@ class Join:
 
     store: TicketStore
     ticket_row: Rows
-    identical: NDArray[np.bool_]
+    identical: Flags
     coverage: Coverage
 
     @functools.cached_property
-    def removed(self) -> NDArray[np.bool_]:
+    def removed(self) -> Flags:
         """Bool [images]: left out of the order, by every arm: with 'skip', those without a ticket."""
-        without: NDArray[np.bool_] = self.ticket_row == NO_TICKET
+        without: Flags = self.ticket_row == NO_TICKET
         return without & (self.coverage.policy == "skip")
 
     @functools.cached_property  # asked for at each batch
-    def bad(self) -> NDArray[np.bool_]:
+    def bad(self) -> Flags:
         """Bool [images]: could not be read when the tickets were made; they stay in the order, and count nothing."""
-        unreadable: NDArray[np.bool_] = self.ticket_row == BAD_IMAGE
+        unreadable: Flags = self.ticket_row == BAD_IMAGE
         return unreadable
 
 
@@ -167,25 +156,24 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
     """
     if missing not in MISSING:
         raise InputError(f"missing must be one of {', '.join(MISSING)}, got {shown(missing)!r}")
-    rows = match_by_position(index, store)
-    positioned = rows >= 0
-    match_by_key(index, store, rows)
-    identical = _believed(index, store, rows)
-    named = rows >= 0
-    identical |= _by_content(index, store, rows, progress)
-    if not (rows >= 0).any():
+    matcher = Matcher(index, store, progress)
+    identical = _believed(matcher)
+    matcher.by_content()
+    rows, by_content = matcher.rows, matcher.found("content")
+    identical |= by_content
+    lost = np.flatnonzero(rows == NO_TICKET)
+    if len(lost) == len(rows):
         raise MismatchError(_nothing_matches(index, store))
-    found, lost = rows >= 0, np.flatnonzero(rows == NO_TICKET)
-    rows[np.isin(rows, _bad_rows(store))] = BAD_IMAGE
+    rows[store.skipped_at(rows)] = BAD_IMAGE
     coverage = Coverage(
         num_images=index.num_samples,
         num_rows=store.num_rows,
-        by_position=int((named & positioned).sum()),
-        by_key=int((named & ~positioned).sum()),
-        by_content=int((found & ~named).sum()),
+        by_position=int(matcher.found("position").sum()),
+        by_key=int(matcher.found("key").sum()),
+        by_content=int(by_content.sum()),
         bad=int((rows == BAD_IMAGE).sum()),
         missing=len(lost),
-        identical=bool(identical[found].all()),
+        identical=bool((identical | (rows == NO_TICKET)).all()),
         policy=missing,
         examples=tuple(index.key(int(i)) for i in lost[:_EXAMPLES]),
     )
@@ -196,66 +184,36 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
     return Join(store, rows, identical, coverage)
 
 
-def _believed(index: ShardIndex, store: TicketStore, rows: Rows) -> NDArray[np.bool_]:
+def _believed(matcher: Matcher) -> Flags:
     """Bool [images]: found by a name, with the bytes of its ticket, as far as a sample says.
 
     Takes back the rows of running numbers that are not believed.
     """
-    numbered = numbered_images(index)
-    identical = np.zeros(len(rows), dtype=bool)
-    lettered = np.flatnonzero((rows >= 0) & ~numbered)
-    same = _same_bytes(index, store, rows, spread_over_shards(index, lettered, _SAMPLE_ROWS))
-    identical[lettered] = len(same) > 0 and 2 * same.sum() > len(same)
-    numbers = np.flatnonzero((rows >= 0) & numbered)
-    shard = np.searchsorted(index.row_start, numbers, side="right") - 1
-    wrong = np.isin(shard, _shards_of_other_images(index, store, rows, numbers, shard))
-    rows[numbers[wrong]] = NO_TICKET
-    identical[numbers[~wrong]] = True
+    index, named = matcher.index, matcher.rows >= 0
+    lettered, numbers = (np.flatnonzero(named & kind) for kind in (~matcher.numbered, matcher.numbered))
+    same = _same_bytes(matcher, spread_over_shards(index, lettered, _SAMPLE_ROWS))
+    identical = named & (matcher.numbered | (2 * same.sum() > len(same)))
+    for others in _of_other_images(matcher, by_shard(index, numbers)):
+        matcher.take_back(others)
+        identical[others] = False
     return identical
 
 
-def _shards_of_other_images(index: ShardIndex, store: TicketStore, rows: Rows, numbers: Rows, shard: Rows) -> list[int]:
-    """Shards of which a sampled running number has other bytes; `numbers` int64 [n] are images, `shard` theirs."""
-    starts = np.flatnonzero(np.diff(shard, prepend=-1))
-    images = dict(zip(shard[starts].tolist(), np.split(numbers, starts[1:]), strict=True)) if len(starts) else {}
-    first = spread(np.array(list(images), dtype=np.int64), SAMPLE_SHARDS).tolist()
-    wrong: list[int] = []
-    for place in [*first, *(place for place in images if place not in first)]:
-        if place not in first and not wrong and is_remote(index.shards[place].url):
+def _of_other_images(matcher: Matcher, numbers: dict[int, Rows]) -> Iterator[Rows]:
+    """The images of each shard of which a sampled running number has other bytes; `numbers`: images by shard."""
+    first = spread(np.array(list(numbers)), SAMPLE_SHARDS).tolist()
+    doubt = False
+    for shard in [*first, *(other for other in numbers if other not in first)]:
+        if shard not in first and not doubt and is_remote(matcher.index.shards[shard].url):
             continue  # the remote ones that were looked at agree: do not fetch them all
-        if not _same_bytes(index, store, rows, spread(images[place], _NUMBERED_ROWS)).all():
-            wrong.append(place)
-    return wrong
+        if not _same_bytes(matcher, spread(numbers[shard], _NUMBERED_ROWS)).all():
+            doubt = True
+            yield numbers[shard]
 
 
-def _same_bytes(index: ShardIndex, store: TicketStore, rows: Rows, ids: Rows) -> NDArray[np.bool_]:
+def _same_bytes(matcher: Matcher, ids: Rows) -> Flags:
     """Bool [ids]: whether each image has the bytes that its ticket was made from; reads them."""
-    return compared(store, rows[ids], content_hashes(index, ids))[0]
-
-
-def _by_content(index: ShardIndex, store: TicketStore, rows: Rows, progress: Progress | None) -> NDArray[np.bool_]:
-    """Fill in rows by the hash of the image bytes; bool [images], which. Reads nothing if the file has no rows left."""
-    left = np.flatnonzero(rows == NO_TICKET)
-    if len(left) and len(np.unique(rows[rows >= 0])) < store.num_rows:
-        contents = ContentIndex(store)
-        for start in range(0, len(left), READ_AT_ONCE):
-            ids = left[start : start + READ_AT_ONCE]
-            rows[ids] = contents.find(content_hashes(index, ids))
-            if progress:
-                progress(min(start + READ_AT_ONCE, len(left)), len(left))
-    filled = np.zeros(len(rows), dtype=bool)
-    filled[left] = rows[left] >= 0
-    return filled
-
-
-def _bad_rows(store: TicketStore) -> Rows:
-    """Rows of images that stage 1 could not read."""
-    parts: Sequence[Rows] = [
-        store.row_number(place, np.flatnonzero(store.skipped(place)))
-        for place, shard in enumerate(store.shards)
-        if shard.skipped
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    return same_bytes(content_hashes(matcher.index, ids), stored_hashes(matcher.store, matcher.rows[ids]))
 
 
 def _nothing_matches(index: ShardIndex, store: TicketStore) -> str:

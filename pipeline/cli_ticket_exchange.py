@@ -92,7 +92,7 @@ def match(
 ) -> None:
     """How many images of differently packed shards the tickets serve, and how each was found."""
     from dlth.data.index import open_index
-    from dlth.data.match import match as find
+    from dlth.data.remap import match as find
 
     store, index = opened(file), open_index(data, split=split)
     with console.counting("match", index.num_samples, quiet=json) as counter:
@@ -118,7 +118,7 @@ def remap(
 ) -> None:
     """Write the ticket file for another packing of the same images: its shards, order, keys and hashes."""
     from dlth.data.index import open_index
-    from dlth.data.match import remap as remap_rows
+    from dlth.data.remap import remap as remap_rows
 
     store, index = opened(file), open_index(data, split=split)
     with console.counting("match", index.num_samples, quiet=json) as counter:

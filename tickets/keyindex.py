@@ -29,13 +29,12 @@ class KeyIndex:
 
     def first_candidates(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Int64 [keys]: the first row number with the same hash, -1 for none."""
-        wanted = key_hashes(keys)
-        place = np.searchsorted(self._hashes, wanted)
-        hit = place < len(self._hashes)
-        hit[hit] = self._hashes[place[hit]] == wanted[hit]
-        result = np.full(len(keys), -1, dtype=np.int64)
-        result[hit] = self._rows[place[hit]]
-        return result
+        return self.first_rows(key_hashes(keys))
+
+    def first_rows(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Int64 [n]: the first row number of each hash, -1 for none."""
+        place = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        return np.where(self._hashes[place] == hashes, self._rows[place], -1)
 
     def repeated(self) -> list[list[int]]:
         """Groups of row numbers with one hash: the same key several times, or (one in 10^7 for a million keys)

@@ -1,19 +1,17 @@
 """Two ticket files side by side: the rows of one in the order of the other.
 
-By position first (the same keys in the same shard), else by key through one pass over the other file.
-
-The rule of trust, here and wherever images meet tickets (`dlth.data.matching`): a key that is a running number
-(`000123`) names an image only within its own packing, so a pair with such a key counts only when the content hashes
-agree. It is judged key by key: lettered keys beside the numbers change nothing for them.
+By position first (the same keys in the same shard), else by key through one pass over the other file; which pairs are
+believed stands in `matching`.
 """
 
-from collections.abc import Sequence
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.checks import ShardTickets
 from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.tickets.matching import believed, running_numbers
 from dlth.tickets.reorder import Reordered
 from dlth.tickets.store import TicketStore
 
@@ -27,56 +25,25 @@ class Pairing:
     def __init__(self, base: TicketStore, other: TicketStore) -> None:
         self.base = base
         self.other = other
-        self._starts = np.cumsum([0, *(shard.rows for shard in base.shards)])
-        self._reordered: Reordered | None = None
+        self._starts = np.cumsum([0, *(shard.rows for shard in base.shards)]).tolist()
 
     def rows(self, shard_index: int) -> tuple[ShardTickets, NDArray[np.bool_]]:
         """The rows of `other` that belong to one shard of `base`, and bool [rows], whether there is one."""
         keys = self.base.keys(shard_index)
-        if self._reordered is None and self._aligned(shard_index, keys):
-            found = np.ones(len(keys), dtype=bool)
-            return self.other.read(shard_index), self._trusted(shard_index, self.other.image_hashes(shard_index), found)
-        if self._reordered is None:
-            self._reordered = Reordered(self.other, self._places())
-        start, stop = self._starts[shard_index : shard_index + 2]
-        tickets = self._reordered.rows(int(start), int(stop))
-        found = np.array([own == key for own, key in zip(keys, tickets.keys, strict=True)], dtype=bool)
-        return tickets, self._trusted(shard_index, tickets.images, found)
+        if shard_index < len(self.other.shards) and self.other.keys(shard_index) == keys:
+            tickets = self.other.read(shard_index)
+        else:
+            tickets = self._by_key.rows(*self._starts[shard_index : shard_index + 2])
+        named = np.array([own == key for own, key in zip(keys, tickets.keys, strict=True)], dtype=bool)
+        return tickets, named & believed(running_numbers(keys), self.base.image_hashes(shard_index), tickets.images)
 
-    def _aligned(self, shard_index: int, keys: tuple[str, ...]) -> bool:
-        others = self.other.shards
-        if shard_index >= len(others) or others[shard_index].rows != len(keys):
-            return False
-        return self.other.keys(shard_index) == keys
-
-    def _trusted(self, shard_index: int, images: NDArray[np.uint8], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        numbered = running_numbers(self.base.keys(shard_index))
-        if not numbered.any():
-            return found
-        same: NDArray[np.bool_] = (self.base.image_hashes(shard_index) == images).all(axis=1)
-        return found & (same | ~numbered)
-
-    def _places(self) -> NDArray[np.int64]:
-        """Int64 [rows of base]: where `other` has the key, by 64-bit hash; `rows` compares the keys themselves."""
-        index = self.other.key_index()
-        return np.concatenate([index.first_candidates(self.base.keys(shard)) for shard in range(len(self.base.shards))])
-
-
-def base_name(key: str) -> str:
-    """A key without folders and extension."""
-    return key.rpartition("/")[2].partition(".")[0]
-
-
-def is_running_number(key: str) -> bool:
-    """Whether a base name has no letter (`000123`, `07-000123`), so that another packing may use it for another
-    image.
-    """
-    return not any(map(str.isalpha, base_name(key)))
-
-
-def running_numbers(keys: Sequence[str]) -> NDArray[np.bool_]:
-    """Bool [keys]: which are running numbers."""
-    return np.fromiter(map(is_running_number, keys), dtype=bool, count=len(keys))
+    @functools.cached_property
+    def _by_key(self) -> Reordered:
+        """Rows of `other` in the order of `base`, found by the keys' 64-bit hashes; `rows` compares the keys."""
+        index, base = self.other.key_index(), self.base
+        return Reordered(
+            self.other, np.concatenate([index.first_candidates(base.keys(shard)) for shard in range(len(base.shards))])
+        )
 
 
 def check_all_found(base: TicketStore, other: TicketStore, shard_index: int, found: NDArray[np.bool_]) -> None:

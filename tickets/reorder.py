@@ -7,8 +7,10 @@ shufflings of ImageNet), and holding all rows (250 MB for ImageNet, more with ke
 Memory: 24 bytes a wanted row while the temporary file is written, 8 after; disk: one row's bytes each.
 """
 
+import functools
 import os
 import tempfile
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +37,6 @@ class Reordered:
                 ("patches", store.layout.patches.dtype, (store.num_patches_stored,)),
             ]
         )
-        self._file = tempfile.TemporaryFile(prefix="dlth-rows-")  # noqa: SIM115 - lives as long as this object
-        with space_errors(store.path, len(places) * self._record.itemsize):
-            self._fill()
 
     def rows(self, start: int, stop: int) -> ShardTickets:
         """Wanted rows [start, stop), in their order; where there is no row the key is empty and `skipped` is set."""
@@ -50,13 +49,18 @@ class Reordered:
         gap = np.where(absent, np.float32(np.nan), table["gap"])
         return ShardTickets(keys, table["image"], table["patches"], gap, table["skipped"] | absent)
 
-    def _fill(self) -> None:
-        for shard_index, at, _ in self.store.by_shard(self.places):
-            targets = np.sort(at)
-            table = self._table(shard_index)[self.store.shard_and_row(self.places[targets])[1]]
-            for run in np.split(np.arange(len(targets)), np.flatnonzero(np.diff(targets) != 1) + 1):
-                offset = int(targets[run[0]]) * self._record.itemsize
-                os.pwrite(self._file.fileno(), table[run[0] : run[-1] + 1].tobytes(), offset)
+    @functools.cached_property
+    def _file(self) -> IO[bytes]:
+        """The temporary file, written when the first row is asked for."""
+        file = tempfile.TemporaryFile(prefix="dlth-rows-")  # noqa: SIM115 - lives as long as this object
+        with space_errors(self.store.path, len(self.places) * self._record.itemsize):
+            for shard_index, at, _ in self.store.by_shard(self.places):
+                targets = np.sort(at)
+                table = self._table(shard_index)[self.store.shard_and_row(self.places[targets])[1]]
+                for run in np.split(np.arange(len(targets)), np.flatnonzero(np.diff(targets) != 1) + 1):
+                    offset = int(targets[run[0]]) * self._record.itemsize
+                    os.pwrite(file.fileno(), table[run[0] : run[-1] + 1].tobytes(), offset)
+        return file
 
     def _table(self, shard_index: int) -> NDArray[np.void]:
         tickets = self.store.read(shard_index)

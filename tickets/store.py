@@ -166,7 +166,8 @@ class TicketStore:
 
     def find_many(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """As `find_rows`, with -1 for skipped images, too: int64 [keys]."""
-        return self._without_skipped(self.find_rows(keys))
+        numbers = self.find_rows(keys)
+        return np.where(self.skipped_at(numbers), -1, numbers)
 
     def find_rows(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Int64 [keys]: the row number of each key, skipped images among them, -1 where there is no row."""
@@ -183,7 +184,7 @@ class TicketStore:
     def rankings(self, keys: Sequence[str]) -> Rankings:
         """The patches of each key, those without a ticket told apart: see `Rankings`."""
         numbers = self.find_rows(keys)
-        return Rankings(self.patches_at(numbers), numbers, (numbers >= 0) & (self._without_skipped(numbers) < 0))
+        return Rankings(self.patches_at(numbers), numbers, self.skipped_at(numbers))
 
     def patches_at(self, numbers: NDArray[np.int64]) -> NDArray[np.integer]:
         """Unsigned [n, ranked]: the patches of the rows with these numbers, the fill value throughout for -1."""
@@ -191,6 +192,13 @@ class TicketStore:
         for shard_index, at, rows in self.by_shard(numbers):
             patches[at] = self.patches(shard_index)[rows]
         return patches
+
+    def skipped_at(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Bool [n]: which of the rows with these numbers were skipped; none of -1."""
+        result = np.zeros(len(numbers), dtype=bool)
+        for shard_index, at, rows in self.by_shard(numbers):
+            result[at] = self._skips(shard_index)[rows]
+        return result
 
     def row_number(self, shard_index: int, row: Rows) -> Rows:
         """The number that a row of a shard has in the whole file."""
@@ -249,13 +257,6 @@ class TicketStore:
         """`skipped`, without reading a chunk where the manifest counts none."""
         shard = self.shards[shard_index]
         return self.skipped(shard_index) if shard.skipped else np.zeros(shard.rows, dtype=bool)
-
-    def _without_skipped(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same row numbers, -1 in the place of skipped rows."""
-        kept = numbers.copy()
-        for shard_index, at, rows in self.by_shard(numbers):
-            kept[at[self._skips(shard_index)[rows]]] = -1
-        return kept
 
     def _number(self, key: str) -> int:
         """The row number of a key, -1 for none."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dlth.data.identity import content_hash
+from dlth.data.identity import content_hashes
+from dlth.data.index import open_index
 from dlth.tickets import (
     DatasetInfo,
     Grid,
@@ -75,12 +76,24 @@ def make_tickets(tmp_path: Path) -> Callable[..., TicketStore]:
             patches, gap = patches[:, : header.ranked].astype(np.uint8), np.zeros(len(keys), np.float32)
             skipped = np.array([key in bad for key in keys])
             patches[skipped], gap[skipped] = 255, np.nan
-            hashes = b"".join(content_hash(data) for data in index.read_many(rows))
-            images = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
+            images = content_hashes(index, np.array(rows))
             with writer.claim(place) as mine:
                 assert mine
                 writer.write(place, ShardTickets(keys, images, patches, gap, skipped))
         assert writer.finish()
         return TicketStore(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def make_index(tmp_path: Path, make_tar: Callable[..., Path]) -> Callable[..., ShardIndex]:
+    """``make_index(folder, shards)`` -> the index of tars with these (key, encoded image) pairs."""
+
+    def make(folder: str, shards: list[list[tuple[str, bytes]]]) -> ShardIndex:
+        (tmp_path / folder).mkdir()
+        for number, samples in enumerate(shards):
+            make_tar(tmp_path / folder / f"data-{number:03d}.tar", [(f"{key}.jpg", image) for key, image in samples])
+        return open_index(str(tmp_path / folder))
 
     return make

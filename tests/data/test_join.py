@@ -43,21 +43,13 @@ def test_same_packing_joins_by_position(make_shards: Callable[..., Any], make_ti
 
 
 def test_other_packing_joins_by_key(
-    make_shards: Callable[..., Any], make_tar: Callable[..., Any], make_tickets: Make, tmp_path: Path
+    make_shards: Callable[..., Any], make_index: Callable[..., ShardIndex], make_tickets: Make
 ) -> None:
     """The same images in other shards and another order find their tickets by key."""
-    shards = make_shards(2, 6)
-    index = open_index(shards.spec)
+    index = open_index(make_shards(2, 6).spec)
     store = make_tickets(index)
-    folder = tmp_path / "other"
-    folder.mkdir()
     order = np.random.default_rng(1).permutation(12)
-    for number, part in enumerate(np.array_split(order, 3)):
-        members = []
-        for i in part:
-            members += [(f"{index.key(i)}.jpg", index.read(i)), (f"{index.key(i)}.cls", b"0")]
-        make_tar(folder / f"part-{number}.tar", members)
-    other = open_index(str(folder))
+    other = make_index("other", [[(index.key(i), index.read(i)) for i in part] for part in np.array_split(order, 3)])
     found = join(other, store)
     assert stored_keys(found, other) == keys_of(other)
     assert found.coverage.by_position + found.coverage.by_key == 12
@@ -65,24 +57,20 @@ def test_other_packing_joins_by_key(
     assert found.coverage.identical
 
 
-def _renamed(index: ShardIndex, order: np.ndarray, folder: Path, make_tar: Callable[..., Any]) -> ShardIndex:
-    """The index's images in one shard, in `order`, under running numbers."""
-    folder.mkdir()
-    members = []
-    for number, i in enumerate(order):
-        members += [(f"{number:06d}.jpg", index.read(int(i))), (f"{number:06d}.cls", b"0")]
-    make_tar(folder / "data-000.tar", members)
-    return open_index(str(folder))
+def numbered(images: list[bytes], rows: int = 6) -> list[list[tuple[str, bytes]]]:
+    """Images under running numbers, `rows` a shard."""
+    samples = [(f"{number:06d}", image) for number, image in enumerate(images)]
+    return [samples[start : start + rows] for start in range(0, len(samples), rows)]
 
 
 def test_other_names_join_by_content(
-    make_shards: Callable[..., Any], make_tar: Callable[..., Any], make_tickets: Make, tmp_path: Path
+    make_shards: Callable[..., Any], make_index: Callable[..., ShardIndex], make_tickets: Make
 ) -> None:
     """Images under other keys find the tickets of the same bytes; the progress of reading them is reported."""
     index = open_index(make_shards(2, 6).spec)
     store = make_tickets(index)
     order = np.random.default_rng(2).permutation(12)
-    other = _renamed(index, order, tmp_path / "numbers", make_tar)
+    other = make_index("numbers", numbered(index.read_many(order)))
     seen = []
     found = join(other, store, progress=lambda done, total: seen.append((done, total)))
     assert stored_keys(found, other) == [index.key(int(i)) for i in order]
@@ -92,12 +80,12 @@ def test_other_names_join_by_content(
 
 
 def test_running_numbers_are_not_believed(
-    make_shards: Callable[..., Any], make_tar: Callable[..., Any], make_tickets: Make, tmp_path: Path
+    make_shards: Callable[..., Any], make_index: Callable[..., ShardIndex], make_tickets: Make
 ) -> None:
     """Two packings both numbered 000000 … match by key yet show other images: joined by content instead."""
-    index = open_index(make_shards(2, 6).spec)
-    first = _renamed(index, np.arange(12), tmp_path / "first", make_tar)
-    second = _renamed(index, np.random.default_rng(3).permutation(12), tmp_path / "second", make_tar)
+    images = open_index(make_shards(2, 6).spec).read_many(range(12))
+    first = make_index("first", numbered(images, rows=12))
+    second = make_index("second", numbered([images[i] for i in np.random.default_rng(3).permutation(12)], rows=12))
     store = make_tickets(first)
     assert join(first, store).coverage.by_position == 12
     found = join(second, store)
@@ -106,36 +94,17 @@ def test_running_numbers_are_not_believed(
         assert first.read(int(row)) == second.read(i)
 
 
-@pytest.fixture
-def packed(tmp_path: Path, make_tar: Callable[..., Path]) -> Callable[..., ShardIndex]:
-    """``packed(folder, shards)`` -> the index of tars with these (key, encoded image) pairs."""
-
-    def make(folder: str, shards: list[list[tuple[str, bytes]]]) -> ShardIndex:
-        (tmp_path / folder).mkdir()
-        for number, samples in enumerate(shards):
-            make_tar(tmp_path / folder / f"data-{number:03d}.tar", [(f"{key}.jpg", image) for key, image in samples])
-        return open_index(str(tmp_path / folder))
-
-    return make
-
-
-def numbered(images: list[bytes], rows: int = 6) -> list[list[tuple[str, bytes]]]:
-    """Images under running numbers, `rows` a shard."""
-    samples = [(f"{number:06d}", image) for number, image in enumerate(images)]
-    return [samples[start : start + rows] for start in range(0, len(samples), rows)]
-
-
 @pytest.mark.parametrize("lettered", [0, 1, 12])
 def test_lettered_keys_change_nothing_for_running_numbers(
-    lettered: int, make_shards: Callable[..., Any], packed: Callable[..., ShardIndex], make_tickets: Make
+    lettered: int, make_shards: Callable[..., Any], make_index: Callable[..., ShardIndex], make_tickets: Make
 ) -> None:
     """Numbers that another packing gave to other images are found by content, whatever stands beside them."""
     index = open_index(make_shards(1, 24).spec)
     images = index.read_many(range(24))
     named = [(f"name_{number}", image) for number, image in enumerate(images[12 : 12 + lettered])]
-    store = make_tickets(packed("first", [*numbered(images[:12]), named] if named else numbered(images[:12])))
+    store = make_tickets(make_index("first", [*numbered(images[:12]), named] if named else numbered(images[:12])))
     turned = numbered(images[1:12] + images[:1])
-    other = packed("second", [*turned, named] if named else turned)
+    other = make_index("second", [*turned, named] if named else turned)
     found = join(other, store)
     assert (found.coverage.by_content, found.coverage.by_position) == (12, lettered)
     assert found.identical.all()
@@ -145,12 +114,12 @@ def test_lettered_keys_change_nothing_for_running_numbers(
 
 
 def test_a_shard_whose_numbers_mean_other_images_is_not_believed(
-    make_shards: Callable[..., Any], packed: Callable[..., ShardIndex], make_tickets: Make
+    make_shards: Callable[..., Any], make_index: Callable[..., ShardIndex], make_tickets: Make
 ) -> None:
     """Of six numbered shards one was packed anew: its images alone are read, and get their own tickets."""
     images = open_index(make_shards(1, 36).spec).read_many(range(36))
-    store = make_tickets(packed("first", numbered(images)))
-    other = packed("second", numbered(images[:12] + images[12:18][::-1] + images[18:]))
+    store = make_tickets(make_index("first", numbered(images)))
+    other = make_index("second", numbered(images[:12] + images[12:18][::-1] + images[18:]))
     seen: list[tuple[int, int]] = []
     found = join(other, store, progress=lambda done, total: seen.append((done, total)))
     assert (found.coverage.by_position, found.coverage.by_content, found.coverage.identical) == (30, 6, True)
@@ -159,7 +128,7 @@ def test_a_shard_whose_numbers_mean_other_images_is_not_believed(
 
 
 def test_numbers_are_compared_when_read_beside_re_encoded_names(
-    make_shards: Callable[..., Any], packed: Callable[..., ShardIndex], make_tickets: Make, tmp_path: Path
+    make_shards: Callable[..., Any], make_index: Callable[..., ShardIndex], make_tickets: Make, tmp_path: Path
 ) -> None:
     """Names are believed with other bytes; a number outside the sample whose image was replaced stops the reader."""
     images = open_index(make_shards(1, 24).spec).read_many(range(24))
@@ -168,9 +137,9 @@ def test_numbers_are_compared_when_read_beside_re_encoded_names(
     def shards(names: list[bytes], numbers: list[bytes]) -> list[list[tuple[str, bytes]]]:
         return [[(f"name_{i}", image) for i, image in enumerate(names)], *numbered(numbers, rows=12)]
 
-    store = make_tickets(packed("first", shards(images[:12], images[12:])))
+    store = make_tickets(make_index("first", shards(images[:12], images[12:])))
     replaced = [*images[12:14], images[0], *images[15:]]
-    other = packed("second", shards(again[:12], replaced))
+    other = make_index("second", shards(again[:12], replaced))
     found = join(other, store)
     assert (found.coverage.by_position, found.coverage.identical) == (24, False)
     reader = Reader(other, found)
