@@ -1,7 +1,6 @@
 """The rows of one shard, and every rule they must keep, each as one named function.
 
-The same rules stand before writing, at each read and in `verify`. Rejected: checks scattered over writer and reader,
-which then disagree.
+The same rules stand before writing, at each read and in `verify`.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,7 @@
 
 Every operation (merge, subset, union, a control …) is a function that checks its parents and returns a `Draft`; one
 method writes any of them, shard by shard, through the ordinary `TicketWriter`. So a derived file is an ordinary ticket
-file, a killed command goes on where it was, and a dry run is a draft that nobody writes. Rejected: operations that
-write by themselves, each with its own resumption and its own idea of overwriting.
+file, a killed command goes on where it was, and a dry run is a draft that nobody writes.
 
 What a file was made from stands under `extensions.derived` of its header: operation, its settings, and each parent's
 identity and selector. Version 1 of the format allows new fields there alone.

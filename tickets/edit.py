@@ -1,7 +1,7 @@
 """Fewer or more rows: shards made by two labs put together, and rows chosen by key or class.
 
-Both keep every ticket as it is. Rejected: a merge that lets one file's rows win over another's, because then nobody can
-say whose ticket an image has; shards and keys of the files merged must be different ones.
+Both keep every ticket as it is. Shards and keys of files that are merged must be different ones: if one file's rows won
+over another's, nobody could say whose ticket an image has.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """The view: the frame in which a ticket's grid lies, as an affine map from view to image coordinates.
 
 Both are unit squares, x to the right and y down, so image sizes never enter: the image square is the undistorted
-image scaled to 1x1. A resize without a crop is therefore the identity. Rejected: box plus mirror flag, which cannot
-say shear or rotation and needs a case for each combination.
+image scaled to 1x1. A resize without a crop is therefore the identity.
 """
 
 from collections.abc import Sequence

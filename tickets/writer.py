@@ -3,8 +3,7 @@
 The algorithm: whoever claims a shard writes its chunks (each: temporary name, fsync, rename, fsync of the folder),
 then its record; when no shard is missing, one process checks every byte again, writes the manifest and renames the
 whole to its name. So an unfinished file never stands under the name of a finished one, and the bytes depend on
-header, shards and rows alone. Rejected: `zarr.Group` writes in place (no fsync, a missing chunk reads as fill) and a
-lead process that hands out shards.
+header, shards and rows alone.
 """
 
 import os

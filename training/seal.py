@@ -1,8 +1,7 @@
 """JSON files that carry their own digest: a flipped bit in one is damage, and never another number.
 
-Under "sha256" stands the digest of everything else, as one canonical text: keys sorted, no spaces. Rejected: a digest
-in a file beside it, as no system renames two files at once. It is no signature: whoever may write the file may write
-its digest, so what is read is checked for types and ranges all the same.
+Under "sha256" stands the digest of everything else, as one canonical text: keys sorted, no spaces. It is no signature:
+whoever may write the file may write its digest, so what is read is checked for types and ranges all the same.
 """
 
 from __future__ import annotations
