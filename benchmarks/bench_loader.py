@@ -10,20 +10,23 @@ rival reads the same tars through webdataset and PIL with torchvision ('crop') o
 """
 
 import argparse
-import io
 import json
 import platform
 import statistics
-import tarfile
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import numpy as np
 import torch
 import webdataset
+from makers.pictures import make_image, make_tar
+from makers.tickets import DEIT, select_tickets
 from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
@@ -38,29 +41,12 @@ from dlth.data.mixing import Mixing, mix_plan, mix_rankings
 from dlth.data.order import Batching
 from dlth.data.patches import Frame, PatchChoice
 from dlth.data.visibility import demote
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    TicketWriter,
-    ViewSpec,
-    generator,
-)
 
-GRID = Grid(14, 14)
-K = 138
+GRID, K = DEIT["grid"], DEIT["k"]
 SHARD_ROWS = 128
 RECIPES = {
     "crop": (Augmentation(), Mixing()),
-    "deit": (
-        Augmentation(rand_augment="rand-m9-mstd0.5-inc1", reprob=0.25),
-        Mixing(mixup_alpha=0.8, cutmix_alpha=1.0),
-    ),
+    "deit": (Augmentation(rand_augment="rand-m9-mstd0.5-inc1", reprob=0.25), Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)),
 }
 
 
@@ -68,49 +54,16 @@ def write_shards(folder: Path, num_images: int) -> None:
     """JPEGs with structure at several scales, so that they are as large and as slow to decode as photographs."""
     folder.mkdir()
     for shard in range(-(-num_images // SHARD_ROWS)):
-        with tarfile.open(folder / f"bench-{shard:06d}.tar", "w") as tar:
-            for number in range(shard * SHARD_ROWS, min(num_images, (shard + 1) * SHARD_ROWS)):
-                rng = np.random.default_rng(number)
-                pixels = np.zeros((375, 500, 3))
-                for side in (4, 16, 64, 256):
-                    noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-                    pixels += np.asarray(noise.resize((500, 375), Image.Resampling.BICUBIC), np.float64) / 4
-                buffer = io.BytesIO()
-                Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=92)
-                for suffix, content in (("jpg", buffer.getvalue()), ("cls", str(number % 1000).encode())):
-                    member = tarfile.TarInfo(f"n{number % 1000:08d}_{number}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-
-
-def write_tickets(path: Path, index: ShardIndex) -> TicketStore:
-    """A ticket file with random rankings: what they say does not change what moving them costs."""
-    header = TicketHeader(
-        form="full",
-        grid=GRID,
-        patch_size=16,
-        k=K,
-        keep="0.7",
-        stage_keep="0.887905",
-        stage_tokens=(175, 156, 138),
-        view=ViewSpec("whole", 224, 224),
-        preprocessing=Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "torchvision"),
-        selector=SelectorInfo("fake", "", "bench", (3, 6, 9)),
-        dataset=DatasetInfo("bench", "train", index.num_samples, index.fingerprint),
-    )
-    writer = TicketWriter(path, header, [ShardSpec(shard.name, shard.rows) for shard in index.shards], key_width=24)
-    for place, shard in enumerate(index.shards):
-        rng = generator("bench_loader", place)
-        ids = range(int(index.row_start[place]), int(index.row_start[place + 1]))
-        patches = np.argsort(rng.random((shard.rows, GRID.num_patches)), axis=1).astype(np.uint8)
-        hashes = b"".join(content_hash(encoded) for encoded in index.read_many(list(ids)))
-        images = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
-        gap, skipped = np.zeros(shard.rows, np.float32), np.zeros(shard.rows, dtype=bool)
-        with writer.claim(place) as mine:
-            if mine:
-                writer.write(place, ShardTickets(tuple(index.keys(place)), images, patches, gap, skipped))
-    writer.finish()
-    return TicketStore(path)
+        members = []
+        for number in range(shard * SHARD_ROWS, min(num_images, (shard + 1) * SHARD_ROWS)):
+            rng = np.random.default_rng(number)
+            pixels = np.zeros((375, 500, 3))
+            for side in (4, 16, 64, 256):
+                noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+                pixels += np.asarray(noise.resize((500, 375), Image.Resampling.BICUBIC), np.float64) / 4
+            key, image = f"n{number % 1000:08d}_{number}", make_image(pixels.astype(np.uint8), quality=92)
+            members += [(f"{key}.jpg", image), (f"{key}.cls", str(number % 1000).encode())]
+        make_tar(folder / f"bench-{shard:06d}.tar", members)
 
 
 def ours(index: ShardIndex, found: Join | None, recipe: str, batch: int) -> Callable[[int], Iterator[torch.Tensor]]:
@@ -232,7 +185,7 @@ def main() -> None:
         folder = Path(scratch) / "bench"
         write_shards(folder, options.images)
         index = open_index(str(folder))
-        store = write_tickets(Path(scratch) / "tickets.zarr", index)
+        store = select_tickets(index, Path(scratch) / "tickets.zarr", **DEIT)
         start = time.perf_counter()
         found = join(index, store)
         results: dict[str, Any] = {"join_s": time.perf_counter() - start, "images": options.images}

@@ -10,8 +10,6 @@ packed file from an HTTP server in another process of this machine, checks every
 
 import argparse
 import json
-import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -19,26 +17,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import numpy as np
+from makers.servers import FolderServer
+from makers.tickets import DEIT, fill, make_header
 
 from dlth.data.share import pull
 from dlth.data.transfer import download
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    TicketWriter,
-    ViewSpec,
-    generator,
-)
+from dlth.tickets import DatasetInfo, ShardSpec, ShardTickets, TicketStore, TicketWriter, generator
 from dlth.tickets.archive import Archive, pack, unpack
 from dlth.tickets.shrink import shrink
 
@@ -66,32 +55,20 @@ def independent(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 def write_full(path: Path, num_rows: int, scores: Scores) -> TicketStore:
     """A ticket file of form full, as stage 1 would write it for DeiT-S."""
-    header = TicketHeader(
-        form="full",
-        grid=Grid(SIDE, SIDE),
-        patch_size=16,
-        k=K,
-        keep="0.7",
-        stage_keep="0.887905",
-        stage_tokens=(175, 156, K),
-        view=ViewSpec("whole", 224, 224),
-        preprocessing=Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "torchvision"),
-        selector=SelectorInfo("fake", "", "bench", (3, 6, 9)),
-        dataset=DatasetInfo("fake", "train", num_rows, ""),
-    )
+    header = make_header(**DEIT, dataset=DatasetInfo("fake", "train", num_rows, ""))
     sizes = [min(SHARD_ROWS, num_rows - start) for start in range(0, num_rows, SHARD_ROWS)]
     writer = TicketWriter(path, header, [ShardSpec(f"fake-{i:06d}.tar", n) for i, n in enumerate(sizes)], key_width=16)
-    for index, rows in enumerate(sizes):
-        rng = generator("bench_share", index)
+
+    def tickets(index: int) -> ShardTickets:
+        rows, rng = sizes[index], generator("bench_share", index)
         ordered = -np.sort(-(values := scores(rng, rows)), axis=1)
         patches = np.argsort(-values, axis=1).astype(np.uint8)
         gap = (ordered[:, K - 1] - ordered[:, K]).astype(np.float32)
         keys = tuple(f"n{index // 10:08d}_{index * SHARD_ROWS + row}" for row in range(rows))
         images = rng.integers(0, 256, (rows, 16), dtype=np.uint8)
-        with writer.claim(index) as mine:
-            if mine:
-                writer.write(index, ShardTickets(keys, images, patches, gap, np.zeros(rows, dtype=bool)))
-    writer.finish()
+        return ShardTickets(keys, images, patches, gap, np.zeros(rows, dtype=bool))
+
+    fill(writer, tickets)
     return TicketStore(path)
 
 
@@ -126,37 +103,10 @@ def rate(call: Callable[[], object], clear: Callable[[], object], size: int, rep
     return size / 1e6 / statistics.median(spent)
 
 
-class Ranges(BaseHTTPRequestHandler):
-    """Serves the current folder with byte ranges."""
-
-    def do_HEAD(self) -> None:  # noqa: D102
-        self._answer(body=False)
-
-    def do_GET(self) -> None:  # noqa: D102
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        if not os.path.exists(self.path.lstrip("/")):
-            self.send_error(404)
-            return
-        with open(self.path.lstrip("/"), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            start, stop = (int(wanted[1]), min(int(wanted[2]) + 1, size)) if wanted else (0, size)
-            self.send_response(206 if wanted else 200)
-            self.send_header("Content-Length", str(stop - start))
-            self.send_header("ETag", f'"{size}"')
-            self.end_headers()
-            if body:
-                file.seek(start)
-                self.wfile.write(file.read(stop - start))
-
-    def log_message(self, *args: object) -> None:  # noqa: D102
-        pass
-
-
 def serve() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    """Serve the current folder until the process is ended."""
+    server = FolderServer(Path.cwd())
+    server.stamp = '"bench"'
     print(server.server_address[1], flush=True)
     server.serve_forever()
 

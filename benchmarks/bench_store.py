@@ -19,21 +19,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    TicketWriter,
-    ViewSpec,
-    generator,
-)
+import numpy as np
+from makers.tickets import DEIT, make_header
+
+from dlth.tickets import DatasetInfo, ShardSpec, ShardTickets, TicketStore, TicketWriter, generator
 
 PATCHES = 196
 SHARD_ROWS = 1_000
@@ -54,23 +45,6 @@ COLUMNS = {
     "read_mib": "read +MiB",
     "verify_mib": "verify +MiB",
 }
-
-
-def header(num_rows: int) -> TicketHeader:
-    """A header such as select would write for DeiT-S."""
-    return TicketHeader(
-        form="full",
-        grid=Grid(14, 14),
-        patch_size=16,
-        k=138,
-        keep="0.7",
-        stage_keep="0.887905",
-        stage_tokens=(175, 156, 138),
-        view=ViewSpec("whole", 224, 224),
-        preprocessing=Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "torchvision"),
-        selector=SelectorInfo("fake", "", "bench", (3, 6, 9)),
-        dataset=DatasetInfo("fake", "train", num_rows, ""),
-    )
 
 
 def fake_tickets(shard_index: int, rows: int) -> ShardTickets:
@@ -100,7 +74,9 @@ def bench_write(path: Path, num_rows: int) -> dict[str, float]:
     sizes = [min(SHARD_ROWS, num_rows - start) for start in range(0, num_rows, SHARD_ROWS)]
     shards = [ShardSpec(f"fake-{index:06d}.tar", rows) for index, rows in enumerate(sizes)]
     spent = 0.0
-    writer = TicketWriter(path, header(num_rows), shards, key_width=16)
+    writer = TicketWriter(
+        path, make_header(**DEIT, dataset=DatasetInfo("fake", "train", num_rows, "")), shards, key_width=16
+    )
     for index, rows in enumerate(sizes):
         tickets = fake_tickets(index, rows)
         start = time.perf_counter()

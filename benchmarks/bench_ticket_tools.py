@@ -21,21 +21,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import numpy as np
+from makers.tickets import DEIT, make_header
 
 from dlth.data.parquet import export_parquet
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    ViewSpec,
-    generator,
-)
+from dlth.tickets import DatasetInfo, ShardSpec, ShardTickets, TicketStore, generator
 from dlth.tickets.algebra import union
 from dlth.tickets.coco import export_coco
 from dlth.tickets.compare import compare
@@ -53,19 +45,7 @@ BLOCKS = 8
 
 def write(path: Path, num_rows: int, order: np.ndarray, shift: int) -> None:
     """A file of `num_rows` rows; `order` int64 [rows] is which image stands where, `shift` makes another selector's."""
-    header = TicketHeader(
-        form="full",
-        grid=Grid(14, 14),
-        patch_size=16,
-        k=138,
-        keep="0.7",
-        stage_keep="0.887905",
-        stage_tokens=(175, 156, 138),
-        view=ViewSpec("whole", 224, 224),
-        preprocessing=Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "torchvision"),
-        selector=SelectorInfo("fake", "", "bench", (3, 6, 9)),
-        dataset=DatasetInfo("fake", "train", num_rows, ""),
-    )
+    header = make_header(**DEIT, dataset=DatasetInfo("fake", "train", num_rows, ""))
     rng = generator("bench_ticket_tools", shift)
     blocks = [
         np.argsort(rng.random((SHARD_ROWS, PATCHES), dtype=np.float32), axis=1).astype(np.uint8) for _ in range(BLOCKS)

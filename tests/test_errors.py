@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from pathlib import Path
+
+from makers import ROOT
 
 from dlth.tickets.errors import DlthError
 
-ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| `(E_\w+)` \| `(\w+)`(?: \(`(\w+)`\))? \| (.+) \| (.+) \|$", re.M)
 
 
@@ -20,9 +20,9 @@ def family(base: type[DlthError] = DlthError) -> set[type[DlthError]]:
 def test_the_table_of_errors_is_complete() -> None:
     """Code, class and builtin of each row agree with the source, both ways."""
     for folder in ("tickets", "data", "training", "pipeline"):
-        for module in pkgutil.iter_modules([str(ROOT / folder)]):
-            if module.name != "__main__":
-                importlib.import_module(f"dlth.{folder}.{module.name}")
+        for module in pkgutil.walk_packages([str(ROOT / folder)], f"dlth.{folder}."):
+            if not module.name.endswith(".__main__"):
+                importlib.import_module(module.name)
     classes = [kind for kind in family() if kind.__module__.startswith("dlth.")]
     builtins = [[base.__name__ for base in kind.__bases__ if not issubclass(base, DlthError)] for kind in classes]
     source = {(kind.code, kind.__name__, "".join(names).removesuffix("Exception"))

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-GOLDEN = Path(__file__).parent / "tickets" / "golden" / "v1_full"
+from makers import GOLDEN
 
 SCRIPT = """
 import contextlib, io, json, sys
 HEAVY = ("torch", "torchvision", "timm", "webdataset", "matplotlib", "jinja2", "scipy", "pyarrow")
 import dlth.data, dlth.training, dlth.tickets
 from dlth.pipeline.cli import main
+
 for command in json.load(open(sys.argv[1])):
     sys.argv[1:], before, text = command, set(sys.modules), io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import GOLDEN, ROOT
 from packaging.requirements import Requirement
 
 LIGHT_COMMANDS = """
@@ -23,6 +24,7 @@ import numpy as np
 assert all(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm", "webdataset"))
 from dlth.data import open_index
 from dlth.pipeline.cli import main
+
 index = open_index(sys.argv[2])
 patches = np.random.default_rng(0).permuted(np.tile(np.arange(16), (len(index), 1)), axis=1)
 np.savez("own.npz", keys=np.array([index.key(i) for i in range(len(index))]), patches=patches)
@@ -38,7 +40,6 @@ for command in json.load(open(sys.argv[1])):
     print(json.dumps([code or 0, text.getvalue()]))
 """
 
-ROOT = Path(__file__).parents[1]
 SITE = Path(sysconfig.get_paths()["purelib"])
 
 
@@ -121,7 +122,7 @@ def test_the_wheel_holds_every_module_and_page(wheel: Path) -> None:
     needed = {
         f"dlth/{path.relative_to(ROOT)}"
         for folder in ("tickets", "data", "training", "pipeline")
-        for path in (ROOT / folder).iterdir()
+        for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".html", ".json"} or path.name in {"py.typed"}
     }
     assert needed - held == set()
@@ -152,13 +153,9 @@ mirrored = project(row, View.whole(grid), View.whole(grid).mirrored())
 assert sorted(mirrored[0]) == list(range(grid.num_patches))
 print(store.identity)
 """
-    golden = ROOT / "tests" / "tickets" / "golden" / "v1_full"
+    golden = GOLDEN
     done = subprocess.run(
-        [programs / "python", "-c", script, str(golden)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
+        [programs / "python", "-c", script, str(golden)], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) == 64
@@ -181,7 +178,7 @@ def test_a_light_installation_reads_and_shares(
     lines = (ROOT / "requirements-light.txt").read_text().splitlines()
     programs = environment(tmp_path / "env", wheel)
     lend(tmp_path / "env", *(line for line in lines if not line.startswith("#")))
-    golden, shards = str(ROOT / "tests" / "tickets" / "golden" / "v1_full"), make_shards(2, 3).spec
+    golden, shards = str(GOLDEN), make_shards(2, 3).spec
     (tmp_path / "classes" / "cat").mkdir(parents=True)
     (tmp_path / "classes" / "cat" / "a.jpg").write_bytes(b"\xff\xd8\xff")
     working = f"""

@@ -11,10 +11,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from makers import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = ("tickets", "data", "training", "pipeline")
 TICKETS_MAY_IMPORT = {"numpy", "zarr", "numcodecs"}
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import runpy
 import shutil
 import subprocess
 import sys
@@ -23,8 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
+from makers import ROOT
+from makers.campaign import run_script
+from makers.pictures import write_shards
+
 TABLE = ROOT / "docs" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- counts: written by tests/torture.py -->", "<!-- end of counts -->"
@@ -32,61 +33,48 @@ Counts = dict[str, Any]
 
 
 def script(name: str, *arguments: object) -> Counts:
-    """Run a script of the tests that prints one JSON object; `findings` is kept, a crash becomes one."""
-    command = [sys.executable, str(TESTS / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """Run a script of the tests; `findings` is kept, a crash becomes one."""
     try:
-        return {"findings": [], **json.loads(done.stdout)}
-    except ValueError:
-        return {"findings": [done.stderr[-500:]]}
+        return {"findings": [], **run_script(name, *arguments)[1]}
+    except (AssertionError, ValueError) as error:
+        return {"findings": [str(error)[-500:]]}
 
 
-def small_shards(folder: Path) -> Path:
+def small_shards(folder: Path) -> str:
     """Two shards of real JPEGs, three and two samples."""
-    make = runpy.run_path(str(TESTS / "conftest.py"))
-    data = folder / "train"
-    data.mkdir()
-    for shard, numbers in enumerate(((0, 1, 2), (3, 4))):
-        members = []
-        for number in numbers:
-            members += [(f"n_{number}.jpg", make["encode"](make["picture"](number))), (f"n_{number}.cls", b"1")]
-        make["write_tar"](data / f"train-{shard:06d}.tar", members)
-    return data
+    return write_shards(folder, 2, (3, 2)).spec
+
+
+def began(told: Counts, *words: str) -> int:
+    """How many outcomes began with one of these words."""
+    return sum(count for name, count in told.get("outcomes", {}).items() if name.startswith(words))
 
 
 def mutants(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("hostile/mutants.py", "--count", arguments.mutants, "--processes", os.cpu_count() or 1)
-    outcomes = told.get("outcomes", {})
-    other = sum(count for name, count in outcomes.items() if name.startswith("opened"))
-    refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
-    sound = outcomes.get("accepted unchanged", 0)
-    text = f"{told.get('mutants', 0):,} mutants, {told.get('signed', 0):,} signed anew: {refused:,} refused"
-    return f"{text}, {other:,} opened under another identity, {sound:,} unchanged and accepted", told
+    text = f"{told.get('mutants', 0):,} mutants, {told.get('signed', 0):,} signed anew"
+    text = f"{text}: {began(told, 'refused'):,} refused, {began(told, 'opened'):,} opened under another identity"
+    return f"{text}, {began(told, 'accepted unchanged'):,} unchanged and accepted", told
 
 
 def checkpoints(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("hostile/checkpoints.py", "--count", arguments.checkpoints)
-    outcomes = told.get("outcomes", {})
-    refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
-    other, same = (outcomes.get(name, 0) for name in ("loaded under another digest", "loaded, the same weights"))
-    text = f"{told.get('mutants', 0):,} mutants of checkpoints: {refused:,} refused"
-    return f"{text}, {other:,} loaded under another digest, {same:,} with the same weights", told
+    text = f"{told.get('mutants', 0):,} mutants of checkpoints: {began(told, 'refused'):,} refused"
+    text = f"{text}, {began(told, 'loaded under'):,} loaded under another digest"
+    return f"{text}, {began(told, 'loaded,'):,} with the same weights", told
 
 
 def run_folders(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("hostile/run_folders.py", "--count", arguments.run_folders)
-    outcomes = told.get("outcomes", {})
-    refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
-    text = f"{told.get('mutants', 0):,} spoilt folders of runs: {refused:,} refused"
-    text = f"{text}, {outcomes.get('the same', 0):,} with the same numbers"
-    return f"{text}, {outcomes.get('other weights', 0):,} as other weights", told
+    text = f"{told.get('mutants', 0):,} spoilt folders of runs: {began(told, 'refused'):,} refused"
+    text = f"{text}, {began(told, 'the same'):,} with the same numbers"
+    return f"{text}, {began(told, 'other weights'):,} as other weights", told
 
 
 def decoders(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("hostile/decoders.py", "--count", arguments.images, "--processes", os.cpu_count() or 1)
-    decoded, refused = (told.get("outcomes", {}).get(name, 0) for name in ("decoded", "refused"))
     text = f"{told.get('mutants', 0):,} mutants of JPEG, PNG and WebP against the real decoders"
-    return f"{text}: {decoded:,} decoded, {refused:,} refused", told
+    return f"{text}: {began(told, 'decoded'):,} decoded, {began(told, 'refused'):,} refused", told
 
 
 def bits(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
@@ -109,14 +97,12 @@ def exploits(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
 
 def answers(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     told = script("hostile/answers.py", "--count", arguments.answers)
-    outcomes = told.get("outcomes", {})
-    refused = sum(count for name, count in outcomes.items() if name.startswith("refused"))
-    text = f"{told.get('answers', 0):,} answers of a web server, of right and wrong parts: {refused:,} refused"
-    return f"{text}, {outcomes.get('whole', 0):,} with the bytes asked for", told
+    text = f"{told.get('answers', 0):,} answers of a web server, of right and wrong parts"
+    return f"{text}: {began(told, 'refused'):,} refused, {began(told, 'whole'):,} with the bytes asked for", told
 
 
 def steps(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
-    told = script("pipeline/kill_select.py", small_shards(folder), folder, arguments.step_stride)
+    told = script("faults/kill_select.py", small_shards(folder), folder, arguments.step_stride)
     return f"select killed at {told.get('kills', 0)} of its {told.get('steps', 0)} file-system steps", told
 
 
@@ -165,10 +151,9 @@ def tars(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
 def odd_tars(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     program = shutil.which("tar") or ""
     told = script("hostile/odd_tars.py", "--count", arguments.odd_tars, "--tar", program if is_gnu(program) else "")
-    same = told.get("outcomes", {}).get("the same members", 0)
-    refused = sum(count for name, count in told.get("outcomes", {}).items() if name.startswith("refused"))
     others = "Python's tarfile and GNU tar" if is_gnu(program) else "Python's tarfile"
-    return f"{told.get('count', 0):,} odd tars: {refused:,} refused, {same:,} with the members that {others} find", told
+    text = f"{told.get('count', 0):,} odd tars: {began(told, 'refused'):,} refused"
+    return f"{text}, {began(told, 'the same members'):,} with the members that {others} find", told
 
 
 def is_gnu(program: str) -> bool:

@@ -179,16 +179,7 @@ def test_everything_can_be_done_by_keys_alone(show: Callable[..., Tab]) -> None:
         )
         ring = "(e => getComputedStyle(e.type === 'radio' ? e.parentElement : e).outlineStyle)(document.activeElement)"
         assert tab.evaluate(ring) == "solid", stops
-    assert stops == [
-        "skip",
-        "SUMMARY:",
-        "INPUT:keep",
-        "INPUT:",
-        "SELECT:class",
-        "SELECT:sort",
-        "INPUT:text",
-        "picture",
-    ]
+    assert stops == ["skip", "SUMMARY:", "INPUT:keep", "INPUT:", "SELECT:class", "SELECT:sort", "INPUT:text", "picture"]
     tab.evaluate("keep.focus()")
     tab.press("ArrowRight", "ArrowRight", "ArrowLeft")
     assert covered(tab, 0) == dropped(0, K + 1)

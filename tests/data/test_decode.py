@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from makers.pictures import make_image, make_picture
 from PIL import Image
 
 from dlth.data.decode import BadImageError, decode, image_size, sniff
@@ -40,7 +41,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_gives_the_pixels_of_pillow(kind, make_picture, make_image):
+def test_every_kind_of_file_gives_the_pixels_of_pillow(kind):
     """Three RGB channels of the stored size, equal to Pillow's bit for bit (lossy WebP: within a rounding)."""
     form, mode, options = KINDS[kind]
     encoded = make_image(make_picture(1, 33, 47), form, mode, **options)
@@ -52,7 +53,7 @@ def test_every_kind_of_file_gives_the_pixels_of_pillow(kind, make_picture, make_
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2000), (1500, 2), (3, 5)])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_tiny_and_very_wide_images_keep_their_size(form, height, width, make_picture, make_image):
+def test_tiny_and_very_wide_images_keep_their_size(form, height, width):
     """A single pixel and a 1 x 2000 strip decode to exactly that."""
     pixels = np.broadcast_to(make_picture(2)[:1, :1], (height, width, 3)).copy()
     encoded = make_image(pixels, form)
@@ -69,7 +70,7 @@ def test_sixteen_bit_png_keeps_the_upper_byte():
     assert torch.equal(pixels[0], torch.from_numpy((grey >> 8).astype(np.uint8)))
 
 
-def test_exif_rotation_is_ignored(make_picture, make_image):
+def test_exif_rotation_is_ignored():
     """A JPEG that asks to be turned by 90 degrees is used as stored: the ticket's grid lies on the stored pixels."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -79,7 +80,7 @@ def test_exif_rotation_is_ignored(make_picture, make_image):
     assert torch.equal(decode(turned, where="k"), decode(plain, where="k"))
 
 
-def test_the_suffix_plays_no_part(make_picture, make_image):
+def test_the_suffix_plays_no_part():
     """The format comes from the first bytes: ImageNet has a PNG named .JPEG."""
     assert sniff(make_image(make_picture(1), "PNG")) == "png"
     assert sniff(make_image(make_picture(1), "JPEG")) == "jpeg"
@@ -87,7 +88,7 @@ def test_the_suffix_plays_no_part(make_picture, make_image):
 
 
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "AVIF"])
-def test_other_formats_are_refused_by_name(form, make_picture, make_image):
+def test_other_formats_are_refused_by_name(form):
     """Only JPEG, PNG and WebP reach a decoder, whatever torchvision could do."""
     with pytest.raises(BadImageError, match=rf"^a.tar: k: (?i:{form}) images are not read, only JPEG"):
         decode(make_image(make_picture(1), form), where="a.tar: k")
@@ -107,7 +108,7 @@ def test_bytes_that_are_no_image_show_how_they_begin(encoded):
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "png", "webp", "lossless webp"])
-def test_every_cut_is_an_error(kind, make_picture, make_image):
+def test_every_cut_is_an_error(kind):
     """An image cut anywhere is a BadImageError that names it: never other pixels, never a crash.
 
     Libraries are lenient about a missing end-of-image mark alone: such a cut may decode, to the same pixels.
@@ -126,7 +127,7 @@ def test_every_cut_is_an_error(kind, make_picture, make_image):
         decode(encoded[: len(encoded) // 2], where="shard 1: n01_1")
 
 
-def test_a_bomb_is_refused_before_decoding(make_picture, make_image):
+def test_a_bomb_is_refused_before_decoding():
     """Headers that claim 65,500 x 65,500 pixels are refused from the header, in each format."""
     jpeg = bytearray(make_image(make_picture(1)))
     frame = jpeg.index(b"\xff\xc0")
@@ -140,7 +141,7 @@ def test_a_bomb_is_refused_before_decoding(make_picture, make_image):
         decode(make_image(make_picture(1), "WEBP"), where="k", max_pixels=48 * 64 - 1)
 
 
-def test_a_jpeg_of_a_hundred_scans_is_refused(make_picture, make_image):
+def test_a_jpeg_of_a_hundred_scans_is_refused():
     """Each scan costs a pass over all pixels: a small file could take hours."""
     jpeg = make_image(make_picture(1), progressive=True)
     scan = jpeg.rindex(b"\xff\xda")
@@ -148,7 +149,7 @@ def test_a_jpeg_of_a_hundred_scans_is_refused(make_picture, make_image):
         decode(jpeg[:scan] + jpeg[scan:-2] * 101 + jpeg[-2:], where="k")
 
 
-def test_scans_are_bounded_by_the_pixels_that_they_pass_over(make_picture, make_image):
+def test_scans_are_bounded_by_the_pixels_that_they_pass_over():
     """Thirty scans of a small image are decoded; of 81 megapixels they are refused by the header."""
     jpeg = make_image(make_picture(1), progressive=True)
     scan = jpeg.rindex(b"\xff\xda")
@@ -160,7 +161,7 @@ def test_scans_are_bounded_by_the_pixels_that_they_pass_over(make_picture, make_
         decode(large, where="k")
 
 
-def test_bytes_that_look_like_scans_inside_exif_are_none(make_picture, make_image):
+def test_bytes_that_look_like_scans_inside_exif_are_none():
     """A thumbnail or a maker's note may hold any bytes: only scans of the image itself count."""
     jpeg = make_image(make_picture(1))
     note = b"\xff\xda\x00\x08" * 150
@@ -247,7 +248,7 @@ def test_memory_is_bounded_by_the_result_and_a_lack_of_it_is_a_bad_image():
     ],
     ids=["no height", "12 bits", "lossless", "no frame", "padding only"],
 )
-def test_broken_jpeg_headers_are_named(change, message, make_picture, make_image):
+def test_broken_jpeg_headers_are_named(change, message):
     """What the header lacks or claims is said, not just that decoding failed."""
     jpeg = make_image(make_picture(1))
     with pytest.raises(BadImageError, match=message):
@@ -255,7 +256,7 @@ def test_broken_jpeg_headers_are_named(change, message, make_picture, make_image
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_seeded_flips_never_escape_the_error_family(kind, make_picture, make_image):
+def test_seeded_flips_never_escape_the_error_family(kind):
     """Flipped bits give BadImageError or pixels of the claimed size: no crash, no other exception.
 
     Pixels that are merely other ones are told apart by the content hash. (Without the check of data.png, nine in ten
@@ -302,7 +303,7 @@ def test_png_that_lies_is_refused_before_libpng_sees_it(lie):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 9), (16, 17)])
-def test_interlaced_png_and_transparent_palette(size, make_picture, make_image):
+def test_interlaced_png_and_transparent_palette(size):
     """Adam7 rows are counted right at every small size; a transparent palette keeps its colours."""
     height, width = size
     grey = make_picture(1, height, width)[..., 0]

@@ -1,7 +1,5 @@
 """The demo's images: geometry, held-out digits, and shards that are the same every time."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tarfile

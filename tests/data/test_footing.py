@@ -1,7 +1,5 @@
 """Arms on one footing: they differ in the ranking alone, whatever augmentation, mixing and hidden patches do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,19 +1,18 @@
 """ImageNet in its own layouts, three classes of four images: archives, devkit, Hub archives, Kaggle's folders."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
 import resource
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+from makers.pictures import make_image, make_picture, make_tar
+from makers.tampering import flipped
 from typer.testing import CliRunner
 
 from dlth.data.decode import decode
@@ -29,7 +28,7 @@ VAL_NUMBERS = [3, 1, 2, 2, 1, 3]
 
 
 @pytest.fixture
-def train_images(make_picture: Callable, make_image: Callable) -> dict[str, dict[str, bytes]]:
+def train_images() -> dict[str, dict[str, bytes]]:
     """Class -> base name -> encoded bytes, with ImageNet's oddities: a PNG and a CMYK JPEG, both named .JPEG."""
     images: dict[str, dict[str, bytes]] = {}
     for label, wnid in enumerate(SYNSETS):
@@ -40,7 +39,7 @@ def train_images(make_picture: Callable, make_image: Callable) -> dict[str, dict
 
 
 @pytest.fixture
-def train_tar(tmp_path: Path, make_tar: Callable, train_images: dict[str, dict[str, bytes]]) -> Path:
+def train_tar(tmp_path: Path, train_images: dict[str, dict[str, bytes]]) -> Path:
     """ILSVRC2012_img_train.tar: a GNU tar of class tars, in no particular order."""
     classes = []
     for wnid, images in train_images.items():
@@ -51,13 +50,13 @@ def train_tar(tmp_path: Path, make_tar: Callable, train_images: dict[str, dict[s
 
 
 @pytest.fixture
-def val_images(make_picture: Callable, make_image: Callable) -> dict[str, bytes]:
+def val_images() -> dict[str, bytes]:
     """Base name -> JPEG of the six validation images."""
     return {f"ILSVRC2012_val_{n:08d}": make_image(make_picture(200 + n, 24, 32)) for n in range(1, 7)}
 
 
 @pytest.fixture
-def val_tar(tmp_path: Path, make_tar: Callable, val_images: dict[str, bytes]) -> Path:
+def val_tar(tmp_path: Path, val_images: dict[str, bytes]) -> Path:
     """ILSVRC2012_img_val.tar: flat."""
     members = [(f"{name}.JPEG", encoded) for name, encoded in reversed(val_images.items())]
     return make_tar(tmp_path / "ILSVRC2012_img_val.tar", members, tarfile.GNU_FORMAT)
@@ -117,7 +116,7 @@ def test_odd_files_stay_as_they_are_and_decode(train_tar: Path, tmp_path: Path) 
 
 
 def test_every_layout_of_the_training_set_gives_the_same_shards(
-    train_tar: Path, train_images: dict[str, dict[str, bytes]], tmp_path: Path, make_tar: Callable
+    train_tar: Path, train_images: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
     """Archive, folder of class tars, unpacked folder, a tar of folders and the Hub's gzip archives: the same bytes."""
     tars, folders = tmp_path / "class_tars", tmp_path / "unpacked"
@@ -179,9 +178,7 @@ def test_the_validation_archive_takes_its_labels_from_the_devkit(
         assert report.renamed == (), "a suffix that is taken off changes no key"
 
 
-def test_the_hubs_validation_archive_says_its_labels(
-    val_images: dict[str, bytes], tmp_path: Path, make_tar: Callable
-) -> None:
+def test_the_hubs_validation_archive_says_its_labels(val_images: dict[str, bytes], tmp_path: Path) -> None:
     """The synset that the Hub appends to a name becomes the label and is no part of the key."""
     wnids = [NUMBERS[number] for number in VAL_NUMBERS]
     named = [(f"{name}_{wnid}.JPEG", val_images[name]) for name, wnid in zip(val_images, wnids, strict=True)]
@@ -251,10 +248,7 @@ def test_a_damaged_meta_mat_is_an_error_and_nothing_else(devkit: Path) -> None:
     scipy.io.savemat(devkit / "m", {"synsets": scipy.io.loadmat(devkit / "data" / META)["synsets"]}, appendmat=False)
     whole = (devkit / "m").read_bytes()
     mutants = [whole[:length] for length in range(0, len(whole), 7)]
-    for position in np.random.default_rng(0).integers(0, len(whole) * 8, 2000):
-        mutant = bytearray(whole)
-        mutant[position // 8] ^= 1 << (position % 8)
-        mutants.append(bytes(mutant))
+    mutants += [flipped(whole, bit) for bit in np.random.default_rng(0).integers(0, len(whole) * 8, 2000).tolist()]
     outcomes = set()
     for mutant in mutants:
         try:
@@ -264,7 +258,7 @@ def test_a_damaged_meta_mat_is_an_error_and_nothing_else(devkit: Path) -> None:
     assert outcomes >= {dict, DamageError}
 
 
-def test_untrusted_archives_are_refused_with_the_place(tmp_path: Path, make_tar: Callable) -> None:
+def test_untrusted_archives_are_refused_with_the_place(tmp_path: Path) -> None:
     """Links, names that point outside, cut archives and cut gzip files stop the run; nothing is extracted."""
     link = tarfile.TarInfo("cat/link.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"

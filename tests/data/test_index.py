@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from makers.pictures import make_image, make_picture, make_tar
+from makers.tampering import flip, flipped
 
 from dlth.data.decode import decode
 from dlth.data.index import ShardIndex, check_shards, open_index
@@ -38,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def one(tmp_path: Path, make_tar: Callable[..., Path]) -> Callable[..., ShardIndex]:
+def one(tmp_path: Path) -> Callable[..., ShardIndex]:
     """``one(member, ...)`` -> the index of one shard of those members, made anew."""
 
     def make(*members: tuple[str, bytes]) -> ShardIndex:
@@ -74,7 +76,7 @@ def test_index_agrees_with_webdataset(make_shards: Any) -> None:
     assert index.key_width == max(len(key) for key in shards.all_keys)
 
 
-def test_the_fingerprint_is_pinned(one: Any, tmp_path: Path, make_tar: Any) -> None:
+def test_the_fingerprint_is_pinned(one: Any, tmp_path: Path) -> None:
     """sha256 over the sorted keys, each followed by NUL: if it changes, no ticket file knows its data set any more."""
     expected = hashlib.sha256(b"a\0b\0c\0").hexdigest()
     assert one(("b.jpg", JPEG), ("a.jpg", JPEG), ("c.jpg", JPEG)).fingerprint == expected
@@ -104,7 +106,7 @@ def test_keys_follow_webdatasets_rule(name: str, key: str, suffix: str) -> None:
     assert (theirs[0] or "").removeprefix("./").removeprefix("./") == key
 
 
-def test_foreign_shards_work_as_they_are(one: Any, make_picture: Any, make_image: Any) -> None:
+def test_foreign_shards_work_as_they_are(one: Any) -> None:
     """Any case, folders, members apart, captions, a PNG named .JPEG, grey and CMYK: all images, nothing else read."""
     picture = make_picture(1)
     images = {
@@ -152,11 +154,7 @@ REFUSED: dict[str, tuple[list[tuple[str, bytes]], type[DlthError], str]] = {
         DamageError,
         r"'b' \(a key ends at the first dot\) has",
     ),
-    "an image not read": (
-        [("a.jpg", JPEG), ("b.tiff", JPEG)],
-        DamageError,
-        "b.tiff: the sample 'b' .* has no jpg",
-    ),
+    "an image not read": ([("a.jpg", JPEG), ("b.tiff", JPEG)], DamageError, "b.tiff: the sample 'b' .* has no jpg"),
     "a label of letters": ([("a.jpg", JPEG), ("a.cls", b"cat")], DamageError, "in digits, found 'cat' .3 bytes"),
     "an empty label": ([("a.jpg", JPEG), ("a.cls", b"")], DamageError, r"found '' \(0 bytes\)"),
     "a pickled label": ([("a.jpg", JPEG), ("a.cls", b"\x80\x04K\x01.")], DamageError, r"found '\\x80"),
@@ -183,14 +181,14 @@ def test_what_would_lose_or_mix_up_a_sample_is_refused_by_name(case: str, one: A
         one(*members)
 
 
-def test_a_key_of_a_thousand_bytes_is_refused(tmp_path: Path, make_tar: Any) -> None:
+def test_a_key_of_a_thousand_bytes_is_refused(tmp_path: Path) -> None:
     """Keys stand in a fixed width in ticket files."""
     path = make_tar(tmp_path / "s.tar", [("k" * 1025 + ".jpg", JPEG)], 2)
     with pytest.raises(LimitError, match="a key of 1025 bytes; at most 1024"):
         open_index(str(path))
 
 
-def test_duplicate_keys_across_shards_name_both_places(tmp_path: Path, make_tar: Any) -> None:
+def test_duplicate_keys_across_shards_name_both_places(tmp_path: Path) -> None:
     """The same key in two shards would give one image the other's ticket."""
     make_tar(tmp_path / "a.tar", [("x.jpg", JPEG), ("y.jpg", JPEG)])
     make_tar(tmp_path / "b.tar", [("z.jpg", JPEG), ("y.png", JPEG)])
@@ -247,7 +245,7 @@ def test_flips_anywhere_in_a_shard_never_lose_a_sample(tmp_path: Path, make_shar
     assert counts["label"] <= 3
 
 
-def test_a_made_index_is_found_again(make_shards: Any, cache: Path, make_tar: Any) -> None:
+def test_a_made_index_is_found_again(make_shards: Any, cache: Path) -> None:
     """The second time no tar is read: the index beside the shards is equal to the first, shard by shard."""
     shards = make_shards(2, 3)
     calls: list[tuple[int, int]] = []
@@ -299,9 +297,7 @@ def test_a_damaged_index_is_made_anew(make_shards: Any) -> None:
     rng = np.random.default_rng(0)
     mutants = [whole[:length] for length in range(0, len(whole), 97)] + [b"", b"\0" * 50, whole + b"x", b"{}" * 40]
     for place, bit in zip(rng.integers(0, len(whole), 100), rng.integers(0, 8, 100), strict=True):
-        mutant = bytearray(whole)
-        mutant[place] ^= 1 << int(bit)
-        mutants.append(bytes(mutant))
+        mutants.append(flipped(whole, 8 * int(place) + int(bit)))
     for mutant in mutants:
         path.write_bytes(mutant)
         assert same(open_index(shards.spec), sound)
@@ -340,9 +336,7 @@ def test_reading_notices_what_the_index_does_not_know(make_shards: Any) -> None:
     shards = make_shards(1, 3)
     index = open_index(shards.spec)
     path, before = shards.paths[0], shards.paths[0].stat()
-    content = bytearray(path.read_bytes())
-    content[int(index.image_offset[1]) - 500] ^= 1
-    path.write_bytes(content)
+    flip(path, 8 * (int(index.image_offset[1]) - 500))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     place = (
         f"shard train-000000.tar, key {index.key(1)}: byte {index.image_offset[1]}: an image of {index.image_size[1]}"

@@ -215,7 +215,7 @@ def test_reencoded_images_are_told(make_shards: Callable[..., Any], make_tickets
         ({"grid": Grid(8, 8)}, r"grid: the file has 4x4 patches, the model 8x8"),
         ({"k": 17}, r"keep: the file holds the 16 best patches \(keep 0.5\), asked for 17"),
         ({"split": "validation"}, "split: the file is for 'train', the images are 'validation'"),
-        ({"dataset": "imagenet"}, "dataset: the file is for 'digits', the images are 'imagenet'"),
+        ({"dataset": "imagenet"}, "dataset: the file is for 'pictures', the images are 'imagenet'"),
     ],
     ids=["grid", "keep", "split", "dataset"],
 )
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     """A wrong grid, keep, split or data set is refused before an image is read, both sides shown."""
     header = make_tickets(open_index(make_shards(1, 2).spec)).header
-    check_compatible(header, grid=Grid(4, 4), k=16, split="train", dataset="digits")
+    check_compatible(header, grid=Grid(4, 4), k=16, split="train", dataset="pictures")
     with pytest.raises(MismatchError, match=message):
         check_compatible(header, **{"grid": Grid(4, 4), **asked})  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from makers.pictures import make_image, make_tar
 
 from dlth.data.augment import Augmentation
 from dlth.data.batch import Batch
@@ -521,7 +522,7 @@ def test_evaluation_refuses_wrong_settings(index: ShardIndex, store: TicketStore
             evaluation(index, store, **changes)
 
 
-def test_images_without_labels_are_refused(make_tar: Callable[..., Path], make_image: Any, tmp_path: Path) -> None:
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     """Training and evaluation need labels: the first image without one is named."""
     image = make_image(np.zeros((16, 16, 3), np.uint8))
     make_tar(tmp_path / "plain-000.tar", [("a.jpg", image), ("b.jpg", image)])

@@ -58,12 +58,7 @@ def test_removed_images_leave_the_order_as_it_was() -> None:
 
 
 @settings(max_examples=60)
-@given(
-    samples=st.integers(1, 120),
-    size=st.integers(1, 9),
-    world=st.integers(1, 5),
-    micro=st.integers(1, 4),
-)
+@given(samples=st.integers(1, 120), size=st.integers(1, 9), world=st.integers(1, 5), micro=st.integers(1, 4))
 def test_parts_make_up_the_global_batch(samples: int, size: int, world: int, micro: int) -> None:
     """At every step the weighted parts of all ranks, put together, are the global batch, every image once."""
     order = epoch_order(np.array([samples], np.int64), 0, 0)

@@ -1,7 +1,5 @@
 """`pack` on image folders: exact bytes, the same shards whatever happens on the way, and nothing left out unsaid."""
 
-from __future__ import annotations
-
 import fcntl
 import gzip
 import hashlib
@@ -19,6 +17,8 @@ from typing import Any
 
 import pytest
 import webdataset
+from makers.pictures import make_image, make_picture
+from makers.tampering import flip
 from timm.data.readers.reader_wds import _load_info, _parse_split_info
 
 from dlth.data.imagenet import validation_labels
@@ -38,7 +38,7 @@ MakeFolder = Callable[..., Path]
 
 
 @pytest.fixture
-def make_folder(tmp_path: Path, make_picture: Callable, make_image: Callable) -> MakeFolder:
+def make_folder(tmp_path: Path) -> MakeFolder:
     """``make_folder(name, classes, per_class)`` -> folder of class folders with real JPEGs named CLASS_NUMBER.jpg."""
 
     def make(name: str = "images", classes: tuple[str, ...] = ("cat", "dog", "owl"), per_class: int = 4) -> Path:
@@ -272,9 +272,7 @@ def test_a_damaged_or_missing_shard_is_written_again(make_folder: MakeFolder, tm
     source, out = make_folder(), tmp_path / "out"
     pack(source, out, samples_per_shard=4)
     before = digests(out)
-    damaged = bytearray((out / "train-000001.tar").read_bytes())
-    damaged[700] ^= 1
-    (out / "train-000001.tar").write_bytes(damaged)
+    flip(out / "train-000001.tar", 8 * 700)
     (out / "train-000002.tar").unlink()
     calls: list[tuple[int, int]] = []
     report = pack(source, out, samples_per_shard=4, progress=lambda done, total: calls.append((done, total)))

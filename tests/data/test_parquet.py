@@ -1,7 +1,5 @@
 """Parquet in and out: round trip, other labs' files, and refusals by name."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal
@@ -12,21 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from makers.tickets import make_header
 
 from dlth.data.confined import Confined
 from dlth.data.parquet import ParquetTable, export_parquet
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    ViewSpec,
-    generator,
-)
+from dlth.tickets import DatasetInfo, Grid, ShardSpec, ShardTickets, TicketStore, generator
 from dlth.tickets.derive import Draft
 from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError
 from dlth.tickets.imports import ImportOptions, import_draft
@@ -41,19 +29,7 @@ def rankings(rows: int) -> np.ndarray:
 @pytest.fixture
 def store(tmp_path: Path) -> TicketStore:
     """Three shards of 3, 0 and 2 rows, one row skipped."""
-    header = TicketHeader(
-        form="full",
-        grid=Grid(4, 4),
-        patch_size=8,
-        k=6,
-        keep="0.375",
-        stage_keep="0.721125",
-        stage_tokens=(12, 9, 6),
-        view=ViewSpec("whole", 32, 32),
-        preprocessing=Preprocessing((0.5,), (0.5,), "torchvision"),
-        selector=SelectorInfo("vit", "ab" * 32, "random", (0, 1, 2)),
-        dataset=DatasetInfo("toy", "train", 5, ""),
-    )
+    header = make_header(dataset=DatasetInfo("toy", "train", 5, ""))
     order, rng, shards, start = rankings(5), generator("hashes"), [], 0
     for count in (3, 0, 2):
         at = slice(start, start + count)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+from makers.pictures import make_image, make_picture
 
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex
@@ -20,9 +20,7 @@ NAMES = [f"n{number % 3:08d}_{number}" for number in range(9)]
 
 
 @pytest.fixture
-def packed(
-    make_picture: Callable[..., np.ndarray], make_image: Callable[..., bytes], make_index: Callable[..., ShardIndex]
-) -> Callable[..., ShardIndex]:
+def packed(make_index: Callable[..., ShardIndex]) -> Callable[..., ShardIndex]:
     """``packed(folder, keys, pictures, rows_per_shard, quality)`` -> index of tars with these pictures by number."""
 
     def make(folder: str, keys: Sequence[str], pictures: Sequence[int], rows: int = 4, quality: int = 90) -> ShardIndex:

@@ -1,18 +1,14 @@
 """Sending and fetching, against a real HTTP server that cuts connections and a real S3 server, both on loopback."""
 
-from __future__ import annotations
-
-import re
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from makers.servers import FolderServer
+from makers.tampering import flipped
+from makers.tickets import tree_bytes
 
 from dlth.data.index import open_index
 from dlth.data.remote import filesystem
@@ -23,61 +19,11 @@ from dlth.tickets.archive import pack
 from dlth.tickets.errors import DamageError, DlthError, InputError, MismatchError, TransferError, UnsafeError
 
 
-class CuttingServer(ThreadingHTTPServer):
-    """Serves a folder with byte ranges; after `budget` bytes of content every connection is cut in the middle."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
-        self.budget: float = float("inf")
-        self.ranges: list[tuple[int, int]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    server: CuttingServer
-
-    def do_GET(self) -> None:
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        start, stop = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, len(content))
-        body = content[start:stop]
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(content)}")
-        self.end_headers()
-        self.server.ranges.append((start, start + len(body)))
-        sent = int(min(len(body), self.server.budget))
-        self.server.budget -= sent
-        self.wfile.write(body[:sent])
-        if sent < len(body):
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def end_headers(self) -> None:
-        self.send_header("ETag", f'"{Path(self.translate_path(self.path)).name}"')
-        super().end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def http(tmp_path: Path) -> Iterator[CuttingServer]:
+def http(tmp_path: Path, serve: Callable[..., FolderServer]) -> FolderServer:
     """A server of `tmp_path / "served"`."""
     (tmp_path / "served").mkdir()
-    server = CuttingServer(tmp_path / "served")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    return serve(tmp_path / "served")
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +56,6 @@ def store(make_shards: Callable[..., Any], make_tickets: Callable[..., TicketSto
     return make_tickets(open_index(make_shards().spec))
 
 
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
-
-
 def no_note(text: str) -> None:
     raise AssertionError(f"nothing was to be said: {text}")
 
@@ -123,7 +65,7 @@ def random_file(path: Path, size: int) -> Path:
     return path
 
 
-def test_a_broken_transfer_goes_on_where_it_was(http: CuttingServer, tmp_path: Path) -> None:
+def test_a_broken_transfer_goes_on_where_it_was(http: FolderServer, tmp_path: Path) -> None:
     """Cut in the third block, the first two are kept; the second call asks for the rest alone, the bytes are right."""
     size = 2 * BLOCK + 1_000
     whole = random_file(tmp_path / "served/big.bin", size)
@@ -132,20 +74,19 @@ def test_a_broken_transfer_goes_on_where_it_was(http: CuttingServer, tmp_path: P
     with pytest.raises(TransferError, match=rf"broke off after {2 * BLOCK:,} of {size:,} bytes, which are kept: run"):
         download(f"{http.url}/big.bin", part)
     assert part.stat().st_size == 2 * BLOCK
-    http.budget, http.ranges = float("inf"), []
+    http.budget, http.sent = float("inf"), []
     download(f"{http.url}/big.bin", part, lambda done, total: told.append((done, total)))
-    assert http.ranges == [(2 * BLOCK, size)]
+    assert http.sent == [(2 * BLOCK, size)]
     assert told[0] == (2 * BLOCK, size)
     assert told[-1] == (size, size)
     assert part.read_bytes() == whole.read_bytes()
 
 
-def test_one_cut_connection_is_tried_again(http: CuttingServer, tmp_path: Path, serve: Callable[..., Any]) -> None:
+def test_one_cut_connection_is_tried_again(http: FolderServer, tmp_path: Path) -> None:
     """A single cut costs the user nothing."""
     whole = random_file(tmp_path / "served/a.bin", 50_000)
-    server = serve(tmp_path / "served")
-    server.num_cuts = 1
-    download(f"{server.url}/a.bin", tmp_path / "part")
+    http.num_cuts = 1
+    download(f"{http.url}/a.bin", tmp_path / "part")
     assert (tmp_path / "part").read_bytes() == whole.read_bytes()
 
 
@@ -189,7 +130,7 @@ def test_push_and_pull_give_back_every_byte(
     assert sent.beside == (f"{target}/README.md",)
     assert told[-1] == (sent.num_bytes, sent.num_bytes)
     assert pull(sent.pinned, tmp_path / "mine.zarr") == store.identity
-    assert tree(tmp_path / "mine.zarr") == tree(store.path)
+    assert tree_bytes(tmp_path / "mine.zarr") == tree_bytes(store.path)
     assert pull(sent.url, tmp_path / "mine.zip") == store.identity
     pack(store, tmp_path / "packed.zip")
     assert (tmp_path / "mine.zip").read_bytes() == (tmp_path / "packed.zip").read_bytes()
@@ -228,7 +169,7 @@ def test_a_broken_upload_to_s3_goes_on_where_it_was(
     assert sent == [2, 3]
 
 
-def test_a_server_that_is_gone_keeps_what_came(http: CuttingServer, store: TicketStore, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_keeps_what_came(http: FolderServer, store: TicketStore, tmp_path: Path) -> None:
     """A pull that breaks off leaves its part beside the name, nothing under it; the next pull finishes."""
     pack(store, tmp_path / "served/t.zip")
     http.budget = 100
@@ -241,15 +182,14 @@ def test_a_server_that_is_gone_keeps_what_came(http: CuttingServer, store: Ticke
     assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.zarr"]
 
 
-def test_only_the_file_asked_for_gets_its_name(http: CuttingServer, store: TicketStore, tmp_path: Path) -> None:
+def test_only_the_file_asked_for_gets_its_name(http: FolderServer, store: TicketStore, tmp_path: Path) -> None:
     """Another identity, a flipped bit and a file that is no ticket file leave nothing behind."""
     pack(store, tmp_path / "served/t.zip")
     asked = "ab" * 32
     with pytest.raises(MismatchError, match=f"identity {store.identity}, asked {asked}"):
         pull(f"{http.url}/t.zip#identity={asked}", tmp_path / "mine.zarr")
-    raw = bytearray((tmp_path / "served/t.zip").read_bytes())
-    raw[len(raw) // 3] ^= 1
-    (tmp_path / "served/bad.zip").write_bytes(raw)
+    raw = (tmp_path / "served/t.zip").read_bytes()
+    (tmp_path / "served/bad.zip").write_bytes(flipped(raw, 8 * (len(raw) // 3)))
     for out in ("mine.zarr", "mine.zip"):
         with pytest.raises(DlthError, match="damaged"):
             pull(f"{http.url}/bad.zip", tmp_path / out)

@@ -4,11 +4,11 @@ import gzip
 import io
 import os
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from makers.pictures import make_tar
 
 from dlth.data.archives import archive_files
 from dlth.data.tar import Member, check_header, members, pread
@@ -43,7 +43,7 @@ def with_pax(fields: str, kind: bytes = b"x") -> bytes:
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_walk_agrees_with_tarfile(tar_format: int, tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_walk_agrees_with_tarfile(tar_format: int, tmp_path: Path) -> None:
     """Names (long, not ASCII), offsets and sizes of each common dialect are those that tarfile finds."""
     deep = [("d" * 60 + "/" + "e" * 90 + ".jpg", b"1"), ("ü.jpg", b"2")]
     if tar_format != tarfile.USTAR_FORMAT:
@@ -67,7 +67,7 @@ def test_folders_are_passed_over_and_an_empty_archive_is_empty(tmp_path: Path) -
     assert walk_bytes(tmp_path, bytes(1024)) == []
 
 
-def test_a_tar_within_a_tar(tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_a_tar_within_a_tar(tmp_path: Path) -> None:
     """ImageNet's training archive: the inner walk starts at the outer member's offset and stays within its size."""
     inner = make_tar(tmp_path / "n01.tar", CONTENTS)
     outer = make_tar(tmp_path / "train.tar", [("n01.tar", inner.read_bytes()), ("n02.tar", inner.read_bytes())])
@@ -83,7 +83,7 @@ def test_a_tar_within_a_tar(tmp_path: Path, make_tar: Callable[..., Path]) -> No
     os.close(descriptor)
 
 
-def test_every_cut_is_an_error_or_loses_nothing(tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_every_cut_is_an_error_or_loses_nothing(tmp_path: Path) -> None:
     """At all 64-byte steps a cut is refused; only cuts within the padding after the end mark keep every member."""
     whole = make_tar(tmp_path / "s.tar", CONTENTS).read_bytes()
     expected = walk_bytes(tmp_path, whole)
@@ -101,7 +101,7 @@ def test_every_cut_is_an_error_or_loses_nothing(tmp_path: Path, make_tar: Callab
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
-def test_flips_in_headers_are_all_found(tar_format: int, tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_flips_in_headers_are_all_found(tar_format: int, tmp_path: Path) -> None:
     """Every single flipped bit of a header is an error; flips in content, padding aside, leave every member in place.
 
     (Three bits swap a NUL, a space or a leading zero of the checksum's own text: nothing is lost.) tarfile ends

@@ -1,7 +1,5 @@
 """Tickets by address: fetched and checked once a machine, within a bound, never pulled from under a reader."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil
@@ -33,7 +31,7 @@ def stores(
 ) -> list[TicketStore]:
     """Two ticket files, packed as `served/0.zip` and `served/1.zip`."""
     (tmp_path / "served").mkdir()
-    made = [make_tickets(open_index(make_shards(seed=i, split=f"s{i}").spec), name=f"{i}.zarr") for i in range(2)]
+    made = [make_tickets(open_index(make_shards(seed=i, split=f"s{i}").spec), file=f"{i}.zarr") for i in range(2)]
     for number, store in enumerate(made):
         pack(store, tmp_path / f"served/{number}.zip")
     return made

@@ -9,23 +9,29 @@ the same writer finishes. Prints one JSON object.
 """
 
 import ctypes
+import functools
 import json
 import os
 import resource
-import runpy
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from makers.tickets import make_store, tree_bytes
+
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import IncompleteError, MissingFileError, SpaceError
 
-TOOLS = runpy.run_path(str(Path(__file__).parents[1] / "tickets" / "conftest.py"))
 ROWS = (40, 60, 50)
 PAGE = 4096
+PLENTY = 64 * 2**20
 
 
+@functools.cache
 def own_mounts() -> bool:
     """Enter a mount namespace of our own, so that a tmpfs may be mounted and nobody else sees it."""
     namespace = 0x00020000 | (0 if os.geteuid() == 0 else 0x10000000)  # CLONE_NEWNS, CLONE_NEWUSER
@@ -40,40 +46,55 @@ def own_mounts() -> bool:
     return subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True).returncode == 0
 
 
-def write(path: Path) -> None:
-    """A ticket file of three shards, resumed if begun."""
-    specs = TOOLS["shard_specs"](ROWS)
-    writer = TOOLS["TicketWriter"](path, TOOLS["header"](), specs, 12)
-    for index in writer.missing():
-        with writer.claim(index) as mine:
-            assert mine
-            writer.write(index, TOOLS["tickets"](index, ROWS[index]))
-    assert writer.finish()
+def method() -> str:
+    """How disks are made short of room here."""
+    return "tmpfs in a mount namespace" if own_mounts() else "RLIMIT_FSIZE"
 
 
-def tmpfs(folder: Path, size: int, first: bool) -> None:
-    """Mount a tmpfs of `size` bytes, or give the mounted one another size."""
-    options = f"size={size}" if first else f"remount,size={size}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+class Disk:
+    """A folder that can be short of room: a tmpfs, or, where no mount namespace can be had, under RLIMIT_FSIZE."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        if own_mounts():
+            self._mount(f"size={PLENTY}")
+
+    def shrink(self, room: int) -> None:
+        """Leave so many bytes (a file may have so many under RLIMIT_FSIZE)."""
+        if own_mounts():
+            status = os.statvfs(self.folder)
+            self._mount(f"remount,size={(status.f_blocks - status.f_bfree) * status.f_frsize + room}")
+        else:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def grow(self) -> None:
+        """Room for everything."""
+        if own_mounts():
+            self._mount(f"remount,size={PLENTY}")
+        else:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def remove(self) -> None:
+        if own_mounts():
+            subprocess.run(["umount", str(self.folder)], check=True)
+        shutil.rmtree(self.folder)
+
+    def _mount(self, options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)], check=True)
 
 
-def one_size(folder: Path, room: int, limited: bool, expected: dict[str, bytes]) -> str:
-    """'enough', or 'full' after all that was promised held; `limited` stands in for a tmpfs."""
-    folder.mkdir()
-    if not limited:
-        tmpfs(folder, 64 * 2**20, first=True)
-    old = TOOLS["write_store"](folder / "old.zarr")
-    before = TOOLS["tree_bytes"](old)
-    if limited:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    else:
-        status = os.statvfs(folder)
-        tmpfs(folder, (status.f_blocks - status.f_bfree) * status.f_frsize + room, first=False)
+def one_size(folder: Path, room: int, expected: dict[str, bytes]) -> str:
+    """'enough', or 'full' after all that was promised held."""
+    disk = Disk(folder)
+    old = make_store(folder / "old.zarr")
+    before = tree_bytes(old)
+    disk.shrink(room)
     outcome = "enough"
     path = folder / "new.zarr"
     try:
-        write(path)
+        make_store(path, ROWS)
     except SpaceError as error:
         outcome = "full"
         text = str(error)
@@ -86,29 +107,22 @@ def one_size(folder: Path, room: int, limited: bool, expected: dict[str, bytes])
             pass
         else:
             raise AssertionError("an unfinished file was opened") from error
-    assert TOOLS["tree_bytes"](old) == before, "the older file changed"
+    assert tree_bytes(old) == before, "the older file changed"
     assert TicketStore(old).verify() == []
-    if limited:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    else:
-        tmpfs(folder, 64 * 2**20, first=False)
-    write(path)
-    assert TOOLS["tree_bytes"](path) == expected, "other bytes after the retry"
-    if not limited:
-        subprocess.run(["umount", str(folder)], check=True)
+    disk.grow()
+    make_store(path, ROWS)
+    assert tree_bytes(path) == expected, "other bytes after the retry"
+    disk.remove()
     return outcome
 
 
 def main(folder: Path, sizes: int) -> int:
-    limited = not own_mounts()
-    write(folder / "whole.zarr")
-    expected = TOOLS["tree_bytes"](folder / "whole.zarr")
-    largest = 2 * max(map(len, expected.values())) if limited else (len(expected) + 5) * PAGE
-    rooms = [max(1, largest * step // sizes) if limited else max(1, largest // PAGE * step // sizes) * PAGE
-             for step in range(sizes)]  # fmt: skip
-    outcomes = [one_size(folder / str(number), room, limited, expected) for number, room in enumerate(rooms)]
-    method = "RLIMIT_FSIZE" if limited else "tmpfs in a mount namespace"
-    print(json.dumps({"method": method, "sizes": rooms, "full": outcomes.count("full"), "runs": len(outcomes)}))
+    expected = tree_bytes(make_store(folder / "whole.zarr", ROWS))
+    largest = (len(expected) + 5) * PAGE if own_mounts() else 2 * max(map(len, expected.values()))
+    unit = PAGE if own_mounts() else 1
+    rooms = [max(1, largest // unit * step // sizes) * unit for step in range(sizes)]
+    outcomes = [one_size(folder / str(number), room, expected) for number, room in enumerate(rooms)]
+    print(json.dumps({"method": method(), "sizes": rooms, "full": outcomes.count("full"), "runs": len(outcomes)}))
     return 0
 
 

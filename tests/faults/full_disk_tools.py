@@ -11,25 +11,24 @@ goes on from; with more room it must then write what it writes on an empty disk.
 import contextlib
 import json
 import os
-import resource
-import runpy
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-DISK = runpy.run_path(str(HERE / "full_disk.py"))
-PATHS = runpy.run_path(str(HERE.parent / "hostile" / "paths.py"), run_name="paths")
-PLENTY = 64 * 2**20
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.full_disk import PAGE, Disk, method, own_mounts
+from hostile import paths
+from makers.tickets import tree_bytes
+
 GOES_ON = ("out.zarr.partial/", "out.zarr.download")
 """Beginnings of what a stopped command leaves on purpose."""
 
 
 def tools() -> dict[str, tuple[str, ...]]:
     """Words of every ticket tool that writes, with {disk} before the place where it does."""
-    rows = {name: row for name, row in PATHS["ROWS"].items() if name.startswith("tickets ") and row.written}
-    found = {name: PATHS["words_of"](row, row.written[0], f"{{disk}}/{Path(row.given[row.written[0]]).name}")
+    rows = {name: row for name, row in paths.ROWS.items() if name.startswith("tickets ") and row.written}
+    found = {name: paths.words_of(row, row.written[0], f"{{disk}}/{Path(row.given[row.written[0]]).name}")
              for name, row in rows.items()}  # fmt: skip
     words = found["tickets export"]
     found["tickets pack, with a card"] = tuple(word for word in found["tickets pack"] if word != "--no-card")
@@ -44,81 +43,59 @@ def run(world: Path, words: tuple[str, ...], disk: Path) -> tuple[int, str]:
     before, tempfile.tempdir = tempfile.tempdir, str(disk)
     try:
         with contextlib.chdir(world):
-            code, _, error = PATHS["call"](tuple(word.replace("{disk}", str(disk)) for word in words))
+            code, _, error = paths.call(tuple(word.replace("{disk}", str(disk)) for word in words))
     finally:
         tempfile.tempdir = before
     return code, error
 
 
-def files(disk: Path) -> dict[str, bytes]:
-    """Relative path -> content of everything on the disk."""
-    return {str(path.relative_to(disk)): path.read_bytes() for path in sorted(disk.rglob("*")) if path.is_file()}
-
-
-def one_size(
-    world: Path, words: tuple[str, ...], disk: Path, room: int, limited: bool, expected: dict[str, bytes]
-) -> str:
-    """'enough', or 'full' after all that was promised held; `limited` stands in for a tmpfs."""
-    disk.mkdir()
-    if not limited:
-        DISK["tmpfs"](disk, PLENTY, first=True)
-    (disk / "old").write_bytes(b"old")
-    if limited:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-    else:
-        status = os.statvfs(disk)
-        DISK["tmpfs"](disk, (status.f_blocks - status.f_bfree) * status.f_frsize + room, first=False)
-    code, error = run(world, words, disk)
+def one_size(world: Path, words: tuple[str, ...], folder: Path, room: int, expected: dict[str, bytes]) -> str:
+    """'enough', or 'full' after all that was promised held."""
+    disk = Disk(folder)
+    (folder / "old").write_bytes(b"old")
+    disk.shrink(room)
+    code, error = run(world, words, folder)
     if code:
         assert code == 2, (code, error)
         assert error.count("error[") == error.count("error[E_SPACE]") == 1, error
         assert "Traceback" not in error, error
-        left = {name: raw for name, raw in files(disk).items() if not name.startswith(GOES_ON)}
+        left = {name: raw for name, raw in tree_bytes(folder).items() if not name.startswith(GOES_ON)}
         assert left.pop("old") == b"old", "the older file changed"
         whole = {name: raw for name, raw in left.items() if expected.get(name) == raw}
         assert left == whole, f"half-written: {sorted(left.keys() - whole.keys())}"
-    if limited:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    else:
-        DISK["tmpfs"](disk, PLENTY, first=False)
+    disk.grow()
     if code:
-        again, error = run(world, words, disk)
+        again, error = run(world, words, folder)
         assert again == 0, error
-    found = files(disk)
+    found = tree_bytes(folder)
     assert found.keys() == expected.keys() | {"old"}, f"on the disk: {sorted(found)}"
     signed = words[1] == "sign"  # each signature is another
     assert signed or all(found[name] == raw for name, raw in expected.items()), "other bytes after the retry"
-    if limited:
-        shutil.rmtree(disk)
-    else:
-        DISK["subprocess"].run(["umount", str(disk)], check=True)
-        disk.rmdir()
+    disk.remove()
     return "full" if code else "enough"
 
 
 def main(folder: Path, sizes: int) -> int:
     os.environ["DLTH_CACHE"] = str(folder / "cache")
-    limited = not DISK["own_mounts"]()
     world = folder / "world"
-    PATHS["build"](world, models=False)
+    paths.build(world, models=False)
     outcomes, findings = [], []
+    unit = PAGE if own_mounts() else 1
     for number, (name, words) in enumerate(tools().items()):
         ample = folder / f"ample{number}"
         ample.mkdir()
         code, error = run(world, words, ample)
         assert code == 0, error
-        expected = files(ample)
+        expected = tree_bytes(ample)
         lengths = [len(raw) for raw in expected.values()]
-        enough = max(lengths) if limited else sum(-(-length // DISK["PAGE"]) for length in lengths) * DISK["PAGE"]
+        enough = sum(-(-length // PAGE) for length in lengths) * PAGE if own_mounts() else max(lengths)
         for step in range(sizes):
-            room = enough * (2 * step + 1) // (2 * sizes)
-            room = max(1, room) if limited else max(1, room // DISK["PAGE"]) * DISK["PAGE"]
+            room = max(1, enough * (2 * step + 1) // (2 * sizes) // unit) * unit
             try:
-                outcomes.append(one_size(world, words, folder / f"{number}.{step}", room, limited, expected))
+                outcomes.append(one_size(world, words, folder / f"{number}.{step}", room, expected))
             except AssertionError as error:
                 findings.append(f"{name}, {room} bytes: {error}")
-    method = "RLIMIT_FSIZE" if limited else "tmpfs in a mount namespace"
-    told = {"method": method, "tools": len(tools()), "runs": len(outcomes) + len(findings)}
+    told = {"method": method(), "tools": len(tools()), "runs": len(outcomes) + len(findings)}
     print(json.dumps(told | {"full": outcomes.count("full"), "findings": findings}))
     return 1 if findings else 0
 

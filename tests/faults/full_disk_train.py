@@ -10,49 +10,34 @@ weights are those of a run that never lacked room. Prints one JSON object.
 
 import json
 import os
-import resource
-import runpy
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.full_disk import PAGE, Disk, method, own_mounts
+from makers.pictures import write_shards
+from makers.runs import train_config
+
 from dlth.tickets.errors import SpaceError
 from dlth.training import checkpoint
-from dlth.training.layers import layered
 from dlth.training.loop import train
 from dlth.training.outcome import RunResult
 from dlth.training.resume import CHECKPOINTS
 from dlth.training.seal import read_sealed
 
-DISK = runpy.run_path(str(Path(__file__).parent / "full_disk.py"))
-MAKE = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
-PLENTY = 64 * 2**20
 
-
-def shards(folder: Path) -> Path:
-    """Four images in one shard."""
-    folder.mkdir()
-    members = []
-    for number in range(4):
-        members += [(f"n{number}.jpg", MAKE["encode"](MAKE["picture"](number))), (f"n{number}.cls", b"1")]
-    MAKE["write_tar"](folder / "train-000000.tar", members)
-    return folder
-
-
-def run(data: Path, out: Path) -> RunResult:
+def run(data: str, out: Path) -> RunResult:
     """Two epochs of two steps, saved at each, resumed if begun."""
-    model = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2}
-    settings = {"data": str(data), "val": str(data), "out": str(out), "arm": "dense", "model_kwargs": model}
-    settings |= {"model": "vit_tiny_patch16_224", "img_size": 16, "epochs": 2, "warmup_epochs": 0, "batch_size": 2}
-    settings |= {"checkpoint_steps": 1, "log_interval": 1, "workers": 0, "device": "cpu", "resume": "auto"}
-    return train(layered(settings))
+    small = {"model_kwargs": {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2}, "img_size": 16}
+    saving = {"checkpoint_steps": 1, "resume": "auto"}
+    return train(train_config(data, out, arm="dense", batch_size=2, **small, **saving))
 
 
-def whole(out: Path) -> None:
+def assert_whole(out: Path) -> None:
     """What stands under a run's names can be read, and nothing half-written lies about."""
     newest = checkpoint.newest(out / CHECKPOINTS)
     if newest is not None:
@@ -65,14 +50,10 @@ def whole(out: Path) -> None:
     assert not (out / ".lock").exists()
 
 
-def one_size(folder: Path, data: Path, room: int, limited: bool, expected: str) -> str:
-    """'enough', or 'full' after all that was promised held; `limited` stands in for a tmpfs."""
-    folder.mkdir()
-    if limited:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    else:
-        DISK["tmpfs"](folder, room, first=True)
+def one_size(folder: Path, data: str, room: int, expected: str) -> str:
+    """'enough', or 'full' after all that was promised held."""
+    disk = Disk(folder)
+    disk.shrink(room)
     outcome = "enough"
     try:
         run(data, folder / "run")
@@ -80,29 +61,23 @@ def one_size(folder: Path, data: Path, room: int, limited: bool, expected: str) 
         outcome = "full"
         if "run again" not in str(error) and "run the same command again" not in str(error):
             raise AssertionError(str(error)) from error
-        whole(folder / "run")
-    if limited:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    else:
-        DISK["tmpfs"](folder, PLENTY, first=False)
+        assert_whole(folder / "run")
+    disk.grow()
     assert run(data, folder / "run").weights_sha256 == expected, "other weights after the retry"
-    whole(folder / "run")
-    if not limited:
-        subprocess.run(["umount", str(folder)], check=True)
+    assert_whole(folder / "run")
+    disk.remove()
     return outcome
 
 
 def main(folder: Path, sizes: int) -> int:
     torch.set_num_threads(1)
-    limited = not DISK["own_mounts"]()
-    data = shards(folder / "data")
+    data = write_shards(folder, 1, 4, num_classes=2).spec
     expected = run(data, folder / "whole").weights_sha256
     files = [path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file()]
-    largest = max(files) + 4096 if limited else sum(files) + 4096 * len(files)
-    rooms = [max(4096, largest * step // sizes) for step in range(sizes)]
-    outcomes = [one_size(folder / str(number), data, room, limited, expected) for number, room in enumerate(rooms)]
-    method = "RLIMIT_FSIZE" if limited else "tmpfs in a mount namespace"
-    print(json.dumps({"method": method, "sizes": rooms, "full": outcomes.count("full"), "runs": len(outcomes)}))
+    largest = sum(files) + PAGE * len(files) if own_mounts() else max(files) + PAGE
+    rooms = [max(PAGE, largest * step // sizes) for step in range(sizes)]
+    outcomes = [one_size(folder / str(number), data, room, expected) for number, room in enumerate(rooms)]
+    print(json.dumps({"method": method(), "sizes": rooms, "full": outcomes.count("full"), "runs": len(outcomes)}))
     return 0
 
 

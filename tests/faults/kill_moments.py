@@ -11,38 +11,19 @@ Prints one JSON object: kills, files, and how many kills found the file unfinish
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
-from dlth.pipeline.select_config import SelectConfig
-from dlth.pipeline.select_stage import SelectPlan, plan, select
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.kill_select import prepared, tree_digest
+
+from dlth.pipeline.select_stage import SelectPlan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import IncompleteError, MissingFileError
-
-STEPS = runpy.run_path(str(Path(__file__).parents[1] / "pipeline" / "kill_select.py"))
-
-
-def prepared(shards: str, out: Path) -> SelectPlan:
-    """A plan for a tiny selector; made before the fork, so that the child's time is the stage's own."""
-    return plan(
-        SelectConfig(
-            model="vit_tiny_patch16_224",
-            model_kwargs={"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2},
-            data=shards,
-            out=str(out),
-            img_size=32,
-            keep="0.5",
-            random_weights=True,
-            workers=0,
-            threads=1,
-            batch_size=4,
-            num_classes=4,
-        )
-    )
 
 
 def start(work: SelectPlan) -> int:
@@ -64,7 +45,7 @@ def main(shards: str, folder: Path, wanted: int, seed: int) -> int:
     begun = time.perf_counter()
     os.waitpid(start(work), 0)
     duration = time.perf_counter() - begun
-    expected = STEPS["tree_digest"](whole)
+    expected = tree_digest(whole)
     moments = random.Random(seed)
     kills = files = unfinished = 0
     while kills < wanted:
@@ -90,7 +71,7 @@ def main(shards: str, folder: Path, wanted: int, seed: int) -> int:
             else:
                 assert os.waitstatus_to_exitcode(status) == 0, "a run failed"
                 break
-        assert STEPS["tree_digest"](out) == expected, f"file {files}: other bytes than an unbroken run's"
+        assert tree_digest(out) == expected, f"file {files}: other bytes than an unbroken run's"
         assert not out.with_name(out.name + ".partial").exists(), f"file {files}: leftovers stay"
         shutil.rmtree(out)
         files += 1

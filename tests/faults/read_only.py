@@ -7,45 +7,45 @@ with one, is refused with an error that names the place, and nothing changes. Pr
 """
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-from dlth.tickets import TicketStore
-from dlth.tickets.errors import DlthError
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-HERE = Path(__file__).parent
-DISK = runpy.run_path(str(HERE / "full_disk.py"))
-TOOLS = DISK["TOOLS"]
+from faults.full_disk import ROWS, own_mounts
+from makers.tickets import make_header, make_specs, make_store, make_tickets, tree_bytes
+
+from dlth.tickets import TicketStore, TicketWriter
+from dlth.tickets.errors import DlthError
 
 
 def refused(path: Path) -> str:
     """The message with which writing at `path` is refused."""
     try:
-        DISK["write"](path)
+        make_store(path, ROWS)
     except DlthError as error:
         return str(error)
     raise AssertionError(f"{path.name} was written on a read-only disk")
 
 
 def main(folder: Path) -> int:
-    if not DISK["own_mounts"]():
+    if not own_mounts():
         print(json.dumps({"method": "none: no mount namespace here"}))
         return 0
     disk = folder / "disk"
     disk.mkdir()
-    DISK["write"](disk / "whole.zarr")
-    writer = TOOLS["TicketWriter"](disk / "begun.zarr", TOOLS["header"](), TOOLS["shard_specs"](DISK["ROWS"]), 12)
+    make_store(disk / "whole.zarr", ROWS)
+    writer = TicketWriter(disk / "begun.zarr", make_header(), make_specs(ROWS), 12)
     with writer.claim(0):
-        writer.write(0, TOOLS["tickets"](0, DISK["ROWS"][0]))
-    before = TOOLS["tree_bytes"](disk)
+        writer.write(0, make_tickets(0, ROWS[0]))
+    before = tree_bytes(disk)
     subprocess.run(["mount", "--bind", str(disk), str(disk)], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", str(disk)], check=True)
     assert TicketStore(disk / "whole.zarr").verify() == []
-    DISK["write"](disk / "whole.zarr")  # finished: nothing to write
+    make_store(disk / "whole.zarr", ROWS)  # finished: nothing to write
     messages = {name: refused(disk / f"{name}.zarr") for name in ("new", "begun")}
-    assert TOOLS["tree_bytes"](disk) == before
+    assert tree_bytes(disk) == before
     print(json.dumps({"method": "read-only bind mount", "messages": messages}))
     return 0
 

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import random
-import runpy
 import sys
 import tempfile
-from collections import Counter
+from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from makers.campaign import Tally
+from makers.pictures import write_shards
+from makers.tampering import flipped
 
 from dlth.data import scan as scanning
 from dlth.data import tar
@@ -28,25 +32,14 @@ from dlth.data.identity import content_hash
 from dlth.tickets.errors import DlthError
 from dlth.tickets.manifest import digest_of
 
-SHARED = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
-
-
-def sound_shard(folder: Path) -> bytes:
-    """Ten small JPEGs with labels, as webdataset writes them."""
-    members = []
-    for number in range(10):
-        key = f"n{number % 3:08d}_{number}"
-        picture = SHARED["encode"](SHARED["picture"](number, 16, 16), quality=60)
-        members += [(f"{key}.jpg", picture), (f"{key}.cls", str(number % 3).encode())]
-    return SHARED["write_tar"](folder / "s.tar", members).read_bytes()
-
 
 class Shard:
     """One file whose bytes are replaced again and again."""
 
     def __init__(self, folder: Path) -> None:
-        self.sound = sound_shard(folder)
-        self.descriptor = os.open(folder / "s.tar", os.O_RDWR)
+        path = write_shards(folder, 1, 10, num_classes=3, size=(16, 16), quality=60).paths[0]
+        self.sound = path.read_bytes()
+        self.descriptor = os.open(path, os.O_RDWR)
         self.rows = scanning.scan(self.descriptor, len(self.sound), "s.tar")
         self.places = (self.rows.keys, self.rows.offsets, self.rows.sizes)
         self.hashes = self._hashes(self.sound)
@@ -94,8 +87,7 @@ def main() -> int:
     parser.add_argument("--weaken", action="store_true")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    outcomes: Counter[str] = Counter()
-    findings: list[str] = []
+    tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         shard = Shard(Path(folder))
         if arguments.weaken:
@@ -103,21 +95,12 @@ def main() -> int:
         lengths = range(0, len(shard.sound), 64 * arguments.cuts)
         cases = [(f"cut at {length}", shard.sound[:length]) for length in lengths]
         for _ in range(arguments.flips):
-            raw, bit = bytearray(shard.sound), rng.randrange(8 * len(shard.sound))
-            raw[bit // 8] ^= 1 << bit % 8
-            cases.append((f"bit {bit}", bytes(raw)))
+            bit = rng.randrange(8 * len(shard.sound))
+            cases.append((f"bit {bit}", flipped(shard.sound, bit)))
         for name, raw in cases:
-            try:
-                outcome = shard.judge(raw)
-            except Exception as error:
-                outcome = f"FINDING: {type(error).__name__}: {error}"
-            outcomes[outcome.split(":")[0] if outcome.startswith("FINDING") else outcome] += 1
-            if outcome.startswith("FINDING"):
-                findings.append(f"{name}: {outcome[9:]}")
+            tally.judge(name, partial(shard.judge, raw))
         os.close(shard.descriptor)
-    counts = {"cuts": len(lengths), "flips": arguments.flips, "outcomes": outcomes}
-    print(json.dumps(counts | {"findings": findings[:20], "num_findings": len(findings)}))
-    return 1 if findings else 0
+    return tally.tell(cuts=len(lengths), flips=arguments.flips)
 
 
 if __name__ == "__main__":

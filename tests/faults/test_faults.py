@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,47 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers.campaign import run_script
+from makers.runs import select_config
+from makers.tickets import tree_bytes
 
 from dlth.data.index import open_index
-from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, MissingFileError
 
-HERE = Path(__file__).parent
 Make = Callable[..., Any]
-
-
-def run(script: str, *arguments: object) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout)
-
-
-def tiny(data: str, out: Path) -> SelectConfig:
-    return SelectConfig(
-        model="vit_tiny_patch16_224",
-        model_kwargs={"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2},
-        data=data,
-        out=str(out),
-        img_size=32,
-        keep="0.5",
-        random_weights=True,
-        workers=0,
-        threads=1,
-        batch_size=4,
-        num_classes=4,
-    )
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """At 20 sizes: the old file is whole, the error says what is needed, and the same command then ends well."""
-    code, told = run("full_disk.py", tmp_path, 20)
+    code, told = run_script("faults/full_disk.py", tmp_path, 20)
     assert code == 0
     assert told["runs"] == 20
     assert told["full"] >= 10
@@ -61,7 +32,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_full_disk_in_training(tmp_path: Path) -> None:
     """At three sizes, of a page and more: what stands under a run's names is whole, and a retry gives its weights."""
-    code, told = run("full_disk_train.py", tmp_path, 3)
+    code, told = run_script("faults/full_disk_train.py", tmp_path, 3)
     assert code == 0
     assert (told["runs"], told["full"]) == (3, 3)
 
@@ -69,7 +40,7 @@ def test_a_full_disk_in_training(tmp_path: Path) -> None:
 def test_a_full_disk_under_the_ticket_tools() -> None:
     """All that write, where there is room for half: one E_SPACE, nothing half-written, and the same command again."""
     with tempfile.TemporaryDirectory() as short:  # sockets lie on that disk, whose paths end at 107 bytes
-        code, told = run("full_disk_tools.py", Path(short), 1)
+        code, told = run_script("faults/full_disk_tools.py", Path(short), 1)
     assert (code, told["findings"]) == (0, [])
     assert told["runs"] == told["tools"]
     assert told["full"] > 15, "what fits into one page is never too much"
@@ -77,7 +48,7 @@ def test_a_full_disk_under_the_ticket_tools() -> None:
 
 def test_a_read_only_disk(tmp_path: Path) -> None:
     """Finished files are read there; writing is refused with the place and what to do."""
-    code, told = run("read_only.py", tmp_path)
+    code, told = run_script("faults/read_only.py", tmp_path)
     assert code == 0
     for message in told.get("messages", {}).values():
         assert "cannot be written (Read-only file system): choose another place" in message
@@ -87,21 +58,21 @@ def test_killed_at_random_moments(make_shards: Make, tmp_path: Path) -> None:
     """kill -9 six times: nothing unfinished opens, and the end is the same bytes."""
     shards = make_shards(2, [3, 2])
     (tmp_path / "out").mkdir()
-    code, told = run("kill_moments.py", shards.spec, tmp_path / "out", 6)
+    code, told = run_script("faults/kill_moments.py", shards.spec, tmp_path / "out", 6)
     assert code == 0
     assert told["kills"] == 6
 
 
 def test_cut_and_flipped_shards() -> None:
     """Every fourth 64-byte cut and 300 flipped bits: no sample is lost or exchanged without a word."""
-    code, told = run("tars.py", "--cuts", 4, "--flips", 300)
+    code, told = run_script("faults/tars.py", "--cuts", 4, "--flips", 300)
     assert (code, told["findings"]) == (0, [])
     assert told["outcomes"]["refused E_DAMAGE"] > 200
 
 
 def test_the_same_damage_without_checksums() -> None:
     """Python's tarfile in place of dlth's walk loses samples on the same damage: the test above can fail."""
-    code, told = run("tars.py", "--cuts", 16, "--flips", 200, "--weaken")
+    code, told = run_script("faults/tars.py", "--cuts", 16, "--flips", 200, "--weaken")
     assert code == 1
     assert any("samples instead of 10" in finding for finding in told["findings"])
 
@@ -118,23 +89,23 @@ def test_clocks_do_not_matter(make_shards: Make, tmp_path: Path, monkeypatch: py
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", lambda clock=clock: clock)
             patch.setattr(time, "time_ns", lambda clock=clock: int(clock * 1e9))
-            assert select(plan(tiny(shards.spec, out))).complete
-        trees.append(tree(out))
+            assert select(plan(select_config(shards.spec, out))).complete
+        trees.append(tree_bytes(out))
     assert trees[0] == trees[1] == trees[2]
 
 
 def test_a_shard_vanishes(make_shards: Make, tmp_path: Path) -> None:
     """Gone between planning and reading: an error with its name; back again, the run ends with the same bytes."""
     shards = make_shards(2, [3, 2])
-    select(plan(tiny(shards.spec, tmp_path / "whole.zarr")))
-    prepared = plan(tiny(shards.spec, tmp_path / "t.zarr"))
+    select(plan(select_config(shards.spec, tmp_path / "whole.zarr")))
+    prepared = plan(select_config(shards.spec, tmp_path / "t.zarr"))
     hidden = shards.paths[1].rename(tmp_path / "hidden.tar")
     with pytest.raises(MissingFileError, match=r"train-000001\.tar is missing"):
         select(prepared)
     assert not (tmp_path / "t.zarr").exists()
     hidden.rename(shards.paths[1])
-    assert select(plan(tiny(shards.spec, tmp_path / "t.zarr"))).complete
-    assert tree(tmp_path / "t.zarr") == tree(tmp_path / "whole.zarr")
+    assert select(plan(select_config(shards.spec, tmp_path / "t.zarr"))).complete
+    assert tree_bytes(tmp_path / "t.zarr") == tree_bytes(tmp_path / "whole.zarr")
 
 
 def test_a_shard_is_exchanged_or_cut_after_it_was_indexed(make_shards: Make, tmp_path: Path) -> None:
@@ -152,12 +123,12 @@ def test_a_shard_is_exchanged_or_cut_after_it_was_indexed(make_shards: Make, tmp
 def test_stale_leftovers_of_a_kill_do_not_bar_the_way(make_shards: Make, tmp_path: Path) -> None:
     """Lock files and temporary files that a killed run left behind are nobody's: the next run goes on at once."""
     shards = make_shards(2, [3, 2])
-    select(plan(tiny(shards.spec, tmp_path / "whole.zarr")))
+    select(plan(select_config(shards.spec, tmp_path / "whole.zarr")))
     partial = tmp_path / "t.zarr.partial"
     for name in ("locks", "temp", "store/patches", "commits"):
         (partial / name).mkdir(parents=True)
     for name in ("locks/create", "locks/finish", "locks/000000", "temp/000000.0", "temp/create.1"):
         (partial / name).write_bytes(b"pid 1")
-    assert select(plan(tiny(shards.spec, tmp_path / "t.zarr"))).complete
+    assert select(plan(select_config(shards.spec, tmp_path / "t.zarr"))).complete
     assert TicketStore(tmp_path / "t.zarr").verify() == []
-    assert tree(tmp_path / "t.zarr") == tree(tmp_path / "whole.zarr")
+    assert tree_bytes(tmp_path / "t.zarr") == tree_bytes(tmp_path / "whole.zarr")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import GOLDEN, ROOT
 from typer.main import get_command
 
 from dlth.pipeline.cli import EXIT_DAMAGE, app
@@ -23,7 +24,6 @@ from dlth.pipeline.last_line import EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT
 from dlth.tickets import TicketStore
 from dlth.training.signals import EXIT_RESUMABLE
 
-GOLDEN = Path(__file__).parents[1] / "tickets" / "golden" / "v1_full"
 DLTH = [sys.executable, "-c", "from dlth.pipeline.last_line import main; main()"]
 
 Run = Callable[..., tuple[int, str, str]]
@@ -246,6 +246,6 @@ def test_every_command_keeps_to_the_exit_codes(dlth: Run) -> None:
         assert dlth(*words, "--help")[0] == 0, words
         code, said, advice = dlth(*words, "--no-such-option\x1b[2J")
         assert (code, said, "Usage" in advice, "\x1b" in advice) == (2, "", True, False), words
-    text = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+    text = (ROOT / "docs" / "faults.md").read_text()
     codes = {int(code) for code in re.findall(r"(?:Exit codes: |· |·\n)(\d+) ", text)}
     assert codes == {0, EXIT_DAMAGE, EXIT_INPUT, EXIT_BUG, EXIT_RESUMABLE, EXIT_INTERRUPTED, EXIT_READER_GONE}

@@ -9,20 +9,19 @@ JSON object with counts and findings; exit code 1 when there are any.
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import json
 import os
 import random
 import resource
 import sys
 import tempfile
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from makers.campaign import Tally, numbered
+from makers.servers import Headers, Player
 
 import dlth.data.fetch
 import dlth.data.remote
@@ -30,57 +29,6 @@ from dlth.data.cache import open_shard
 from dlth.data.remote import Facts, facts, read_small
 from dlth.data.transfer import download
 from dlth.tickets.errors import DlthError
-
-Headers = dict[str, str]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's `plays` say: by method, (status, headers, body); the body bytes or a number of zeros."""
-
-    protocol_version = "HTTP/1.1"
-    server: Player
-
-    def answer(self) -> None:
-        status, headers, body = self.server.play(self.command, self.path, self.headers.get("Range", ""))
-        self.server.asked.append((self.command, self.path, dict(self.headers)))
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        chunked = headers.get("Transfer-Encoding") == "chunked"
-        pieces = [body] if isinstance(body, bytes) else (bytes(2**16) for _ in range(body // 2**16))
-        try:
-            for piece in pieces:
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-                self.server.sent += len(piece)
-            if chunked:
-                self.wfile.write(b"0\r\n\r\n")
-        except OSError:
-            self.close_connection = True
-
-    do_GET = do_HEAD = answer  # noqa: N815 (the names that BaseHTTPRequestHandler calls)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-class Player(ThreadingHTTPServer):
-    """A server on loopback whose answers are what `play` makes of method, path and range."""
-
-    daemon_threads = True
-
-    def __init__(self, play: Callable[[str, str, str], tuple[int, Headers, bytes | int]]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.play, self.sent = play, 0
-        self.asked: list[tuple[str, str, Headers]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def handle_error(self, *args: object) -> None:
-        pass  # a client that has enough
-
 
 SIZE, LIMIT = 50_000, 60_000
 CONTENT = random.Random("content").randbytes(SIZE)
@@ -125,49 +73,41 @@ def ask(url: str, number: int, folder: Path) -> str:
     if way == 0:
         download(f"{url}/{number}", folder / f"{number}")
         found = (folder / f"{number}").stat().st_size
-        return "whole" if found == facts(f"{url}/{number}").size else f"FINDING {found} bytes"
+        return "whole" if found == facts(f"{url}/{number}").size else f"FINDING: {found} bytes"
     if way == 1:
         raw = read_small(f"{url}/{number}", LIMIT)
-        return "none" if raw is None else "whole" if len(raw) <= LIMIT else f"FINDING {len(raw)} bytes"
+        return "none" if raw is None else "whole" if len(raw) <= LIMIT else f"FINDING: {len(raw)} bytes"
     if way == 2:
         descriptor = open_shard(f"{url}/{number}", Facts(SIZE, '"a"' if number % 8 == 2 else "a"), folder)
         found = os.fstat(descriptor).st_size
         os.close(descriptor)
-        return "whole" if found == SIZE else f"FINDING {found} bytes"
-    return "whole" if facts(f"{url}/{number}").size >= 0 else "FINDING a size below 0"
+        return "whole" if found == SIZE else f"FINDING: {found} bytes"
+    return "whole" if facts(f"{url}/{number}").size >= 0 else "FINDING: a size below 0"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=5_000)
-    parser.add_argument("--first", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = numbered(__doc__, 5_000).parse_args()
     os.environ["DLTH_TIMEOUT"] = "0.5"
     dlth.data.fetch.WAITS = dlth.data.remote.WAITS = (0.0, 0.0)
     server = Player(lambda method, path, wanted: answer(int(path.strip("/") or 0), method, wanted))
-    outcomes, findings = Counter[str](), list[str]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(arguments.first, arguments.first + arguments.count):
-            begun, server.sent = time.monotonic(), 0
+    tally, before = Tally(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder, server.running():
+
+        def asked(number: int) -> str:
+            server.sent = 0
             try:
                 outcome = ask(server.url, number, Path(folder))
             except DlthError as error:
                 outcome = f"refused {error.code}"
                 if not str(error).isprintable() or len(str(error)) > 2_000:
-                    outcome = f"FINDING its text: {str(error)[:200]!r}"
-            except Exception as error:
-                outcome = f"FINDING {type(error).__name__}: {error}"
-            if time.monotonic() - begun > 20:
-                outcome = "FINDING it took 20 s"
-            if server.sent > TAKEN:
-                outcome = f"FINDING {server.sent} bytes were taken"
-            outcomes[outcome.partition(":")[0]] += 1
-            findings += [f"{number}: {outcome}"] if outcome.startswith("FINDING") else []
+                    outcome = f"FINDING: its text: {str(error)[:200]!r}"
+            return f"FINDING: {server.sent} bytes were taken" if server.sent > TAKEN else outcome
+
+        for number in range(arguments.first, arguments.first + arguments.count):
+            tally.judge(number, partial(asked, number))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    findings += [f"{grown} bytes of memory"] if grown > 256 * 2**20 else []
-    print(json.dumps({"answers": arguments.count, "outcomes": outcomes, "findings": findings[:20], "grown": grown}))
-    return 1 if findings else 0
+    tally.findings += [f"{grown} bytes of memory"] if grown > 256 * 2**20 else []
+    return tally.tell(answers=arguments.count, grown=grown)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from makers.tickets import make_store
+
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError
-
-TOOLS = runpy.run_path(str(Path(__file__).parents[1] / "tickets" / "conftest.py"))
 
 
 def refused(path: Path) -> bool:
@@ -39,7 +40,7 @@ def main() -> int:
     arguments = parser.parse_args()
     begun, flips, passed = time.perf_counter(), 0, []
     with tempfile.TemporaryDirectory() as folder:
-        path = TOOLS["write_store"](Path(folder) / "t.zarr", rows=(2, 1), form=arguments.form)
+        path = make_store(Path(folder) / "t.zarr", rows=(2, 1), form=arguments.form)
         assert not refused(path)
         files = sorted(file for file in path.rglob("*") if file.is_file())
         place = 0

@@ -10,16 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exploit_tools import (
-    VIT,
-    Action,
-    Exploit,
-    Payload,
-    raw,
-    use_shards,
-    use_tickets,
-    use_weights,
-)
+from hostile.exploit_tools import VIT, Action, Exploit, Payload, raw, use_shards, use_tickets, use_weights
 
 
 def t10(canary: Path, secret: Path) -> list[Exploit]:
@@ -36,21 +27,15 @@ def t10(canary: Path, secret: Path) -> list[Exploit]:
     slip = [("../../escaped", b"x"), ("/tmp/escaped", b"x")]
     bomb = [("w/data.pkl", bytes(2**28)), ("w/version", b"3")]
     return [
-        Exploit("T10 slip as tickets", "T10", packed("t.zarr", slip), use_tickets),
-        Exploit("T10 slip as shard", "T10", packed("a.tar", slip), use_shards("a.tar")),
+        Exploit("T10 slip as tickets", packed("t.zarr", slip), use_tickets),
+        Exploit("T10 slip as shard", packed("a.tar", slip), use_shards("a.tar")),
         Exploit(
             "T10 bomb as checkpoint",
-            "T10",
             packed("w.pth", bomb, zipfile.ZIP_DEFLATED),
             use_weights,
             lambda folder: zipfile.ZipFile(folder / "w.pth").read("w/data.pkl") and "wrong: unpacked",
         ),
-        Exploit(
-            "T10 twins as checkpoint",
-            "T10",
-            packed("w.pth", [("w/data.pkl", b"."), ("w/data.pkl", b"..")]),
-            use_weights,
-        ),
+        Exploit("T10 twins as checkpoint", packed("w.pth", [("w/data.pkl", b"."), ("w/data.pkl", b"..")]), use_weights),
     ]
 
 
@@ -72,20 +57,16 @@ def t13(canary: Path, secret: Path) -> list[Exploit]:
     open_secret = code(f"open({str(secret)!r}).read()")
     lying = json.dumps({"head.weight": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 2**60]}}).encode()
     return [
-        Exploit("T13 zip", "T13", saved({"model": weights, "args": evil}), use_weights, naive),
-        Exploit("T13 legacy", "T13", saved({"model": weights, "args": evil}, False), use_weights, naive),
-        Exploit("T13 weights are code", "T13", saved(evil), use_weights, naive),
-        Exploit("T13 inside a list", "T13", saved({"state_dict": weights, "epoch": [[evil]]}), use_weights, naive),
-        Exploit("T13 bare pickle", "T13", raw("w.pth", pickle.dumps(evil)), use_weights, None),
-        Exploit("T13 builtins.eval", "T13", raw("w.pth", open_secret), use_weights),
-        Exploit("T13 named safetensors", "T13", raw("w.safetensors", pickle.dumps(evil)), use_weights),
-        Exploit("T13 stride 0", "T13", saved(weights | {"head.bias": stride}), use_weights, None),
-        Exploit(
-            "T13 huge safetensors header", "T13", raw("w.safetensors", struct.pack("<Q", 2**62) + b"{}"), use_weights
-        ),
-        Exploit(
-            "T13 lying safetensors", "T13", raw("w.safetensors", struct.pack("<Q", len(lying)) + lying), use_weights
-        ),
+        Exploit("T13 zip", saved({"model": weights, "args": evil}), use_weights, naive),
+        Exploit("T13 legacy", saved({"model": weights, "args": evil}, False), use_weights, naive),
+        Exploit("T13 weights are code", saved(evil), use_weights, naive),
+        Exploit("T13 inside a list", saved({"state_dict": weights, "epoch": [[evil]]}), use_weights, naive),
+        Exploit("T13 bare pickle", raw("w.pth", pickle.dumps(evil)), use_weights, None),
+        Exploit("T13 builtins.eval", raw("w.pth", open_secret), use_weights),
+        Exploit("T13 named safetensors", raw("w.safetensors", pickle.dumps(evil)), use_weights),
+        Exploit("T13 stride 0", saved(weights | {"head.bias": stride}), use_weights, None),
+        Exploit("T13 huge safetensors header", raw("w.safetensors", struct.pack("<Q", 2**62) + b"{}"), use_weights),
+        Exploit("T13 lying safetensors", raw("w.safetensors", struct.pack("<Q", len(lying)) + lying), use_weights),
     ]
 
 

@@ -15,22 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import ways
 import webdataset
-from exploit_tools import (
-    END,
-    SHARED,
-    Action,
-    Exploit,
-    Payload,
-    edit,
-    header,
-    raw,
-    tar,
-    ticket,
-    use_shards,
-    use_tickets,
-)
+from hostile.exploit_tools import END, Action, Exploit, Payload, header, raw, tar, ticket, use_shards, use_tickets
+from makers.pictures import make_image, make_picture
+from makers.tampering import edit
 from PIL import Image
 
 
@@ -60,10 +48,10 @@ def t02(canary: Path, secret: Path) -> list[Exploit]:
         return lambda folder: webdataset.gopen(spec).read()
 
     exploits = [
-        Exploit(f"T02 {name}", "T2", lambda folder: None, use_shards(spec), gopen(spec) if name == "pipe" else None)
+        Exploit(f"T02 {name}", lambda folder: None, use_shards(spec), gopen(spec) if name == "pipe" else None)
         for name, spec in specs.items()
     ]
-    one = [("a.jpg", SHARED["encode"](SHARED["picture"](1))), ("a.cls", b"0")]
+    one = [("a.jpg", make_image(make_picture(1))), ("a.cls", b"0")]
 
     def rewritten(folder: Path) -> None:
         os.chdir(folder)
@@ -72,9 +60,9 @@ def t02(canary: Path, secret: Path) -> list[Exploit]:
     info = json.dumps({"splits": {"train": {"filenames": [f"pipe:{touch}"]}}}).encode()
     wids = json.dumps({"shardlist": [{"url": f"pipe:{touch}", "nsamples": 1}]}).encode()
     exploits += [
-        Exploit("T02 GOPEN_REWRITE", "T2", tar("plain.tar", one), use_shards("plain.tar"), rewritten, harmless=True),
-        Exploit("T02 in _info.json", "T2", raw("_info.json", info), use_shards("_info.json")),
-        Exploit("T02 in a wids index", "T2", raw("index.json", wids), use_shards("index.json")),
+        Exploit("T02 GOPEN_REWRITE", tar("plain.tar", one), use_shards("plain.tar"), rewritten, harmless=True),
+        Exploit("T02 in _info.json", raw("_info.json", info), use_shards("_info.json")),
+        Exploit("T02 in a wids index", raw("index.json", wids), use_shards("index.json")),
     ]
     return exploits
 
@@ -84,7 +72,7 @@ def t03(canary: Path, secret: Path) -> list[Exploit]:
     content = pickle.dumps(Payload(canary))
     saved = io.BytesIO()
     torch.save(Payload(canary), saved)
-    picture = SHARED["encode"](SHARED["picture"](1))
+    picture = make_image(make_picture(1))
     members = {
         "pkl": content,
         "pyd": content,
@@ -99,7 +87,6 @@ def t03(canary: Path, secret: Path) -> list[Exploit]:
     exploits = [
         Exploit(
             f"T03 .{suffix}",
-            "T3",
             tar("a.tar", [("a.jpg", picture), ("a.cls", b"0"), (f"a.{suffix}", member)]),
             use_shards("a.tar"),
             naive,
@@ -111,8 +98,8 @@ def t03(canary: Path, secret: Path) -> list[Exploit]:
     as_image = [("a.jpg", content), ("a.cls", b"0")]
     return [
         *exploits,
-        Exploit("T03 label of code", "T3", tar("a.tar", label), use_shards("a.tar")),
-        Exploit("T03 pickle as image", "T3", tar("a.tar", as_image), use_shards("a.tar")),
+        Exploit("T03 label of code", tar("a.tar", label), use_shards("a.tar")),
+        Exploit("T03 pickle as image", tar("a.tar", as_image), use_shards("a.tar")),
     ]
 
 
@@ -136,14 +123,14 @@ def t04(canary: Path, secret: Path) -> list[Exploit]:
         return files
 
     return [
-        Exploit(f"T04 {name} as jpg", "T4", make(content), use_shards("a.tar"), naive if name == "EPS" else None)
+        Exploit(f"T04 {name} as jpg", make(content), use_shards("a.tar"), naive if name == "EPS" else None)
         for name, content in contents.items()
     ]
 
 
 def t05(canary: Path, secret: Path) -> list[Exploit]:
     """Images that claim to be huge."""
-    jpeg = bytearray(SHARED["encode"](SHARED["picture"](1)))
+    jpeg = bytearray(make_image(make_picture(1)))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
@@ -151,7 +138,7 @@ def t05(canary: Path, secret: Path) -> list[Exploit]:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(2**20))), (b"IEND", b""))
     )
-    scans = bytearray(SHARED["encode"](SHARED["picture"](1), progressive=True))
+    scans = bytearray(make_image(make_picture(1), progressive=True))
     start = scans.rindex(b"\xff\xda")
     many = bytes(scans[:start]) + bytes(scans[start:-2]) * 5_000 + b"\xff\xd9"
 
@@ -165,7 +152,6 @@ def t05(canary: Path, secret: Path) -> list[Exploit]:
     return [
         Exploit(
             f"T05 {name}",
-            "T5",
             tar("a.tar", [("a.jpg", content), ("a.cls", b"0")]),
             use_shards("a.tar"),
             naive if name != "scans" else None,
@@ -176,7 +162,7 @@ def t05(canary: Path, secret: Path) -> list[Exploit]:
 
 def t11(canary: Path, secret: Path) -> list[Exploit]:
     """Tars that unpack, loop or point elsewhere."""
-    picture = SHARED["encode"](SHARED["picture"](1))
+    picture = make_image(make_picture(1))
     sound = header("a.jpg", len(picture)) + picture.ljust(-(-len(picture) // 512) * 512, b"\0")
     pax = b"22 GNU.sparse.major=1\n30 GNU.sparse.realsize=10000000\n"
     endless = bytearray(header("a.bin"))
@@ -205,7 +191,6 @@ def t11(canary: Path, secret: Path) -> list[Exploit]:
     exploits = [
         Exploit(
             f"T11 {name}",
-            "T11",
             raw("a.tar", content),
             use_shards("a.tar"),
             naive if name in ("joined", "symbolic link") else None,
@@ -215,12 +200,11 @@ def t11(canary: Path, secret: Path) -> list[Exploit]:
     endless_range = "a-{0..9999999999}.tar"
     fifo = Exploit(
         "T11 the shard is a FIFO",
-        "T11",
         lambda folder: os.mkfifo(folder / "a.tar"),
         use_shards("a.tar"),
         lambda folder: (folder / "a.tar").read_bytes(),
     )
-    return [*exploits, fifo, Exploit("T11 brace bomb", "T11", lambda folder: None, use_shards(endless_range))]
+    return [*exploits, fifo, Exploit("T11 brace bomb", lambda folder: None, use_shards(endless_range))]
 
 
 def t12(canary: Path, secret: Path) -> list[Exploit]:
@@ -232,12 +216,7 @@ def t12(canary: Path, secret: Path) -> list[Exploit]:
     texts = ("attributes", "dlth_tickets")
 
     def shard_name(name: str) -> Action:
-        def change(tree: ways.Tree) -> ways.Tree:
-            manifest = json.loads(tree["manifest/c.0"])
-            manifest["shards"][0]["name"] = name
-            return tree | {"manifest/c.0": json.dumps(manifest).encode()}
-
-        return ticket(change)
+        return ticket(edit("manifest/c.0", "shards", 0, "name", value=name))
 
     def index(content: Any, name: str = "index.json") -> Action:
         return raw(name, json.dumps(content).encode())
@@ -256,22 +235,18 @@ def t12(canary: Path, secret: Path) -> list[Exploit]:
         return {"splits": {"train": {"filenames": [name]}}}
 
     return [
-        Exploit("T12 shard name is a URL", "T12", shard_name(url), use_tickets, harmless=True),
-        Exploit("T12 shard name is a path", "T12", shard_name(str(secret)), use_tickets, harmless=True),
+        Exploit("T12 shard name is a URL", shard_name(url), use_tickets, harmless=True),
+        Exploit("T12 shard name is a path", shard_name(str(secret)), use_tickets, harmless=True),
         Exploit(
-            "T12 creator is a URL",
-            "T12",
-            ticket(edit("zarr.json", *texts, "creator", value=url)),
-            use_tickets,
-            harmless=True,
+            "T12 creator is a URL", ticket(edit("zarr.json", *texts, "creator", value=url)), use_tickets, harmless=True
         ),
-        Exploit("T12 wids http", "T12", index(wids(url)), use_shards("index.json"), naive),
-        Exploit("T12 wids file", "T12", index(wids(f"file://{secret}")), use_shards("index.json")),
-        Exploit("T12 wids upwards", "T12", index(wids("../secret.txt")), use_shards("index.json")),
-        Exploit("T12 wids absolute", "T12", index(wids(str(secret))), use_shards("index.json")),
-        Exploit("T12 reference", "T12", index(wids(f"reference::file://{secret}")), use_shards("index.json")),
-        Exploit("T12 _info upwards", "T12", index(info("../../secret.tar"), "_info.json"), use_shards("_info.json")),
-        Exploit("T12 _info URL", "T12", index(info(url), "_info.json"), use_shards("_info.json")),
+        Exploit("T12 wids http", index(wids(url)), use_shards("index.json"), naive),
+        Exploit("T12 wids file", index(wids(f"file://{secret}")), use_shards("index.json")),
+        Exploit("T12 wids upwards", index(wids("../secret.txt")), use_shards("index.json")),
+        Exploit("T12 wids absolute", index(wids(str(secret))), use_shards("index.json")),
+        Exploit("T12 reference", index(wids(f"reference::file://{secret}")), use_shards("index.json")),
+        Exploit("T12 _info upwards", index(info("../../secret.tar"), "_info.json"), use_shards("_info.json")),
+        Exploit("T12 _info URL", index(info(url), "_info.json"), use_shards("_info.json")),
     ]
 
 
@@ -289,10 +264,10 @@ def t17(canary: Path, secret: Path) -> list[Exploit]:
         yaml.unsafe_load((folder / "shards.yaml").read_text())
 
     return [
-        Exploit("T17 anchors as _info.json", "T17", make, use_shards("_info.json")),
-        Exploit("T17 code as _info.json", "T17", raw("_info.json", code), use_shards("_info.json")),
-        Exploit("T17 a YAML list", "T17", raw("shards.yaml", code), use_shards("shards.yaml"), naive),
-        Exploit("T17 as header", "T17", ticket(lambda tree: tree | {"zarr.json": code}), use_tickets),
+        Exploit("T17 anchors as _info.json", make, use_shards("_info.json")),
+        Exploit("T17 code as _info.json", raw("_info.json", code), use_shards("_info.json")),
+        Exploit("T17 a YAML list", raw("shards.yaml", code), use_shards("shards.yaml"), naive),
+        Exploit("T17 as header", ticket(lambda tree: tree | {"zarr.json": code}), use_tickets),
     ]
 
 

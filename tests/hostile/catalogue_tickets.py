@@ -6,24 +6,26 @@ import gzip
 import json
 import pickle
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import ways
-from exploit_tools import (
-    SHARED,
-    TICKETS,
-    Action,
-    Exploit,
-    Payload,
+from hostile.exploit_tools import Action, Exploit, Payload, tar, ticket, use_shards, use_tickets, use_zarr
+from makers.pictures import make_image, make_picture
+from makers.tampering import (
+    Change,
+    Fifo,
+    Folder,
+    Link,
+    Socket,
+    Tree,
+    attack,
     edit,
-    tar,
-    ticket,
-    use_shards,
-    use_tickets,
-    use_zarr,
+    lying_frame,
+    put_in_place,
+    signed_anew,
+    stored,
 )
+from makers.tickets import make_store
 from numcodecs import Pickle, Zlib
 from numcodecs.zstd import Zstd
 
@@ -33,7 +35,7 @@ from dlth.tickets import TicketStore
 def t01(canary: Path, secret: Path) -> list[Exploit]:
     """Code by the pickle codec of Zarr v2, and by codec names."""
 
-    def v2(filters: list[str], compressor: str | None, whole: bool) -> Callable[[ways.Tree], ways.Tree]:
+    def v2(filters: list[str], compressor: str | None, whole: bool) -> Change:
         bomb = bytes(Pickle().encode(np.array([Payload(canary)], dtype=object)))
         content = Zlib().encode(bomb) if compressor == "zlib" else bomb
         meta = {
@@ -46,14 +48,14 @@ def t01(canary: Path, secret: Path) -> list[Exploit]:
             "filters": [{"id": name} for name in filters] or None,
             "compressor": {"id": compressor} if compressor else None,
         }
-        files: ways.Tree = {"patches/.zarray": json.dumps(meta).encode(), "patches/0": bytes(content)}
-        group: ways.Tree = {".zgroup": b'{"zarr_format":2}', **files}
+        files: Tree = {"patches/.zarray": json.dumps(meta).encode(), "patches/0": bytes(content)}
+        group: Tree = {".zgroup": b'{"zarr_format":2}', **files}
         return lambda tree: (
             group if whole else {name: item for name, item in tree.items() if "patches" not in name} | files
         )
 
-    def codec(name: str) -> Callable[[ways.Tree], ways.Tree]:
-        def change(tree: ways.Tree) -> ways.Tree:
+    def codec(name: str) -> Change:
+        def change(tree: Tree) -> Tree:
             meta = json.loads(tree["patches/zarr.json"])
             meta["codecs"] = [{"name": name, "configuration": {}}]
             bomb = pickle.dumps(Payload(canary))
@@ -61,8 +63,8 @@ def t01(canary: Path, secret: Path) -> list[Exploit]:
 
         return change
 
-    def exploit(name: str, change: Callable[[ways.Tree], ways.Tree], naive: bool = True) -> Exploit:
-        return Exploit(f"T01 {name}", "T1", ticket(change), use_tickets, use_zarr if naive else None)
+    def exploit(name: str, change: Change, naive: bool = True) -> Exploit:
+        return Exploit(f"T01 {name}", ticket(change), use_tickets, use_zarr if naive else None)
 
     zmetadata = json.dumps({"zarr_consolidated_format": 1, "metadata": {".zgroup": {"zarr_format": 2}}}).encode()
     return [
@@ -81,8 +83,7 @@ def t06(canary: Path, secret: Path) -> list[Exploit]:
     """Chunks that unpack to a gigabyte."""
     bomb = bytes(Zstd(level=1).encode(bytes(2**30)))
     claims = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 2**40) + b"\x01\0\0"
-    whole = bytes(Zstd(level=1).encode(bytes(2**22)))
-    lying = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", 80) + whole[9:]
+    lying = lying_frame(bytes(2**22), 80)
     frames = {
         "zstd bomb": bomb,
         "claims a terabyte": claims,
@@ -98,7 +99,6 @@ def t06(canary: Path, secret: Path) -> list[Exploit]:
     return [
         Exploit(
             f"T06 {name}",
-            "T6",
             ticket(lambda tree, f=content: tree | {"patches/c.0.0.0": f + b"\0\0\0\0"}),
             use_tickets,
             naive if name == "zstd bomb" else None,
@@ -111,7 +111,7 @@ def t07(canary: Path, secret: Path) -> list[Exploit]:
     """Metadata with absurd values."""
     meta, shape = "patches/zarr.json", "shape"
     deep = b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
-    changes: dict[str, Callable[[ways.Tree], ways.Tree]] = {
+    changes: dict[str, Change] = {
         "shape 1e15": edit(meta, shape, 0, value=10**15),
         "shape 2**70": edit(meta, shape, 0, value=2**70),
         "thousand axes": edit(meta, shape, value=[1] * 1_000),
@@ -123,7 +123,7 @@ def t07(canary: Path, secret: Path) -> list[Exploit]:
         "grid of 2**62": edit("zarr.json", "attributes", "dlth_tickets", "grid", value={"rows": 2**31, "cols": 2**31}),
     }
     return [
-        Exploit(f"T07 {name}", "T7", ticket(change), use_tickets, use_zarr if name == "shape 1e15" else None)
+        Exploit(f"T07 {name}", ticket(change), use_tickets, use_zarr if name == "shape 1e15" else None)
         for name, change in changes.items()
     ]
 
@@ -131,30 +131,25 @@ def t07(canary: Path, secret: Path) -> list[Exploit]:
 def t08(canary: Path, secret: Path) -> list[Exploit]:
     """Patch numbers outside the grid, or twice."""
 
-    def cell(*place: int, value: int) -> Callable[[ways.Tree], ways.Tree]:
-        def change(tree: ways.Tree) -> ways.Tree:
-            spec, chunk = ways.decoded(tree, "patches/c.1.0.0")
-            chunk[place] = value
-            return tree | {"patches/c.1.0.0": ways.encode(spec, chunk)}
-
-        return change
+    def cell(*place: int, value: int) -> Change:
+        return stored("patches/c.1.0.0", lambda chunk: chunk.__setitem__(place, value))
 
     places = {"first row": cell(0, 0, value=16), "last row": cell(4, 15, value=254), "one fill": cell(2, 3, value=255)}
-    return [Exploit(f"T08 {name}", "T8", ticket(change), use_tickets, use_zarr) for name, change in places.items()]
+    return [Exploit(f"T08 {name}", ticket(change), use_tickets, use_zarr) for name, change in places.items()]
 
 
 def t09(canary: Path, secret: Path) -> list[Exploit]:
     """Links, devices, odd names."""
     chunk = "patches/c.0.0.0"
-    items: dict[str, ways.Tree] = {
-        "link to a secret": {chunk: ways.Link(str(secret))},
-        "link upwards": {chunk: ways.Link("../../../secret.txt")},
-        "link to a device": {chunk: ways.Link("/dev/zero")},
-        "manifest is a link": {"manifest/c.0": ways.Link(str(secret))},
-        "header is a FIFO": {"zarr.json": ways.Fifo()},
-        "chunk is a FIFO": {chunk: ways.Fifo()},
-        "socket": {chunk: ways.Socket()},
-        "folder": {chunk: ways.Folder()},
+    items: dict[str, Tree] = {
+        "link to a secret": {chunk: Link(str(secret))},
+        "link upwards": {chunk: Link("../../../secret.txt")},
+        "link to a device": {chunk: Link("/dev/zero")},
+        "manifest is a link": {"manifest/c.0": Link(str(secret))},
+        "header is a FIFO": {"zarr.json": Fifo()},
+        "chunk is a FIFO": {chunk: Fifo()},
+        "socket": {chunk: Socket()},
+        "folder": {chunk: Folder()},
         "long name": {"n" * 255: b""},
         "twin": {"patches/C.0.0.0": b""},
         "code beside": {"zarr.py": b"import os; os.abort()", "sitecustomize.py": b"import os; os.abort()"},
@@ -162,7 +157,6 @@ def t09(canary: Path, secret: Path) -> list[Exploit]:
     return [
         Exploit(
             f"T09 {name}",
-            "T9",
             ticket(lambda tree, new=new: tree | new),
             use_tickets,
             use_zarr if name in ("link to a secret", "chunk is a FIFO") else None,
@@ -174,17 +168,17 @@ def t09(canary: Path, secret: Path) -> list[Exploit]:
 def t14(canary: Path, secret: Path) -> list[Exploit]:
     """Right format, wrong data."""
 
-    def swapped(tree: ways.Tree) -> ways.Tree:
+    def swapped(tree: Tree) -> Tree:
         return tree | {"images/c.0.0.0": tree["images/c.1.0.0"], "images/c.1.0.0": tree["images/c.0.0.0"]}
 
-    def twice(tree: ways.Tree) -> ways.Tree:
+    def twice(tree: Tree) -> Tree:
         return tree | {"keys/c.2.0.0": tree["keys/c.0.0.0"], "images/c.2.0.0": tree["images/c.0.0.0"]}
 
-    def gone(tree: ways.Tree) -> ways.Tree:
+    def gone(tree: Tree) -> Tree:
         return {name: item for name, item in tree.items() if name != "patches/c.2.0.0"}
 
     return [
-        Exploit(f"T14 {change.__name__}", "T14", ticket(change, signed=False), use_tickets, use_zarr)
+        Exploit(f"T14 {change.__name__}", ticket(change, sign=False), use_tickets, use_zarr)
         for change in (swapped, twice, gone)
     ]
 
@@ -194,11 +188,11 @@ def t15(canary: Path, secret: Path) -> list[Exploit]:
 
     def mixed(signed: bool) -> Action:
         def make(folder: Path) -> None:
-            one = ways.load(TICKETS["write_store"](folder / "t.zarr"))
-            other = ways.load(TICKETS["write_store"](folder / "u.zarr", creator="old", keep="0.3", k=5))
-            tree = one | {"zarr.json": other["zarr.json"], "patches/c.0.0.0": one["patches/c.0.0.0"]}
-            (folder / "pin").write_text(TicketStore(folder / "t.zarr").identity)
-            ways.put(folder / "t.zarr", one, ways.signed_anew(tree) if signed else tree)
+            path = make_store(folder / "t.zarr")
+            other = make_store(folder / "u.zarr", creator="old", keep="0.3", k=5)
+            (folder / "pin").write_text(TicketStore(path).identity)
+            mix = put_in_place("zarr.json", (other / "zarr.json").read_bytes())
+            attack(path, mix, *([signed_anew] if signed else []))
 
         return make
 
@@ -212,23 +206,21 @@ def t15(canary: Path, secret: Path) -> list[Exploit]:
             raise MismatchError("another ticket file than the run began with")
 
     return [
-        Exploit("T15 mix", "T15", mixed(False), use_tickets, use_zarr),
-        Exploit("T15 signed mix is another identity", "T15", mixed(True), pinned, use_zarr),
+        Exploit("T15 mix", mixed(False), use_tickets, use_zarr),
+        Exploit("T15 signed mix is another identity", mixed(True), pinned, use_zarr),
     ]
 
 
 def t16(canary: Path, secret: Path) -> list[Exploit]:
     """Text from a file on a terminal."""
     odd = "\x1b]0;owned\x07\x1b[2J\u202e\r\n" + "x" * 5_000
-    picture = SHARED["encode"](SHARED["picture"](1))
+    picture = make_image(make_picture(1))
 
-    def shard_name(tree: ways.Tree) -> ways.Tree:
+    def shard_name(tree: Tree) -> Tree:
         manifest = json.loads(tree["manifest/c.0"])
         manifest["shards"][0]["name"] = odd[:900]
         changed = tree | {"manifest/c.0": json.dumps(manifest).encode()}
-        spec, chunk = ways.decoded(tree, "patches/c.0.0.0")
-        chunk[0] = 99
-        return changed | {"patches/c.0.0.0": ways.encode(spec, chunk)}
+        return stored("patches/c.0.0.0", lambda chunk: chunk.__setitem__(0, 99))(changed)
 
     def naive(folder: Path) -> str:
         name = json.loads((folder / "t.zarr/manifest/c.0").read_bytes())["shards"][0]["name"]
@@ -236,19 +228,12 @@ def t16(canary: Path, secret: Path) -> list[Exploit]:
 
     twice = [(f"{odd[:20]}.jpg", picture), (f"{odd[:20]}.png", picture)]
     return [
-        Exploit("T16 shard name", "T16", ticket(shard_name), use_tickets, naive),
-        Exploit(
-            "T16 header field",
-            "T16",
-            ticket(edit("zarr.json", "attributes", "dlth_tickets", odd, value=1)),
-            use_tickets,
-        ),
-        Exploit(
-            "T16 form", "T16", ticket(edit("zarr.json", "attributes", "dlth_tickets", "form", value=odd)), use_tickets
-        ),
-        Exploit("T16 file name", "T16", ticket(lambda tree: tree | {"\x1b[2J\n": b""}), use_tickets),
-        Exploit("T16 key", "T16", tar("a.tar", twice), use_shards("a.tar")),
-        Exploit("T16 shard address", "T16", lambda folder: None, use_shards(odd)),
+        Exploit("T16 shard name", ticket(shard_name), use_tickets, naive),
+        Exploit("T16 header field", ticket(edit("zarr.json", "attributes", "dlth_tickets", odd, value=1)), use_tickets),
+        Exploit("T16 form", ticket(edit("zarr.json", "attributes", "dlth_tickets", "form", value=odd)), use_tickets),
+        Exploit("T16 file name", ticket(lambda tree: tree | {"\x1b[2J\n": b""}), use_tickets),
+        Exploit("T16 key", tar("a.tar", twice), use_shards("a.tar")),
+        Exploit("T16 shard address", lambda folder: None, use_shards(odd)),
     ]
 
 

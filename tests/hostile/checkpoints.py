@@ -10,28 +10,23 @@ findings.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import random
-import signal
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import timm
 import torch
+from makers.campaign import Tally, numbered
+from makers.tampering import flipped
 from safetensors.torch import save
 
-from dlth.tickets.errors import DlthError
 from dlth.training import weights
 
 SIZE = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
-
-
-class Hang(BaseException):
-    """Five seconds are over."""
 
 
 def sound_files(model: torch.nn.Module) -> list[bytes]:
@@ -48,7 +43,7 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
     """Bits flipped (in the first kilobyte as often as anywhere), cut, grown, blanked, or a stretch moved."""
     kind, place = rng.randrange(6), rng.randrange(rng.choice((1_024, len(raw))))
     if kind <= 1:
-        return raw[:place] + bytes([raw[place] ^ 1 << rng.randrange(8)]) + raw[place + 1 :]
+        return flipped(raw, 8 * place + rng.randrange(8))
     if kind == 2:
         return raw[:place]
     if kind == 3:
@@ -61,16 +56,7 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=600)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--weaken", action="store_true")
-    arguments = parser.parse_args()
-
-    def ring(*_: object) -> None:
-        raise Hang
-
-    signal.signal(signal.SIGALRM, ring)
+    arguments = numbered(__doc__, 600).parse_args()
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **SIZE)
     wanted = {name: value.clone() for name, value in model.state_dict().items()}
@@ -78,34 +64,24 @@ def main() -> int:
     if arguments.weaken:
         weights.weights_digest = lambda vit: str([(name, value.shape) for name, value in vit.state_dict().items()])
     digest = weights.weights_digest(model)
-    outcomes: Counter[str] = Counter()
-    findings = []
+
+    def judged() -> str:
+        loaded = weights.load_weights(model, path)
+        same = all(value.numpy().tobytes() == wanted[name].numpy().tobytes()
+                   for name, value in model.state_dict().items())  # fmt: skip
+        if same != (loaded.sha256 == digest):
+            return "FINDING: the digest does not tell what was loaded"
+        return "loaded, the same weights" if same else "loaded under another digest"
+
+    tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mutant"
         for number in range(arguments.first, arguments.first + arguments.count):
             rng = random.Random(number)
-            path = Path(folder) / str(number)
             path.write_bytes(mutated(rng.choice(files), rng))
             model.load_state_dict(wanted)
-            signal.alarm(5)
-            try:
-                loaded = weights.load_weights(model, path)
-                signal.alarm(0)
-                same = all(value.numpy().tobytes() == wanted[name].numpy().tobytes()
-                           for name, value in model.state_dict().items())  # fmt: skip
-                if same != (loaded.sha256 == digest):
-                    findings.append(f"{number}: the digest does not tell what was loaded")
-                outcomes["loaded, the same weights" if same else "loaded under another digest"] += 1
-            except DlthError as error:
-                outcomes[f"refused {error.code}"] += 1
-            except Hang:
-                findings.append(f"{number}: hung")
-            except Exception as error:
-                findings.append(f"{number}: {type(error).__name__}: {str(error)[:200]}")
-            finally:
-                signal.alarm(0)
-                path.unlink()
-    print(json.dumps({"mutants": arguments.count, "outcomes": outcomes, "findings": findings}))
-    return 1 if findings else 0
+            tally.judge(number, judged, seconds=5)
+    return tally.tell(mutants=arguments.count)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import pictures
 import torch
+from hostile import pictures
 
 from dlth.data.decode import BadImageError, decode, image_size
 from dlth.data.views import render

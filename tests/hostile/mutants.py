@@ -20,9 +20,7 @@ import json
 import os
 import random
 import resource
-import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,26 +29,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import ways
-import weak
 import zarr
+from hostile import ways, weak
+from makers.campaign import HangError, within
+from makers.tampering import Tree, put, signed_anew
+from makers.tickets import make_store, tree_bytes
 
-from dlth.tickets import TicketStore
+from dlth.tickets import Grid, TicketStore
 from dlth.tickets.errors import DlthError, InputError, shown
 
-TOOLS = runpy.run_path(str(Path(__file__).parents[1] / "tickets" / "conftest.py"))
 MEMORY = 256 * 2**20
 SECONDS = 5
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "socket.connect")
 
 escapes: list[str] = []
 allowed = ""
-
-
-class Hang(BaseException):
-    """Five seconds are over; no `except Exception` of anybody stops it."""
 
 
 def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -61,18 +56,16 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
             escapes.append(f"{event} {path}")
 
 
-def sound_files(folder: Path) -> list[ways.Tree]:
+def sound_files(folder: Path) -> list[Tree]:
     """Four small files, so that every form and both index types are met; the first two differ in content alone."""
-    write = TOOLS["write_store"]
-    grid = TOOLS["Grid"](16, 16)
     made = [
-        write(folder / "full.zarr", skipped=[4]),
-        write(folder / "other.zarr", skipped=[1], creator="another lab"),
-        write(folder / "top.zarr", form="top", rows=(2, 4)),
-        write(folder / "mask.zarr", form="mask", rows=(4, 1), skipped=[0]),
-        write(folder / "wide.zarr", rows=(2, 2), grid=grid, k=6),
+        make_store(folder / "full.zarr", skipped=[4]),
+        make_store(folder / "other.zarr", skipped=[1], creator="another lab"),
+        make_store(folder / "top.zarr", form="top", rows=(2, 4)),
+        make_store(folder / "mask.zarr", form="mask", rows=(4, 1), skipped=[0]),
+        make_store(folder / "wide.zarr", rows=(2, 2), grid=Grid(16, 16), k=6),
     ]
-    return [ways.load(path) for path in made]
+    return [tree_bytes(path) for path in made]
 
 
 class Trial:
@@ -87,10 +80,10 @@ class Trial:
         self.trees = sound_files(folder)
         self.identities = [TicketStore(folder / name).identity for name in
                            ("full.zarr", "other.zarr", "top.zarr", "mask.zarr", "wide.zarr")]  # fmt: skip
-        self.now: ways.Tree = {}
+        self.now: Tree = {}
         self.path.mkdir()
 
-    def make(self, number: int, only: str | None) -> tuple[str, bool, ways.Tree]:
+    def make(self, number: int, only: str | None) -> tuple[str, bool, Tree]:
         """(class, signed anew, mutated tree) of one number."""
         rng = random.Random(number)
         name = only or rng.choice(self.classes)
@@ -98,28 +91,25 @@ class Trial:
         others = [tree for index, tree in enumerate(self.trees) if index != base]
         tree = ways.WAYS[name](dict(self.trees[base]), rng, ways.Material(others, self.secret))
         signed = number % 2 == 1
-        return name, signed, ways.signed_anew(tree) if signed else tree
+        return name, signed, signed_anew(tree) if signed else tree
 
-    def judge(self, tree: ways.Tree) -> str:
+    def judge(self, tree: Tree) -> str:
         """What came of it: a good outcome, or 'FINDING: …'."""
         global allowed
-        ways.put(self.path, self.now, tree)
+        put(self.path, self.now, tree)
         self.now = tree
         same = [index for index, sound in enumerate(self.trees) if sound == tree]  # a mix may end as the other file
         changed = not same
         escapes.clear()
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
         allowed = str(self.path)
         try:
-            try:
+            with within(self.seconds):
                 outcome = self._use(same)
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
         except DlthError as error:
             outcome = f"refused {error.code}" if changed else f"FINDING: a sound file was refused: {error}"
             if not str(error).isprintable() and "\n" not in str(error):
                 outcome = "FINDING: control characters in a message"
-        except Hang:
+        except HangError:
             outcome = f"FINDING: hung for more than {self.seconds} s"
         except Exception as error:  # whatever it is, it is no answer to a user
             outcome = f"FINDING: {type(error).__name__}: {error}"
@@ -189,10 +179,6 @@ def work(first: int, count: int, only: str | None, weaken: str | None, progress:
         confirm(trial.path, store := TicketStore(trial.path), [store.read(s) for s in range(len(store.shards))])
         weak.BUILDS[weaken]() if weaken else None
 
-        def ring(*_: object) -> None:
-            raise Hang
-
-        signal.signal(signal.SIGALRM, ring)
         sys.addaudithook(watch)
         resident = limit_memory()
         for number in range(first, first + count):
@@ -205,7 +191,7 @@ def work(first: int, count: int, only: str | None, weaken: str | None, progress:
             if outcome.startswith("FINDING"):
                 findings.append(f"{number} {name}{' signed' if signed else ''}: {outcome[9:300]}")
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
-        ways.put(trial.path, trial.now, {})
+        put(trial.path, trial.now, {})
     if grown > MEMORY:
         findings.append(f"memory grew by {grown} bytes")
     return {"mutants": count, "signed": num_signed, "outcomes": counts, "classes": classes, "findings": findings,

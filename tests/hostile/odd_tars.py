@@ -10,17 +10,19 @@ findings.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
 import random
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections import Counter
+from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from makers.campaign import Tally, numbered
 
 from dlth.data import tar
 from dlth.tickets.errors import DlthError
@@ -191,31 +193,19 @@ def judge(raw: bytes, descriptor: int, path: Path, program: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1_000)
-    parser.add_argument("--first", type=int, default=0)
+    parser = numbered(__doc__, 1_000)
     parser.add_argument("--tar", default="", help="a tar program that must agree as well")
-    parser.add_argument("--weaken", action="store_true")
     arguments = parser.parse_args()
     if arguments.weaken:
         tar._Reader.disputed = lambda *told: None  # type: ignore[method-assign, assignment, return-value]
-    outcomes: Counter[str] = Counter()
-    findings: list[str] = []
+    tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "odd.tar"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         for number in range(arguments.first, arguments.first + arguments.count):
-            try:
-                outcome = judge(odd_tar(number), descriptor, path, arguments.tar)
-            except Exception as error:
-                outcome = f"FINDING: {type(error).__name__}: {error}"
-            if outcome.startswith("FINDING"):
-                findings.append(f"tar {number}: {outcome[9:]}")
-                outcome = "FINDING"
-            outcomes[outcome] += 1
+            tally.judge(f"tar {number}", partial(judge, odd_tar(number), descriptor, path, arguments.tar))
         os.close(descriptor)
-    print(json.dumps({"count": arguments.count, "outcomes": outcomes, "findings": findings[:20]}))
-    return 1 if findings else 0
+    return tally.tell(count=arguments.count)
 
 
 if __name__ == "__main__":

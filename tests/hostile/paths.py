@@ -17,36 +17,24 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dlth.data.identity import content_hashes
+from makers.campaign import HangError, within
+from makers.pictures import make_image, make_picture, make_tar
+from makers.tickets import select_tickets
+
 from dlth.data.index import open_index
 from dlth.pipeline.last_line import main as dlth
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    ViewSpec,
-    generator,
-)
+from dlth.tickets import DatasetInfo, SelectorInfo, TicketStore
 from dlth.tickets.archive import pack
-from dlth.tickets.derive import Draft
 from dlth.tickets.npz import export_npz
 
 WAIT = 300
@@ -60,6 +48,8 @@ RUN = (*MODEL, "--recipe", "none", "--epochs", "1", "--batch-size", "4", "--work
 ONLINE = ("--mode", "online", "--keep", "0.5")
 SELECT = (*MODEL, "--keep", "0.5", "--blocks", "0", "--workers", "0", "--num-classes", "4")
 
+
+SELECTOR = SelectorInfo("tiny", "ab" * 32, "random", (0,))
 
 Extra = dict[str, tuple[str, ...]]
 
@@ -195,24 +185,20 @@ NOBODY = 65534
 def build(root: Path, models: bool = True) -> None:
     """The world: everything that the rows name, in `root`."""
     root.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for name in ("shards", "images/a", "images/b", "outbox", "empty"):
+    for name in ("shards", "others", "images/a", "images/b", "outbox", "empty"):
         (root / name).mkdir(parents=True)
-    number = 0
-    for shard in range(2):
-        with tarfile.open(root / f"shards/train-{shard:06d}.tar", "w") as tar:
-            for _ in range(3):
-                number += 1
-                buffer = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(buffer, "JPEG")
-                (root / f"images/{'ab'[number % 2]}/n{number}.JPEG").write_bytes(buffer.getvalue())
-                for name, raw in ((f"n{number}.jpg", buffer.getvalue()), (f"n{number}.cls", b"%d" % (number % 4))):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(raw)
-                    tar.addfile(info, io.BytesIO(raw))
-    index = open_index(str(root / "shards"))
-    for name, shards in (("t", (0, 1)), ("u", (0, 1)), ("v", (1,))):
-        _ticket_file(root / f"{name}.zarr", index, shards, name)
+    members: list[list[tuple[str, bytes]]] = [[], [], []]
+    for number in range(1, 10):
+        image = make_image(make_picture(number, 40, 40))
+        members[(number - 1) // 3] += [(f"n{number}.jpg", image), (f"n{number}.cls", b"%d" % (number % 4))]
+        if number <= 6:
+            (root / f"images/{'ab'[number % 2]}/n{number}.JPEG").write_bytes(image)
+    for name, content in zip(("shards/train-000000", "shards/train-000001", "others/other"), members, strict=True):
+        make_tar(root / f"{name}.tar", content)
+    index, others = open_index(str(root / "shards")), open_index(str(root / "others"))
+    for name, listed in (("t", index), ("u", index), ("v", others)):
+        dataset = DatasetInfo("toy", "train", listed.num_samples, "")
+        select_tickets(listed, root / f"{name}.zarr", name=name, dataset=dataset, selector=SELECTOR)
     store = TicketStore(root / "t.zarr")
     pack(store, root / "t.zip")
     export_npz(store, root / "t.npz")
@@ -230,24 +216,6 @@ def build(root: Path, models: bool = True) -> None:
     with contextlib.chdir(root):
         code, _, err = call(("tickets", "sign", "t.zarr", "--key", "lab.pem"))
     assert code == 0, err
-
-
-def _ticket_file(path: Path, index: Any, shards: tuple[int, ...], name: str) -> None:
-    header = TicketHeader(
-        form="full", grid=Grid(4, 4), patch_size=8, k=8, keep="0.5", stage_keep="0.5", stage_tokens=(8,),
-        view=ViewSpec("whole", 32, 32), preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, "torchvision"),
-        selector=SelectorInfo("tiny", "ab" * 32, "random", (0,)),
-        dataset=DatasetInfo("toy", "train", 3 * len(shards), ""),
-    )  # fmt: skip
-
-    def rows(place: int) -> ShardTickets:
-        keys = tuple(key + ("" if len(shards) > 1 else "x") for key in index.keys(shards[place]))
-        ids = np.arange(index.row_start[shards[place]], index.row_start[shards[place] + 1])
-        patches = np.stack([generator(name, key).permutation(16) for key in keys])
-        return ShardTickets(keys, content_hashes(index, ids), patches, np.ones(3, np.float32), np.zeros(3, bool))
-
-    names = [index.shards[shard].name if len(shards) > 1 else "other.tar" for shard in shards]
-    Draft(header, tuple(ShardSpec(each, 3) for each in names), index.key_width + 1, rows).write(path)
 
 
 def _weights(path: Path) -> None:
@@ -272,10 +240,6 @@ def _keys(root: Path) -> None:
     private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (root / "lab.pem").write_bytes(key.private_bytes(pem, *private))
     (root / "lab.pub").write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-
-
-class HangError(BaseException):
-    """A command that waits for what never comes; no `except Exception` on the way may take it for its own."""
 
 
 def call(words: tuple[str, ...]) -> tuple[int, str, str]:
@@ -318,15 +282,12 @@ def state(root: Path) -> dict[str, tuple[int, int, int]]:
 def attack(root: Path, words: tuple[str, ...], legal: bool = False) -> str:
     """Run a command in `root`; what is wrong with its answer, or nothing. `legal`: it may also succeed."""
     before = state(root)
-    signal.signal(signal.SIGALRM, _hangs)
-    signal.alarm(WAIT)
     try:
-        with contextlib.chdir(root):
+        with within(WAIT), contextlib.chdir(root):
             found, _, err = call(words)
     except (Exception, HangError) as error:
         return f"{type(error).__name__}: {str(error)[:80]}"
     finally:
-        signal.alarm(0)
         after = state(root)
         changed = sorted(path for path in before if after.get(path) != before[path])
         made = sorted(after.keys() - before.keys())
@@ -348,10 +309,6 @@ def attack(root: Path, words: tuple[str, ...], legal: bool = False) -> str:
     if err.count("error[") + err.count("Usage:") != 1 or "Traceback" in err:
         return f"said {err[-300:]!r}"
     return ""
-
-
-def _hangs(*_: object) -> None:
-    raise HangError
 
 
 def cases(row: Row, bad: dict[str, str], written: dict[str, str]) -> Iterator[tuple[str, str, str]]:

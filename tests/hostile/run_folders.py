@@ -13,27 +13,28 @@ looked at, and findings must come. Prints one JSON object; exit code 1 with find
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import runpy
 import shutil
-import signal
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+from makers.campaign import Tally, numbered
+from makers.pictures import write_shards
+from makers.runs import train_config
+from makers.tampering import flipped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import plan
-from dlth.tickets.errors import DlthError
 from dlth.training import checkpoint, seal
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
@@ -64,40 +65,17 @@ class KilledAt(Reporter):
             raise KilledError
 
 
-class Hang(BaseException):
-    """Twenty seconds are over."""
-
-
 def killed_run(folder: Path) -> TrainConfig:
     """A run of three epochs of three steps on five images, killed in its sixth step; settings that resume it."""
-    make = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
-    (folder / "data").mkdir()
-    members = []
-    for number in range(5):
-        members += [(f"n{number}.jpg", make["encode"](make["picture"](number))), (f"n{number}.cls", b"1")]
-    make["write_tar"](folder / "data" / "train-000000.tar", members)
-    settings = {
-        "data": str(folder / "data"),
-        "val": str(folder / "data"),
-        "out": str(folder / "run"),
-        "arm": "dense",
-        "model": "vit_tiny_patch16_224",
-        "model_kwargs": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-        "img_size": 16,
-        "epochs": 3,
-        "warmup_epochs": 0,
-        "batch_size": 2,
-        "model_ema": True,
-        "checkpoint_steps": 1,
-        "log_interval": 1,
-        "workers": 0,
-        "device": "cpu",
-    }
+    data = write_shards(folder, 1, 5, num_classes=2).spec
+    small = {"model_kwargs": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}, "img_size": 16}
+    saving = {"model_ema": True, "checkpoint_steps": 1}
+    config = train_config(data, folder / "run", arm="dense", epochs=3, batch_size=2, **small, **saving)
     try:
-        train(layered(settings), reporter=KilledAt())
+        train(config, reporter=KilledAt())
     except KilledError:
         (folder / "run" / "result.json").write_text("{}")
-    return layered(settings | {"resume": "auto"})
+    return config.model_copy(update={"resume": "auto"})
 
 
 def resumed(config: TrainConfig) -> dict[str, Any]:
@@ -164,7 +142,7 @@ def spoilt(path: Path, rng: random.Random) -> str:
     path.unlink()
     if way == "bit":
         place = rng.randrange(len(raw))
-        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << rng.randrange(8)]) + raw[place + 1 :])
+        path.write_bytes(flipped(raw, 8 * place + rng.randrange(8)))
         return f"bit {place}"
     ways[way]()
     return way
@@ -217,8 +195,8 @@ def fresh(folder: Path, kind: str) -> Path:
 
 def resume_spoilt(
     folder: Path, config: TrainConfig, expected: dict[str, Any], number: int, rng: random.Random
-) -> tuple[str, str]:
-    """Spoil a file of the killed run and resume it: what was done, and what came of it."""
+) -> tuple[str, Callable[[], str]]:
+    """Spoil a file of the killed run: what was done, and what comes of resuming it."""
     file = FILES[0] if number % 3 == 0 else rng.choice(FILES)
     what = (forged if number % 3 == 0 else spoilt)(fresh(folder, "sound") / file, rng)
 
@@ -226,51 +204,30 @@ def resume_spoilt(
         found = resumed(config)
         if what == "gone" and file == "metrics.jsonl":  # said, and the log begins at the checkpoint
             found["log"] = expected["log"][: -len(found["log"])] + found["log"]
-        return "the same" if found == expected else "another run"
+        return "the same" if found == expected else "FINDING: another run"
 
-    return f"{file}, {what}", outcome_of(compared)
+    return f"{file}, {what}", compared
 
 
-def read_spoilt(folder: Path, command: str, read: Callable[[], Any], sound: Any, rng: random.Random) -> tuple[str, str]:
-    """Spoil a file of the finished run and have a command read the folder: what was done, and what came of it."""
+def read_spoilt(
+    folder: Path, command: str, read: Callable[[], Any], sound: Any, rng: random.Random
+) -> tuple[str, Callable[[], str]]:
+    """Spoil a file of the finished run: what was done, and what comes of a command that reads the folder."""
     file = rng.choice((WEIGHTS, WEIGHTS, WEIGHTS, "config.toml", "result.json", "metrics.jsonl"))
     way = noted if file == WEIGHTS and rng.random() < 0.5 else spoilt
     what = way(fresh(folder, "whole") / file, rng)
 
     def compared() -> str:
         changed = read() != sound
-        return "the same" if not changed else "other weights" if file == WEIGHTS else "another answer"
+        return "the same" if not changed else "other weights" if file == WEIGHTS else "FINDING: another answer"
 
-    return f"{command}: {file}, {what}", outcome_of(compared)
-
-
-def outcome_of(compared: Callable[[], str]) -> str:
-    """What came of it, in a word or in those of an error; twenty seconds at most."""
-    signal.alarm(20)
-    try:
-        return compared()
-    except DlthError as error:
-        return f"refused {error.code}"
-    except Hang:
-        return "hung"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:200]}"
-    finally:
-        signal.alarm(0)
+    return f"{command}: {file}, {what}", compared
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--weaken", action="store_true")
-    arguments = parser.parse_args()
-
-    def ring(*_: object) -> None:
-        raise Hang
-
-    signal.signal(signal.SIGALRM, ring)
+    arguments = numbered(__doc__, 60).parse_args()
     torch.set_num_threads(1)
+    tally = Tally()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = killed_run(folder)
@@ -282,21 +239,15 @@ def main() -> int:
         shutil.copytree(folder / "run", folder / "whole")
         others = readers(config, folder)
         sound = {command: read() for command, read in others.items()}
-        outcomes: Counter[str] = Counter()
-        findings = []
         for number in range(arguments.first, arguments.first + arguments.count):
             rng = random.Random(number)
             if number % 4 == 3:
                 command = rng.choice(list(others))
-                what, outcome = read_spoilt(folder, command, others[command], sound[command], rng)
+                what, compared = read_spoilt(folder, command, others[command], sound[command], rng)
             else:
-                what, outcome = resume_spoilt(folder, config, expected, number, rng)
-            if outcome.startswith(("the same", "other weights", "refused")):
-                outcomes[outcome] += 1
-            else:
-                findings.append(f"{number}: {what}: {outcome}")
-    print(json.dumps({"mutants": arguments.count, "outcomes": outcomes, "findings": findings}))
-    return 1 if findings else 0
+                what, compared = resume_spoilt(folder, config, expected, number, rng)
+            tally.judge(f"{number}: {what}", compared)
+    return tally.tell(mutants=arguments.count)
 
 
 if __name__ == "__main__":

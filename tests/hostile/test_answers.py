@@ -6,14 +6,17 @@ import gzip
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from makers.campaign import run_script
+from makers.servers import Headers, Player
+from makers.tickets import make_store
 
 from dlth.data.cache import open_shard
 from dlth.data.fetch import blocks
@@ -28,23 +31,18 @@ SIZE = 100_000
 CONTENT = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
 ENDLESS = 64 * 2**20  # what an endless body stops at, so that a test that fails ends
 
-Headers = dict[str, str]
-Player = runpy.run_path(str(Path(__file__).with_name("answers.py")))["Player"]
-
 
 @pytest.fixture
-def player() -> Iterator[Callable[..., Any]]:
+def player() -> Iterator[Callable[..., Player]]:
     """``player(play)`` -> a running `Player`."""
-    players: list[Any] = []
+    with ExitStack() as running:
 
-    def start(play: Any) -> Any:
-        players.append(Player(play))
-        return players[-1]
+        def start(play: Any) -> Player:
+            server = Player(play)
+            running.enter_context(server.running())
+            return server
 
-    yield start
-    for each in players:
-        each.shutdown()
-        each.server_close()
+        yield start
 
 
 @pytest.fixture(autouse=True)
@@ -220,8 +218,7 @@ print(json.dumps([identity, notes, grown * 1024]))
 
 def test_bombs_in_answers_take_no_memory(player: Any, make_shards: Any, tmp_path: Path) -> None:
     """A ticket file and a signature that unpack to half a gigabyte: the one is refused, the other told of."""
-    write_store = runpy.run_path(str(Path(__file__).parents[1] / "tickets" / "conftest.py"))["write_store"]
-    store = TicketStore(write_store(tmp_path / "t.zarr"))
+    store = TicketStore(make_store(tmp_path / "t.zarr"))
     pack(store, tmp_path / "t.zip")
     whole = (tmp_path / "t.zip").read_bytes()
     bomb = gzip.compress(bytes(2**29), 1)
@@ -243,9 +240,7 @@ def test_bombs_in_answers_take_no_memory(player: Any, make_shards: Any, tmp_path
 
 def test_answers_put_together_at_random() -> None:
     """Two hundred answers of right and wrong parts: bytes of the number asked for, or errors of ours."""
-    command = [sys.executable, str(Path(__file__).with_name("answers.py")), "--count", "200"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    told = json.loads(done.stdout)
+    _, told = run_script("hostile/answers.py", "--count", 200)
     assert (told["answers"], told["findings"]) == (200, [])
     assert told["outcomes"]["whole"] > 20
     assert sum(count for name, count in told["outcomes"].items() if name.startswith("refused")) > 60

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from makers.pictures import make_tar
 
 from dlth.data.augment import Augmentation
 from dlth.data.batch import Batch, EvalBatch
@@ -38,7 +39,7 @@ VIEW = ViewSpec("center", 32, 32, "0.9")
 
 
 @pytest.fixture
-def index(make_shards: Callable[..., Any], make_tar: Callable[..., Path]) -> ShardIndex:
+def index(make_shards: Callable[..., Any]) -> ShardIndex:
     """Two shards of seven images, three of them marked in a comment."""
     shards = make_shards(2, 7)
     sound, number = open_index(shards.spec), 0

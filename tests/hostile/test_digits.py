@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from makers import ROOT
 from typer.testing import CliRunner
 
 from dlth.data.cache import cache_limit
@@ -22,7 +23,6 @@ from dlth.tickets.errors import DlthError
 from dlth.training.layers import layered
 from dlth.training.settings import _literal
 
-ROOT = Path(__file__).parents[2]
 ONE = ("１", "١", "²")  # full-width and Arabic-Indic digits are numbers to Python, the superscript is a digit and none
 BYTES = ("scan.py", "pax.py", "tar.py")  # there the digits are of bytes, which have ASCII's alone
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from makers.pictures import make_tar
 
 from dlth.data.classes import UNDECLARED_CLASSES, check_head, require_labels
 from dlth.data.index import ShardIndex, open_index
@@ -19,7 +20,7 @@ Labelled = Callable[..., ShardIndex]
 
 
 @pytest.fixture
-def labelled(tmp_path: Path, make_tar: Callable[..., Path]) -> Labelled:
+def labelled(tmp_path: Path) -> Labelled:
     """``labelled(label, ...)`` -> the index of one shard whose images i0, i1, … have those labels."""
 
     def make(*labels: int) -> ShardIndex:
@@ -64,7 +65,7 @@ def test_another_programs_classes_json_declares_nothing(labelled: Labelled, tmp_
     assert labelled(0, 3).num_classes == 4
 
 
-def test_shards_without_images_are_listed_and_not_used(tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_shards_without_images_are_listed_and_not_used(tmp_path: Path) -> None:
     """An index of none is made; where images are needed, what is there instead is said."""
     index = open_index(str(make_tar(tmp_path / "t.tar", [("README", b"")])))
     assert index.num_samples == 0

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import runpy
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
+from hostile import decoders, weak
+from makers.campaign import run_script
 
-HERE = Path(__file__).parent
-WEAK: dict[str, Any] = runpy.run_path(str(HERE / "weak.py"))
-CLASSES = sorted(WEAK["CLASS_FAILS_IN"])
-
-
-def run(script: str, *arguments: str) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run([sys.executable, str(HERE / script), *arguments], capture_output=True, text=True)
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout)
+CLASSES = sorted(weak.CLASS_FAILS_IN)
 
 
 def test_ten_thousand_mutants() -> None:
     """Of 10,000, half signed anew: each changed one is refused or opens under another identity, sound ones open."""
-    code, total = run("mutants.py", "--count", "10000", "--processes", "2")
+    code, total = run_script("hostile/mutants.py", "--count", "10000", "--processes", "2")
     assert total["findings"] == []
     assert code == 0
     assert (total["mutants"], total["signed"]) == (10_000, 5_000)
@@ -37,22 +24,19 @@ def test_ten_thousand_mutants() -> None:
     assert total["grown"] < 256 * 2**20
 
 
-@pytest.mark.parametrize("build", sorted(WEAK["BUILDS"]))
+@pytest.mark.parametrize("build", sorted(weak.BUILDS))
 def test_each_class_is_noticed_in_a_weakened_build(build: str) -> None:
     """With one defence switched off, the same mutants lead to findings of every class that it keeps out."""
-    classes = {name for name in CLASSES if WEAK["CLASS_FAILS_IN"][name] == build}
+    classes = {name for name in CLASSES if weak.CLASS_FAILS_IN[name] == build}
     count = 60 * len(classes) if build == "no_digests" else 30 * len(classes)
-    code, total = run("mutants.py", "--count", str(count), "--processes", "1", "--weaken", build)
+    code, total = run_script("hostile/mutants.py", "--count", str(count), "--processes", "1", "--weaken", build)
     assert code == 1
     assert {finding.split(":")[0].split()[1] for finding in total["findings"]} == classes
 
 
-DECODERS: dict[str, Any] = runpy.run_path(str(HERE / "decoders.py"))
-
-
 def test_mutants_of_images() -> None:
     """800 of every format and way against the real decoders: decoded or BadImageError, in time and memory."""
-    total = DECODERS["part"](0, 800, weaken=False)
+    total = decoders.part(0, 800, weaken=False)
     assert total["findings"] == []
     assert total["mutants"] == 800
     assert len(total["ways"]) == 21
@@ -61,24 +45,24 @@ def test_mutants_of_images() -> None:
 
 def test_mutants_of_images_that_libpng_reads_itself() -> None:
     """Without the check of PNGs the same mutants end the decoding process: the test above can fail."""
-    total = DECODERS["part"](0, 40, weaken=True)
+    total = decoders.part(0, 40, weaken=True)
     assert {finding.split()[0] for finding in total["findings"]} == {"png"}
     assert all("the process ended with -11" in finding for finding in total["findings"])
 
 
 def test_flipped_bits() -> None:
     """Every 23rd bit of every file, and so all eight positions; `make torture` flips every bit of all three forms."""
-    code, total = run("bits.py", "--stride", "23")
+    code, total = run_script("hostile/bits.py", "--stride", "23")
     assert (code, total["findings"]) == (0, [])
     assert total["flips"] > 1_500
 
 
 def test_mutants_of_checkpoints() -> None:
     """400 changed safetensors and .pth files: refused, or loaded under the digest of what they hold."""
-    code, total = run("checkpoints.py", "--count", "400")
+    code, total = run_script("hostile/checkpoints.py", "--count", "400")
     assert (code, total["findings"]) == (0, [])
     assert total["outcomes"]["loaded under another digest"] > 50
-    code, total = run("checkpoints.py", "--count", "60", "--weaken")
+    code, total = run_script("hostile/checkpoints.py", "--count", "60", "--weaken")
     assert code == 1
     assert "the digest does not tell what was loaded" in total["findings"][0]
 
@@ -88,9 +72,9 @@ def test_mutants_of_run_folders() -> None:
 
     A quarter hold a state.json that was changed and digested anew. Without digests one is found.
     """
-    code, total = run("run_folders.py", "--count", "24")
+    code, total = run_script("hostile/run_folders.py", "--count", "24")
     assert (code, total["findings"]) == (0, [])
     assert total["outcomes"]["refused E_DAMAGE"] > 8
-    code, total = run("run_folders.py", "--first", "14", "--count", "1", "--weaken")
+    code, total = run_script("hostile/run_folders.py", "--first", "14", "--count", "1", "--weaken")
     assert code == 1
     assert "model.safetensors, bit 8091: another run" in total["findings"][0]

@@ -5,7 +5,6 @@ Everything that a caller may get wrong is one error of the family, or works; not
 
 from __future__ import annotations
 
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from makers.tickets import ROWS, make_header, make_specs, make_store, make_tickets, tree_bytes
 
 from dlth.tickets import Grid, TicketStore, TicketWriter, View, blend, differences, paste, project
 from dlth.tickets.algebra import intersection, inverse, union
@@ -27,12 +27,10 @@ from dlth.tickets.npz import export_npz
 from dlth.tickets.shrink import shrink
 from dlth.tickets.stats import ticket_stats
 
-TOOLS = runpy.run_path(str(Path(__file__).parents[1] / "tickets" / "conftest.py"))
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> TicketStore:
-    return TicketStore(TOOLS["write_store"](tmp_path / "toy.zarr", skipped=[4]))
+    return TicketStore(make_store(tmp_path / "toy.zarr", skipped=[4]))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_values_of_another_kind_are_refused(store: TicketStore, tmp_path: Path, 
     """Keys, classes, counts, kinds, rankings, views, boxes, headers, shards: one error of the family each."""
     view, ranking = View.whole(Grid(4, 4)), np.arange(16)[None]
     labels = np.zeros(10, int)
-    header, shards = TOOLS["header"](), TOOLS["shard_specs"]()
+    header, shards = make_header(), make_specs()
     calls: list[Callable[[], object]] = [
         lambda: subset_by_keys(store, value),
         lambda: subset_by_classes(store, value, labels),
@@ -150,7 +148,7 @@ def test_seeds_of_either_sign_to_64_bits_make_controls(store: TicketStore, tmp_p
 
 def test_every_tool_takes_shards_without_rows(tmp_path: Path) -> None:
     """Empty shards first and last: each tool writes a file that verifies, and counts what is there."""
-    store = TicketStore(TOOLS["write_store"](tmp_path / "toy.zarr", rows=(0, 3, 0)))
+    store = TicketStore(make_store(tmp_path / "toy.zarr", rows=(0, 3, 0)))
     drafts = {kind: control(store, kind) for kind in KINDS}
     drafts |= {"inverted": inverse(store), "union": union([store, store]), "top": shrink(store, "top")}
     for name, draft in drafts.items():
@@ -162,7 +160,7 @@ def test_every_tool_takes_shards_without_rows(tmp_path: Path) -> None:
 
 def test_nothing_is_written_into_a_ticket_file(store: TicketStore, tmp_path: Path) -> None:
     """A foreign entry would make it unreadable: another ticket file, a zip, a table are refused there."""
-    before = TOOLS["tree_bytes"](store.path)
+    before = tree_bytes(store.path)
     writes: list[Callable[[Path], object]] = [
         control(store, "centre").write,
         lambda path: pack(store, path),
@@ -172,32 +170,32 @@ def test_nothing_is_written_into_a_ticket_file(store: TicketStore, tmp_path: Pat
         for place in (store.path / "new", store.path / "patches" / "new", store.path / "deep" / "new"):
             with pytest.raises(InputError, match=r"would lie in the ticket file .*toy\.zarr: choose a place outside"):
                 write(place)
-    assert TOOLS["tree_bytes"](store.path) == before
+    assert tree_bytes(store.path) == before
 
 
 def test_an_unfinished_file_that_is_taken_away_is_told(tmp_path: Path) -> None:
     """Removed before a claim, under a claim, or before the end: an error that names it, never 'others will finish'."""
-    path, rows = tmp_path / "toy.zarr", TOOLS["ROWS"]
+    path, rows = tmp_path / "toy.zarr", ROWS
 
     def begun() -> TicketWriter:
-        writer = TicketWriter(path, TOOLS["header"](), TOOLS["shard_specs"](rows), key_width=12)
+        writer = TicketWriter(path, make_header(), make_specs(rows), key_width=12)
         for index in range(len(rows) - 1):
             with writer.claim(index):
-                writer.write(index, TOOLS["tickets"](index, rows[index]))
+                writer.write(index, make_tickets(index, rows[index]))
         return writer
 
     writer, last = begun(), len(rows) - 1
     with writer.claim(last):
         shutil.rmtree(f"{path}.partial")
         with pytest.raises(MissingFileError, match=r"toy\.zarr\.partial.* was removed"):
-            writer.write(last, TOOLS["tickets"](last, rows[last]))
+            writer.write(last, make_tickets(last, rows[last]))
     with writer.claim(last) as mine:
         assert not mine
     for ask in (writer.finish, writer.wait):
         with pytest.raises(MissingFileError, match=r"toy\.zarr\.partial was removed before the file was finished"):
             ask()
     assert not path.exists()
-    TOOLS["resume_store"](path)
+    make_store(path)
     assert TicketStore(path).verify() == []
 
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import webdataset
+from makers.campaign import run_script
 
 from dlth.data.tar import members
-
-SCRIPT = Path(__file__).with_name("odd_tars.py")
-
-
-def run(*arguments: object) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout)
 
 
 def test_refused_or_the_same_members() -> None:
     """Of 2,000 odd tars each is refused with the shard's name, or has the names and bytes that tarfile finds."""
-    code, told = run("--count", 2_000)
+    code, told = run_script("hostile/odd_tars.py", "--count", 2_000)
     assert (code, told["findings"]) == (0, [])
     assert told["outcomes"]["the same members"] > 400
     assert told["outcomes"]["refused E_UNSAFE"] > 800
@@ -32,7 +21,7 @@ def test_refused_or_the_same_members() -> None:
 
 def test_without_disputes_members_differ() -> None:
     """The same tars, read as before, hide samples or show others: the test above can fail."""
-    code, told = run("--count", 300, "--weaken")
+    code, told = run_script("hostile/odd_tars.py", "--count", 300, "--weaken")
     assert code == 1
     assert any("tarfile has" in finding for finding in told["findings"])
 

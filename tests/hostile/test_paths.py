@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import runpy
-import subprocess
-import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +10,9 @@ from typing import Any
 
 import pytest
 import typer
+from hostile import paths
+from makers import GOLDEN
+from makers.campaign import run_script
 from PIL import Image
 
 from dlth.data.index import open_index
@@ -29,8 +28,6 @@ from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.settings import path_kind
 
-GOLDEN = Path(__file__).parents[1] / "tickets" / "golden" / "v1_full"
-PATHS = runpy.run_path(str(Path(__file__).with_name("paths.py")), run_name="paths")
 SETTINGS = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig, "demo": DemoConfig}
 NO_PATHS = {
     *("split", "selector", "dataset", "creator", "license_", "crop_pct", "grid", "keep", "view", "form", "format_"),
@@ -69,14 +66,14 @@ def _is_text(hint: Any) -> bool:
 
 def test_every_path_of_every_command_has_its_place_in_the_table() -> None:
     """A new command, or a new parameter that may be a path, fails here until `paths.py` attacks it."""
-    known = {name: set(row.given) for name, row in PATHS["ROWS"].items()}
+    known = {name: set(row.given) for name, row in paths.ROWS.items()}
     assert known == {name: path_parameters(name, callback) for name, callback in commands(app)}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp("paths") / "world"
-    PATHS["build"](root)
+    paths.build(root)
     return root
 
 
@@ -85,19 +82,16 @@ def test_bad_paths_are_one_clear_error_and_leave_nothing(world: Path, part: str)
     """Each command as it stands, and of all pairs of a path and something bad in its place every fifteenth
     (`paths.py 1` takes all). Exit code 2, one error, nothing made, nothing changed, nothing waits.
     """
-    rows = {name: row for name, row in PATHS["ROWS"].items() if name.split()[0] in part.split()}
-    told = PATHS["survey"](world, rows, every=15)
+    rows = {name: row for name, row in paths.ROWS.items() if name.split()[0] in part.split()}
+    told = paths.survey(world, rows, every=15)
     assert told["findings"] == []
     assert told["commands"] > 20
 
 
 def test_what_may_not_be_read_or_written_is_one_clear_error() -> None:
     """As a user without the right (root becomes nobody): each ticket tool's files and folders, to read and to write."""
-    rows = [name.split()[1] for name in PATHS["ROWS"] if name.startswith("tickets ") and name != "tickets show"]
-    command = [sys.executable, str(Path(__file__).with_name("paths.py")), "3", "--denied", *rows]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout, done.stderr
-    told = json.loads(done.stdout)
+    rows = [name.split()[1] for name in paths.ROWS if name.startswith("tickets ") and name != "tickets show"]
+    _, told = run_script("hostile/paths.py", 3, "--denied", *rows)
     assert told["findings"] == []
     assert told["commands"] > 60
 

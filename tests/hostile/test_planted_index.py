@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from makers.pictures import make_tar
 
 from dlth.data import index_file
 from dlth.data.index import ShardIndex, open_index
@@ -160,7 +161,7 @@ def test_a_link_in_the_temporary_files_place_is_not_followed(shards: Any, tmp_pa
     assert treasure.read_bytes() == b"gold"
 
 
-def test_a_large_index_is_sampled(tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_a_large_index_is_sampled(tmp_path: Path) -> None:
     """Of 40 shards some rows of eight are drawn: labels that are all zero are always found, a single one is often not.
 
     Which rows those are depends on the draw alone, and a true index is believed by every draw.

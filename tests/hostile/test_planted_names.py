@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from makers import ROOT
+from makers.pictures import make_image, make_picture
 
 from dlth.data.pack import pack
 from dlth.data.transfer import download
@@ -25,7 +26,6 @@ from dlth.training import checkpoint
 from dlth.training.publish import write_text
 from dlth.training.runlog import RunLog
 
-ROOT = Path(__file__).parents[2]
 WRITERS = {
     "tickets/disk.py: fresh": "the one that makes temporary files",
     "data/digits.py: make_digit_shards": "tempfile's own names",
@@ -56,7 +56,7 @@ def victim(tmp_path: Path) -> Path:
     return path
 
 
-def test_no_planted_link_is_written_through(victim: Path, tmp_path: Path, make_image: Any, make_picture: Any) -> None:
+def test_no_planted_link_is_written_through(victim: Path, tmp_path: Path) -> None:
     """Each temporary name that can be foreseen, of run folders, packed shards, ticket files, downloads and pages, is a
     link to one file: everything is written, and that file stays.
     """

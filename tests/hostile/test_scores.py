@@ -14,19 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from makers.runs import KWARGS, select_config
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from dlth.pipeline.cli import app
-from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import SelectReport, plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.controls import control
 from dlth.tickets.errors import InputError
-from dlth.training.layers import checked
 from dlth.training.models import build
-
-KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 
 @pytest.fixture
@@ -44,9 +41,7 @@ def weights(tmp_path: Path) -> Callable[..., str]:
 
 
 def run(data: str, out: Path, checkpoint: str, **changes: Any) -> SelectReport:
-    values: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_kwargs": KWARGS, "data": data, "out": str(out)}
-    values |= {"img_size": 32, "keep": "0.5", "checkpoint": checkpoint, "workers": 0, "batch_size": 4, "threads": 1}
-    return select(plan(checked(SelectConfig, values | changes)))
+    return select(plan(select_config(data, out, checkpoint=checkpoint, **changes)))
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])

@@ -14,21 +14,22 @@ import json
 import os
 import pty
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pytest
+from makers.pictures import make_image, make_picture, make_tar
+from makers.servers import Handler, Server
+from makers.tampering import put, signed_anew
+from makers.tickets import tree_bytes
 from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -47,8 +48,6 @@ MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embe
 SMALL = (*MODEL, "--img-size", "32")
 DLTH = [sys.executable, "-c", "from dlth.pipeline.last_line import main; main()"]
 HERE = Path(__file__).parent
-WAYS = runpy.run_path(str(HERE / "ways.py"))
-SHARED = runpy.run_path(str(HERE.parent / "conftest.py"))
 
 
 def check(text: str) -> None:
@@ -107,9 +106,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     for shard in range(2):
         members = []
         for row in range(2):
-            key, image = f"{EVIL}{shard}{row}", SHARED["encode"](SHARED["picture"](shard * 2 + row))
+            key, image = f"{EVIL}{shard}{row}", make_image(make_picture(shard * 2 + row))
             members += [(f"{key}.jpg", image), (f"{key}.cls", b"%d" % row), (f"{key}.{EVIL}", b"ignored")]
-        SHARED["write_tar"](made.shards / f"{NAME}-{shard:06d}.tar", members)
+        make_tar(made.shards / f"{NAME}-{shard:06d}.tar", members)
     (made.shards / "classes.json").write_text(json.dumps({"names": [EVIL, "plain"]}))
     words = ("--random-weights", "--keep", "0.5", "--blocks", "0,1", "--num-classes", 2, "--workers", 0)
     texts = [word for name in ("dataset", "creator", "license", "created") for word in (f"--{name}", EVIL)]
@@ -122,15 +121,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 def sign_with(path: Path, sound: Any, file: str, change: Callable[[Any], Any]) -> None:
     """Make the ticket file the sound one with one JSON file changed, everything signed anew by the attacker."""
-    changed = WAYS["signed_anew"](sound | {file: json.dumps(change(json.loads(sound[file]))).encode()})
-    WAYS["put"](path, WAYS["load"](path), changed)
+    changed = signed_anew(sound | {file: json.dumps(change(json.loads(sound[file]))).encode()})
+    put(path, tree_bytes(path), changed)
 
 
 def test_every_text_of_a_ticket_files_metadata(lab: Lab) -> None:
     """Header, manifest and array metadata, each text by itself is shown or refused; then all that passed."""
     path = lab.root / "changed.zarr"
     shutil.copytree(lab.tickets, path)
-    tree, passed = WAYS["load"](path), []
+    tree, passed = tree_bytes(path), []
     for file in ("zarr.json", "patches/zarr.json", "manifest/c.0"):
         for place in leaves(json.loads(tree[file])):
             sign_with(path, tree, file, lambda content, place=place: planted(content, place))
@@ -154,7 +153,7 @@ def test_every_text_of_lists_and_notes(lab: Lab) -> None:
     """_info.json, classes.json, a run's files, a checkpoint's notes, a signature: each text by what reads it."""
     folder, images = lab.root / "packed", lab.root / "images" / "plain"
     images.mkdir(parents=True)
-    (images / "a.jpg").write_bytes(SHARED["encode"](SHARED["picture"](0)))
+    (images / "a.jpg").write_bytes(make_image(make_picture(0)))
     assert dlth("pack", images.parent, "--out", folder)[0] == 0
     weights = lab.root / "w.safetensors"
     tensors = load_file(lab.run / "model.safetensors")
@@ -213,29 +212,24 @@ def run_words(lab: Lab) -> tuple[object, ...]:
     return (*SMALL, *data, "--recipe", "smoke", "--epochs", 1, "--batch-size", 2, "--workers", 0, "--out", lab.run)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     """Answers with an error whose reason, headers and body hold the planted text, as far as HTTP lets it."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the server looks for this name
         text = EVIL.replace("\r\n", " ").encode("utf-8").decode("latin-1")
         self.send_response(403 if "403" in self.path else 500, text)
         self.send_header("X-Error", text)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET  # noqa: N815 - the server looks for this name
-
-    def log_message(self, *args: object) -> None:
-        pass
+    do_HEAD = do_GET  # noqa: N815
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    running = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_address[1]}"
-    running.shutdown()
-    running.server_close()
+    answering = Server(_Handler)
+    with answering.running():
+        yield answering.url
 
 
 def _imports(lab: Lab) -> list[tuple[object, ...]]:

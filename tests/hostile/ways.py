@@ -1,54 +1,19 @@
-"""The ways to change a ticket file: each takes a tree, changes it, and knows nothing of the checks.
-
-A tree is what stands in the folder: path -> bytes of a regular file, or one of the few other things a folder can hold.
-Trees are values, so a mutant is put in place and taken back by their difference.
-"""
+"""The random ways to change a ticket file: each takes a tree, changes it, and knows nothing of the checks."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import random
-import shutil
-import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from makers.tampering import Fifo, Folder, Link, Socket, Tree, decoded, flipped, lying_frame, sizeless_frame
 from numcodecs.zstd import Zstd
 
 from dlth.tickets.chunks import encode
-from dlth.tickets.header import TicketHeader
-from dlth.tickets.layout import Layout
-
-
-@dataclass(frozen=True)
-class Link:
-    """A symbolic link."""
-
-    target: str
-
-
-@dataclass(frozen=True)
-class Fifo:
-    """A named pipe that nobody writes to."""
-
-
-@dataclass(frozen=True)
-class Socket:
-    """A socket that nobody listens at."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """An empty folder."""
-
-
-Tree = dict[str, "bytes | Link | Fifo | Socket | Folder"]
 
 
 @dataclass(frozen=True)
@@ -60,66 +25,6 @@ class Material:
 
 
 Way = Callable[[Tree, random.Random, Material], Tree]
-
-
-def load(path: Path) -> Tree:
-    """The tree of a sound file."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
-
-
-def put(path: Path, now: Tree, wanted: Tree) -> None:
-    """Make the folder, which holds `now`, hold `wanted`."""
-    for name in sorted((name for name in now if now[name] != wanted.get(name)), reverse=True):
-        target = path / name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
-    kept = {str(parent) for name in wanted for parent in Path(name).parents}
-    for name in now:
-        for folder in map(str, Path(name).parents):
-            if folder not in kept and (path / folder).is_dir():
-                shutil.rmtree(path / folder)
-    here = os.getcwd()
-    for name in sorted(name for name in wanted if now.get(name) != wanted[name] or not os.path.lexists(path / name)):
-        item, target = wanted[name], path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(item, bytes):
-            target.write_bytes(item)
-        elif isinstance(item, Link):
-            target.symlink_to(item.target)
-        elif isinstance(item, Fifo):
-            os.mkfifo(target)
-        elif isinstance(item, Folder):
-            target.mkdir()
-        else:
-            os.chdir(target.parent)  # the name of a socket is short
-            with socket.socket(socket.AF_UNIX) as server:
-                server.bind(target.name)
-            os.chdir(here)
-
-
-def signed_anew(tree: Tree) -> Tree:
-    """What an attacker does who can do all that a writer can: list and digest everything that the manifest lists."""
-    try:
-        manifest = json.loads(tree["manifest/c.0"])
-        for name in list(manifest["files"]):
-            item = tree.get(name)
-            if isinstance(item, bytes):
-                manifest["files"][name] = [len(item), hashlib.sha256(item).hexdigest()]
-        shards = manifest["shards"]
-        manifest["rows"] = sum(shard["rows"] for shard in shards)
-        manifest["skipped"] = sum(shard["skipped"] for shard in shards)
-        text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
-        meta = json.loads(tree["manifest/zarr.json"])
-        meta["shape"] = meta["chunk_grid"]["configuration"]["chunk_shape"] = [len(text)]
-        meta["attributes"] = {"identity": hashlib.sha256(text).hexdigest()}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return tree  # he broke the manifest itself beyond repair
-    changed = dict(tree)
-    changed["manifest/c.0"] = text
-    changed["manifest/zarr.json"] = json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()
-    return changed
 
 
 def _files(tree: Tree, part: str = "") -> list[str]:
@@ -142,11 +47,10 @@ def flips(tree: Tree, rng: random.Random, material: Material) -> Tree:
 
 def _flipped(tree: Tree, rng: random.Random, count: int) -> Tree:
     name = rng.choice(_files(tree))
-    raw = bytearray(tree[name])
+    raw = tree[name]
     for _ in range(count):
-        place = rng.randrange(len(raw))
-        raw[place] ^= 1 << rng.randrange(8)
-    return tree | {name: bytes(raw)}
+        raw = flipped(raw, 8 * rng.randrange(len(raw)) + rng.randrange(8))
+    return tree | {name: raw}
 
 
 def cut(tree: Tree, rng: random.Random, material: Material) -> Tree:
@@ -322,15 +226,6 @@ def text(tree: Tree, rng: random.Random, material: Material) -> Tree:
     return tree | {name: rng.choice(forms)()}
 
 
-def decoded(tree: Tree, name: str) -> tuple[Any, np.ndarray]:
-    header = TicketHeader.from_json(json.loads(tree["zarr.json"])["attributes"]["dlth_tickets"])
-    shape = json.loads(tree["keys/zarr.json"])["shape"]
-    layout = Layout.of(header, shape[0], shape[1], shape[2])
-    spec = next(spec for spec in layout.arrays if name.startswith(f"{spec.name}/"))
-    flat = np.frombuffer(Zstd().decode(tree[name][:-4]), np.dtype(spec.dtype).newbyteorder("<"))
-    return spec, flat.reshape(spec.chunk).copy()
-
-
 def value(tree: Tree, rng: random.Random, material: Material) -> Tree:
     """Well-encoded chunks with other values: one cell, one row, rows exchanged, everything."""
     name = rng.choice(_chunks(tree))
@@ -354,12 +249,6 @@ def value(tree: Tree, rng: random.Random, material: Material) -> Tree:
     return tree | {name: encode(spec, chunk)}
 
 
-def _lying(content: bytes, claimed: int) -> bytes:
-    """A frame of `content` whose header states another size."""
-    frame = bytes(Zstd(level=1).encode(content))
-    return b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", claimed) + frame[5 + (1, 2, 4, 8)[frame[4] >> 6] :]
-
-
 def frame(tree: Tree, rng: random.Random, material: Material) -> Tree:
     """zstd frames that lie: bombs, other sizes, several frames, no size, dictionaries, other formats."""
     name = rng.choice(_chunks(tree))
@@ -367,12 +256,12 @@ def frame(tree: Tree, rng: random.Random, material: Material) -> Tree:
     whole = bytes(Zstd(level=1).encode(content))
     forms: tuple[Callable[[], bytes], ...] = (
         lambda: bytes(Zstd(level=1).encode(bytes(2**22))),
-        lambda: _lying(bytes(2**22), len(content)),
-        lambda: _lying(content, 2**32 - 1),
+        lambda: lying_frame(bytes(2**22), len(content)),
+        lambda: lying_frame(content, 2**32 - 1),
         lambda: whole + whole,
         lambda: b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + whole,
         lambda: whole[:4] + bytes([whole[4] | rng.choice((1, 2, 3, 8, 16))]) + whole[5:],
-        lambda: b"\x28\xb5\x2f\xfd\0\x58" + ((len(content) << 3) | 1).to_bytes(3, "little") + content,
+        lambda: sizeless_frame(content),
         lambda: bytes(Zstd().encode(content[:-1])),
         lambda: bytes(Zstd().encode(content + b"\0")),
         lambda: bytes(Zstd(level=rng.randint(2, 19)).encode(content)),

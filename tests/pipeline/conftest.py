@@ -1,16 +1,13 @@
 """Images to pack."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from makers.pictures import make_image, make_picture
 
 
 @pytest.fixture
-def images(tmp_path: Path, make_picture: Callable[..., Any], make_image: Callable[..., bytes]) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder of 3 class folders with 8 JPEGs each."""
     root = tmp_path / "images"
     for number in range(24):

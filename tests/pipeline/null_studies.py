@@ -7,8 +7,6 @@ it (with `interaction`), the luck of one run with one image, and the run's own l
 so the truth is known without error: of arms by construction, of models from their runs' levels.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Iterable

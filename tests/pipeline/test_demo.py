@@ -1,7 +1,5 @@
 """The demo at a fiftieth of its size: every step runs, the report says what came out, a second run does nothing."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

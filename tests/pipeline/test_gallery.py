@@ -1,7 +1,5 @@
 """`dlth tickets show`: which images it takes, what the page holds, and that nothing from a file runs in it."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -14,30 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from makers.tickets import select_tickets
 from typer.testing import CliRunner
 
 from dlth.data.classes import class_names
-from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline import figures
 from dlth.pipeline.cli import app
 from dlth.pipeline.gallery import Card, Gallery, page, sheets
 from dlth.pipeline.report import Report, Section, Table, write_report
 from dlth.pipeline.show import Choice, gallery_of
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    TicketWriter,
-    ViewSpec,
-    generator,
-    project,
-)
+from dlth.tickets import Grid, TicketStore, ViewSpec, generator, project
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, SchemaError
 
 GRID = Grid(4, 4)
@@ -78,43 +63,9 @@ def ranking(name: str, key: str, patches: int = GRID.num_patches) -> np.ndarray:
     return generator(name, key).permutation(patches)
 
 
-def tickets_for(
-    index: ShardIndex,
-    path: Path,
-    grid: Grid = GRID,
-    view: ViewSpec = WHOLE,
-    form: str = "full",
-    bad: tuple[str, ...] = (),
-    other_bytes: bool = False,
-) -> TicketStore:
-    """A real ticket file whose rankings are random, named by the file's name and the image's key."""
-    k = grid.num_patches // 2
-    header = TicketHeader(
-        form=form,
-        grid=grid,
-        patch_size=8,
-        k=k,
-        keep="0.5",
-        stage_keep="0.5",
-        stage_tokens=(k,),
-        view=view,
-        preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, "torchvision"),
-        selector=SelectorInfo("tiny", "", "random", (0,)),
-        dataset=DatasetInfo("pictures", "train", index.num_samples, index.fingerprint),
-        creator=HOSTILE[0],
-    )
-    writer = TicketWriter(path, header, [ShardSpec(shard.name, shard.rows) for shard in index.shards], index.key_width)
-    for place in range(len(index.shards)):
-        ids = list(range(int(index.row_start[place]), int(index.row_start[place + 1])))
-        keys = tuple(index.keys(place))
-        rows = np.stack([ranking(path.name, key, grid.num_patches) for key in keys])[:, : header.ranked]
-        salt = b"other" if other_bytes else b""
-        hashes = np.frombuffer(b"".join(content_hash(data + salt) for data in index.read_many(ids)), np.uint8)
-        gap, skipped = np.linspace(1, 2, len(keys)).astype(np.float32), np.array([key in bad for key in keys])
-        with writer.claim(place):
-            writer.write(place, ShardTickets(keys, hashes.reshape(-1, 16), rows.astype(np.uint8), gap, skipped))
-    assert writer.finish()
-    return TicketStore(path)
+def tickets_for(index: ShardIndex, path: Path, **options: Any) -> TicketStore:
+    """A real ticket file of a hostile creator, its rankings drawn by the file's name and the image's key."""
+    return select_tickets(index, path, name=path.name, creator=HOSTILE[0], **options)
 
 
 @pytest.fixture
@@ -285,7 +236,7 @@ def test_a_file_in_another_frame_is_projected_or_refused(index: ShardIndex, tmp_
 def test_an_image_whose_bytes_changed_says_so(index: ShardIndex, tmp_path: Path) -> None:
     """A re-encoded copy may be shown, but not as if it were the image that the ticket was made from."""
     said: list[str] = []
-    store = tickets_for(index, tmp_path / "one.zarr", other_bytes=True)
+    store = tickets_for(index, tmp_path / "one.zarr", salt=b"other")
     gallery = gallery_of(store, index, Choice(num=1), say=said.append)
     assert "not the bytes the ticket was made from" in page(gallery)
     assert "re-encoded" in said[0]

@@ -1,7 +1,5 @@
 """Settings that a user does not type: the file of a project, and what is worked out from the folder one works in."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -70,8 +68,9 @@ def test_the_two_lines_work_as_they_stand(dlth: Run, images: Path, folder: Path)
         assert f"dlth.toml: {'data' if split == 'train' else 'val'} = shards/{split}-{{000000..000002}}.tar" in err
     with Path("dlth.toml").open("a") as file:
         file.write(TABLES)
-    chosen = command("select")
-    assert "settings                 dlth.toml" in chosen.stdout
+    code, out, err = dlth("select")
+    assert code == 0, err
+    assert "settings                 dlth.toml" in out
     assert dlth("select", "--split", "val")[0] == 0
     trained = command("train", "--tickets", "tickets.zarr")
     assert "val tickets: tickets-val.zarr, the twin of tickets.zarr" in trained.stderr

@@ -1,8 +1,5 @@
 """Stage 1 from shards to a ticket file: resumed, shared, refused."""
 
-from __future__ import annotations
-
-import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from makers import TESTS
+from makers.pictures import make_image, make_picture, make_tar
+from makers.runs import KWARGS, select_config
+from makers.tickets import tree_bytes
 from torchvision.io import ImageReadMode, decode_image
 
 from dlth.data.decode import decode
@@ -30,38 +31,11 @@ from dlth.training.layers import checked
 from dlth.training.models import build
 from dlth.training.weights_note import WeightsNote
 
-KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
-SCRIPT = Path(__file__).with_name("kill_select.py")
-
-
-def config(data: str, out: Path, **changes: Any) -> SelectConfig:
-    """A tiny selector: 16 patches of 8 px, seeded random weights."""
-    values: dict[str, Any] = {
-        "model": "vit_tiny_patch16_224",
-        "model_kwargs": KWARGS,
-        "data": data,
-        "out": str(out),
-        "img_size": 32,
-        "keep": "0.5",
-        "random_weights": True,
-        "workers": 0,
-        "batch_size": 4,
-        "num_classes": 4,
-    }
-    return checked(SelectConfig, values | changes)
+SCRIPT = TESTS / "faults" / "kill_select.py"
 
 
 def run(data: str, out: Path, **changes: Any) -> SelectReport:
-    return select(plan(config(data, out, **changes)))
-
-
-def tree(root: Path) -> dict[str, str]:
-    """Every file below a folder and the digest of its bytes."""
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
+    return select(plan(select_config(data, out, **changes)))
 
 
 def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Callable[..., Any], tmp_path: Path) -> None:
@@ -72,7 +46,7 @@ def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Call
     store = TicketStore(tmp_path / "t.zarr")
     assert [store.keys(s) for s in range(2)] == [tuple(keys) for keys in shards.keys]
 
-    prepared = plan(config(shards.spec, tmp_path / "other.zarr"))
+    prepared = plan(select_config(shards.spec, tmp_path / "other.zarr"))
     pixels = []
     import tarfile
 
@@ -94,11 +68,7 @@ def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Call
 
 
 def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
-    make_shards: Callable[..., Any],
-    make_tar: Callable[..., Path],
-    make_picture: Callable[..., Any],
-    make_image: Callable[..., bytes],
-    tmp_path: Path,
+    make_shards: Callable[..., Any], tmp_path: Path
 ) -> None:
     """One process, loader workers, several threads, and two torchrun ranks write the same file, byte for byte.
 
@@ -136,7 +106,7 @@ def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
     for shard, key in (("train-000002.tar", "broken_2"), ("train-000003.tar", "broken_3")):
         assert f"shard {shard}, key {key}" in skipped
         assert f"skipped: shard {shard}, key {key}: " in done.stderr, "whoever met it says why"
-    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr") == tree(tmp_path / "c.zarr")
+    assert tree_bytes(tmp_path / "a.zarr") == tree_bytes(tmp_path / "b.zarr") == tree_bytes(tmp_path / "c.zarr")
 
 
 def test_killed_at_its_file_system_steps_it_resumes_to_the_same_bytes(
@@ -157,16 +127,14 @@ def test_another_configuration_on_the_same_file_is_refused(make_shards: Callable
     """The error names what differs, and the file stays as it was."""
     shards = make_shards(1, 3)
     run(shards.spec, tmp_path / "t.zarr")
-    before = tree(tmp_path / "t.zarr")
+    before = tree_bytes(tmp_path / "t.zarr")
     with pytest.raises(MismatchError, match=r"keep.*0\.5.*0\.25"):
         run(shards.spec, tmp_path / "t.zarr", keep="0.25")
     assert run(shards.spec, tmp_path / "t.zarr").images == 0
-    assert tree(tmp_path / "t.zarr") == before
+    assert tree_bytes(tmp_path / "t.zarr") == before
 
 
-def test_a_corrupt_image_stops_the_run_or_is_skipped_and_remembered(
-    make_tar: Callable[..., Path], make_picture: Callable[..., Any], make_image: Callable[..., bytes], tmp_path: Path
-) -> None:
+def test_a_corrupt_image_stops_the_run_or_is_skipped_and_remembered(tmp_path: Path) -> None:
     """With `skip` the row stays, without a ticket, counted in the report and in the file."""
     good = make_image(make_picture(1))
     (tmp_path / "data").mkdir()
@@ -251,16 +219,14 @@ def test_a_runs_folder_says_model_and_images_and_flags_win(make_shards: Callable
         plan(checked(SelectConfig, values | {"out": "c.zarr", "use_ema": True}))
 
 
-def test_whoever_finishes_the_file_reports_for_all(
-    make_shards: Callable[..., Any], make_tar: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_whoever_finishes_the_file_reports_for_all(make_shards: Callable[..., Any], tmp_path: Path) -> None:
     """A process that leaves a shard to another says so; that other then names what the first skipped, and counts all.
 
     One that waits for a process that dies does its shard.
     """
     shards = make_shards(2, [3, 2])
     make_tar(shards.folder / "train-000002.tar", [("empty.jpg", b""), *((f"{key}.jpg", b"no image") for key in "ab")])
-    first = plan(config(shards.spec, tmp_path / "t.zarr", bad_images="skip"))
+    first = plan(select_config(shards.spec, tmp_path / "t.zarr", bad_images="skip"))
     other = TicketWriter(tmp_path / "t.zarr", first.header, first.shards, first.index.key_width)
     with other.claim(1) as mine:
         assert mine
@@ -281,7 +247,7 @@ def test_whoever_finishes_the_file_reports_for_all(
 def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callable[..., Any], tmp_path: Path) -> None:
     """The plan names tokens, file size and cost."""
     shards = make_shards(1, 3)
-    facts = plan(config(shards.spec, tmp_path / "t.zarr")).facts()
+    facts = plan(select_config(shards.spec, tmp_path / "t.zarr")).facts()
     assert facts["tokens after each stage"] == "16 -> 13 -> 11 -> 8"
     assert facts["images"] == 3
     assert "GFLOP per image" in str(facts["cost"])
@@ -316,7 +282,7 @@ def test_what_cannot_be_selected_is_refused_before_anything_is_written(
 
     shards = make_shards(1, 2)
     with pytest.raises(DlthError, match=message):
-        plan(config(**({"data": shards.spec, "out": tmp_path / "t.zarr"} | changes)))
+        plan(select_config(**({"data": shards.spec, "out": tmp_path / "t.zarr"} | changes)))
     assert not (tmp_path / "t.zarr").exists()
     assert not (tmp_path / "t.zarr.partial").exists()
 
@@ -324,7 +290,7 @@ def test_what_cannot_be_selected_is_refused_before_anything_is_written(
 def test_shards_without_images_are_refused(make_shards: Callable[..., Any], tmp_path: Path) -> None:
     """A ticket file of no image is not begun: what the shards hold instead is said."""
     with pytest.raises(DlthError, match="train: 1 shards hold no image"):
-        plan(config(data=make_shards(1, 0).spec, out=tmp_path / "t.zarr"))
+        plan(select_config(data=make_shards(1, 0).spec, out=tmp_path / "t.zarr"))
 
 
 def test_the_batch_is_halved_until_it_fits_the_device() -> None:
@@ -348,9 +314,7 @@ def test_the_batch_is_halved_until_it_fits_the_device() -> None:
     assert [text.split(":")[1] for text in said] == [f" going on with {size}" for size in (8, 4, 2)]
 
 
-def test_an_empty_shard_is_written_as_what_it_is(
-    make_shards: Callable[..., Any], make_tar: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_empty_shard_is_written_as_what_it_is(make_shards: Callable[..., Any], tmp_path: Path) -> None:
     """A tar without samples does not keep the file from being finished, and has no rows in it."""
     shards = make_shards(1, 3)
     make_tar(shards.folder / "train-000001.tar", [])
@@ -361,13 +325,7 @@ def test_an_empty_shard_is_written_as_what_it_is(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_empty_image_file_is_a_bad_image(
-    make_tar: Callable[..., Path],
-    make_picture: Callable[..., Any],
-    make_image: Callable[..., bytes],
-    tmp_path: Path,
-    workers: int,
-) -> None:
+def test_an_empty_image_file_is_a_bad_image(tmp_path: Path, workers: int) -> None:
     """Zero bytes are skipped like any corrupt image; the error is dlth's own even when another process read it."""
     (tmp_path / "data").mkdir()
     good = make_image(make_picture(1))
@@ -383,7 +341,7 @@ def test_an_empty_image_file_is_a_bad_image(
 def test_a_shard_that_vanishes_is_an_error_that_names_it(make_shards: Callable[..., Any], tmp_path: Path) -> None:
     """A reading process's error arrives as itself, without that process's traceback."""
     shards = make_shards(2, 3)
-    prepared = plan(config(shards.spec, tmp_path / "t.zarr", workers=1))
+    prepared = plan(select_config(shards.spec, tmp_path / "t.zarr", workers=1))
     shards.paths[1].unlink()
     with pytest.raises(MissingFileError, match=r"train-000001\.tar") as caught:
         select(prepared)

@@ -1,7 +1,5 @@
 """Shrink, pack, push, pull, sign and train by address, as a user types them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,19 +1,17 @@
 """Statements about arms and models, against values worked out by hand, other formulas, and studies of known truth."""
 
-from __future__ import annotations
-
 import runpy
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
+from makers import TESTS
 from scipy import stats
 
 from dlth.pipeline import compare_arms
 from dlth.tickets.errors import InputError, MismatchError
 
-STUDIES = runpy.run_path(str(Path(__file__).with_name("null_studies.py")))
+STUDIES = runpy.run_path(str(TESTS / "pipeline" / "null_studies.py"))
 Study, tally = STUDIES["Study"], STUDIES["tally"]
 
 

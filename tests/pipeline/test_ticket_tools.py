@@ -1,7 +1,5 @@
 """`dlth tickets stats … remap` as a user runs them: real tars, real files, standard output, exit codes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,53 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from makers.pictures import make_tar
+from makers.tickets import select_tickets
 from typer.testing import CliRunner
 
-from dlth.data.identity import content_hashes
 from dlth.data.index import ShardIndex, open_index
 from dlth.pipeline.cli import app
-from dlth.tickets import (
-    DatasetInfo,
-    Grid,
-    Preprocessing,
-    SelectorInfo,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    ViewSpec,
-    generator,
-)
-from dlth.tickets.derive import Draft
+from dlth.tickets import Budget, DatasetInfo, SelectorInfo, TicketStore
 from dlth.tickets.errors import DlthError, InputError, MissingTicketError
 
 
 def ticket_file(path: Path, index: ShardIndex, shards: Sequence[int], name: str = "ticket") -> Path:
     """Random but fixed rankings for some of the shards of an index, as stage 1 would write them."""
-    header = TicketHeader(
-        form="full",
-        grid=Grid(4, 4),
-        patch_size=8,
-        k=6,
-        keep="0.375",
-        stage_keep="0.375",
-        stage_tokens=(6,),
-        view=ViewSpec("whole", 32, 32),
-        preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, "torchvision"),
-        selector=SelectorInfo("tiny", "ab" * 32, "random", (0,)),
-        dataset=DatasetInfo("toy", "train", sum(index.shards[shard].rows for shard in shards), ""),
-    )
-
-    def rows(place: int) -> ShardTickets:
-        keys = tuple(index.keys(shards[place]))
-        ids = np.arange(index.row_start[shards[place]], index.row_start[shards[place] + 1])
-        patches = np.stack([generator(name, key).permutation(16) for key in keys])
-        gap = np.linspace(1e-7, 1e-3, len(keys), dtype=np.float32)
-        return ShardTickets(keys, content_hashes(index, ids), patches, gap, np.zeros(len(keys), dtype=bool))
-
-    specs = tuple(ShardSpec(index.shards[shard].name, index.shards[shard].rows) for shard in shards)
-    Draft(header, specs, index.key_width, rows).write(path)
-    return path
+    dataset = DatasetInfo("toy", "train", sum(index.shards[shard].rows for shard in shards), "")
+    options = {"selector": SelectorInfo("tiny", "ab" * 32, "random", (0,)), "dataset": dataset}
+    budget = Budget.from_keep("0.375", 16, 1)
+    return select_tickets(index, path, shards=shards, name=name, budget=budget, **options).path
 
 
 @pytest.fixture
@@ -174,9 +141,7 @@ def test_masks_go_out_as_coco_and_come_in_from_numpy(file: Path, tmp_path: Path)
     assert (header.form, header.k, header.selector.model, header.license) == ("mask", 4, "by hand", "CC0-1.0")
 
 
-def test_another_packing_is_matched_and_remapped(
-    file: Path, data: str, tmp_path: Path, make_tar: Callable[..., Path]
-) -> None:
+def test_another_packing_is_matched_and_remapped(file: Path, data: str, tmp_path: Path) -> None:
     """The same bytes under other keys in one shard: found by base name and content, counted, and written."""
     index = open_index(data)
     (tmp_path / "other").mkdir()

@@ -1,7 +1,5 @@
 """The packed form: one zip, the same bytes from everyone, refused unless it is exactly that."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -13,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from makers.tampering import flip
+from makers.tickets import tree_bytes
 
 from dlth.tickets import TicketStore
 from dlth.tickets.archive import Archive, pack, unpack, write_zip
@@ -30,13 +30,11 @@ def members(packed: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_pack_and_unpack_give_back_every_byte(
-    packed: Path, store_path: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
-) -> None:
+def test_pack_and_unpack_give_back_every_byte(packed: Path, store_path: Path, tmp_path: Path) -> None:
     """The unpacked folder equals the one that was packed, under the same identity; both count their files."""
     told: list[tuple[int, int]] = []
     store = unpack(packed, tmp_path / "again.zarr", lambda done, total: told.append((done, total)))
-    assert tree(tmp_path / "again.zarr") == tree(store_path)
+    assert tree_bytes(tmp_path / "again.zarr") == tree_bytes(store_path)
     assert store.identity == TicketStore(store_path).identity
     assert told[-1] == (2 * store.num_files, 2 * store.num_files)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.zarr", "toy.zarr", "toy.zarr.zip"]
@@ -228,10 +226,7 @@ def test_nothing_is_overwritten(packed: Path, store_path: Path, tmp_path: Path) 
 def test_a_damaged_file_is_not_packed(store_path: Path, tmp_path: Path) -> None:
     """A chunk that changed on disk is named, and no zip appears."""
     store = TicketStore(store_path)
-    chunk = store_path / "keys/c.1.0.0"
-    raw = bytearray(chunk.read_bytes())
-    raw[10] ^= 1
-    chunk.write_bytes(raw)
+    flip(store_path / "keys/c.1.0.0", 80)
     with pytest.raises(DamageError, match=r"keys/c\.1\.0\.0 \(shard toy-000001\.tar\) is damaged"):
         pack(store, tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()

@@ -1,7 +1,5 @@
 """Errors, seeds, the grid and the budget: the small exact parts that everything else stands on."""
 
-from __future__ import annotations
-
 import pickle
 from decimal import Decimal
 from fractions import Fraction

@@ -1,14 +1,12 @@
 """The card: front matter that the Hub reads, text that stays text."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from makers.tickets import make_header, make_store
 
 from dlth.tickets import Grid, TicketStore, ViewSpec
 from dlth.tickets.card import card
@@ -55,25 +53,19 @@ def test_the_card_of_a_small_form_says_what_is_lost(store_path: Path, tmp_path: 
         ({"grid": Grid(2, 8)}, "dlth tickets show a --data SHARDS\n"),
     ],
 )
-def test_the_cards_command_fits_the_file(
-    make_store: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], command: str
-) -> None:
+def test_the_cards_command_fits_the_file(tmp_path: Path, changes: dict[str, Any], command: str) -> None:
     """Image size and patch size are the file's; what cannot train a model is not offered for training."""
     assert command in card(TicketStore(make_store(tmp_path / "a.zarr", **changes)), "a.zip", 1)
 
 
 @pytest.mark.parametrize(("said", "shown"), [("Apache-2.0", "apache-2.0"), ("our own", "other"), (NASTY, "other")])
-def test_licences_the_hub_does_not_know_are_other(
-    make_store: Callable[..., Path], tmp_path: Path, said: str, shown: str
-) -> None:
+def test_licences_the_hub_does_not_know_are_other(tmp_path: Path, said: str, shown: str) -> None:
     matter = front_matter(card(TicketStore(make_store(tmp_path / "a.zarr", license=said)), "a.zip", 1))
     assert matter["license"] == shown
     assert ("license_name" in matter) == (shown == "other")
 
 
-def test_text_from_a_header_stays_text(
-    make_store: Callable[..., Path], make_header: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_text_from_a_header_stays_text(tmp_path: Path) -> None:
     """A name cannot add front matter, markup, a command or a terminal code."""
     base = make_header()
     path = make_store(

@@ -1,19 +1,15 @@
 """Accidents on the way: whatever is cut, flipped, deleted or mixed up is refused, and its place is named."""
 
-from __future__ import annotations
-
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from makers.tampering import flipped
+from makers.tickets import make_store, tree_bytes
 
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DamageError, DlthError, IncompleteError
-
-MakeStore = Callable[..., Path]
-Tree = Callable[[Path], dict[str, bytes]]
 
 CHUNKS = [f"{name}/c.{shard}.0{end}" for shard in range(3) for name, end in
           (("patches", ".0"), ("keys", ".0"), ("images", ".0"), ("gap", ""))]  # fmt: skip
@@ -27,9 +23,9 @@ def read_all(path: Path) -> None:
         store.read(shard)
 
 
-def test_the_lists_above_are_complete(store_path: Path, tree: Tree) -> None:
+def test_the_lists_above_are_complete(store_path: Path) -> None:
     """These tests see every file of a ticket file."""
-    assert set(tree(store_path)) == {*CHUNKS, *METADATA, "manifest/c.0"}
+    assert set(tree_bytes(store_path)) == {*CHUNKS, *METADATA, "manifest/c.0"}
 
 
 @pytest.mark.parametrize("name", CHUNKS)
@@ -51,7 +47,7 @@ def test_a_damaged_chunk_names_shard_and_file(store_path: Path, name: str) -> No
         with pytest.raises(DamageError, match=message) as caught:
             TicketStore(store_path)
         assert (caught.value.shard, caught.value.file) == (shard, name)
-    chunk.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    chunk.write_bytes(flipped(sound, -8))
     store = TicketStore(store_path)
     with pytest.raises(DamageError, match=f"{place} is damaged: its sha256 is .*, the manifest says") as caught:
         store.read(int(name.split(".")[1]))
@@ -88,7 +84,7 @@ def test_damaged_metadata_is_refused_at_open(store_path: Path, name: str) -> Non
         assert name in str(caught.value) or name.startswith("manifest"), str(caught.value)
 
 
-def test_one_flipped_bit_in_any_byte_is_refused(tmp_path: Path, make_store: MakeStore) -> None:
+def test_one_flipped_bit_in_any_byte_is_refused(tmp_path: Path) -> None:
     """Every byte of every file, metadata included: one bit each, and no altered file reads to the end."""
     path = make_store(tmp_path / "t.zarr", rows=(1,))
     flips = 0
@@ -108,7 +104,7 @@ def test_one_flipped_bit_in_any_byte_is_refused(tmp_path: Path, make_store: Make
     read_all(path)
 
 
-def test_chunks_of_equal_size_cannot_be_swapped(tmp_path: Path, make_store: MakeStore) -> None:
+def test_chunks_of_equal_size_cannot_be_swapped(tmp_path: Path) -> None:
     """Two shards' chunks exchanged, or one taken from another valid file, are not taken for each other."""
     path = make_store(tmp_path / "a.zarr", rows=(4, 4))
     other = make_store(tmp_path / "b.zarr", rows=(4, 4), skipped=[1])

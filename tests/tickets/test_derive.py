@@ -1,7 +1,5 @@
 """Files made from files: merge, subset, set algebra and controls keep what they promise, in any packing."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers.tickets import make_header, make_store
 
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, TicketWriter, generator
 from dlth.tickets.algebra import fused, intersection, inverse, union
@@ -22,7 +21,6 @@ from dlth.tickets.origin import describe
 
 P, K = 16, 6
 Header = Callable[..., TicketHeader]
-MakeStore = Callable[..., Path]
 
 
 def rankings(seed: int, rows: int, num_patches: int = P) -> np.ndarray:
@@ -104,7 +102,7 @@ def test_a_derived_file_says_what_it_was_made_of(store_path: Path, tmp_path: Pat
     assert (header.k, header.keep, header.selector.model, header.selector.blocks) == (4, "0.25", "union", ())
 
 
-def test_files_of_form_top_fuse_what_they_hold(tmp_path: Path, make_store: MakeStore) -> None:
+def test_files_of_form_top_fuse_what_they_hold(tmp_path: Path) -> None:
     """A patch that a file does not hold ranks after all it holds: the n best are exact up to k."""
     first = TicketStore(make_store(tmp_path / "first", form="top"))
     second = repacked(TicketStore(make_store(tmp_path / "full")), tmp_path / "second", 3)
@@ -132,7 +130,7 @@ def test_the_inverse_is_the_complement_and_its_own_inverse(store_path: Path, tmp
             assert back.tolist() == ranking.tolist()
 
 
-def test_algebra_refuses_what_has_no_meaning(store_path: Path, tmp_path: Path, make_store: MakeStore) -> None:
+def test_algebra_refuses_what_has_no_meaning(store_path: Path, tmp_path: Path) -> None:
     """Other frames, other rows, other k unsaid, form top inverted, keep 1 inverted."""
     store = TicketStore(store_path)
     other_keys = TicketStore(make_store(tmp_path / "other", (3, 2, 5)))
@@ -171,9 +169,7 @@ def test_halves_merge_to_the_whole(store_path: Path, tmp_path: Path) -> None:
         assert np.array_equal(made.gap(index), whole.gap(index), equal_nan=True)
 
 
-def test_a_merge_refuses_shards_keys_or_settings_that_clash(
-    store_path: Path, tmp_path: Path, make_store: MakeStore, make_header: Header
-) -> None:
+def test_a_merge_refuses_shards_keys_or_settings_that_clash(store_path: Path, tmp_path: Path) -> None:
     """Nobody's rows win over another's: every clash is named."""
     store = TicketStore(store_path)
     with pytest.raises(MismatchError, match=r"the shard toy-000000.tar stands in toy.zarr and in toy.zarr"):
@@ -256,7 +252,7 @@ def test_random_controls_depend_on_seed_and_key_alone(store_path: Path, tmp_path
     assert not all(np.array_equal(there[key], more[key]) for key in kept)
 
 
-def test_centre_edges_and_inverse_are_what_they_say(store_path: Path, tmp_path: Path, make_header: Header) -> None:
+def test_centre_edges_and_inverse_are_what_they_say(store_path: Path, tmp_path: Path) -> None:
     """On 4x4: the middle four first, the corners first, the worst first."""
     store = TicketStore(store_path)
     kinds = ("centre", "edges", "inverse")
@@ -269,7 +265,7 @@ def test_centre_edges_and_inverse_are_what_they_say(store_path: Path, tmp_path: 
     assert edges_first(make_header(grid=Grid(1, 5), k=2, stage_tokens=(3, 3, 2))).tolist() == [0, 4, 1, 3, 2]
 
 
-def test_controls_refuse_what_they_cannot_make(store_path: Path, tmp_path: Path, make_store: MakeStore) -> None:
+def test_controls_refuse_what_they_cannot_make(store_path: Path, tmp_path: Path) -> None:
     """An unknown kind, an inverse without a full ranking, another image where there is none."""
     store = TicketStore(store_path)
     with pytest.raises(InputError, match="a control is one of random, centre, edges, inverse, other-image, got 'best'"):
@@ -325,7 +321,7 @@ def test_nothing_is_overwritten_and_a_second_run_changes_nothing(store_path: Pat
     assert (tmp_path / "text").read_text() == "mine"
 
 
-def test_a_file_says_what_its_tickets_are(make_store: MakeStore, make_header: Header, tmp_path: Path) -> None:
+def test_a_file_says_what_its_tickets_are(tmp_path: Path) -> None:
     """Selector with weights and blocks, control and its kind, set operations, what was done since; texts stay text."""
     one, two = (TicketStore(make_store(tmp_path / f"{name}.zarr")) for name in "ab")
     assert describe(one.header) == f"selector vit_tiny (weights {'ab' * 6}…, random), blocks 0,1,2"

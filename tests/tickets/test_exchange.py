@@ -1,11 +1,8 @@
 """Export and import: what goes out comes back, and rows from outside are checked before they become tickets."""
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +256,7 @@ def test_run_lengths_are_what_coco_reads(seed: int, rows: int, cols: int, patch_
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-def test_a_coco_file_holds_each_ticket_once(store_path: Path, tmp_path: Path, make_store: Callable[..., Path]) -> None:
+def test_a_coco_file_holds_each_ticket_once(store_path: Path, tmp_path: Path) -> None:
     """pycocotools loads it: area, box and mask of each image with a ticket; a skipped image has no annotation."""
     from pycocotools.coco import COCO
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from makers import TESTS
 
 from dlth.tickets import TicketStore
 from dlth.tickets.archive import pack
 from dlth.tickets.errors import MissingTicketError
 
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = TESTS / "tickets" / "golden"
 MAKE = runpy.run_path(str(GOLDEN / "make.py"))
 IDENTITIES = {
     "v1_full": "d1ba6490fe284a5bcb2f50dd5dae62d121237c71ffc0b9a34f663eb26931cdd6",

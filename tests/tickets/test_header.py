@@ -1,16 +1,14 @@
 """The header: it checks itself, reads back exactly, and agrees with its published schema."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json
 import re
-from collections.abc import Callable
 from importlib import resources
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+from makers.tickets import make_header
 from PIL import Image
 
 from dlth.tickets import Grid, TicketHeader, ViewSpec, differences
@@ -21,7 +19,7 @@ Json = Any
 SCHEMA = json.loads((resources.files("dlth.tickets") / "header.schema.json").read_text())
 
 
-def test_header_reads_back_exactly(make_header: Callable[..., TicketHeader]) -> None:
+def test_header_reads_back_exactly() -> None:
     """Through canonical text and back nothing changes, extensions included."""
     header = make_header(creator="a lab", extensions={"lab": {"notes": ["x", 1, 2.5, None, True]}})
     again = TicketHeader.from_json(parse(canonical(header.to_json()), "header"))
@@ -90,9 +88,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("path", "new", "message"), REFUSED, ids=[f"{path}={new!s:.12}" for path, new, _ in REFUSED])
-def test_what_a_header_may_not_say(
-    make_header: Callable[..., TicketHeader], path: str, new: Json, message: str
-) -> None:
+def test_what_a_header_may_not_say(path: str, new: Json, message: str) -> None:
     """Each wrong field is refused with its path, and the schema refuses it where one field decides alone."""
     wrong = mutate(make_header().to_json(), path, new)
     with pytest.raises(SchemaError, match=message):
@@ -103,17 +99,12 @@ def test_what_a_header_may_not_say(
         "preprocessing.mean",
         "selector.blocks",
         "grid.rows",
-    ) and new not in (
-        ...,
-        0,
-        True,
-        "6",
-    )
+    ) and new not in (..., 0, True, "6")
     surrogate = new == "\ud800"
     assert crosses_fields or surrogate or list(violations(wrong, SCHEMA))
 
 
-def test_a_later_minor_version_is_read(make_header: Callable[..., TicketHeader]) -> None:
+def test_a_later_minor_version_is_read() -> None:
     """Version 1.7 with something new under 'extensions' opens; the new part is kept."""
     later = make_header().to_json() | {"version": "1.7", "extensions": {"new": 1}}
     header = TicketHeader.from_json(later)
@@ -121,7 +112,7 @@ def test_a_later_minor_version_is_read(make_header: Callable[..., TicketHeader])
     assert list(violations(later, SCHEMA)) == []
 
 
-def test_headers_made_in_python_are_checked_too(make_header: Callable[..., TicketHeader]) -> None:
+def test_headers_made_in_python_are_checked_too() -> None:
     """Values that JSON cannot hold, or not exactly, are refused where they are made."""
     import numpy as np
 
@@ -133,7 +124,7 @@ def test_headers_made_in_python_are_checked_too(make_header: Callable[..., Ticke
         make_header(extensions={"a": float("inf")})
 
 
-def test_differences_name_every_field(make_header: Callable[..., TicketHeader]) -> None:
+def test_differences_name_every_field() -> None:
     """A user who resumes with other settings reads which ones, file first."""
     found = differences(
         make_header(), make_header(k=5, keep="0.3", view=ViewSpec("whole", 32, 40), extensions={"a": 1})
@@ -216,7 +207,7 @@ def violations(value: Json, schema: Json, path: str = "header") -> Any:
                 yield from violations(item, inner, f"{path}.{key}")
 
 
-def test_schema_accepts_what_is_written(make_header: Callable[..., TicketHeader]) -> None:
+def test_schema_accepts_what_is_written() -> None:
     """Headers that dlth writes are valid by the published schema."""
     assert list(violations(make_header().to_json(), SCHEMA)) == []
     assert (

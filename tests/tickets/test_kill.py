@@ -5,24 +5,20 @@ Real processes and real signals. The step-by-step form counts every file-system 
 events for open, rename, mkdir, remove …) and kills a forked writer before the n-th, for every n.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from makers import TESTS
+from makers.tickets import make_store, tree_bytes
 
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import IncompleteError, MissingFileError
-
-MakeStore = Callable[..., Path]
-Tree = Callable[[Path], dict[str, bytes]]
 
 STEPS = (
     "open",
@@ -35,14 +31,14 @@ STEPS = (
     "shutil.rmtree",
     "fcntl.flock",
 )
-TOOLS = Path(__file__).with_name("conftest.py")
 
 STEP_KILL = """
-import os, runpy, signal, sys
+import os, signal, sys
 from pathlib import Path
-tools = runpy.run_path(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
+from makers.tickets import make_store
 folder, steps = Path(sys.argv[2]), set(sys.argv[3].split(","))
-tools["write_store"](folder / "warm.zarr")  # imports and caches are loaded before steps are counted
+make_store(folder / "warm.zarr")  # imports and caches are loaded before steps are counted
 
 def killed_at(limit: int) -> int:
     '''Fork a writer that is killed before its step `limit`; its exit status.'''
@@ -57,7 +53,7 @@ def killed_at(limit: int) -> int:
             if count == limit:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(step)
-    tools["write_store"](folder / f"{limit}.zarr", (2, 1))
+    make_store(folder / f"{limit}.zarr", (2, 1))
     os._exit(0)
 
 limit = 0
@@ -71,19 +67,17 @@ print(limit - 1)
 """
 
 
-def test_killed_before_every_step(
-    tmp_path: Path, make_store: MakeStore, tree: Tree, resume: Callable[..., None]
-) -> None:
+def test_killed_before_every_step(tmp_path: Path) -> None:
     """One kill for every file-system step of a small run: open as finished only if whole, resumed to the same bytes."""
     done = subprocess.run(
-        [sys.executable, "-c", STEP_KILL, str(TOOLS), str(tmp_path), ",".join(STEPS)],
+        [sys.executable, "-c", STEP_KILL, str(TESTS), str(tmp_path), ",".join(STEPS)],
         capture_output=True,
         text=True,
         check=True,
     )
     num_steps = int(done.stdout)
     assert num_steps > 100
-    expected = tree(make_store(tmp_path / "straight.zarr", (2, 1)))
+    expected = tree_bytes(make_store(tmp_path / "straight.zarr", (2, 1)))
     finished = 0
     for limit in range(1, num_steps + 1):
         path = tmp_path / f"{limit}.zarr"
@@ -93,27 +87,28 @@ def test_killed_before_every_step(
         else:
             with pytest.raises((IncompleteError, MissingFileError)):
                 TicketStore(path)
-        resume(path, (2, 1))
-        assert tree(path) == expected, limit
+        make_store(path, (2, 1))
+        assert tree_bytes(path) == expected, limit
         assert not path.with_name(f"{limit}.zarr.partial").exists(), limit
     assert 0 < finished < num_steps
 
 
 WORKER = """
-import runpy, sys, time
+import sys
 from pathlib import Path
-tools = runpy.run_path(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
+from makers.tickets import make_header, make_specs, make_tickets
 from dlth.tickets import TicketWriter
 path, shards = Path(sys.argv[2]), int(sys.argv[3])
 rows = [2 + index % 3 for index in range(shards)]
 print("ready", flush=True)
 sys.stdin.readline()
-writer = TicketWriter(path, tools["header"](), tools["shard_specs"](rows), 12)
+writer = TicketWriter(path, make_header(), make_specs(rows), 12)
 written = 0
 for index in writer.missing():
     with writer.claim(index) as mine:
         if mine:
-            writer.write(index, tools["tickets"](index, rows[index]))
+            writer.write(index, make_tickets(index, rows[index]))
             written += 1
 writer.finish()
 print(written, flush=True)
@@ -124,7 +119,7 @@ class Workers:
     """Writer processes that have imported everything and start on command."""
 
     def __init__(self, path: Path, shards: int, count: int) -> None:
-        command = [sys.executable, "-c", WORKER, str(TOOLS), str(path), str(shards)]
+        command = [sys.executable, "-c", WORKER, str(TESTS), str(path), str(shards)]
         self.processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
         ]
@@ -143,7 +138,7 @@ class Workers:
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_several_writers_lose_no_row(tmp_path: Path, tree: Tree, count: int) -> None:
+def test_several_writers_lose_no_row(tmp_path: Path, count: int) -> None:
     """Started together on one name, they share the shards out: none twice, none lost, bytes as from one."""
     shards = 24
     single = Workers(tmp_path / "single.zarr", shards, 1)
@@ -155,11 +150,11 @@ def test_several_writers_lose_no_row(tmp_path: Path, tree: Tree, count: int) -> 
     assert sum(int(text) for _, text in results) == shards
     assert single.results() == [(0, str(shards))]
     assert TicketStore(tmp_path / "many.zarr").verify() == []
-    assert tree(tmp_path / "many.zarr") == tree(tmp_path / "single.zarr")
+    assert tree_bytes(tmp_path / "many.zarr") == tree_bytes(tmp_path / "single.zarr")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["many.zarr", "single.zarr"]
 
 
-def test_killed_at_random_moments(tmp_path: Path, tree: Tree) -> None:
+def test_killed_at_random_moments(tmp_path: Path) -> None:
     """Two writers, both killed -9 after a random part of a run, again and again: the same bytes at the end."""
     shards = 24
     single = Workers(tmp_path / "single.zarr", shards, 1)
@@ -186,5 +181,5 @@ def test_killed_at_random_moments(tmp_path: Path, tree: Tree) -> None:
     last = Workers(path, shards, 1)
     last.start()
     assert last.results()[0][0] == 0
-    assert tree(path) == tree(tmp_path / "single.zarr")
+    assert tree_bytes(path) == tree_bytes(tmp_path / "single.zarr")
     assert os.listdir(tmp_path).count("killed.zarr.partial") == 0

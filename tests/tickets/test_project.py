@@ -1,7 +1,5 @@
 """Projection: exact where it can be, a permutation always, and never dependent on the batch."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,21 +1,20 @@
 """The page on reading tickets without dlth runs as it stands."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from makers import ROOT
+from makers.tickets import make_store
 
 from dlth.tickets import TicketStore
 
-PAGE = Path(__file__).parents[2] / "docs" / "reading-tickets.md"
+PAGE = ROOT / "docs" / "reading-tickets.md"
 
 
-def test_ten_lines_of_zarr_and_numpy(store_path: Path, make_store: Callable[..., Path], tmp_path: Path) -> None:
+def test_ten_lines_of_zarr_and_numpy(store_path: Path, tmp_path: Path) -> None:
     """In a process without dlth, the page's code gives what `TicketStore` gives, skipped images left out."""
     block = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert block is not None

@@ -1,7 +1,5 @@
 """The specification's examples run, and its numbers are the code's."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -9,13 +7,13 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from makers import GOLDEN
 
 from dlth.tickets import TicketStore, errors, layout
 from dlth.tickets.header import MAX_ITEMS, MAX_TEXT
 from dlth.tickets.jsontext import MAX_DEPTH
 
 README = (resources.files("dlth.tickets") / "README.md").read_text()
-GOLDEN = Path(__file__).with_name("golden") / "v1_full"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 

@@ -1,7 +1,5 @@
 """Smaller forms: what they hold, what they refuse, what they cost."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,19 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from makers.tampering import attack, signed
+from makers.tickets import DEIT, make_header
 
-from dlth.tickets import (
-    Grid,
-    ShardSpec,
-    ShardTickets,
-    TicketHeader,
-    TicketStore,
-    TicketWriter,
-    ViewSpec,
-    generator,
-)
+from dlth.tickets import ShardSpec, ShardTickets, TicketStore, generator
 from dlth.tickets.algebra import inverse, union
 from dlth.tickets.compare import compare
+from dlth.tickets.derive import Draft
 from dlth.tickets.errors import DamageError, InputError, MismatchError
 from dlth.tickets.masks import from_bits, to_bits
 from dlth.tickets.shrink import shrink
@@ -110,7 +102,7 @@ def test_a_mask_refuses_what_needs_an_order(full: TicketStore, tmp_path: Path) -
     assert agreement.overlaps[0].iou.mean == 1
 
 
-def test_a_wrong_mask_is_damage(full: TicketStore, tmp_path: Path, resign: Callable[..., None]) -> None:
+def test_a_wrong_mask_is_damage(full: TicketStore, tmp_path: Path) -> None:
     """A row with too few patches is found although the attacker made all digests anew."""
     path = tmp_path / "mask.zarr"
     shrink(full, "mask").write(path)
@@ -118,7 +110,7 @@ def test_a_wrong_mask_is_damage(full: TicketStore, tmp_path: Path, resign: Calla
     rows = np.asarray(array[2])
     rows[0, 0] ^= 1
     array[2] = rows
-    resign(path)
+    attack(path, signed)
     store = TicketStore(path)
     with pytest.raises(DamageError, match=r"mask/c\.2 .*toy-000002.tar.*: row 0 keeps [57] patches, .* keeps 6"):
         store.patches(2)
@@ -136,20 +128,16 @@ def test_bits_after_the_last_patch_are_refused() -> None:
         from_bits(bits, 12, 4)
 
 
-def test_a_mask_costs_less_than_17_bytes_an_image(
-    tmp_path: Path, make_header: Callable[..., TicketHeader], smooth: Callable[[int, int], np.ndarray]
-) -> None:
+def test_a_mask_costs_less_than_17_bytes_an_image(tmp_path: Path, smooth: Callable[[int, int], np.ndarray]) -> None:
     """On tickets whose patches lie together, as models choose them, 1,000 images a shard."""
     rows = 1_000
-    head = make_header(grid=Grid(14, 14), patch_size=16, k=138, keep="0.7", view=ViewSpec("whole", 224, 224))
-    writer = TicketWriter(tmp_path / "full.zarr", head, [ShardSpec("a.tar", rows)], key_width=12)
-    with writer.claim(0):
-        keys = tuple(f"key{row}" for row in range(rows))
-        hashes = generator("hashes").integers(0, 256, (rows, 16), dtype=np.uint8)
-        zeros = np.zeros(rows)
-        writer.write(0, ShardTickets(keys, hashes, smooth(rows, 14), zeros.astype(np.float32), zeros.astype(bool)))
-    writer.finish()
-    small = shrink(TicketStore(tmp_path / "full.zarr"), "mask", "0.7").write(tmp_path / "mask.zarr")
+    head = make_header(**DEIT)
+    keys = tuple(f"key{row}" for row in range(rows))
+    hashes = generator("hashes").integers(0, 256, (rows, 16), dtype=np.uint8)
+    zeros = np.zeros(rows)
+    tickets = ShardTickets(keys, hashes, smooth(rows, 14), zeros.astype(np.float32), zeros.astype(bool))
+    full = Draft(head, (ShardSpec("a.tar", rows),), 12, lambda shard: tickets).write(tmp_path / "full.zarr")
+    small = shrink(full, "mask", "0.7").write(tmp_path / "mask.zarr")
     assert (small.path / "mask/c.0.0.0").stat().st_size <= 17 * rows
 
 

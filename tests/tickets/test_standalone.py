@@ -1,7 +1,5 @@
 """A lab that only reads tickets: no torch, nothing but numpy, zarr and what zarr itself needs."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -9,10 +7,9 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from makers import GOLDEN
 
 import dlth.tickets
-
-GOLDEN = Path(__file__).with_name("golden") / "v1_full"
 
 SCRIPT = """
 import sys

@@ -1,9 +1,6 @@
 """A ticket file's life as a state machine: whatever happens in whatever order, it agrees with a dictionary."""
 
-from __future__ import annotations
-
 import os
-import runpy
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -21,11 +18,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from makers.tampering import flip
+from makers.tickets import make_header, make_specs, make_tickets
 
 from dlth.tickets import TicketStore, TicketWriter
 from dlth.tickets.errors import DamageError, DlthError, IncompleteError, MismatchError, MissingFileError
 
-TOOLS = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 ROWS = (3, 1, 2)
 SHARDS = st.integers(0, len(ROWS) - 1)
 
@@ -49,10 +47,10 @@ class Life(RuleBasedStateMachine):
         self.held: set[int] = set()
 
     def open(self) -> TicketWriter:
-        return TicketWriter(self.path, TOOLS["header"](), TOOLS["shard_specs"](ROWS), 12)
+        return TicketWriter(self.path, make_header(), make_specs(ROWS), 12)
 
     def tickets(self, shard: int) -> Any:
-        return TOOLS["tickets"](shard, ROWS[shard])
+        return make_tickets(shard, ROWS[shard])
 
     @precondition(lambda self: not self.damaged)
     @rule(shard=SHARDS)
@@ -110,7 +108,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def other_settings(self) -> None:
         with pytest.raises(MismatchError, match="begun with other settings"):
-            TicketWriter(self.path, TOOLS["header"](creator="else"), TOOLS["shard_specs"](ROWS), 12)
+            TicketWriter(self.path, make_header(creator="else"), make_specs(ROWS), 12)
 
     @precondition(lambda self: not self.damaged)
     @rule()
@@ -125,9 +123,7 @@ class Life(RuleBasedStateMachine):
         """A chunk of a written shard rots; committing says so, and that shard alone is done again."""
         shard = data.draw(st.sampled_from(sorted(self.written)))
         chunk = self.folder / "t.zarr.partial" / "store" / f"keys/c.{shard}.0.0"
-        raw = bytearray(chunk.read_bytes())
-        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1
-        chunk.write_bytes(raw)
+        flip(chunk, 8 * data.draw(st.integers(0, chunk.stat().st_size - 1)))
         for other in set(range(len(ROWS))) - self.written:
             self.another_dies()
             self.write(other)
@@ -142,9 +138,7 @@ class Life(RuleBasedStateMachine):
         file = data.draw(st.sampled_from(sorted(file for file in self.path.rglob("*") if file.is_file())))
         self.backup = file.read_bytes()
         self.damaged = file
-        raw = bytearray(self.backup)
-        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-        file.write_bytes(raw)
+        flip(file, data.draw(st.integers(0, 8 * len(self.backup) - 1)))
 
     @precondition(lambda self: self.damaged)
     @rule()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from makers.tickets import make_header
 
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, generator
 from dlth.tickets.compare import compare
@@ -31,9 +31,7 @@ def write(path: Path, header: TicketHeader, shards: list[ShardTickets]) -> Ticke
     return Draft(header, specs, 16, shards.__getitem__).write(path)
 
 
-def test_one_patch_in_every_ticket_gives_known_figures(
-    tmp_path: Path, make_header: Callable[..., TicketHeader]
-) -> None:
+def test_one_patch_in_every_ticket_gives_known_figures(tmp_path: Path) -> None:
     """All tickets alike and central: bias 16/4 over 16/4, entropy log2(4) bits, every figure exact."""
     order = np.array([5, 6, 9, 10, *(p for p in range(P) if p not in (5, 6, 9, 10))])
     shard = rows_of("a", 4)
@@ -49,9 +47,7 @@ def test_one_patch_in_every_ticket_gives_known_figures(
     assert found.frequency.tolist() == [1.0 if p in order[:4] else 0.0 for p in range(P)]
 
 
-def test_every_position_alike_is_bias_and_entropy_of_one(
-    tmp_path: Path, make_header: Callable[..., TicketHeader]
-) -> None:
+def test_every_position_alike_is_bias_and_entropy_of_one(tmp_path: Path) -> None:
     """Sixteen tickets, each starting one patch further: no position is preferred."""
     shifted = np.stack([np.roll(np.arange(P), -row) for row in range(P)])
     shard = dataclasses.replace(rows_of("a", P), patches=shifted)
@@ -66,9 +62,7 @@ def test_the_central_quarter_is_a_quarter_of_any_grid(rows: int, cols: int) -> N
     assert central_area(Grid(rows, cols)).sum() == pytest.approx(rows * cols / 4)
 
 
-def test_classes_are_counted_apart_and_skipped_rows_nowhere(
-    tmp_path: Path, make_header: Callable[..., TicketHeader]
-) -> None:
+def test_classes_are_counted_apart_and_skipped_rows_nowhere(tmp_path: Path) -> None:
     """By class equals the statistics of a file of that class alone; labels may be an array or a function."""
     shards = [rows_of("a", 5, skipped=(1,)), rows_of("b", 3)]
     store = write(tmp_path / "t", make_header(), shards)
@@ -115,7 +109,7 @@ def naive(a: np.ndarray, b: np.ndarray, k: int) -> float:
     return common / (2 * k - common)
 
 
-def test_figures_equal_plain_loops_in_any_packing(tmp_path: Path, make_header: Callable[..., TicketHeader]) -> None:
+def test_figures_equal_plain_loops_in_any_packing(tmp_path: Path) -> None:
     """Overlap, quantiles, Spearman, worst rows and classes equal sets and numpy, also when the second file is packed
     otherwise."""
     first_shards = [rows_of("a", 6, skipped=(2,)), rows_of("b", 5), rows_of("c", 1)]
@@ -162,7 +156,7 @@ def test_figures_equal_plain_loops_in_any_packing(tmp_path: Path, make_header: C
     assert found.worst[0].key == flat_keys[rows[int(np.argmin(ious))]]
 
 
-def test_running_numbers_count_only_with_equal_bytes(tmp_path: Path, make_header: Callable[..., TicketHeader]) -> None:
+def test_running_numbers_count_only_with_equal_bytes(tmp_path: Path) -> None:
     """`000001` of another packing is another image unless its content hash says otherwise; unknown ones do not."""
     shard = rows_of("a", 4)
     shard = dataclasses.replace(shard, keys=("000001", "000002", "000003", "real_name"), images=shard.images.copy())
@@ -174,7 +168,7 @@ def test_running_numbers_count_only_with_equal_bytes(tmp_path: Path, make_header
     assert (found.num_matched, found.only_first, found.num_other_bytes) == (2, 2, 1)
 
 
-def test_other_frames_are_refused_with_both_sides(tmp_path: Path, make_header: Callable[..., TicketHeader]) -> None:
+def test_other_frames_are_refused_with_both_sides(tmp_path: Path) -> None:
     """Patch 3 of another grid is another place."""
     first = write(tmp_path / "first", make_header(), [rows_of("a", 2)])
     second = write(tmp_path / "second", make_header(grid=Grid(2, 8)), [rows_of("a", 2)])

@@ -1,11 +1,8 @@
 """Writing and reading back: the same rows, by shard, by key, in workers, and by plain zarr."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +10,12 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers.tickets import make_header, make_store, make_tickets
 
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, TicketWriter
 from dlth.tickets.chunks import decode, encode, padded
 from dlth.tickets.errors import IncompleteError, InputError, MissingFileError, MissingTicketError
 from dlth.tickets.layout import Layout
-
-MakeStore = Callable[..., Path]
-MakeTickets = Callable[..., ShardTickets]
 
 
 def assert_rows(found: ShardTickets, expected: ShardTickets, fill: int) -> None:
@@ -34,7 +29,7 @@ def assert_rows(found: ShardTickets, expected: ShardTickets, fill: int) -> None:
     assert np.isnan(found.gap[~good]).all()
 
 
-def test_rows_read_back(store_path: Path, make_tickets: MakeTickets) -> None:
+def test_rows_read_back(store_path: Path) -> None:
     """What was written is read, skipped images are flagged, and every count agrees."""
     store = TicketStore(store_path)
     assert [(shard.name, shard.rows, shard.skipped) for shard in store.shards] == [
@@ -52,9 +47,7 @@ def test_rows_read_back(store_path: Path, make_tickets: MakeTickets) -> None:
     ("grid", "dtype", "fill"),
     [(Grid(15, 17), "uint8", 255), (Grid(16, 16), "uint16", 65535), (Grid(3, 100), "uint16", 65535)],
 )
-def test_index_type_follows_the_grid(
-    tmp_path: Path, make_store: MakeStore, make_tickets: MakeTickets, grid: Grid, dtype: str, fill: int
-) -> None:
+def test_index_type_follows_the_grid(tmp_path: Path, grid: Grid, dtype: str, fill: int) -> None:
     """255 patches fit a byte whose 255 is the fill; from 256 on two bytes, little-endian, are used."""
     path = make_store(tmp_path / "t.zarr", skipped=[0], grid=grid)
     store = TicketStore(path)
@@ -63,7 +56,7 @@ def test_index_type_follows_the_grid(
     assert int(store.patches(0).max()) == grid.num_patches - 1
 
 
-def test_form_top_keeps_k_patches(tmp_path: Path, make_store: MakeStore, make_tickets: MakeTickets) -> None:
+def test_form_top_keeps_k_patches(tmp_path: Path) -> None:
     """The smaller form stores the k best alone, in order."""
     store = TicketStore(make_store(tmp_path / "t.zarr", form="top"))
     assert (store.header.form, store.num_patches_stored) == ("top", 6)
@@ -98,7 +91,7 @@ def test_join_costs_one_chunk_a_shard(store_path: Path) -> None:
     assert counts == [0, 1, 1, 1, 2, 4, 4]
 
 
-def test_opening_reads_metadata_only(tmp_path: Path, make_header: Callable[..., TicketHeader]) -> None:
+def test_opening_reads_metadata_only(tmp_path: Path) -> None:
     """However many shards, opening touches seven files: a big file costs its manifest, not its chunks."""
     import sys
 
@@ -156,9 +149,7 @@ def test_rows_by_key(store_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["full", "top", "mask"])
-def test_skipped_images_are_never_handed_out_as_tickets(
-    make_store: Callable[..., Path], tmp_path: Path, form: str
-) -> None:
+def test_skipped_images_are_never_handed_out_as_tickets(tmp_path: Path, form: str) -> None:
     """A skipped image has a row and no ticket: find says so, find_many gives -1, rankings tell it from unknown keys."""
     store = TicketStore(make_store(tmp_path / "toy.zarr", skipped=(1, 3), form=form))
     assert store.num_skipped
@@ -214,7 +205,7 @@ def test_a_relative_or_linked_path_is_the_users_choice(
     assert store.read(0).keys == TicketStore(store_path).keys(0)
 
 
-def test_what_is_no_finished_file(tmp_path: Path, store_path: Path, make_header: Callable[..., TicketHeader]) -> None:
+def test_what_is_no_finished_file(tmp_path: Path, store_path: Path) -> None:
     """Missing, unfinished, a single file, a folder without a manifest: each is told apart."""
     with pytest.raises(MissingFileError, match=r"there is no ticket file .*nowhere.zarr"):
         TicketStore(tmp_path / "nowhere.zarr")
@@ -248,9 +239,7 @@ def test_verify_reports_progress_and_parts(store_path: Path) -> None:
         store.verify(subset=(3, 2))
 
 
-def test_an_empty_shard_and_a_wholly_bad_one(
-    tmp_path: Path, make_tickets: MakeTickets, make_header: Callable[..., TicketHeader]
-) -> None:
+def test_an_empty_shard_and_a_wholly_bad_one(tmp_path: Path) -> None:
     """A tar without images keeps its place, and a shard of bad images alone is not mistaken for a missing one."""
     writer = TicketWriter(tmp_path / "t.zarr", make_header(), [ShardSpec("empty.tar", 0), ShardSpec("bad.tar", 2)], 12)
     for index, rows in enumerate((0, 2)):

@@ -1,38 +1,30 @@
 """One writer and many: who owns a shard, what is refused, and that the bytes depend on the rows alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from makers import TESTS
+from makers.tickets import make_header, make_specs, make_store, make_tickets, tree_bytes
 
-from dlth.tickets import ShardSpec, ShardTickets, TicketHeader, TicketStore, TicketWriter
+from dlth.tickets import ShardSpec, TicketStore, TicketWriter
 from dlth.tickets.errors import DamageError, InputError, LimitError, LockedError, MismatchError, SchemaError, SpaceError
-
-MakeStore = Callable[..., Path]
-MakeTickets = Callable[..., ShardTickets]
-MakeHeader = Callable[..., TicketHeader]
-Tree = Callable[[Path], dict[str, bytes]]
 
 ROWS = (3, 5, 2)
 
 
 @pytest.fixture
-def writer(tmp_path: Path, make_header: MakeHeader, make_specs: Callable[..., list[ShardSpec]]) -> TicketWriter:
+def writer(tmp_path: Path) -> TicketWriter:
     return TicketWriter(tmp_path / "toy.zarr", make_header(), make_specs(), 12)
 
 
-def test_order_of_writing_does_not_matter(
-    tmp_path: Path, writer: TicketWriter, make_tickets: MakeTickets, make_store: MakeStore, tree: Tree
-) -> None:
+def test_order_of_writing_does_not_matter(tmp_path: Path, writer: TicketWriter) -> None:
     """Shards written backwards, by two writers in turn, give the same bytes and the same identity."""
     other = TicketWriter(writer.path, writer.header, writer.shards, 12)
     for index in (2, 1, 0):
@@ -43,12 +35,12 @@ def test_order_of_writing_does_not_matter(
     assert other.finish()
     assert writer.finish()
     straight = make_store(tmp_path / "straight.zarr")
-    assert tree(writer.path) == tree(straight)
+    assert tree_bytes(writer.path) == tree_bytes(straight)
     assert TicketStore(writer.path).identity == TicketStore(straight).identity
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["straight.zarr", "toy.zarr"]
 
 
-def test_one_writer_owns_a_shard(writer: TicketWriter, make_tickets: MakeTickets) -> None:
+def test_one_writer_owns_a_shard(writer: TicketWriter) -> None:
     """A claimed shard is not handed out twice, a finished one not at all, and an unclaimed one cannot be written."""
     other = TicketWriter(writer.path, writer.header, writer.shards, 12)
     with writer.claim(0) as mine, other.claim(0) as theirs, other.claim(1) as another:
@@ -87,23 +79,21 @@ def test_a_claim_dies_with_its_process(writer: TicketWriter) -> None:
             os.close(end)
 
 
-def test_finished_files_are_left_alone(store_path: Path, make_header: MakeHeader, make_specs: Any, tree: Tree) -> None:
+def test_finished_files_are_left_alone(store_path: Path) -> None:
     """Running again on a finished file does nothing, even where nothing may be written."""
-    before = tree(store_path)
+    before = tree_bytes(store_path)
     writer = TicketWriter(store_path, make_header(), make_specs(), 12)
     assert writer.complete
     assert writer.missing() == []
     with writer.claim(0) as mine:
         assert not mine
     assert writer.finish()
-    assert tree(store_path) == before
+    assert tree_bytes(store_path) == before
     assert not store_path.with_name("toy.zarr.partial").exists()
 
 
 @pytest.mark.parametrize("finished", [False, True], ids=["unfinished", "finished"])
-def test_other_settings_are_refused_by_name(
-    tmp_path: Path, make_header: MakeHeader, make_specs: Any, make_store: MakeStore, finished: bool
-) -> None:
+def test_other_settings_are_refused_by_name(tmp_path: Path, finished: bool) -> None:
     """The same name with another header, shard list or key width: every difference is named, nothing is touched."""
     path = tmp_path / "toy.zarr"
     if finished:
@@ -124,7 +114,7 @@ def test_other_settings_are_refused_by_name(
     TicketWriter(path, make_header(), make_specs(), 12)
 
 
-def test_nothing_else_is_overwritten(tmp_path: Path, make_header: MakeHeader, make_specs: Any) -> None:
+def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
     """A folder, file or dangling link under the wanted name stops the run before anything is made."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
@@ -156,9 +146,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_broken_rows_are_refused(
-    writer: TicketWriter, make_tickets: MakeTickets, change: dict[str, Any], message: str
-) -> None:
+def test_broken_rows_are_refused(writer: TicketWriter, change: dict[str, Any], message: str) -> None:
     """No rule can be broken by a writer: the shard and the row are named, and the shard stays missing."""
     wrong = dataclasses.replace(make_tickets(0, 3), **change)
     with writer.claim(0), pytest.raises(InputError, match=f"shard toy-000000.tar: .*{message}"):
@@ -166,7 +154,7 @@ def test_broken_rows_are_refused(
     assert writer.missing() == [0, 1, 2]
 
 
-def test_a_key_in_two_shards_is_refused_at_the_end(writer: TicketWriter, make_tickets: MakeTickets) -> None:
+def test_a_key_in_two_shards_is_refused_at_the_end(writer: TicketWriter) -> None:
     """Keys are unique in the whole file; the message names the key and both shards, and no file appears."""
     for index, rows in enumerate(ROWS):
         rows_of = make_tickets(index, rows)
@@ -180,9 +168,7 @@ def test_a_key_in_two_shards_is_refused_at_the_end(writer: TicketWriter, make_ti
 
 
 @pytest.mark.parametrize("name", ["patches/c.1.0.0", "keys/c.1.0.0", "images/c.1.0.0", "gap/c.1.0"])
-def test_damage_before_the_end_is_found_and_redone(
-    writer: TicketWriter, make_tickets: MakeTickets, make_store: MakeStore, tree: Tree, tmp_path: Path, name: str
-) -> None:
+def test_damage_before_the_end_is_found_and_redone(writer: TicketWriter, tmp_path: Path, name: str) -> None:
     """Every byte is read back before the file gets its name; the damaged shard alone is done again."""
     for index, rows in enumerate(ROWS):
         with writer.claim(index):
@@ -196,10 +182,10 @@ def test_damage_before_the_end_is_found_and_redone(
     with writer.claim(1):
         writer.write(1, make_tickets(1, 5))
     assert writer.finish()
-    assert tree(writer.path) == tree(make_store(tmp_path / "straight.zarr"))
+    assert tree_bytes(writer.path) == tree_bytes(make_store(tmp_path / "straight.zarr"))
 
 
-def test_damaged_bookkeeping_is_named(writer: TicketWriter, make_header: MakeHeader, make_tickets: MakeTickets) -> None:
+def test_damaged_bookkeeping_is_named(writer: TicketWriter) -> None:
     """A plan or record that is not what was written stops the run with its name."""
     partial = writer.path.with_name("toy.zarr.partial")
     for index, rows in enumerate(ROWS):
@@ -214,7 +200,7 @@ def test_damaged_bookkeeping_is_named(writer: TicketWriter, make_header: MakeHea
         TicketWriter(writer.path, make_header(), writer.shards, 12)
 
 
-def test_plans_that_cannot_be(tmp_path: Path, make_header: MakeHeader) -> None:
+def test_plans_that_cannot_be(tmp_path: Path) -> None:
     """Shard lists and sizes are bounded before anything is allocated or made."""
     cases: list[tuple[list[ShardSpec], int, type[Exception], str]] = [
         ([], 8, LimitError, "0 shards with 0 rows"),
@@ -231,24 +217,23 @@ def test_plans_that_cannot_be(tmp_path: Path, make_header: MakeHeader) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_everything_whole(
-    tmp_path: Path, make_store: MakeStore, resume: Callable[[Path], None], tree: Tree
-) -> None:
+def test_a_full_disk_leaves_everything_whole(tmp_path: Path) -> None:
     """Whatever the size at which files can no longer grow, the error says so, and the next run gives the same bytes.
 
     A limit on file size (the kernel's EFBIG, as a quota gives) stands for the full disk: it needs no rights.
     """
     script = """
-import resource, runpy, signal, sys
+import resource, signal, sys
 from pathlib import Path
-tools = runpy.run_path(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
+from makers.tickets import make_store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from dlth.tickets.errors import SpaceError
 path, limits = Path(sys.argv[2]), map(int, sys.argv[3:])
 for limit in limits:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        tools["resume_store"](path)
+        make_store(path)
     except SpaceError as error:
         assert error.code == "E_SPACE" and "no space left for" in str(error), error
         print(limit, path.exists(), sorted((path.with_name(path.name + ".partial") / "temp").iterdir()))
@@ -256,9 +241,8 @@ for limit in limits:
         print(limit, "done")
 """
     limits = [str(limit) for limit in (0, 60, 150, 300, 600, 1_200, 2_400)]
-    tools = Path(__file__).with_name("conftest.py")
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tools), str(tmp_path / "toy.zarr"), *limits],
+        [sys.executable, "-c", script, str(TESTS), str(tmp_path / "toy.zarr"), *limits],
         capture_output=True,
         text=True,
         check=True,
@@ -266,8 +250,8 @@ for limit in limits:
     lines = done.stdout.splitlines()
     assert lines[:4] == [f"{limit} False []" for limit in limits[:4]]
     assert all(line.endswith(("False []", "done")) for line in lines)
-    resume(tmp_path / "toy.zarr")
-    assert tree(tmp_path / "toy.zarr") == tree(make_store(tmp_path / "straight.zarr"))
+    make_store(tmp_path / "toy.zarr")
+    assert tree_bytes(tmp_path / "toy.zarr") == tree_bytes(make_store(tmp_path / "straight.zarr"))
 
 
 def test_only_space_errors_are_called_so(tmp_path: Path) -> None:

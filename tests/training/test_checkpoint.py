@@ -1,7 +1,5 @@
 """Checkpoints: whole or not there, nothing lost in taking an optimizer apart, damage found."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from makers.tampering import flip, flipped
 from timm.optim import create_optimizer_v2
 
 from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError
@@ -110,9 +109,7 @@ def test_damage_and_strangers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\('dlth-checkpoint', 9\); this dlth reads dlth-checkpoint versions 1 to 2"):
         checkpoint.load(path)
     (path / "state.json").write_text(json.dumps(state))
-    content = bytearray((path / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (path / "model.safetensors").write_bytes(content)
+    flip(path / "model.safetensors", -8)
     with pytest.raises(DamageError, match=r"model\.safetensors is damaged"):
         checkpoint.load(path)
     (path / "model.safetensors").unlink()
@@ -130,7 +127,7 @@ def test_a_flipped_bit_of_the_state_is_damage_or_nothing(tmp_path: Path) -> None
     for file in (path / "state.json", tmp_path / "latest"):
         sound, refused = file.read_bytes(), 0
         for bit in range(0, 8 * len(sound), 11):
-            file.write_bytes(sound[: bit // 8] + bytes([sound[bit // 8] ^ 1 << bit % 8]) + sound[bit // 8 + 1 :])
+            file.write_bytes(flipped(sound, bit))
             try:
                 newest = checkpoint.newest(tmp_path)
                 assert newest is not None

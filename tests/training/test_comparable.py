@@ -1,16 +1,15 @@
 """Results that may be compared, and what is named where they may not."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from makers.pictures import make_tar
+from makers.tickets import select_tickets
 
 from dlth.data.index import open_index
-from dlth.tickets import ViewSpec
 from dlth.tickets.errors import MismatchError
 from dlth.training.comparable import comparable
 from dlth.training.config import TrainConfig
@@ -20,10 +19,7 @@ SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "val": None, "val_tick
 
 
 def test_arms_with_and_without_tickets_see_the_same_images(
-    make_run: Callable[..., TrainConfig],
-    make_tickets: Callable[..., Path],
-    make_tar: Callable[..., Any],
-    tmp_path: Path,
+    make_run: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     """A corrupt image that stage 1 listed, or that training met: one digest of what was visited, one count, one order.
 
@@ -33,7 +29,7 @@ def test_arms_with_and_without_tickets_see_the_same_images(
     train_folder = Path(config.data)
     make_tar(train_folder / "train-000009.tar", [("broken.jpg", b"\xff\xd8 no image"), ("broken.cls", b"0")])
     index = open_index(config.data)
-    tickets = make_tickets(index, tmp_path / "listed.zarr", ViewSpec("whole", 32, 32), "train", bad=["broken"])
+    tickets = select_tickets(index, tmp_path / "listed.zarr", bad=["broken"]).path
     runs = {
         "ticket": make_run("ticket", tickets=str(tickets), **SHORT),
         "dense": make_run("dense", arm="dense", tickets=None, **SHORT),

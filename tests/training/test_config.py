@@ -1,7 +1,5 @@
 """Settings of stage 2: who wins, what is refused, and the way to TOML and back."""
 
-from __future__ import annotations
-
 from datetime import date
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two real torchrun ranks against one process: the same batches, the same losses, every image counted once."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers.pictures import make_tar
 
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig
@@ -29,7 +28,7 @@ def rows(out: str, kind: str) -> list[dict[str, Any]]:
 
 
 def test_two_ranks_train_and_measure_as_one_process_does_and_hand_over_to_one(
-    make_run: Callable[..., TrainConfig], train_process: Callable[..., Any], make_tar: Callable[..., Any]
+    make_run: Callable[..., TrainConfig], train_process: Callable[..., Any]
 ) -> None:
     """Equal global batches, three views an image, mixed in groups: losses within 1e-5, every validation image once.
 

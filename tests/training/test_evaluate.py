@@ -1,7 +1,5 @@
 """Evaluation: exact averages, the same from a run and from its checkpoint, per image, for any weights."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable
@@ -13,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from makers.tickets import select_tickets
 from safetensors.torch import load_file, save_file
 
 from dlth.data.decode import decode
@@ -144,13 +143,11 @@ def test_validation_tickets_say_the_view_unless_a_user_does(make_run: MakeRun, t
     assert again["ticket"]["loss"] != pytest.approx(found["ticket"]["loss"], abs=1e-4)
 
 
-def test_tickets_for_evaluation_given_for_training_are_named(
-    make_run: MakeRun, make_tickets: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_tickets_for_evaluation_given_for_training_are_named(make_run: MakeRun, tmp_path: Path) -> None:
     """Before the first step: a centre view and a validation split are told; a split of another name is refused."""
     base = make_run(val=None, val_tickets=None)
     view = ViewSpec("center", 32, 32, "0.9")
-    tickets = make_tickets(open_index(base.data), tmp_path / "centre.zarr", view, "val")
+    tickets = select_tickets(open_index(base.data), tmp_path / "centre.zarr", view=view, split="val").path
     config = make_run(val=None, val_tickets=None, tickets=str(tickets))
     told: list[str] = []
     planned(config, reporter=Told(told))

@@ -1,17 +1,17 @@
 """Selector and student against values that the paper's released code computed (`golden/`, float32 on a CPU)."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from makers import TESTS
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from dlth.training import Selector, TicketViT
 from dlth.training.models import build
 
-FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
+FILES = sorted((TESTS / "training" / "golden").glob("*.safetensors"))
 
 
 class Golden(NamedTuple):

@@ -1,12 +1,11 @@
 """How many patches are kept, wherever the number comes from: the flag, the ticket file, the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from makers.tickets import select_tickets
 from safetensors.torch import load_file
 
 from dlth.data.index import open_index
@@ -44,13 +43,17 @@ def settings(config: TrainConfig, **overrides: object) -> EvalConfig:
     ids=["stage keep", "stage keep, validation top", "tokens"],
 )
 def test_k_is_the_ticket_files_own_and_not_its_rounded_share_times_the_patches(
-    make_run: MakeRun, make_tickets: Callable[..., Path], tmp_path: Path, budget: Budget, form: str
+    make_run: MakeRun, tmp_path: Path, budget: Budget, form: str
 ) -> None:
     """7 of 9 patches are written as 0.777778, whose ceiling is 8: training and evaluation keep 7."""
     assert num_kept(budget.keep, 9) == budget.k + 1
     config = make_run(img_size=24, **SHORT)
     tickets = {
-        name: str(make_tickets(open_index(data), tmp_path / f"{name}.zarr", view, split, budget, kind))
+        name: str(
+            select_tickets(
+                open_index(data), tmp_path / f"{name}.zarr", view=view, split=split, budget=budget, form=kind
+            ).path
+        )
         for name, data, view, split, kind in (
             ("tickets", config.data, ViewSpec("whole", 24, 24), "train", "full"),
             ("val_tickets", config.val, ViewSpec("center", 24, 24, "0.9", "bicubic"), "val", form),

@@ -1,7 +1,5 @@
 """The online mode's selector sees images as it was trained to see them, whatever the student wants."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

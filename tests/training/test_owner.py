@@ -1,7 +1,5 @@
 """A run's folder has one owner: a second run is refused, on all its ranks, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

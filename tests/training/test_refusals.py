@@ -1,7 +1,5 @@
 """What a run would refuse is refused before its first step, by `--dry-run` too."""
 
-from __future__ import annotations
-
 import os
 import resource
 from collections.abc import Callable

@@ -1,14 +1,11 @@
 """The adjusted schedule: a cosine on the stage rate, each step, and the patches that follow from it."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from makers.models import tiny_vit
 
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
@@ -56,7 +53,7 @@ def test_dust_of_the_cosine_decides_no_patch() -> None:
     assert KeepSchedule(Budget.from_stage_keep("0.8", 20, 1), 0, 3).budget(2).k == 17
 
 
-def test_a_selector_ranks_with_the_budget_it_is_asked_for(tiny_vit: Callable[..., nn.Module]) -> None:
+def test_a_selector_ranks_with_the_budget_it_is_asked_for() -> None:
     """`select(images, budget)` is what a selector made with that rate selects, and leaves its own budget as it was."""
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     vit = tiny_vit()

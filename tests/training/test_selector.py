@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from makers.models import tiny_vit
 from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,7 +70,7 @@ def reference(vit: nn.Module, image: Tensor, budget: Budget, blocks: tuple[int, 
     return ranking, vit.forward_head(vit.norm(tokens)), stages
 
 
-def compare(vit: nn.Module, selector: Selector, batch: Tensor) -> None:
+def assert_ranks_as_the_reference(vit: nn.Module, selector: Selector, batch: Tensor) -> None:
     selection, logits = selector.select(batch), selector.logits(batch)
     for row, image in enumerate(batch):
         budget = selector._budget_of(selection.patches.shape[1])
@@ -85,33 +86,33 @@ def compare(vit: nn.Module, selector: Selector, batch: Tensor) -> None:
         assert selection.gap[row].item() == pytest.approx(saw_both[last] - saw_both[after], abs=1e-6)  # float32
 
 
-def test_every_family_ranks_as_the_reference(tiny_vit: Make, family: str) -> None:
+def test_every_family_ranks_as_the_reference(family: str) -> None:
     """Rankings, gaps and logits are those of EViT's rule applied to timm's own attention matrix."""
     vit = tiny_vit(family)
     side = {"dynamic": (40, 24), "padded": (37, 30), "dinov3 dynamic": (24, 40), "rectangle": (32, 48)}.get(
         family, (32, 32)
     )
-    compare(vit, Selector(vit, 0.7, (1, 2, 3)), images(2, *side))
+    assert_ranks_as_the_reference(vit, Selector(vit, 0.7, (1, 2, 3)), images(2, *side))
 
 
 @pytest.mark.parametrize("blocks", [(0,), (3,), (0, 1, 2, 3), (1, 3)], ids=str)
 @pytest.mark.parametrize("fuse", [False, True], ids=["", "fused"])
 @pytest.mark.parametrize("rate", [0.5, 0.85, 0.95])
-def test_any_blocks_and_rates(tiny_vit: Make, blocks: tuple[int, ...], fuse: bool, rate: float) -> None:
+def test_any_blocks_and_rates(blocks: tuple[int, ...], fuse: bool, rate: float) -> None:
     """The rule holds for one stage and for many, with fused tokens kept, dropped and fused again."""
     vit = tiny_vit("distilled")
-    compare(vit, Selector(vit, rate, blocks, fuse), images())
+    assert_ranks_as_the_reference(vit, Selector(vit, rate, blocks, fuse), images())
 
 
-def test_gated_attention_and_separate_norm(tiny_vit: Make) -> None:
+def test_gated_attention_and_separate_norm() -> None:
     """A gate on the attention's result is applied, with the kept tokens' own gates."""
     vit = tiny_vit("plain")
     for block in vit.blocks:
         block.attn.gate = nn.Linear(32, 32)
-    compare(vit, Selector(vit, 0.7, (1, 2)), images())
+    assert_ranks_as_the_reference(vit, Selector(vit, 0.7, (1, 2)), images())
 
 
-def test_rankings_are_permutations_and_prefixes_nest(tiny_vit: Make) -> None:
+def test_rankings_are_permutations_and_prefixes_nest() -> None:
     """Every patch is ranked once, whatever the rate, and the selector says how many are the ticket."""
     vit = tiny_vit()
     for options in (
@@ -129,7 +130,7 @@ def test_rankings_are_permutations_and_prefixes_nest(tiny_vit: Make) -> None:
     assert Selector(vit, blocks=(1, 2, 3), tokens=9).budget.k == 9
 
 
-def test_ties_go_to_the_lowest_patch(tiny_vit: Make) -> None:
+def test_ties_go_to_the_lowest_patch() -> None:
     """Equal scores leave patches in their order, also where an earlier stage had ranked them otherwise."""
     vit = tiny_vit()
     with torch.no_grad():
@@ -143,7 +144,7 @@ def test_ties_go_to_the_lowest_patch(tiny_vit: Make) -> None:
     assert (Selector(vit, 0.7, (1, 3)).rank(images()) == torch.arange(16)).all()
 
 
-def test_scores_that_are_no_numbers_have_no_gap(tiny_vit: Make) -> None:
+def test_scores_that_are_no_numbers_have_no_gap() -> None:
     """An image that a stage gives NaN for is told by its gap, also where nothing is cut; its neighbours keep theirs."""
     batch = images()
     for rate in (0.7, 1):
@@ -159,12 +160,12 @@ def test_scores_that_are_no_numbers_have_no_gap(tiny_vit: Make) -> None:
         assert selector.select(batch).gap.isnan().all()
 
 
-def test_nothing_cut_has_an_infinite_gap(tiny_vit: Make) -> None:
+def test_nothing_cut_has_an_infinite_gap() -> None:
     """A ticket of all patches cannot be fragile."""
     assert Selector(tiny_vit(), stage_keep=1, blocks=(2,)).select(images()).gap.isinf().all()
 
 
-def test_batch_size_does_not_matter(tiny_vit: Make) -> None:
+def test_batch_size_does_not_matter() -> None:
     """An image's ranking is the same alone and in a batch."""
     selector = Selector(tiny_vit(), 0.7, (1, 2, 3))
     batch = images(6)
@@ -173,7 +174,7 @@ def test_batch_size_does_not_matter(tiny_vit: Make) -> None:
 
 
 @pytest.mark.parametrize("how", ["autocast", "bfloat16 weights"])
-def test_scores_are_float32_whatever_the_blocks_run_in(tiny_vit: Make, how: str) -> None:
+def test_scores_are_float32_whatever_the_blocks_run_in(how: str) -> None:
     """In bf16 blocks the gap stays float32 and finer than bf16, no row ties, and tickets hardly change."""
     selector = Selector(tiny_vit(num_classes=5), 0.7, (1, 2, 3))
     batch = images(16)
@@ -196,7 +197,7 @@ def test_scores_are_float32_whatever_the_blocks_run_in(tiny_vit: Make, how: str)
 
 @pytest.mark.parametrize("family_name", ["plain", "dinov3"])
 @pytest.mark.parametrize("fuse", [False, True], ids=["", "fused"])
-def test_compiles_into_one_graph(tiny_vit: Make, family_name: str, fuse: bool) -> None:
+def test_compiles_into_one_graph(family_name: str, fuse: bool) -> None:
     """`torch.compile(selector.select, fullgraph=True)` gives the same rankings."""
     if fuse and family_name == "dinov3":
         with pytest.raises(InputError, match="a fused token has no position"):
@@ -208,7 +209,7 @@ def test_compiles_into_one_graph(tiny_vit: Make, family_name: str, fuse: bool) -
     assert (compiled.patches == selector.rank(images())).all()
 
 
-def test_a_ranking_can_be_trained_on(tiny_vit: Make) -> None:
+def test_a_ranking_can_be_trained_on() -> None:
     """What the selector returns may index a student whose gradients are wanted (the online mode)."""
     selector = Selector(tiny_vit(), 0.7, (1, 2, 3))
     student = TicketViT(tiny_vit(seed=1).train())
@@ -242,7 +243,7 @@ def test_nothing_after_the_last_scores_is_computed(rate: float, gflop: float) ->
     ],
     ids=str,
 )
-def test_senseless_options_are_refused(tiny_vit: Make, options: dict, message: str) -> None:
+def test_senseless_options_are_refused(options: dict, message: str) -> None:
     """Blocks that the model lacks and rates outside (0, 1] are named at once."""
     with pytest.raises(InputError, match=message):
         Selector(tiny_vit(), **options)
@@ -257,13 +258,13 @@ def test_senseless_options_are_refused(tiny_vit: Make, options: dict, message: s
     ],
     ids=["size", "bytes", "no batch"],
 )
-def test_images_that_do_not_fit_are_refused(tiny_vit: Make, batch: Tensor, message: str) -> None:
+def test_images_that_do_not_fit_are_refused(batch: Tensor, message: str) -> None:
     """The message shows both sides."""
     with pytest.raises(InputError, match=message):
         Selector(tiny_vit(), blocks=(1,)).rank(batch)
 
 
-def test_training_mode_is_refused(tiny_vit: Make) -> None:
+def test_training_mode_is_refused() -> None:
     """A selector whose dropout is on would rank at random."""
     selector = Selector(tiny_vit().train(), blocks=(1,))
     assert not selector.vit.training

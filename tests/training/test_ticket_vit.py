@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from makers.models import tiny_vit
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ def gradients(vit: nn.Module, logits: Tensor) -> dict[str, Tensor]:
     return {name: weight.grad.clone() for name, weight in vit.named_parameters() if weight.grad is not None}
 
 
-def test_all_patches_are_timms_forward(tiny_vit: Make, family: str) -> None:
+def test_all_patches_are_timms_forward(family: str) -> None:
     """Without patches, timm's own bits; with all of them named, the same logits within float error."""
     vit = tiny_vit(family)
     batch = images(family)
@@ -70,7 +71,7 @@ def test_all_patches_are_timms_forward(tiny_vit: Make, family: str) -> None:
         torch.testing.assert_close(student(batch, everything), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_logits_and_gradients_are_those_of_dropping_after_embedding(tiny_vit: Make, family: str) -> None:
+def test_logits_and_gradients_are_those_of_dropping_after_embedding(family: str) -> None:
     """Gathering before the embedding equals timm's way, to the gradients of every parameter."""
     vit = tiny_vit(family)
     batch = images(family)
@@ -84,7 +85,7 @@ def test_logits_and_gradients_are_those_of_dropping_after_embedding(tiny_vit: Ma
 
 
 @pytest.mark.parametrize("pooling", ["avg", "avgmax", "map", "prr"])
-def test_pooling_is_over_kept_patches(tiny_vit: Make, pooling: str) -> None:
+def test_pooling_is_over_kept_patches(pooling: str) -> None:
     """Models without a class token are students too; they pool what was kept."""
     vit = tiny_vit(global_pool=pooling, class_token=False)
     batch = images()
@@ -92,7 +93,7 @@ def test_pooling_is_over_kept_patches(tiny_vit: Make, pooling: str) -> None:
     torch.testing.assert_close(TicketViT(vit)(batch, patches), timm_on(vit, batch, patches), atol=1e-5, rtol=1e-4)
 
 
-def test_dropped_pixels_are_never_read(tiny_vit: Make) -> None:
+def test_dropped_pixels_are_never_read() -> None:
     """NaN in every dropped patch changes nothing; an overlapping stem is the named exception."""
     vit = tiny_vit()
     batch = images(count=1)
@@ -109,7 +110,7 @@ def test_dropped_pixels_are_never_read(tiny_vit: Make) -> None:
     assert overlapping(spoiled, patches).isnan().any()
 
 
-def test_blocks_see_only_kept_tokens(tiny_vit: Make) -> None:
+def test_blocks_see_only_kept_tokens() -> None:
     """A block's input is the prefix tokens and the kept patches, so a step costs what its tokens cost."""
     vit = tiny_vit("registers")
     seen: list[torch.Size] = []
@@ -118,7 +119,7 @@ def test_blocks_see_only_kept_tokens(tiny_vit: Make) -> None:
     assert seen == [(3, 5 + 5, 32)]
 
 
-def test_order_of_patches_does_not_matter(tiny_vit: Make) -> None:
+def test_order_of_patches_does_not_matter() -> None:
     """A ticket is a set to the student: any order gives the same logits within float error."""
     vit = tiny_vit("rope mixed")
     patches = draw(vit, images())
@@ -126,7 +127,7 @@ def test_order_of_patches_does_not_matter(tiny_vit: Make) -> None:
     torch.testing.assert_close(student(images(), patches), student(images(), patches.flip(1)), atol=1e-5, rtol=1e-4)
 
 
-def test_drop_path_is_active_in_training(tiny_vit: Make) -> None:
+def test_drop_path_is_active_in_training() -> None:
     """What timm does to a model in training, it does to the kept tokens."""
     student = TicketViT(tiny_vit(drop_path_rate=0.5)).train()
     patches = draw(student.vit, images())
@@ -134,7 +135,7 @@ def test_drop_path_is_active_in_training(tiny_vit: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "dinov3", "rope mixed"])
-def test_gradient_checkpointing_changes_no_gradient(tiny_vit: Make, name: str) -> None:
+def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     """`set_grad_checkpointing` of the wrapped model holds."""
     vit = tiny_vit(name)
     patches = draw(vit, images())
@@ -146,7 +147,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_vit: Make, name: str) -
 
 
 @pytest.mark.parametrize("name", ["plain", "dynamic", "dinov3"])
-def test_compiles_into_one_graph(tiny_vit: Make, name: str) -> None:
+def test_compiles_into_one_graph(name: str) -> None:
     """No graph break; another k compiles once more and stays right; one image too."""
     vit = tiny_vit(name)
     student = TicketViT(vit)
@@ -158,7 +159,7 @@ def test_compiles_into_one_graph(tiny_vit: Make, name: str) -> None:
         torch.testing.assert_close(compiled(batch, patches), student(batch, patches))
 
 
-def test_autocast_follows_timm(tiny_vit: Make) -> None:
+def test_autocast_follows_timm() -> None:
     """Under bf16 autocast the logits are those of timm's forward under it, within bf16 error."""
     vit = tiny_vit()
     everything = torch.arange(16).expand(3, -1)
@@ -168,7 +169,7 @@ def test_autocast_follows_timm(tiny_vit: Make) -> None:
     torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.05)
 
 
-def test_channels_last_images(tiny_vit: Make) -> None:
+def test_channels_last_images() -> None:
     """Memory format does not change which pixels are cut."""
     vit = tiny_vit()
     patches = draw(vit, images())
@@ -178,7 +179,7 @@ def test_channels_last_images(tiny_vit: Make) -> None:
     )
 
 
-def test_state_dict_is_timms(tiny_vit: Make) -> None:
+def test_state_dict_is_timms() -> None:
     """The wrapped model's weights bear timm's names, before and after: nothing needs renaming."""
     vit = tiny_vit("distilled")
     before = list(vit.state_dict())
@@ -196,26 +197,26 @@ def test_state_dict_is_timms(tiny_vit: Make) -> None:
     ],
     ids=["dtype", "batch", "axes"],
 )
-def test_patches_that_do_not_fit_are_refused(tiny_vit: Make, patches: Tensor, message: str) -> None:
+def test_patches_that_do_not_fit_are_refused(patches: Tensor, message: str) -> None:
     """Shapes and dtypes are checked before anything is computed."""
     with pytest.raises(InputError, match=message):
         TicketViT(tiny_vit())(images(), patches)
 
 
 @pytest.mark.parametrize("index", [16, -1])
-def test_patches_outside_the_grid_are_an_error(tiny_vit: Make, index: int) -> None:
+def test_patches_outside_the_grid_are_an_error(index: int) -> None:
     """No index wraps around: neither the last patch plus one nor minus one is another patch."""
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         TicketViT(tiny_vit())(images(), torch.full((3, 2), index))
 
 
-def test_images_of_broken_patches_are_refused(tiny_vit: Make) -> None:
+def test_images_of_broken_patches_are_refused() -> None:
     """A dynamic model without padding takes whole patches only."""
     with pytest.raises(InputError, match="images of 30x32 pixels are not whole patches of 8x8"):
         TicketViT(tiny_vit("dynamic"))(torch.zeros(1, 3, 30, 32), torch.zeros(1, 1, dtype=torch.int64))
 
 
-def test_random_dropping_beside_tickets_is_refused(tiny_vit: Make) -> None:
+def test_random_dropping_beside_tickets_is_refused() -> None:
     """A model that also drops patches at random would train on less than the ticket."""
     with pytest.raises(InputError, match="patch_drop_rate=0"):
         TicketViT(tiny_vit(patch_drop_rate=0.5))

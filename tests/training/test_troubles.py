@@ -1,7 +1,5 @@
 """Runs that meet trouble and go on: steps without images, epochs without a loss, runs that are finished already."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import json
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from makers.pictures import make_tar
 from safetensors.torch import load_file
 
 from dlth.pipeline.cli_train import ConsoleReporter
@@ -51,9 +50,7 @@ def records(out: str, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == kind]
 
 
-def test_a_step_whose_images_are_all_corrupt_moves_nothing_and_is_no_bad_step(
-    make_run: MakeRun, make_tar: Callable[..., Any]
-) -> None:
+def test_a_step_whose_images_are_all_corrupt_moves_nothing_and_is_no_bad_step(make_run: MakeRun) -> None:
     """One image a step, three of 24 corrupt, a patience of 1: three steps without a loss, and the run goes on."""
     config = make_run(bad_images="skip", batch_size=1, epochs=1, warmup_epochs=0, nan_patience=1, **DENSE)
     broken = [
@@ -188,9 +185,7 @@ def test_a_step_that_float16s_scaler_skips_is_not_moved_and_no_bad_step_while_th
     assert epoch["train_loss"] is not None
 
 
-def test_a_corrupt_image_that_another_rank_met_is_named_with_what_is_wrong(
-    make_run: MakeRun, make_tar: Callable[..., Any]
-) -> None:
+def test_a_corrupt_image_that_another_rank_met_is_named_with_what_is_wrong(make_run: MakeRun) -> None:
     """The rank that speaks for all has not read it: it finds the cause in the image itself."""
     config = make_run(bad_images="skip", **DENSE)
     make_tar(Path(config.data) / "train-000009.tar", [("broken.jpg", b"\xff\xd8 no"), ("broken.cls", b"0")])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from makers.models import tiny_vit
 from safetensors.torch import save_file
 from torch import nn
 
@@ -43,7 +44,7 @@ FORMS: dict[str, Callable[[dict], dict]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_pth_form_loads(tiny_vit: Make, tmp_path: Path, form: str) -> None:
+def test_every_pth_form_loads(tmp_path: Path, form: str) -> None:
     """The model ends with exactly the file's weights, whatever stands around them."""
     source, target = tiny_vit(), tiny_vit(seed=1)
     torch.save(FORMS[form](source.state_dict()), tmp_path / "best.pth")
@@ -53,7 +54,7 @@ def test_every_pth_form_loads(tiny_vit: Make, tmp_path: Path, form: str) -> None
     assert head_classes(read_weights(tmp_path / "best.pth")) == 5
 
 
-def test_safetensors_and_pth_give_one_digest(tiny_vit: Make, tmp_path: Path) -> None:
+def test_safetensors_and_pth_give_one_digest(tmp_path: Path) -> None:
     """The digest is of the weights, not of the file; safetensors are known by their content too."""
     source = tiny_vit()
     save_file(source.state_dict(), tmp_path / "model.bin")
@@ -64,7 +65,7 @@ def test_safetensors_and_pth_give_one_digest(tiny_vit: Make, tmp_path: Path) -> 
     assert digests == {weights_digest(source)}
 
 
-def test_digest_sees_every_bit(tiny_vit: Make) -> None:
+def test_digest_sees_every_bit() -> None:
     """One weight's last bit, a dtype or a name changes it; the device's copy does not."""
     vit = tiny_vit()
     before = weights_digest(vit)
@@ -75,7 +76,7 @@ def test_digest_sees_every_bit(tiny_vit: Make) -> None:
     assert len({before, changed, weights_digest(vit.to(torch.bfloat16))}) == 3
 
 
-def test_averaged_weights(tiny_vit: Make, tmp_path: Path) -> None:
+def test_averaged_weights(tmp_path: Path) -> None:
     """`use_ema` takes the average that timm and DeiT store beside the weights, and says so where there is none."""
     plain, average = tiny_vit(), tiny_vit(seed=1)
     for name in ("state_dict_ema", "model_ema"):
@@ -87,7 +88,7 @@ def test_averaged_weights(tiny_vit: Make, tmp_path: Path) -> None:
         load_weights(plain, tmp_path / "w.pth", use_ema=True)
 
 
-def test_deit3_names(tiny_vit: Make, tmp_path: Path) -> None:
+def test_deit3_names(tmp_path: Path) -> None:
     """DeiT III's layer scale has other names in the authors' release than in timm."""
     source = tiny_vit("deit3")
     old = {
@@ -101,9 +102,7 @@ def test_deit3_names(tiny_vit: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
 @pytest.mark.parametrize("force", [False, True], ids=["", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
-def test_code_in_a_pickle_never_runs(
-    tiny_vit: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, force: bool
-) -> None:
+def test_code_in_a_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, force: bool) -> None:
     """A pickle that would run a command is refused, also where the environment asks torch for the unsafe reader."""
     canary = tmp_path / "canary"
 
@@ -122,7 +121,7 @@ def test_code_in_a_pickle_never_runs(
     assert canary.exists()  # the exploit is a real one
 
 
-def test_a_namespace_is_not_even_built(tiny_vit: Make, tmp_path: Path) -> None:
+def test_a_namespace_is_not_even_built(tmp_path: Path) -> None:
     """The options beside EViT's weights are read as a stand-in; no attribute of theirs reaches a real Namespace."""
     torch.save(evit(tiny_vit().state_dict()), tmp_path / "evit.pth")
     before = dict(vars(argparse.Namespace))
@@ -150,7 +149,7 @@ def test_a_namespace_is_not_even_built(tiny_vit: Make, tmp_path: Path) -> None:
     ],
     ids=["missing", "unexpected", "shape", "positions", "head"],
 )
-def test_what_does_not_fit_is_named(tiny_vit: Make, tmp_path: Path, spoil: Callable, message: str) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, spoil: Callable, message: str) -> None:
     """Nothing is loaded in part: the model keeps its weights, and the message says what to do."""
     state = dict(tiny_vit().state_dict())
     spoil(state)
@@ -162,7 +161,7 @@ def test_what_does_not_fit_is_named(tiny_vit: Make, tmp_path: Path, spoil: Calla
     assert weights_digest(target) == before
 
 
-def test_another_model_is_named_shortly(tiny_vit: Make, tmp_path: Path) -> None:
+def test_another_model_is_named_shortly(tmp_path: Path) -> None:
     """Of many differences the first few are named and the rest counted."""
     save_file(tiny_vit().state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(MismatchError, match=r"missing in the file: .* and \d+ more\."):
@@ -180,7 +179,7 @@ def test_another_model_is_named_shortly(tiny_vit: Make, tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "zip", "header", "huge header"],
 )
-def test_files_that_are_no_checkpoint(tiny_vit: Make, tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, message: str) -> None:
     """Any other file is an error with the file's name in it."""
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(DlthError, match=message):
@@ -189,7 +188,7 @@ def test_files_that_are_no_checkpoint(tiny_vit: Make, tmp_path: Path, content: b
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
-def test_truncated_files(tiny_vit: Make, tmp_path: Path, kind: str, share: float) -> None:
+def test_truncated_files(tmp_path: Path, kind: str, share: float) -> None:
     """A download that broke off never loads, wherever it broke."""
     path = tmp_path / "w"
     if kind == "safetensors":
@@ -202,7 +201,7 @@ def test_truncated_files(tiny_vit: Make, tmp_path: Path, kind: str, share: float
         load_weights(tiny_vit(), path)
 
 
-def test_compressed_members_are_refused(tiny_vit: Make, tmp_path: Path) -> None:
+def test_compressed_members_are_refused(tmp_path: Path) -> None:
     """A zip that unpacks to any size is refused before anything is read from it."""
     torch.save(tiny_vit().state_dict(), tmp_path / "w.pth")
     with zipfile.ZipFile(tmp_path / "w.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as packed:
@@ -212,7 +211,7 @@ def test_compressed_members_are_refused(tiny_vit: Make, tmp_path: Path) -> None:
         load_weights(tiny_vit(), tmp_path / "bomb.pth")
 
 
-def test_a_zip_is_one_to_every_reader_or_refused(tiny_vit: Make, tmp_path: Path) -> None:
+def test_a_zip_is_one_to_every_reader_or_refused(tmp_path: Path) -> None:
     """What torch would unpack is checked, though zipfile sees no zip in it or another list of members; tars never."""
     torch.save(tiny_vit().state_dict(), tmp_path / "w.pth")
     packed, stored = io.BytesIO(), (tmp_path / "w.pth").read_bytes()
@@ -246,7 +245,7 @@ def test_expanded_tensors_are_refused(tmp_path: Path) -> None:
         head_classes(read_weights(tmp_path / "w.pth"))
 
 
-def test_sizes_are_bounded(tiny_vit: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, and the pickle in it, are measured before they are read."""
     torch.save(tiny_vit().state_dict(), tmp_path / "w.pth")
     monkeypatch.setattr(weights, "MAX_HEADER_BYTES", 100)
@@ -266,14 +265,14 @@ def test_sizes_are_bounded(tiny_vit: Make, tmp_path: Path, monkeypatch: pytest.M
     ],
     ids=["list", "no weights", "empty"],
 )
-def test_checkpoints_without_weights(tiny_vit: Make, tmp_path: Path, content: object, message: str) -> None:
+def test_checkpoints_without_weights(tmp_path: Path, content: object, message: str) -> None:
     """The message says what the file holds instead."""
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(InputError, match=message):
         load_weights(tiny_vit(), tmp_path / "w.pth")
 
 
-def test_no_such_file(tiny_vit: Make, tmp_path: Path) -> None:
+def test_no_such_file(tmp_path: Path) -> None:
     """A missing file is a FileNotFoundError with the path."""
     with pytest.raises(MissingFileError, match=r"no weights file .*gone\.pth"):
         load_weights(tiny_vit(), tmp_path / "gone.pth")

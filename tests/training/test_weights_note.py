@@ -1,7 +1,5 @@
 """What weights say of themselves: believed within bounds, used by every command; a flag that contradicts is named."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -16,8 +16,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dlth.pipeline.select_config import SelectConfig
-from dlth.pipeline.select_stage import plan, select
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from makers.runs import select_config
+
+from dlth.pipeline.select_stage import SelectPlan, plan, select
 from dlth.tickets import TicketStore
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -72,25 +75,17 @@ def tree_digest(root: Path) -> str:
     return digest.hexdigest()
 
 
+def prepared(shards: str, out: Path) -> SelectPlan:
+    """A plan for a tiny selector; made before the fork, so that the child's time is the stage's own."""
+    return plan(select_config(shards, out))
+
+
 def main(shards: str, folder: Path, stride: int) -> None:
     """Kill at every `stride`-th step."""
 
     def run(out: Path) -> Callable[[], None]:
-        config = SelectConfig(
-            model="vit_tiny_patch16_224",
-            model_kwargs={"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2},
-            data=shards,
-            out=str(out),
-            img_size=32,
-            keep="0.5",
-            random_weights=True,
-            workers=0,
-            threads=1,
-            batch_size=4,
-            num_classes=4,
-        )
-        prepared = plan(config)
-        return lambda: None if select(prepared).complete else sys.exit(3)
+        work = prepared(shards, out)
+        return lambda: None if select(work).complete else sys.exit(3)
 
     whole = folder / "whole.zarr"
     steps = in_child(run(whole), None)

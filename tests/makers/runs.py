@@ -1,0 +1,48 @@
+"""Settings of tiny runs of both stages, on a CPU, in the process that asks."""
+
+from pathlib import Path
+from typing import Any
+
+from dlth.pipeline.select_config import SelectConfig
+from dlth.training.config import TrainConfig
+from dlth.training.layers import checked, layered
+
+KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+
+
+def select_config(data: str, out: Path, **changes: Any) -> SelectConfig:
+    """A tiny selector: 16 patches of 8 px, seeded random weights unless a checkpoint is given."""
+    values: dict[str, Any] = {
+        "model": "vit_tiny_patch16_224",
+        "model_kwargs": KWARGS,
+        "data": data,
+        "out": str(out),
+        "img_size": 32,
+        "keep": "0.5",
+        "random_weights": "checkpoint" not in changes,
+        "workers": 0,
+        "threads": 1,
+        "batch_size": 4,
+        "num_classes": 4,
+    }
+    return checked(SelectConfig, values | changes)
+
+
+def train_config(data: str, out: Path, **changes: Any) -> TrainConfig:
+    """Two epochs in batches of 8 of a student of two blocks and 16 patches."""
+    values: dict[str, Any] = {
+        "data": data,
+        "val": data,
+        "out": str(out),
+        "model": "vit_tiny_patch16_224",
+        "model_kwargs": KWARGS | {"depth": 2},
+        "img_size": 32,
+        "epochs": 2,
+        "warmup_epochs": 0,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "workers": 0,
+        "log_interval": 1,
+        "device": "cpu",
+    }
+    return layered(values | changes)
