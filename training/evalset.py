@@ -1,7 +1,11 @@
-"""A validation set as a student sees it: images in timm's evaluation crop, with the patches of each arm."""
+"""A validation set as a student sees it: images in timm's evaluation crop, with the patches of each arm.
+
+Every image is decoded once and run once per arm. Ranks fill in the results of their images, and the tables are summed.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,17 +18,16 @@ from dlth.data.evaluation import EvalLoader
 from dlth.data.index import ShardIndex
 from dlth.data.join import NO_TICKET, Join, check_compatible, join
 from dlth.data.patches import Arm
-from dlth.tickets import Budget, Grid, TicketStore, ViewSpec, num_kept
+from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
 from dlth.tickets.origin import describe
 from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
 from dlth.training.frame import Frame, described
-from dlth.training.measure import EvalResult, measure
+from dlth.training.measure import EvalResult, ImageResults, scores
 from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
-from dlth.training.selector import Selection
 from dlth.training.step import Rank
 from dlth.training.student import Student
 
@@ -83,11 +86,16 @@ class EvalSet:
         world: World,
         pixels: Pixels,
         precision: Precision,
-        rank: Rank | None = None,
-        ranked_by: str = "",
+        select: Rank | None = None,
+        selected_by: str = "",
     ) -> EvalResult:
-        """Measure a student on the whole set; `rank` is a selector that stands in where there is no ticket file, and
-        `ranked_by` says which.
+        """Measure a student, which is on the world's device, on the whole set.
+
+        Args:
+            student: the model; its mode is put back afterwards
+            world, pixels, precision: as in training
+            select: a selector that gives the tickets where there is no ticket file
+            selected_by: which selector that is, in words
         """
         loader = EvalLoader(
             self.index,
@@ -103,13 +111,28 @@ class EvalSet:
             workers=self.workers,
             bad_images=self.bad_images,
         )
-        rank = rank if self.join is None else None
-        arms = self.arms(rank is not None)
-        results = measure(student, loader, arms, self.index.num_samples, world, pixels, precision, self._best(rank))
+        if self.join is not None:
+            select = None
+        arms, was_training = self.arms(select is not None), student.training
+        tables = {arm: torch.zeros(self.index.num_samples, 4, dtype=torch.float64) for arm in arms}
+        student.eval()
+        with torch.inference_mode():
+            for batch in (batch.to(world.device) for batch in loader):
+                images = pixels(batch.images)
+                for arm in arms:
+                    with precision():
+                        found = select(images) if arm == "ticket" and select is not None else None
+                        patches = batch.patches[arm] if found is None else found.patches[:, : self.k]
+                        logits = student(images, patches).float()
+                    if found is not None:  # where the selector's scores are no numbers, what it kept is no ticket
+                        logits = logits.masked_fill(found.gap.isnan()[:, None], math.nan)
+                    tables[arm].index_add_(0, batch.ids.cpu(), scores(logits, batch.labels).cpu())
+        student.train(was_training)
+        results = {arm: ImageResults.of(world.sum_(table)) for arm, table in tables.items()}
         every = self.frame.grid.num_patches
         keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
         tokens: dict[str, int] = {arm: every if arm == "dense" else self.k or every for arm in arms}
-        about = self.about_tickets() or {"tickets_are": ranked_by}
+        about = self.about_tickets() or {"tickets_are": selected_by}
         return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
 
     def _stand_ins(self) -> tuple[NDArray[np.bool_] | None, Literal["whole", "random"]]:
@@ -126,16 +149,6 @@ class EvalSet:
         header = self.join.store.header
         views = {"view": described(self.frame.eval_view), "tickets_view": described(header.view)}
         return {"tickets_are": describe(header)} | views
-
-    def _best(self, rank: Rank | None) -> Rank | None:
-        if rank is None:
-            return None
-
-        def best(images: torch.Tensor, budget: Budget | None = None) -> Selection:
-            found = rank(images, budget)
-            return found._replace(patches=found.patches[:, : self.k])
-
-        return best
 
 
 def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> int | None:

@@ -28,9 +28,8 @@ from dlth.training.agreement import agree
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World, joined
 from dlth.training.measure import EvalResult
-from dlth.training.metrics import Totals, device_name, peak_memory
+from dlth.training.metrics import RunProgress, Totals, device_name, peak_memory
 from dlth.training.outcome import DivergedError, RunResult, diverged, read_result, write_result
-from dlth.training.progress import RunProgress
 from dlth.training.publish import write_text
 from dlth.training.reporter import Reporter
 from dlth.training.resume import BEST, CHECKPOINTS, LOG, VAL_RESULTS, facts_to_resume, mark_of, resume_path, take_over

@@ -1,14 +1,13 @@
 """Accuracy of a student on dense, ticket and random tokens of the same images, side by side and exact.
 
-Every image is decoded once and run once per arm. What is kept is the result *per image*, at the image's own
-place: ranks fill in theirs and the arrays are summed, so nothing is counted twice, averages do not depend on the
-number of ranks, and paired statistics between arms need no second run.
+What is kept is the result *per image*, at the image's own place: so nothing is counted twice, averages do not depend on
+the number of ranks, and paired statistics between arms need no second run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dlth.data.batch import EvalBatch
 from dlth.tickets.errors import shown
-from dlth.training.distributed import World
-from dlth.training.pixels import Pixels
-from dlth.training.precision import Precision
 from dlth.training.publish import published
-from dlth.training.step import Rank
-from dlth.training.student import Student
 
 
 @dataclass(frozen=True)
@@ -36,6 +29,14 @@ class ImageResults:
     top5: NDArray[np.bool_]
     loss: NDArray[np.float32]
     seen: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, table: torch.Tensor) -> ImageResults:
+        """The results that a table float64 [N, 4] holds, each image's `scores` in its row and zeros for none."""
+        top1, top5, loss, seen = table.numpy().T
+        if seen.max(initial=0) > 1:
+            raise AssertionError("an image was measured more than once: ranks or batches overlap")
+        return cls(top1 > 0, top5 > 0, loss.astype(np.float32), seen > 0)
 
     def summary(self) -> dict[str, float]:
         """Accuracies in percent and the mean loss over the images that were measured, with their number."""
@@ -127,44 +128,7 @@ class EvalResult:
             np.savez_compressed(file, allow_pickle=False, **columns)
 
 
-def measure(
-    student: Student,
-    batches: Iterable[EvalBatch],
-    arms: Sequence[str],
-    num_images: int,
-    world: World,
-    pixels: Pixels,
-    precision: Precision,
-    rank: Rank | None = None,
-) -> dict[str, ImageResults]:
-    """Results of every image, by arm.
-
-    Args:
-        student: the model, on the world's device; its mode is put back afterwards
-        batches: this rank's batches, with the patches of each arm; over all ranks each image comes once
-        arms: the same on every rank, even on one that has no image
-        num_images: images of the whole set; ids run from 0 to it
-        world, pixels, precision: as in training
-        rank: a selector that gives the arm "ticket" where the batches do not hold it
-    """
-    columns = {arm: torch.zeros(num_images, 4, dtype=torch.float64) for arm in arms}  # top-1, top-5, loss, seen
-    was_training = student.training
-    student.eval()
-    with torch.inference_mode():
-        for batch in (batch.to(world.device) for batch in batches):
-            images = pixels(batch.images)
-            for arm in arms:
-                with precision():
-                    in_loop = rank(images) if arm == "ticket" and rank is not None else None
-                    logits = student(images, batch.patches[arm] if in_loop is None else in_loop.patches).float()
-                if in_loop is not None:  # where the selector's scores are no numbers, what it kept is no ticket
-                    logits = logits.masked_fill(in_loop.gap.isnan()[:, None], math.nan)
-                columns[arm].index_add_(0, batch.ids.cpu(), _scores(logits, batch.labels).cpu())
-    student.train(was_training)
-    return {arm: _results(world.sum_(table)) for arm, table in columns.items()}
-
-
-def _scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Top-1, top-5, loss and a one, float64 [B, 4]; a tie of logits goes to the lower class.
 
     Logits that are no numbers are no answer: sorted, they would be one, the lowest class.
@@ -173,10 +137,3 @@ def _scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     hits = (order == labels[:, None]) & logits.isfinite().all(dim=1, keepdim=True)
     loss = F.cross_entropy(logits, labels, reduction="none").masked_fill(~logits.isfinite().all(dim=1), math.nan)
     return torch.stack([hits[:, 0], hits.any(dim=1), loss, torch.ones_like(loss)], dim=1).double()
-
-
-def _results(table: torch.Tensor) -> ImageResults:
-    top1, top5, loss, seen = table.numpy().T
-    if seen.max(initial=0) > 1:
-        raise AssertionError("an image was measured more than once: ranks or batches overlap")
-    return ImageResults(top1 > 0, top5 > 0, loss.astype(np.float32), seen > 0)

@@ -20,8 +20,8 @@ from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
 from dlth.training.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
 from dlth.training.config import TrainConfig
 from dlth.training.layers import is_written
+from dlth.training.metrics import RunProgress, RunSize
 from dlth.training.outcome import versions
-from dlth.training.progress import RunProgress, RunSize
 from dlth.training.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
 from dlth.training.setup import Parts, contents, fixed_settings
 from dlth.training.toml_text import CONFIG

@@ -17,13 +17,11 @@ from dlth.training.models import grid_of, on_black_image, patch_size_of
 
 
 class Student(nn.Module, ABC):
-    """Runs `model`, which is what is saved, under its own names, on the patches of a ticket.
+    """Runs `model`, which is saved under its own names, on the patches of a ticket.
 
-    The grid and the patches are those that the model embeds; a subclass says otherwise where its model has none.
+    Its grid and patches are those that the model embeds; a subclass says otherwise where the model has none.
     Raises InputError for a model whose patches cannot be left out.
     """
-
-    model: nn.Module
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -36,13 +34,9 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Logits [batch, classes] of normalised float images [batch, channels, height, width].
+        """Logits [B, classes] of normalised float images [B, C, height, width].
 
-        Args:
-            images: all pixels; those of dropped patches change nothing
-            patches: int64 [batch, k], numbered row-major from 0, each patch once in a row, in any order; None is all
-        Raises:
-            InputError: shapes or dtypes that do not fit
+        `patches` int64 [B, k]: those that count, numbered row-major from 0, each once, in any order; None is all.
         """
 
     @property

@@ -12,8 +12,7 @@ import pytest
 
 from dlth.tickets.errors import DamageError
 from dlth.training.checkpoint import FIRST_VERSION, Checkpoint
-from dlth.training.metrics import Totals
-from dlth.training.progress import RunProgress, RunSize
+from dlth.training.metrics import RunProgress, RunSize, Totals
 from dlth.training.resume import mark_of
 from dlth.training.runlog import RunLog
 
