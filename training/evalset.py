@@ -36,14 +36,13 @@ from dlth.training.student import Student
 class EvalSet:
     """Images with labels, their tickets where there are any (`join`), and how many patches `k` are kept (None: all)."""
 
+    config: TrainConfig | EvalConfig
     index: ShardIndex
     frame: Frame
     k: int | None
     join: Join | None
     seed: int
     batch_size: int
-    workers: int
-    bad_images: Literal["error", "skip"]
 
     @classmethod
     def joined(
@@ -72,7 +71,7 @@ class EvalSet:
             note(f"validation: {found.coverage}")
             if text := moved_text(tickets, seen):
                 note(f"validation: {text}")
-        return cls(index, frame, k, found, seed, batch_size, config.workers, config.bad_images)
+        return cls(config, index, frame, k, found, seed, batch_size)
 
     def arms(self, has_selector: bool = False) -> tuple[Arm, ...]:
         """Arms to measure: dense always; with k, random, and ticket where tickets can be had."""
@@ -108,8 +107,8 @@ class EvalSet:
             batch_size=self.batch_size,
             rank=world.rank,
             world=world.size,
-            workers=self.workers,
-            bad_images=self.bad_images,
+            workers=self.config.workers,
+            bad_images=self.config.bad_images,
         )
         if self.join is not None:
             select = None

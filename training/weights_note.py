@@ -134,13 +134,13 @@ class WeightsFile:
             MissingFileError: nothing there, or no such weights in the folder
             InputError: as `WeightsNote.read`
         """
-        path, folder = Path(name), Path(name)
+        path = Path(name)
         with reading(name):
-            is_folder, is_file = folder.is_dir(), path.is_file()
+            is_folder, is_file = path.is_dir(), path.is_file()
         if is_folder:
-            path, inside = folder / (EMA_FILE if use_ema else MODEL_FILE), use_ema
+            path /= EMA_FILE if use_ema else MODEL_FILE
             if not path.is_file():
-                why = "the run kept no averages (--model-ema)" if inside else "only a finished run has it"
+                why = "the run kept no averages (--model-ema)" if use_ema else "only a finished run has it"
                 raise MissingFileError(f"{shown(name)} holds no {path.name}: {why}; a file's own path is taken as well")
             use_ema = False
         elif not is_file:
