@@ -127,7 +127,7 @@ class EvalSet:
                         logits = logits.masked_fill(found.gap.isnan()[:, None], math.nan)
                     tables[arm].index_add_(0, batch.ids.cpu(), scores(logits, batch.labels).cpu())
         student.train(was_training)
-        results = {arm: ImageResults.of(world.sum_(table)) for arm, table in tables.items()}
+        results: dict[str, ImageResults] = {arm: ImageResults.of(world.sum_(table)) for arm, table in tables.items()}
         every = self.frame.grid.num_patches
         keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
         tokens: dict[str, int] = {arm: every if arm == "dense" else self.k or every for arm in arms}
