@@ -86,7 +86,7 @@ def push(
         return
     beside = ", ".join(map(shown, sent.beside)) or "nothing beside"
     console.note(f"{sent.num_bytes:,} bytes sent, with {beside}. To fetch it:")
-    console.say(f"dlth tickets pull {shown(sent.pinned, console.LONGEST)}")
+    console.write(f"dlth tickets pull {shown(sent.pinned, console.LONGEST)}")
 
 
 def pull(

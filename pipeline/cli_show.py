@@ -46,7 +46,7 @@ def show(
         (f"{letter}{shown(store.path.name)}", describe(store)) for letter, store in zip(letters, stores, strict=True)
     ]
     other = stores[1] if against else None
-    gallery = gallery_of(stores[0], index, choice, other, facts, say=console.note)
+    gallery = gallery_of(stores[0], index, choice, other, facts, note=console.note)
     written = write_gallery(gallery, out, with_sheets=sheets)
     if json:
         console.as_json({"images": len(gallery.cards), "k": gallery.k, "page": written[0], "sheets": written[1:]})

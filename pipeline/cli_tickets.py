@@ -31,8 +31,8 @@ def info(
     shard, row = store.find(key) if key else _first_ticket(store)
     rows = store.read(shard)
     shades = "■ kept" if store.header.form == "mask" else "■ the best third … □ the last"
-    console.say(f"\nticket of {shown(rows.keys[row])} ({store.header.k} patches, {shades}):")
-    console.say(draw(rows.patches[row], store))
+    console.write(f"\nticket of {shown(rows.keys[row])} ({store.header.k} patches, {shades}):")
+    console.write(draw(rows.patches[row], store))
 
 
 def verify(

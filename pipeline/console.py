@@ -121,7 +121,7 @@ def note(text: str) -> None:
     _err().print(plain(text))
 
 
-def say(text: str, style: str | None = None) -> None:
+def write(text: str, style: str | None = None) -> None:
     """Print a part of the result on standard output."""
     _out().print(plain(text), style=style)
 
@@ -163,9 +163,9 @@ def result(title: str, values: Mapping[str, object], json: bool = False) -> None
         as_json(values)
         return
     width = max((len(name) for name in values), default=0)
-    say(shown(title, LONGEST), style="bold")
+    write(shown(title, LONGEST), style="bold")
     for name, value in values.items():
-        say(f"  {shown(name):<{width}}  {_cell(value)}")
+        write(f"  {shown(name):<{width}}  {_cell(value)}")
 
 
 def as_json(value: Mapping[str, Any]) -> None:

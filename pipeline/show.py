@@ -59,20 +59,20 @@ def gallery_of(
     choice: Choice,
     other: TicketStore | None = None,
     files: Sequence[tuple[str, Mapping[str, object]]] = (),
-    say: Note = lambda text: None,
+    note: Note = lambda text: None,
 ) -> Gallery:
     """The chosen images with their tickets, and with those of a second file where one is given.
 
-    `files`: a name and facts of each file, to be told on the page. `say` is told of coverage and of images that cannot
+    `files`: a name and facts of each file, to be told on the page. `note` is told of coverage and of images that cannot
     be read. Raises MismatchError (files for other images; a keep above what they hold; frames that cannot be compared),
     MissingTicketError (a key without a ticket), InputError (nothing to show).
     """
     check_view(store.header.view)
     joins = [join(index, each, missing="skip") for each in (store, other) if each is not None]
     for each in joins:
-        say(str(each.coverage))
+        note(str(each.coverage))
         if each.store.header.form == "mask":
-            say(f"{shown(each.store.path.name)} has no order (form 'mask'): shades and smaller keeps mean nothing")
+            note(f"{shown(each.store.path.name)} has no order (form 'mask'): shades and smaller keeps mean nothing")
     names = class_names(index)
     candidates = _candidates(index, joins, choice, names)
     k = _kept([each.store.header for each in joins], choice)
@@ -82,7 +82,7 @@ def gallery_of(
         compared = _spread(candidates, MAX_COMPARED)
         ids = _least_shared(index, joins, compared, k, choice.num)
         how = f"whose tickets agree least, of {len(compared):,} compared"
-    cards = list(_cards(index, joins, ids, names, say))
+    cards = list(_cards(index, joins, ids, names, note))
     if not cards:
         raise InputError("none of the chosen images can be read")
     header, dataset = store.header, store.header.dataset
@@ -156,7 +156,7 @@ def _same_view(one: TicketHeader, two: TicketHeader) -> bool:
     return frames[0] == frames[1]
 
 
-def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[str], say: Note) -> Iterator[Card]:
+def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[str], note: Note) -> Iterator[Card]:
     """One card for each image that can be read."""
     store = joins[0].store
     rankings = [_rankings(index, each, ids, store.header) for each in joins]
@@ -164,7 +164,7 @@ def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[s
     pictures = Pool(_Pictures(index, store.header.view), workers=1).results(ids.tolist())
     for at, (i, (picture, digest)) in enumerate(zip(ids.tolist(), pictures, strict=True)):
         if isinstance(picture, str):
-            say(f"left out: {picture}")
+            note(f"left out: {picture}")
             continue
         label, (shard, row) = int(index.label[i]), store.shard_and_row(int(joins[0].ticket_row[i]))
         same = digest == store.image_hashes(shard)[row].tobytes()

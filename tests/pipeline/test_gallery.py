@@ -237,7 +237,7 @@ def test_an_image_whose_bytes_changed_says_so(index: ShardIndex, tmp_path: Path)
     """A re-encoded copy may be shown, but not as if it were the image that the ticket was made from."""
     said: list[str] = []
     store = tickets_for(index, tmp_path / "one.zarr", salt=b"other")
-    gallery = gallery_of(store, index, Choice(num=1), say=said.append)
+    gallery = gallery_of(store, index, Choice(num=1), note=said.append)
     assert "not the bytes the ticket was made from" in page(gallery)
     assert "re-encoded" in said[0]
 
