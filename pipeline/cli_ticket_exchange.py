@@ -96,13 +96,13 @@ def match(
 
     store, index = opened(file), open_index(data, split=split)
     with console.counting("match", index.num_samples, quiet=json) as counter:
-        found = find(index, store, all_, counter)
-    facts = _facts(found)
+        matched = find(index, store, all_, counter)
+    facts = _facts(matched)
     if json:
-        console.as_json(facts | {"examples": list(found.examples)})
+        console.as_json(facts | {"examples": list(matched.examples)})
         return
     console.result(f"{shown(file)} for the images of {shown(data)}", facts)
-    _warn(found)
+    _warn(matched)
 
 
 def remap(
@@ -122,40 +122,40 @@ def remap(
 
     store, index = opened(file), open_index(data, split=split)
     with console.counting("match", index.num_samples, quiet=json) as counter:
-        draft, found = remap_rows(index, store, allow_missing, counter)
-    _warn(found)
-    write(draft, out, dry_run, json, _facts(found))
+        draft, matched = remap_rows(index, store, allow_missing, counter)
+    _warn(matched)
+    write(draft, out, dry_run, json, _facts(matched))
 
 
-def _facts(found: Any) -> dict[str, object]:
+def _facts(matched: Any) -> dict[str, object]:
     """What a match found, for a person and for a script."""
-    ways = {f"by {way}": count for way, count in found.counts.items() if way != "none"}
+    ways = {f"by {way}": count for way, count in matched.counts.items() if way != "none"}
     return {
-        "images": len(found.ticket_row),
-        "matched": found.num_matched,
+        "images": len(matched.ticket_row),
+        "matched": matched.num_matched,
         **ways,
-        "without a row": len(found.ticket_row) - found.num_matched,
-        "rows of the file": found.num_rows,
-        "images read": int(found.read.sum()),
-        "same bytes": found.identical,
-        "other bytes": found.re_encoded,
-        "row without a hash": found.unknown,
-        "running numbers not believed": found.distrusted,
-        "base names that are not unique": found.ambiguous,
+        "without a row": len(matched.ticket_row) - matched.num_matched,
+        "rows of the file": matched.num_rows,
+        "images read": int(matched.read.sum()),
+        "same bytes": matched.identical,
+        "other bytes": matched.re_encoded,
+        "row without a hash": matched.unknown,
+        "running numbers not believed": matched.distrusted,
+        "base names that are not unique": matched.ambiguous,
     }
 
 
-def _warn(found: Any) -> None:
-    if found.re_encoded:
-        named = ", ".join(shown(key, 60) for key in found.examples)
+def _warn(matched: Any) -> None:
+    if matched.re_encoded:
+        named = ", ".join(shown(key, 60) for key in matched.examples)
         console.note(
-            f"warning: {found.re_encoded:,} of the {int(found.read.sum()):,} images read have other bytes than those "
-            f"the tickets were made from (re-encoded or resized) and were matched by name alone: {named}. Their "
+            f"warning: {matched.re_encoded:,} of the {int(matched.read.sum()):,} images read have other bytes than "
+            f"those the tickets were made from (re-encoded or resized) and were matched by name alone: {named}. Their "
             "tickets lie in the originals' view: right for copies of the same frame, wrong for crops."
         )
-    if found.distrusted:
+    if matched.distrusted:
         console.note(
-            f"warning: {found.distrusted:,} keys are running numbers that stand in the file for other images' bytes; "
+            f"warning: {matched.distrusted:,} keys are running numbers that stand in the file for other images' bytes; "
             "they were not believed"
         )
 

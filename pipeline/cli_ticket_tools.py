@@ -41,32 +41,32 @@ def stats(
     store = opened(file)
     classes = _classes(data, split, store)
     with console.counting("stats", len(store.shards), "shards", quiet=json) as counter:
-        found = ticket_stats(store, classes and classes.labels, _count(store, keep, tokens), progress=counter)
+        figures = ticket_stats(store, classes and classes.labels, _count(store, keep, tokens), progress=counter)
     if json:
-        console.as_json(asdict(found) | {"alike": found.alike, "frequency": found.frequency.round(6).tolist()})
+        console.as_json(asdict(figures) | {"alike": figures.alike, "frequency": figures.frequency.round(6).tolist()})
         return
-    part, patches = found.overall, store.header.grid.num_patches
+    part, patches = figures.overall, store.header.grid.num_patches
     fragile = ", ".join(f"{share:.2%} below {threshold:g}" for threshold, share in part.fragile.items())
     console.result(
-        f"tickets of {shown(file)}, {found.k} of {patches} patches",
+        f"tickets of {shown(file)}, {figures.k} of {patches} patches",
         {
-            "coverage": f"{part.num_tickets:,} of {found.num_rows:,} images have a ticket, "
-            f"{found.num_skipped:,} skipped",
-            "positions used": f"{found.positions_used} of {patches}",
+            "coverage": f"{part.num_tickets:,} of {figures.num_rows:,} images have a ticket, "
+            f"{figures.num_skipped:,} skipped",
+            "positions used": f"{figures.positions_used} of {patches}",
             "centre bias": f"{part.centre_bias:.3f} (1: the central quarter is kept as often as the rest)",
             "entropy of positions": f"{part.entropy_bits:.3f} bits, {part.entropy_share:.1%} of the most there can be",
-            "fragile rows": f"gap {fragile}" + (f"; {found.unscored:.1%} without scores" if found.unscored else ""),
+            "fragile rows": f"gap {fragile}" + (f"; {figures.unscored:.1%} without scores" if figures.unscored else ""),
         },
     )
-    if found.alike:
-        console.note(f"note: {all_alike(store.header, part.num_tickets, found.k)}")
+    if figures.alike:
+        console.note(f"note: {all_alike(store.header, part.num_tickets, figures.k)}")
     if classes is not None:
         rows = [
             (classes.name(label), each.num_tickets, each.centre_bias, each.entropy_share, each.fragile[1e-4])
-            for label, each in list(found.classes.items())[:_CLASSES_SHOWN]
+            for label, each in list(figures.classes.items())[:_CLASSES_SHOWN]
         ]
         console.table("by class", ("class", "tickets", "centre bias", "entropy share", "gap < 1e-4"), rows)
-        _more(len(found.classes))
+        _more(len(figures.classes))
 
 
 def diff(
@@ -87,30 +87,32 @@ def diff(
     stores = opened(first), opened(second)
     classes = _classes(data, split, stores[0])
     with console.counting("diff", len(stores[0].shards), "shards", quiet=json) as counter:
-        found = compare(*stores, tuple(tokens) if tokens else None, classes and classes.labels, worst, counter)
+        compared = compare(*stores, tuple(tokens) if tokens else None, classes and classes.labels, worst, counter)
     if json:
-        console.as_json(asdict(found))
+        console.as_json(asdict(compared))
         return
     console.result(
         f"{shown(first)} and {shown(second)}",
         {
-            "compared": f"{found.num_compared:,} images with a ticket in both files",
-            "in one file alone": f"{found.only_first:,} and {found.only_second:,}",
-            "other bytes": f"{found.num_other_bytes:,} images (re-encoded, or no hash known)",
-            "rank correlation": _correlation(found.rank_correlation),
+            "compared": f"{compared.num_compared:,} images with a ticket in both files",
+            "in one file alone": f"{compared.only_first:,} and {compared.only_second:,}",
+            "other bytes": f"{compared.num_other_bytes:,} images (re-encoded, or no hash known)",
+            "rank correlation": _correlation(compared.rank_correlation),
         },
     )
     columns = ("k", "mean", "std", "least", "5%", "median", "95%", "share", "chance")
-    rows = [(each.k, *_rounded(each.iou), round(each.share.mean, 3), round(each.chance, 3)) for each in found.overlaps]
+    rows = [
+        (each.k, *_rounded(each.iou), round(each.share.mean, 3), round(each.chance, 3)) for each in compared.overlaps
+    ]
     console.table("intersection over union of the k best; share of a ticket in common", columns, rows)
     if classes is not None:
-        by_class = sorted(found.classes.items(), key=lambda item: item[1].iou.mean)[:_CLASSES_SHOWN]
+        by_class = sorted(compared.classes.items(), key=lambda item: item[1].iou.mean)[:_CLASSES_SHOWN]
         table = [(classes.name(label), each.iou.count, *_rounded(each.iou)[:2]) for label, each in by_class]
-        console.table(f"by class, {found.main_k} best, least first", ("class", "images", "IoU", "std"), table)
-        _more(len(found.classes))
-    if found.worst:
-        listed = [(shown(row.key, 60), shown(row.shard, 60), round(row.iou, 3)) for row in found.worst]
-        console.table(f"least overlap, {found.main_k} best", ("image", "shard", "IoU"), listed)
+        console.table(f"by class, {compared.main_k} best, least first", ("class", "images", "IoU", "std"), table)
+        _more(len(compared.classes))
+    if compared.worst:
+        listed = [(shown(row.key, 60), shown(row.shard, 60), round(row.iou, 3)) for row in compared.worst]
+        console.table(f"least overlap, {compared.main_k} best", ("image", "shard", "IoU"), listed)
 
 
 def merge(files: Files, out: Out, dry_run: DryRun = False, json: Json = False) -> None:
@@ -198,7 +200,7 @@ def control(
 def write(draft: Draft, out: Path, dry_run: bool, json: bool, facts: dict[str, object] | None = None) -> None:
     """Write a draft and say what it is; with `dry_run` only say it."""
     header = draft.header
-    found: dict[str, Any] = {
+    told: dict[str, Any] = {
         "file": str(out),
         "made by": header.extensions["derived"]["operation"],
         "rows": draft.num_rows,
@@ -207,13 +209,13 @@ def write(draft: Draft, out: Path, dry_run: bool, json: bool, facts: dict[str, o
         **(facts or {}),
     }
     if dry_run:
-        console.result("dry run: nothing is written", found, json)
+        console.result("dry run: nothing is written", told, json)
         return
     with console.counting("write", len(draft.shards), "shards", quiet=json) as counter:
         store = draft.write(out, counter)
-    found["identity"] = store.identity
+    told["identity"] = store.identity
     if json:
-        console.as_json(found)
+        console.as_json(told)
         return
     for name, value in (facts or {}).items():
         console.note(f"{name}: {value}")

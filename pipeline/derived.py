@@ -36,8 +36,8 @@ def for_select(layers: Layers[SelectConfig], file: ProjectFile | None) -> tuple[
     """
     values, notes = Values(), list[str]()
     split = str(layers.get("split") or "")
-    if layers.get("data") is None and (found := shards_here(file)):
-        folder, training, _ = found
+    if layers.get("data") is None and (shards := shards_here(file)):
+        folder, training, _ = shards
         values["data"], split = str(folder), split or training
         notes.append(f"data: {shown(folder)}, the shards found here" + (f" (split {split})" if split else ""))
     data = str(values.get("data") or layers.get("data") or "")
@@ -63,8 +63,8 @@ def for_select(layers: Layers[SelectConfig], file: ProjectFile | None) -> tuple[
 def for_train(layers: Layers[TrainConfig], file: ProjectFile | None) -> tuple[Layers[TrainConfig], list[str]]:
     """Training and validation shards, and the validation images' tickets."""
     values, notes = Values(), list[str]()
-    if layers.get("data") is None and (found := shards_here(file)):
-        folder, training, validation = found
+    if layers.get("data") is None and (shards := shards_here(file)):
+        folder, training, validation = shards
         values |= {"data": str(folder)} | ({"split": training} if training else {})
         if validation and layers.get("val") is None:
             values |= {"val": str(folder), "val_split": validation}
@@ -84,9 +84,9 @@ def for_train(layers: Layers[TrainConfig], file: ProjectFile | None) -> tuple[La
 
 def for_evaluate(layers: Layers[EvalConfig], file: ProjectFile | None) -> tuple[Layers[EvalConfig], list[str]]:
     """Validation shards."""
-    if layers.get("val") is not None or (found := shards_here(file)) is None or not found[2]:
+    if layers.get("val") is not None or (shards := shards_here(file)) is None or not shards[2]:
         return layers, []
-    folder, _, validation = found
+    folder, _, validation = shards
     note = f"val: {folder}, the shards found here (split {validation})"
     return layers.under(DERIVED, {"val": str(folder), "val_split": validation}), [note]
 

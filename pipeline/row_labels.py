@@ -52,7 +52,7 @@ def row_classes(data: str, split: str | None, store: TicketStore) -> RowClasses:
     index = open_index(data, split=split)
     joined = join(index, store, missing="skip")
     by_place = np.full(store.row_number(len(store.shards), 0), NO_LABEL, dtype=np.int64)
-    found = joined.ticket_row >= 0
-    by_place[joined.ticket_row[found]] = index.label[found]
+    has_row = joined.ticket_row >= 0
+    by_place[joined.ticket_row[has_row]] = index.label[has_row]
     parts = [by_place[store.row_number(at, np.arange(shard.rows))] for at, shard in enumerate(store.shards)]
     return RowClasses(np.concatenate(parts), class_names(index), str(joined.coverage))

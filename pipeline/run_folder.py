@@ -40,10 +40,10 @@ def run_folder(config: TrainConfig, header: TicketHeader | None, runs: Path = RU
 def holds(folder: Path, config: TrainConfig) -> bool:
     """Whether a folder's run has the same settings and inputs: all that decides its result, whatever its batches."""
     try:
-        found = checked(TrainConfig, read_toml(folder / CONFIG))
+        its = checked(TrainConfig, read_toml(folder / CONFIG))
     except InputError:  # settings of another version, or no run of dlth: another run in any case
         return False
-    return _decisive(found) == _decisive(config)
+    return _decisive(its) == _decisive(config)
 
 
 def _decisive(config: TrainConfig) -> dict[str, Any]:

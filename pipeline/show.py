@@ -126,12 +126,12 @@ def _spread(ids: Ids, num: int) -> Ids:
 
 def _least_shared(index: ShardIndex, joins: Sequence[Join], ids: Ids, k: int, num: int) -> Ids:
     """The `num` ids whose tickets in two files have the fewest patches in common, fewest first."""
-    found = []
+    shared = []
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]
         one, two = (_rankings(index, each, part, joins[0].store.header) for each in joins)
-        found.append(num_shared(one[:, :k], two[:, :k], joins[0].store.header.grid.num_patches))
-    return ids[np.argsort(np.concatenate(found), kind="stable")[:num]]
+        shared.append(num_shared(one[:, :k], two[:, :k], joins[0].store.header.grid.num_patches))
+    return ids[np.argsort(np.concatenate(shared), kind="stable")[:num]]
 
 
 def _rankings(index: ShardIndex, joined: Join, ids: Ids, frame: TicketHeader) -> np.ndarray:
