@@ -24,8 +24,7 @@ from dlth.pipeline import (
     cli_train,
     console,
 )
-from dlth.pipeline.cli_options import EXIT_DAMAGE
-from dlth.pipeline.last_line import main
+from dlth.pipeline.last_line import EXIT_DAMAGE, main
 
 __all__ = ["EXIT_DAMAGE", "app", "main"]
 

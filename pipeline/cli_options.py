@@ -10,6 +10,7 @@ import typer
 
 from dlth.pipeline import console
 from dlth.pipeline.flags import integer
+from dlth.pipeline.last_line import EXIT_DAMAGE
 from dlth.tickets.errors import DlthError
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ Keep = Annotated[
     str | None, typer.Option(help="Share of all patches that a ticket keeps; the file's own if not given.")
 ]
 Tokens = Annotated[int | None, typer.Option(parser=integer, help="The same as a number of patches.")]
-
-EXIT_DAMAGE = 1
 
 
 def only_printed(chosen: Settled[Any], print_config: bool) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from dlth.tickets.errors import DlthError
 
-EXIT_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_READER_GONE = 2, 70, 130, 141
+EXIT_DAMAGE, EXIT_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_READER_GONE = 1, 2, 70, 130, 141
 """70 is EX_SOFTWARE of sysexits.h; 130 and 141 are what a shell says of a program ended by SIGINT and by SIGPIPE."""
 
 _PLACES = {
