@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from dlth.data.identity import spread
 from dlth.data.index import ShardIndex
 from dlth.data.matcher import WAYS, Matcher, Way
-from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, made_header
 from dlth.tickets.errors import MismatchError, MissingTicketError, shown
 from dlth.tickets.manifest import ShardSpec
 from dlth.tickets.matching import NO_TICKET, Flags, Hashes, Rows, believed, same_bytes, stored_hashes
 from dlth.tickets.progress import Progress
 from dlth.tickets.reorder import Reordered
+from dlth.tickets.rows import ShardTickets
 from dlth.tickets.store import TicketStore
 
 _SAMPLE = 1_000

@@ -6,7 +6,6 @@ is the format's specification.
 """
 
 from dlth.tickets.budget import Budget, exact_rate, num_kept
-from dlth.tickets.checks import Rankings, ShardTickets
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import (
     DatasetInfo,
@@ -18,6 +17,7 @@ from dlth.tickets.header import (
 )
 from dlth.tickets.manifest import ShardEntry, ShardSpec
 from dlth.tickets.project import blend, paste, project
+from dlth.tickets.rows import Rankings, ShardTickets
 from dlth.tickets.seeding import generator
 from dlth.tickets.store import TicketStore
 from dlth.tickets.view import View

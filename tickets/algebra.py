@@ -24,13 +24,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.arguments import open_store, open_stores
-from dlth.tickets.checks import ShardTickets
+from dlth.tickets.arguments import whole_number
 from dlth.tickets.derive import Draft, check_same_frame, cut_to, made_header, specs, unscored
-from dlth.tickets.errors import InputError, MismatchError, shown, whole_number
+from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.pairing import Pairing, check_all_found, check_same_size
 from dlth.tickets.ranks import rank_matrix
-from dlth.tickets.store import TicketStore
+from dlth.tickets.rows import ShardTickets
+from dlth.tickets.store import TicketStore, open_store, open_stores
 
 
 def union(stores: Sequence[TicketStore], k: int | None = None) -> Draft:

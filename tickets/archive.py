@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dlth.tickets.arguments import open_store
 from dlth.tickets.disk import fresh, new_file, new_place, open_regular, refuse_existing, space_errors, sync, user_path
 from dlth.tickets.errors import DamageError, LimitError, MismatchError, UnsafeError, shown
 from dlth.tickets.layout import (
@@ -32,7 +31,7 @@ from dlth.tickets.layout import (
 )
 from dlth.tickets.manifest import FileDigest, Manifest, check_digest, digest_of
 from dlth.tickets.progress import Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store import TicketStore, open_store
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENTRY = struct.Struct("<4s6H3L5H2L")

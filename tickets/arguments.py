@@ -1,14 +1,14 @@
-"""What a caller of the tools hands over, looked at first: an open ticket file and not its path, a list and not a text.
+"""What a caller of the tools hands over, looked at first: a list and not a text, a whole number within its bounds.
 
 Types say so to those who check them. A notebook does not, and a library's own exception from deep inside names neither
 the argument nor what to do.
 """
 
+import operator
 from collections.abc import Iterable
 from typing import TypeVar
 
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.store import TicketStore
 
 T = TypeVar("T")
 
@@ -20,15 +20,13 @@ def listed(values: Iterable[T], what: str) -> tuple[T, ...]:
     return tuple(values)
 
 
-def open_stores(stores: Iterable[TicketStore]) -> tuple[TicketStore, ...]:
-    """A list of open ticket files; raises InputError for anything else."""
-    given = listed(stores, "open ticket files")
-    for store in given:
-        if not isinstance(store, TicketStore):
-            raise InputError(f"an open ticket file is needed, found {shown(store)!r}: open it, TicketStore(path)")
-    return given
-
-
-def open_store(store: TicketStore) -> TicketStore:
-    """One open ticket file; raises InputError for anything else."""
-    return open_stores([store])[0]
+def whole_number(value: object, what: str, least: int, most: int | None = None) -> int:
+    """A whole number that a caller gives (numpy's too, True is none), from `least` to `most`; raises InputError."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{what} must be {bounds}{' and whole' if number is None else ''}, got {shown(value)}")
+    return number

@@ -9,11 +9,10 @@ same ticket file gives the same card.
 import json
 import re
 
-from dlth.tickets.arguments import open_store
 from dlth.tickets.errors import shown
 from dlth.tickets.header import TicketHeader
 from dlth.tickets.origin import describe
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store import TicketStore, open_store
 
 _LICENSES = (
     *("apache-2.0", "mit", "bsd-3-clause", "odbl", "odc-by", "pddl"),

@@ -13,13 +13,12 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.arguments import open_store
 from dlth.tickets.disk import new_file
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.progress import Progress
 from dlth.tickets.ranks import kept_sets
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store import TicketStore, open_store
 
 _AT_ONCE = 64
 """Masks encoded together: a mask's runs take 50 kB on the way."""

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.arguments import listed, open_stores
+from dlth.tickets.arguments import listed, whole_number
 from dlth.tickets.budget import num_kept
 from dlth.tickets.derive import check_same_frame
-from dlth.tickets.errors import InputError, whole_number
+from dlth.tickets.errors import InputError
 from dlth.tickets.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.pairing import Pairing
 from dlth.tickets.progress import Progress
 from dlth.tickets.ranks import rank_matrix
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store import TicketStore, open_stores
 
 KEEPS = ("0.1", "0.25", "0.5", "0.7", "0.9")
 _RHO_STEPS = 10_000

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.algebra import require_full
-from dlth.tickets.arguments import open_store
-from dlth.tickets.checks import ShardTickets
+from dlth.tickets.arguments import whole_number
 from dlth.tickets.derive import Draft, made_header, specs, unscored
-from dlth.tickets.errors import InputError, shown, whole_number
+from dlth.tickets.errors import InputError, shown
 from dlth.tickets.header import TicketHeader
+from dlth.tickets.rows import ShardTickets
 from dlth.tickets.seeding import generator
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store import TicketStore, open_store
 
 Kind = Literal["random", "centre", "edges", "inverse", "other-image"]
 KINDS: tuple[Kind, ...] = ("random", "centre", "edges", "inverse", "other-image")

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlth.tickets.budget import Budget
-from dlth.tickets.checks import ShardTickets
 from dlth.tickets.errors import InputError, LockedError, MismatchError, shown
 from dlth.tickets.header import SelectorInfo, TicketHeader, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.manifest import ShardSpec
 from dlth.tickets.progress import Progress
+from dlth.tickets.rows import ShardTickets
 from dlth.tickets.store import TicketStore
 from dlth.tickets.writer import TicketWriter
 

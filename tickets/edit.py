@@ -11,15 +11,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.arguments import listed, open_store, open_stores
-from dlth.tickets.checks import ShardTickets
+from dlth.tickets.arguments import listed, whole_number
 from dlth.tickets.derive import Draft, made_header
-from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown, whole_number
+from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.header import TicketHeader, differences
 from dlth.tickets.jsontext import Json
 from dlth.tickets.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.manifest import ShardSpec
-from dlth.tickets.store import TicketStore
+from dlth.tickets.rows import ShardTickets
+from dlth.tickets.store import TicketStore, open_store, open_stores
 
 
 def merge(stores: Sequence[TicketStore]) -> Draft:

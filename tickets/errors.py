@@ -6,7 +6,6 @@ values are known; they say what was wrong, where, what was expected and found, a
 """
 
 import errno
-import operator
 
 SHOWN_LIMIT = 200
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -115,18 +114,6 @@ def plain(text: str, keep: str = "\n\t") -> str:
     return "".join(
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
     )
-
-
-def whole_number(value: object, what: str, least: int, most: int | None = None) -> int:
-    """A whole number that a caller gives (numpy's too, True is none), from `least` to `most`; raises InputError."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or number < least or (most is not None and number > most):
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{what} must be {bounds}{' and whole' if number is None else ''}, got {shown(value)}")
-    return number
 
 
 def shown(text: object, limit: int = SHOWN_LIMIT) -> str:

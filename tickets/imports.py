@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, cut_to, unscored
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import DatasetInfo, Preprocessing, TicketHeader, ViewSpec
 from dlth.tickets.layout import HASH_BYTES, MAX_KEY_BYTES
 from dlth.tickets.manifest import ShardSpec
+from dlth.tickets.rows import ShardTickets
 
 SHARD_ROWS = 1_000
 """Rows of a shard where the table has no shards of its own."""

@@ -16,7 +16,7 @@ Labels = NDArray[np.int64] | Callable[[int], NDArray[np.int64]]
 
 
 class RowLabels:
-    """Labels shard by shard, checked; `num_classes` seen so far."""
+    """Labels shard by shard, checked."""
 
     def __init__(self, labels: Labels, store: TicketStore) -> None:
         self._labels = labels

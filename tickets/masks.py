@@ -7,8 +7,8 @@ numbers. Rejected: run lengths and coded differences, which save less than zstd 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.checks import RuleError
 from dlth.tickets.ranks import kept_sets
+from dlth.tickets.rows import RuleError
 
 
 def ticket_sets(patches: NDArray[np.integer], skipped: NDArray[np.bool_], num_patches: int) -> NDArray[np.bool_]:

@@ -26,7 +26,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.arguments import open_store
 from dlth.tickets.derive import specs
 from dlth.tickets.disk import new_file, open_regular, reading, user_path
 from dlth.tickets.errors import (
@@ -45,7 +44,7 @@ from dlth.tickets.jsontext import canonical, parse
 from dlth.tickets.layout import MAX_CHUNK_BYTES, MAX_META_BYTES, MAX_SHARDS
 from dlth.tickets.manifest import MAX_ROWS, ShardSpec
 from dlth.tickets.progress import Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store import TicketStore, open_store
 
 _MAX_MEMBERS = 64
 _MAX_DIRECTORY_BYTES = 2**20  # a member takes some 100; whatever count is stated, zipfile makes an object of each

@@ -9,10 +9,10 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.checks import ShardTickets
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.matching import believed, running_numbers
 from dlth.tickets.reorder import Reordered
+from dlth.tickets.rows import ShardTickets
 from dlth.tickets.store import TicketStore
 
 

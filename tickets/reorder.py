@@ -15,8 +15,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.checks import ShardTickets
 from dlth.tickets.disk import space_errors
+from dlth.tickets.rows import ShardTickets
 from dlth.tickets.store import TicketStore
 
 Rows = NDArray[np.int64]

@@ -10,13 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from dlth.tickets.arguments import open_store
 from dlth.tickets.budget import Budget, Rate
-from dlth.tickets.checks import ShardTickets
 from dlth.tickets.derive import Draft, made_header, specs
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.header import LOST_BY_FORM
-from dlth.tickets.store import TicketStore
+from dlth.tickets.rows import ShardTickets
+from dlth.tickets.store import TicketStore, open_store
 
 SmallForm = Literal["top", "mask"]
 SMALL_FORMS: tuple[SmallForm, ...] = ("top", "mask")

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.arguments import open_store
-from dlth.tickets.checks import ShardTickets
-from dlth.tickets.errors import whole_number
+from dlth.tickets.arguments import whole_number
 from dlth.tickets.grid import Grid
 from dlth.tickets.labels import Labels, RowLabels
 from dlth.tickets.progress import Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.rows import ShardTickets
+from dlth.tickets.store import TicketStore, open_store
 
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3)
 

@@ -2,9 +2,8 @@
 first.
 """
 
-import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +13,11 @@ from dlth.tickets.keyindex import KeyIndex, key_hashes
 from dlth.tickets.manifest import content_id
 from dlth.tickets.origin import all_alike
 from dlth.tickets.progress import Note, Progress
-
-if TYPE_CHECKING:
-    from dlth.tickets.store import TicketStore
+from dlth.tickets.reader import StoredShards
 
 
 def verify_store(
-    store: "TicketStore", progress: Progress | None, subset: tuple[int, int] | None, note: Note | None
+    store: StoredShards, progress: Progress | None, subset: tuple[int, int] | None, note: Note | None
 ) -> list[DamageError]:
     """See `TicketStore.verify`. Keeps 24 bytes a row; a copy of the store is read, so its cache and counters stay."""
     pair = (1, 1) if subset is None else subset
@@ -29,8 +26,7 @@ def verify_store(
         given = "/".join(map(str, pair)) if isinstance(pair, tuple) else pair
         raise InputError(f"a subset is n/t with 1 <= n <= t, got {shown(given)}")
     part, parts = pair
-    fresh = copy.copy(store)
-    fresh.cache_shards = 1
+    fresh = store.reopened()
     chosen = range(part - 1, len(store.shards), parts)
     findings: dict[str, DamageError] = {}  # by text: a gap is read beside its patches and would report them again
     hashes: list[NDArray[np.uint64]] = []
@@ -45,10 +41,9 @@ def verify_store(
             return None
 
     for done, shard_index in enumerate(chosen, 1):
-        if (patches := attempt(fresh.patches, shard_index)) is not None:
-            good = ~fresh.skipped(shard_index)
-            kept[patches[good, : store.header.k]] = True
-            num_tickets += int(good.sum())
+        if (mask := attempt(fresh.mask, shard_index)) is not None:
+            kept |= mask.any(axis=0)
+            num_tickets += int(mask.any(axis=1).sum())
         attempt(fresh.gap, shard_index)
         if (keys := attempt(fresh.keys, shard_index)) is not None:
             hashes.append(key_hashes(keys))
@@ -63,7 +58,7 @@ def verify_store(
     return list(findings.values())
 
 
-def _repeated_keys(store: "TicketStore", hashes: list[NDArray[np.uint64]]) -> Iterator[DamageError]:
+def _repeated_keys(store: StoredShards, hashes: list[NDArray[np.uint64]]) -> Iterator[DamageError]:
     flat = np.sort(np.concatenate(hashes))
     if not (flat[1:] == flat[:-1]).any():
         return
@@ -79,7 +74,7 @@ def _repeated_keys(store: "TicketStore", hashes: list[NDArray[np.uint64]]) -> It
                 )
 
 
-def _content(store: "TicketStore", images: list[NDArray[np.uint8]]) -> Iterator[DamageError]:
+def _content(store: StoredShards, images: list[NDArray[np.uint8]]) -> Iterator[DamageError]:
     found = content_id(images)
     if found != store.content:
         yield DamageError(

@@ -13,8 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from dlth.tickets.arguments import listed
-from dlth.tickets.checks import RuleError, ShardTickets, check_tickets, encoded_keys
+from dlth.tickets.arguments import listed, whole_number
 from dlth.tickets.chunks import decode, encode, padded
 from dlth.tickets.disk import read_file, reading, refuse_inside, space_errors, sync, user_path
 from dlth.tickets.errors import (
@@ -25,7 +24,6 @@ from dlth.tickets.errors import (
     MismatchError,
     MissingFileError,
     shown,
-    whole_number,
 )
 from dlth.tickets.header import VERSION, TicketHeader, checked_header, differences
 from dlth.tickets.jsontext import Json
@@ -50,6 +48,7 @@ from dlth.tickets.manifest import (
 )
 from dlth.tickets.masks import ticket_sets, to_bits
 from dlth.tickets.partial import Partial
+from dlth.tickets.rows import RuleError, ShardTickets, check_tickets, encoded_keys
 from dlth.tickets.store import TicketStore
 
 __all__ = ["ShardSpec", "TicketWriter"]

@@ -8,30 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from dlth.tickets import checks, header, manifest, store, verify
+from dlth.tickets import header, manifest, reader, rows, verify
 from dlth.tickets.layout import MANIFEST_FILE
 
 
 def no_digests() -> None:
     """Sizes and digests are not compared, and a missing chunk is fill: what plain zarr does."""
 
-    def read_manifest(self: store.TicketStore) -> bytes:
+    def read_manifest(self: reader.StoredShards) -> bytes:
         return (self.path / MANIFEST_FILE).read_bytes()
 
-    def rows(self: store.TicketStore, spec: Any, shard_index: int) -> Any:
+    def shard_rows(self: reader.StoredShards, spec: Any, shard_index: int) -> Any:
         path = self.path / spec.chunk_file(shard_index)
         if not path.exists():
             return np.full(spec.chunk, spec.fill, spec.dtype)[: self.shards[shard_index].rows]
         return sound_rows(self, spec, shard_index)
 
-    def read_bytes(self: store.TicketStore, name: str, shard: str = "") -> bytes:
+    def read_bytes(self: reader.StoredShards, name: str, shard: str = "") -> bytes:
         return (self.path / name).read_bytes()
 
-    sound_rows = store.TicketStore._rows
-    store.TicketStore._read_manifest = read_manifest
-    store.TicketStore._bytes = read_bytes
-    store.TicketStore._check_tree = lambda self, sizes, text: None
-    store.TicketStore._rows = rows
+    sound_rows = reader.StoredShards._rows
+    reader.StoredShards._read_manifest = read_manifest
+    reader.StoredShards._bytes = read_bytes
+    reader.StoredShards._check_tree = lambda self, sizes, text: None
+    reader.StoredShards._rows = shard_rows
 
 
 def follow_links() -> None:
@@ -41,29 +41,29 @@ def follow_links() -> None:
         found = {str(path.relative_to(root)): 0 for path in root.rglob("*")}
         return found | {MANIFEST_FILE: 0, "manifest/zarr.json": 0}
 
-    store.scan_sizes = sizes
-    store.read_file = lambda path, limit, where: Path(path).read_bytes()
-    store.TicketStore._check_tree = lambda self, sizes, text: None
+    reader.scan_sizes = sizes
+    reader.read_file = lambda path, limit, where: Path(path).read_bytes()
+    reader.StoredShards._check_tree = lambda self, sizes, text: None
 
 
 def any_tree() -> None:
     """Entries that do not belong are passed over."""
-    store.TicketStore._check_tree = lambda self, sizes, text: None
-    sound = store.scan_sizes
+    reader.StoredShards._check_tree = lambda self, sizes, text: None
+    sound = reader.scan_sizes
 
     def sizes(root: Path, max_entries: int) -> dict[str, int]:
         try:
             return sound(root, max_entries)
-        except store.UnsafeError:
+        except reader.UnsafeError:
             return dict.fromkeys((MANIFEST_FILE, "manifest/zarr.json"), 0)
 
-    store.scan_sizes = sizes
+    reader.scan_sizes = sizes
 
 
 def any_metadata() -> None:
     """An array's zarr.json may say what it likes; whole numbers may be of any length, JSON of any depth."""
-    store.TicketStore._check_metadata = lambda self: None
-    store.same = lambda left, right: True
+    reader.StoredShards._check_metadata = lambda self: None
+    reader.same = lambda left, right: True
     header._require = lambda ok, name, message: None
     manifest.check_shards = lambda shards: None
 
@@ -72,10 +72,10 @@ def any_text() -> None:
     """JSON as Python reads it: a key twice, NaN, and another text for the same manifest."""
     import json
 
-    store.parse = manifest.parse = lambda raw, where: json.loads(raw)
-    store.TicketStore._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
-    store.TicketStore._check_tree = lambda self, sizes, text: None
-    store.check_digest = lambda raw, expected, name, shard="": None
+    reader.parse = manifest.parse = lambda raw, where: json.loads(raw)
+    reader.StoredShards._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
+    reader.StoredShards._check_tree = lambda self, sizes, text: None
+    reader.check_digest = lambda raw, expected, name, shard="": None
 
 
 def any_manifest() -> None:
@@ -89,20 +89,20 @@ def any_manifest() -> None:
         return manifest.Manifest(value["version"], shards, value["content"], files)
 
     manifest.Manifest.from_text = staticmethod(from_text)
-    store.TicketStore._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
+    reader.StoredShards._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
 
 
 def any_value() -> None:
     """Patches out of range or twice, keys twice, odd gaps: whatever decodes is used."""
-    store.check_patches = lambda patches, num_patches: None
-    store.check_gap = lambda gap, skipped: None
-    checks._check_unique = lambda keys: None
+    reader.check_patches = lambda patches, num_patches: None
+    reader.check_gap = lambda gap, skipped: None
+    rows._check_unique = lambda keys: None
     verify._repeated_keys = lambda *arguments: iter(())
     verify._content = lambda *arguments: iter(())
-    store.TicketStore._ranked = _unchecked
+    reader.StoredShards._ranked = _unchecked
 
 
-def _unchecked(self: store.TicketStore, shard_index: int) -> Any:
+def _unchecked(self: reader.StoredShards, shard_index: int) -> Any:
     spec, layout = self.layout.choice, self.layout
     patches = self._rows(spec, shard_index)
     skipped = (patches == spec.fill).all(axis=1)
@@ -117,7 +117,7 @@ def any_frame() -> None:
         content = Zstd().decode(raw[:-4])
         return np.frombuffer(content, spec.dtype)[: int(np.prod(spec.chunk))].reshape(spec.chunk).copy()
 
-    store.decode = decode
+    reader.decode = decode
 
 
 BUILDS: dict[str, Callable[[], None]] = {

@@ -1,4 +1,4 @@
-"""The rows of one shard, and every rule they must keep, each as one named function.
+"""The rows of one shard: their type, how keys are stored, and every rule they must keep, each as one named function.
 
 The same rules stand before writing, at each read and in `verify`.
 """
