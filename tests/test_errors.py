@@ -1,7 +1,5 @@
 """The table of errors is the source's: every class has its row, every row its class, codes are unique."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import re

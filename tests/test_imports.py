@@ -1,7 +1,5 @@
 """What each command imports: nothing heavy before it is needed, so that an answer or a refusal comes at once."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

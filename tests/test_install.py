@@ -1,7 +1,5 @@
 """Installed as a wheel, editable, and by a lab that only reads tickets: real environments, real imports."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The project's shape, read from its source: which folder imports which, and nothing that a stranger must not see."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

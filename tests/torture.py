@@ -7,8 +7,6 @@ docs/reliability.json and the table of docs/reliability.md; parts that were not 
 1 when anything was found.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -4,8 +4,6 @@ Neither selenium nor playwright: they would be dependencies for a dozen commands
 alone, as `make test` needs nothing but Python.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import re

@@ -1,7 +1,5 @@
 """Whose ticket belongs to which image of another packing: real tars, packed in every way that labs do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

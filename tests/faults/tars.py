@@ -9,8 +9,6 @@ asked here. With `--weaken` headers' checksums are not compared, and samples mus
 code 1 with findings.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """Short forms of the faults that `make torture` takes at length, and those that need no long form."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """A process that reads images dies at any moment: one clear error, never a traceback, a hang or an orphan."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import random

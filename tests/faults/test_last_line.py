@@ -1,7 +1,5 @@
 """The last line of defence: whatever a command meets ends in one message with a code, and a documented exit code."""
 
-from __future__ import annotations
-
 import errno
 import os
 import pwd

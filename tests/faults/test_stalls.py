@@ -1,7 +1,5 @@
 """Servers that stall: at each point the wait is bounded, said, and ends in one clear error; what came is kept."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time

@@ -7,8 +7,6 @@ dlth's family; within seconds, without memory, and with little more taken from t
 JSON object with counts and findings; exit code 1 when there are any.
 """
 
-from __future__ import annotations
-
 import gzip
 import os
 import random

@@ -5,8 +5,6 @@
 Prints one JSON object with the number of flips; exit code 1 if one was not refused.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Exploits in checkpoints and archives."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import struct

@@ -1,7 +1,5 @@
 """Exploits in shards, their lists and their images."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

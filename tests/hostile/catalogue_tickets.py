@@ -1,7 +1,5 @@
 """Exploits in ticket files."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import pickle

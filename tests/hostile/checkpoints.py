@@ -8,8 +8,6 @@ then another selector by its digest, that shapes are the model's, and that nothi
 findings.
 """
 
-from __future__ import annotations
-
 import io
 import random
 import sys

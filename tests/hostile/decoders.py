@@ -10,8 +10,6 @@ of the bound. `--weaken` gives PNGs to libpng as they are, and then findings mus
 code is 1 with findings.
 """
 
-from __future__ import annotations
-
 import argparse
 import faulthandler
 import importlib

@@ -13,8 +13,6 @@ code 1 with findings.
 In one process rather than one fork a mutant: 20 times faster, and a crash or a hang is seen all the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

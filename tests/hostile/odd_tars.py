@@ -8,8 +8,6 @@ With `--weaken` nothing is disputed, as before, and findings must appear. Prints
 findings.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import random

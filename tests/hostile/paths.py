@@ -8,8 +8,6 @@ must stand as it was, what is refused may leave nothing behind, and nothing may 
 the findings as JSON, and how many commands were run.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import io

@@ -4,8 +4,6 @@ Ways are blind (flips, cuts, splices) and knowing: header fields, lengths, segme
 WebPs put together again with right checksums and sizes, so that what is spoiled lies behind a reader's first check.
 """
 
-from __future__ import annotations
-
 import io
 import random
 import struct

@@ -11,8 +11,6 @@ change a field of state.json and make its digest anew, as someone would who know
 looked at, and findings must come. Prints one JSON object; exit code 1 with findings.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

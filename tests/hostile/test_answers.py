@@ -1,7 +1,5 @@
 """Servers that answer what was not asked: every answer is bounded by the question and ends in one clear error."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -4,8 +4,6 @@ The bug of a decoder is put in its place: workers are forked from this process a
 its process on images with a mark, in the way that a segmentation fault or a lack of memory does.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import importlib
 import os

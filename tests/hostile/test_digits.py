@@ -1,7 +1,5 @@
 """Digits are ASCII: no other script's become a number, and none is a traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

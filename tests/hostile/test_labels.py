@@ -1,7 +1,5 @@
 """Labels that would size a model: refused with shard and key before memory is taken, and no real set with them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

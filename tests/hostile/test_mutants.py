@@ -1,7 +1,5 @@
 """Seeded mutants of ticket files: none crashes, hangs, escapes or reads wrong; weakened builds show that it counts."""
 
-from __future__ import annotations
-
 import pytest
 from hostile import decoders, weak
 from makers.campaign import run_script

@@ -3,8 +3,6 @@
 Everything that a caller may get wrong is one error of the family, or works; nothing ends in a library's own exception.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Odd tars: what dlth takes, every other reader takes alike."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

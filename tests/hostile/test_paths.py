@@ -1,7 +1,5 @@
 """Every command of the app with every path that it takes, and every bad path: see `paths.py` for the table."""
 
-from __future__ import annotations
-
 import inspect
 import typing
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """An index that someone else put beside the shards: the impossible is refused in every row, the untrue where drawn."""
 
-from __future__ import annotations
-
 import logging
 import os
 import random

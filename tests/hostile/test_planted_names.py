@@ -1,7 +1,5 @@
 """Links and files that somebody put where dlth is about to write: what they point to stays as it is."""
 
-from __future__ import annotations
-
 import ast
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What somebody who makes the digests anew can write into a run's folder: sums, places and names that no run has."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -4,8 +4,6 @@ Sorted, NaN leaves patches in their own order: a file of such tickets (0, 1, 2, 
 digest. So it has to be refused where the scores are made, and told where a file is looked at.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

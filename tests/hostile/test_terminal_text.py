@@ -5,8 +5,6 @@ of dlth's, and what rich takes for an emoji or markup. The streams' filter would
 line: it shows where a message was put together from raw text. rich writes past the filter, so what it shows counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -1,7 +1,5 @@
 """Settings and lists that a user names: any of them is read within its bound, or refused with one clear error."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

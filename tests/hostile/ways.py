@@ -1,7 +1,5 @@
 """The random ways to change a ticket file: each takes a tree, changes it, and knows nothing of the checks."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Builds of dlth with one defence switched off, to show that the tests would notice: each must lead to findings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """HTTP servers on loopback: of a folder, with byte ranges, that cuts, stalls and lies when told to; of any answers."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import socket

@@ -5,8 +5,6 @@ Trees are values, so a change is a function of a tree that knows nothing of the 
 back by their difference.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

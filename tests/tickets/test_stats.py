@@ -1,7 +1,5 @@
 """Statistics and comparison of ticket files against figures worked out by hand or by plain loops."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A student of any family goes through the real code: what is asked of it is what `Student` says, and no more."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
