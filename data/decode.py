@@ -78,7 +78,10 @@ def image_size(encoded: bytes) -> tuple[int, int]:
 
     Raises `BadImageError` where the header is damaged or names something torchvision does not decode.
     """
-    kind = sniff(encoded)
+    return _size_of(sniff(encoded), encoded)
+
+
+def _size_of(kind: str, encoded: bytes) -> tuple[int, int]:
     try:
         height, width = {"jpeg": _jpeg_size, "png": _png_size, "webp": _webp_size}[kind](encoded)
     except (struct.error, IndexError):
@@ -95,10 +98,11 @@ def decode(encoded: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> torch
     than `max_pixels` pixels raise. Damage that still decodes is not seen here: the content hash tells it apart.
     """
     try:
-        height, width = image_size(encoded)
+        kind = sniff(encoded)
+        height, width = _size_of(kind, encoded)
         if height * width > max_pixels:
             raise BadImageError(f"its header claims {width} x {height} pixels, the bound is {max_pixels}")
-        if sniff(encoded) == "png":
+        if kind == "png":
             encoded = sound_png(encoded)
         buffer = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         pixels: torch.Tensor = decode_image(buffer, ImageReadMode.RGB)

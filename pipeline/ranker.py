@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,40 +19,36 @@ from torch import Tensor
 
 from dlth.data.cores import num_cores
 from dlth.pipeline.shard_reader import ShardBatch
-from dlth.tickets import Preprocessing
 from dlth.tickets.progress import Note
-from dlth.training import Selector
 from dlth.training.compiled import compiled
+from dlth.training.patch_ranker import PatchRanker, Selection
 from dlth.training.pixels import Pixels
+from dlth.training.precision import Precision
 
 Ranked = tuple[np.ndarray, np.ndarray]
 """Rankings int64 [batch, patches] and gaps float32 [batch] of a batch; a gap is NaN where scores are no numbers."""
 
 
-class Ranker:
-    """Ranks the patches of uint8 images with a selector; halves the batch when the device's memory is too small."""
+@dataclass
+class BatchRanker:
+    """Ranks uint8 images with a ranker, batch by batch; halves the batch when the device's memory is too small."""
 
-    def __init__(
-        self,
-        selector: Selector,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        amp_dtype: torch.dtype | None = None,
-        torchcompile: str | None = None,
-        batch_size: int | None = None,
-        say: Note = lambda text: None,
-    ) -> None:
-        self.selector, self.device, self.amp_dtype, self.say = selector, device, amp_dtype, say
-        self.pixels = Pixels(preprocessing.mean, preprocessing.std)
-        self.batch_size = batch_size
-        self.pad = torchcompile is not None
-        self._select: Callable[[Tensor], Any] = selector.select
-        if torchcompile is not None:
-            self._select = compiled(selector.select, torchcompile)
+    ranker: PatchRanker
+    amp_dtype: torch.dtype | None = None
+    torchcompile: str | None = None
+    batch_size: int | None = None
+    say: Note = lambda text: None
+
+    def __post_init__(self) -> None:
+        select, backend = self.ranker.select, self.torchcompile
+        self._select: Callable[[Tensor], Selection] = select if backend is None else compiled(select, backend)
+        self._pixels = Pixels(self.ranker.frame.mean, self.ranker.frame.std)
+        self._precision = Precision(self.amp_dtype, self.ranker.device)
 
     def __call__(self, images: Tensor) -> Ranked:
         """Rankings and gaps of uint8 images [batch, 3, height, width]."""
-        parts: list[Ranked] = []
+        none = np.empty((0, self.ranker.frame.grid.num_patches), np.int64), np.empty(0, np.float32)
+        parts: list[Ranked] = [none]
         at = 0
         while at < len(images):
             size = self.batch_size or len(images)
@@ -70,19 +66,21 @@ class Ranker:
     @torch.inference_mode()
     def _rank(self, images: Tensor, size: int) -> Ranked:
         count = len(images)
-        if self.pad and count < size:  # a compiled graph knows one batch size
+        if self.torchcompile is not None and count < size:  # a compiled graph knows one batch size
             images = torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])
-        x = self.pixels(images.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        x = self._pixels(images.to(self.ranker.device, non_blocking=True))
+        with self._precision():
             selection = self._select(x)
         return selection.patches[:count].cpu().numpy(), selection.gap[:count].float().cpu().numpy()
 
 
 def rank_batches(
-    batches: Iterable[ShardBatch], ranker: Ranker, threads: int | None = None
+    batches: Iterable[ShardBatch], ranker: BatchRanker, threads: int | None = None
 ) -> Iterator[tuple[ShardBatch, Ranked]]:
-    """Rank a stream of batches, in its order; on a CPU `threads` of them at a time (all cores if absent)."""
-    if ranker.device.type != "cpu":
+    """Rank the good images of a stream of batches, in its order; on a CPU `threads` batches at a time, or as many as
+    there are cores.
+    """
+    if ranker.ranker.device.type != "cpu":
         for batch in batches:
             yield batch, ranker(batch.images)
         return
@@ -94,8 +92,7 @@ def rank_batches(
             if len(waiting) > threads:
                 done, future = waiting.popleft()
                 yield done, future.result()
-        while waiting:
-            done, future = waiting.popleft()
+        for done, future in waiting:
             yield done, future.result()
 
 

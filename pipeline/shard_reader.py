@@ -26,16 +26,17 @@ from dlth.tickets import ViewSpec
 
 @dataclass(frozen=True)
 class ShardBatch:
-    """Some consecutive rows of one shard, decoded.
+    """Some consecutive rows of one shard, decoded; `last`: the shard ends with them.
 
-    images: uint8 [batch, 3, height, width], black where `good` is false
-    hashes: uint8 [batch, 16], content hash of the encoded bytes
-    good: bool [batch]
+    images: uint8 [good, 3, height, width], of the rows that are `good`
+    hashes: uint8 [rows, 16], content hash of the encoded bytes
+    good: bool [rows]
     problems: one text for each bad image
     """
 
     shard: int
     start: int
+    last: bool
     images: Tensor
     hashes: np.ndarray
     good: np.ndarray
@@ -63,17 +64,19 @@ class ShardRows:
         """The rows, with those that are in `crashed` as bad images."""
         ids = self.images(request)
         encoded = self.index.read_many(list(ids))
-        images = torch.zeros(len(encoded), 3, self.view.height, self.view.width, dtype=torch.uint8)
+        images = torch.empty(len(encoded), 3, self.view.height, self.view.width, dtype=torch.uint8)
         problems: list[str] = []
-        good = np.ones(len(encoded), dtype=bool)
+        good = np.zeros(len(encoded), dtype=bool)
         for row, (sample_id, data) in enumerate(zip(ids, encoded, strict=True)):
             try:
-                images[row] = render(decode_sample(self.index, sample_id, data, crashed), self.view)
+                images[row - len(problems)] = render(decode_sample(self.index, sample_id, data, crashed), self.view)
+                good[row] = True
             except BadImageError as error:
-                good[row] = False
                 problems.append(str(error))
         hashes = np.frombuffer(b"".join(map(content_hash, encoded)), dtype=np.uint8).reshape(-1, 16)
-        return ShardBatch(*request[:2], images, hashes, good, tuple(problems))
+        shard, start, stop = request
+        last = stop == self.index.shards[shard].rows
+        return ShardBatch(shard, start, last, images[: good.sum()], hashes, good, tuple(problems))
 
 
 def read_shards(
@@ -90,5 +93,5 @@ def read_shards(
 def _requests(shards: Iterable[int], index: ShardIndex, batch_size: int) -> Iterator[Rows]:
     for shard in shards:
         rows = index.shards[shard].rows
-        for start in range(0, rows, batch_size):
+        for start in range(0, max(rows, 1), batch_size):  # an empty shard is one batch without rows
             yield shard, start, min(start + batch_size, rows)

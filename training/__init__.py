@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlth.training.selector import Selection, Selector
+    from dlth.training.patch_ranker import Selection
+    from dlth.training.selector import Selector
     from dlth.training.ticket_vit import TicketViT
 
 _EXPORTS = {
-    "Selection": "selector",
+    "Selection": "patch_ranker",
     "Selector": "selector",
     "TicketViT": "ticket_vit",
 }

@@ -26,9 +26,9 @@ from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
 from dlth.training.frame import Frame, described
 from dlth.training.measure import EvalResult, ImageResults, scores
+from dlth.training.patch_ranker import Rank
 from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
-from dlth.training.step import Rank
 from dlth.training.student import Student
 
 

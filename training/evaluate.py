@@ -63,9 +63,7 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
 
 def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note: Note) -> tuple[Student, EvalSet]:
     """The model with its weights, on the device, and what to measure it on."""
-    said, against = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)})
-    if against:
-        note(against)
+    said = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}, note)
     if said["model"] is None:
         raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
     resolve(said["model"])  # a name that is none is told before shards are read

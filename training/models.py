@@ -18,6 +18,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.grid import Grid
@@ -198,11 +199,15 @@ def _why_not(timm_name: str) -> str:
     return ""
 
 
+ARGUMENTS = "--model-kwargs and --img-size"
+"""Flags by which a model's arguments are said."""
+
+
 def on_black_image(
     forward: Callable[[Tensor], Result],
     size: tuple[int, int],
     device: torch.device | None = None,
-    flags: str = "--model-kwargs and --img-size",
+    flags: str = ARGUMENTS,
 ) -> Result:
     """What `forward` makes of a black image float32 [1, 3, *size]: a model's arguments may still not fit an image.
 
@@ -219,6 +224,16 @@ def on_black_image(
         raise InputError(
             f"the model cannot see an RGB image of {height}x{width} pixels ({shown(error)}): look at {flags}"
         ) from error
+
+
+def flops_of(
+    forward: Callable[[Tensor], object], size: tuple[int, int], device: torch.device, flags: str = ARGUMENTS
+) -> int:
+    """Floating-point operations of `forward` on one image of `size`, counted by torch; raises as `on_black_image`."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        on_black_image(forward, size, device, flags)
+    return int(counter.get_total_flops())
 
 
 def grid_of(vit: nn.Module) -> Grid:

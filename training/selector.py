@@ -14,6 +14,7 @@ Axes: B images, P patches of the grid, N tokens, n prefix tokens, m patch tokens
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,27 +22,19 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from dlth.tickets import SelectorInfo
 from dlth.tickets.budget import Budget, Rate
 from dlth.tickets.errors import InputError, shown
 from dlth.training.class_attention import TimmBlock, attend, class_row, class_row_only, feed_forward, key_of, value_of
 from dlth.training.embedding import embed, rotary_of_block, take, take_rotary
-from dlth.training.models import check_can_select, grid_of
-
-
-class Selection(NamedTuple):
-    """Rankings of a batch.
-
-    `patches` int64 [B, P]: all patches, best first. `gap` float32 [B]: score of the k-th minus that of the (k+1)-th at
-    the last stage that saw both (0 is a tie, inf means that nothing was cut): how fragile the ticket is. NaN where a
-    score is no number: sorted, such scores leave the patches in their own order, and that is no ticket.
-    """
-
-    patches: Tensor
-    gap: Tensor
+from dlth.training.frame import Frame
+from dlth.training.models import check_can_select, flops_of, grid_of
+from dlth.training.patch_ranker import Selection
+from dlth.training.weights import weights_digest
 
 
 class Selector:
-    """Ranks the patches of images with a timm ViT, which is put into evaluation mode.
+    """Ranks the patches of images with a timm ViT, which is put into evaluation mode: EViT's `PatchRanker`.
 
     Args:
         vit: a timm ViT with a class token (`check_can_select`)
@@ -50,6 +43,8 @@ class Selector:
         fuse_tokens: fuse the patches dropped at a stage into one token, weighted by their scores (EViT's option)
         keep: final share of the patches, takes the place of `stage_keep`
         tokens: final number of patches, takes the place of `stage_keep`
+        frame: what its images must be; the model's own if absent
+        model, source: timm's name of the model, and where its weights are from, for `info`
     Attributes:
         grid, budget: of the image size that the model was built for
     Raises:
@@ -65,6 +60,9 @@ class Selector:
         *,
         keep: Rate | None = None,
         tokens: int | None = None,
+        frame: Frame | None = None,
+        model: str = "",
+        source: str = "",
     ) -> None:
         if keep is not None and tokens is not None:
             raise InputError("give keep or tokens, not both")
@@ -77,43 +75,71 @@ class Selector:
         self._rates = stage_keep, keep, tokens
         self.grid = grid_of(self.vit)
         self.budget = self._new_budget(self.grid.num_patches)
+        self.device = next(self.vit.parameters()).device
+        self._frame, self._model, self._source = frame, model, source
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What its images must be."""
+        return self._frame or Frame.of(self.vit)
+
+    @cached_property
+    def info(self) -> SelectorInfo:
+        """What a header says of it, with the digest of the weights when this was first asked."""
+        digest = weights_digest(self.vit)
+        return SelectorInfo(self._model, digest, self._source, self.blocks, fuse_tokens=self.fuse_tokens)
+
+    @cached_property
+    def flops(self) -> tuple[int, int]:
+        """Floating-point operations of ranking one image, and of the model's whole forward pass."""
+        size, device = self.frame.size, self.device
+        return flops_of(self.rank, size, device), flops_of(self.vit, size, device)
 
     def to(self, device: torch.device | str) -> "Selector":
         """Move the model; returns the selector."""
         self.vit.to(device)
+        self.device = torch.device(device)
         return self
 
     def rank(self, images: Tensor, budget: Budget | None = None) -> Tensor:
-        """All patches of normalised float images [B, 3, height, width], best first: int64 [B, P]; as `select`.
-
-        Only `select` tells an image whose scores are no numbers.
-        """
+        """What `select` ranks: int64 [B, P]. It alone tells an image whose scores are no numbers."""
         return self.select(images, budget).patches
 
     def select(self, images: Tensor, budget: Budget | None = None) -> Selection:
-        """Rankings and gaps of normalised float images [B, 3, height, width]; the ticket is the first `budget.k`.
-
-        `budget` takes the place of the selector's own for these images, as a keep schedule asks each step for another.
+        """As `PatchRanker` has it.
 
         Raises:
             InputError: images or a budget that do not fit, or a model that was put into training mode
         """
+        self._check_mode()
         with torch.no_grad():  # not inference mode: its tensors could not index a student's in training
             stages, _ = self._forward(images, to_the_end=False, budget=budget)
             ranking = _ranking(stages)
-            gap = _gap(stages, ranking, (budget or self._budget_of(ranking.shape[1])).k)
+            gap = _gap(stages, ranking)
             gap = gap.masked_fill(~_are_numbers(stages), torch.nan)  # on the device: who reads the gap learns of it
         return Selection(ranking, gap)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of the whole forward pass with dropping switched on, as EViT evaluates."""
+        self._check_mode()
         with torch.no_grad():
             _, tokens = self._forward(images, to_the_end=True)
             return self.vit.forward_head(self.vit.norm(tokens))
 
-    def _budget_of(self, num_patches: int) -> Budget:
+    def _check_mode(self) -> None:
+        if self.vit.training:
+            raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
+
+    def _budget_of(self, num_patches: int, given: Budget | None = None) -> Budget:
         """The budget for images of that many patches; another number than the model's own needs dynamic_img_size."""
-        return self.budget if num_patches == self.budget.num_patches else self._new_budget(num_patches)
+        if given is None:
+            return self.budget if num_patches == self.budget.num_patches else self._new_budget(num_patches)
+        if (given.num_patches, len(given.stage_tokens)) != (num_patches, len(self.blocks)):
+            raise InputError(
+                f"a budget for {given.num_patches} patches in {len(given.stage_tokens)} stages does not fit"
+                f" {num_patches} patches and {len(self.blocks)} selection blocks"
+            )
+        return given
 
     def _new_budget(self, num_patches: int) -> Budget:
         stage_keep, keep, tokens = self._rates
@@ -127,34 +153,24 @@ class Selector:
         return Budget.from_stage_keep(stage_keep, num_patches, stages, self.fuse_tokens)
 
     def _forward(self, images: Tensor, to_the_end: bool, budget: Budget | None = None) -> tuple[list["_Stage"], Tensor]:
-        """Every stage's scores, and the last tokens [B, N, D] (meaningless unless `to_the_end`)."""
+        """Every stage's scores, and the last tokens [B, N, D]: those before the last stage unless `to_the_end`."""
         vit, n = self.vit, self.vit.num_prefix_tokens
-        if vit.training:
-            raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
         tokens, table = embed(vit, images)
         num_patches = tokens.shape[1] - n
         patches = torch.arange(num_patches, device=tokens.device).expand(len(tokens), -1)
-        stage_tokens = (budget or self._budget_of(num_patches)).stage_tokens
-        if budget is not None and (budget.num_patches, len(stage_tokens)) != (num_patches, len(self.blocks)):
-            raise InputError(
-                f"a budget for {budget.num_patches} patches in {len(stage_tokens)} stages does not fit {num_patches}"
-                f" patches and {len(self.blocks)} selection blocks"
-            )
+        stage_tokens = self._budget_of(num_patches, budget).stage_tokens
         rotary = table
         stages: list[_Stage] = []
         blocks: list[TimmBlock] = [*vit.blocks]
-        for index, block in enumerate(blocks):
+        last = self.blocks[-1]
+        for index, block in enumerate(blocks if to_the_end else blocks[:last]):
             rope = rotary_of_block(vit, rotary, index)
             if index not in self.blocks:
                 tokens = block(tokens, rope=rope) if isinstance(vit, Eva) else block(tokens)
                 continue
             x = block.norm1(tokens)
-            kept = stage_tokens[len(stages)]
-            if index == self.blocks[-1] and not to_the_end:
-                stages.append(_Stage.of(class_row_only(block.attn, x, rope)[:, n:], patches, kept))
-                break
             key, value = key_of(block.attn, x, rope), value_of(block.attn, x)
-            stage = _Stage.of(class_row(block.attn, x, key)[:, n:], patches, kept)
+            stage = _Stage.of(class_row(block.attn, x, key)[:, n:], patches, stage_tokens[len(stages)])
             stages.append(stage)
             if self.fuse_tokens:  # the dropped tokens are needed too
                 tokens = tokens + attend(block, x, rope, key, value)
@@ -166,26 +182,10 @@ class Selector:
                 rotary = None if table is None else take_rotary(vit, table, tokens, patches)
                 tokens = tokens + attend(block, x, rotary_of_block(vit, rotary, index), key, value)
             tokens = feed_forward(block, tokens)
+        if not to_the_end:
+            x, rope = blocks[last].norm1(tokens), rotary_of_block(vit, rotary, last)
+            stages.append(_Stage.of(class_row_only(blocks[last].attn, x, rope)[:, n:], patches, stage_tokens[-1]))
         return stages, tokens
-
-
-def check_weights(vit: nn.Module, source: str, digest: str) -> None:
-    """Refuse weights that hold NaN or infinity, by which no patch can be ranked.
-
-    Args:
-        source, digest: where the weights are from, and their sha256, for the message
-    Raises:
-        InputError: names the first tensor and how much of it is no number
-    """
-    bad = {name: ~tensor.isfinite() for name, tensor in vit.state_dict().items() if tensor.is_floating_point()}
-    bad = {name: mask for name, mask in bad.items() if mask.any()}
-    if bad:
-        name, mask = next(iter(bad.items()))
-        raise InputError(
-            f"the selector's weights ({shown(source)}, sha256 {digest[:16]}) hold values that are no numbers:"
-            f" {shown(name)} has {int(mask.sum()):,} of {mask.numel():,} ({len(bad)} tensors in all). No patch can be"
-            " ranked by them: take another checkpoint"
-        )
 
 
 def _checked_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
@@ -258,9 +258,10 @@ def _are_numbers(stages: list[_Stage]) -> Tensor:
     return torch.stack([stage.scores.sum(dim=1) for stage in stages]).isfinite().all(dim=0)
 
 
-def _gap(stages: list[_Stage], ranking: Tensor, k: int) -> Tensor:
+def _gap(stages: list[_Stage], ranking: Tensor) -> Tensor:
     """Score of the k-th patch minus that of the (k+1)-th at the last stage that saw both: float32 [B]."""
     num_patches = ranking.shape[1]
+    k = min(stages[-1].kept, num_patches)
     gap = ranking.new_full((len(ranking),), torch.inf, dtype=torch.float32)
     if k == num_patches:
         return gap

@@ -30,11 +30,12 @@ from dlth.training.measure import EvalResult
 from dlth.training.models import build, resolve
 from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
+from dlth.training.patch_ranker import Rank
 from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
 from dlth.training.schedule import KeepSchedule, final_budget
 from dlth.training.settings import is_free
-from dlth.training.step import Rank, Stepper
+from dlth.training.step import Stepper
 from dlth.training.student import Student
 from dlth.training.students import make_student
 from dlth.training.weights import weights_digest
@@ -229,7 +230,7 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
     if config.arm == "dense" or inputs.k is None:
         return KeepSchedule(Budget.from_keep("1", num_patches, 1))
     if online is not None:
-        final, fuse_tokens = online.selector.budget, online.selector.fuse_tokens
+        final, fuse_tokens = online.selector.budget, online.selector.info.fuse_tokens
     else:
         header = next((store.header for store in (files.store, files.val_store) if store is not None), None)
         final = final_budget(inputs.k, num_patches, config.keep, header)
@@ -257,9 +258,7 @@ def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tupl
     said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"}
     said["crop_pct"] = config.users_crop_pct
     if start is not None:
-        said, against = start.settle(said)
-        if against:
-            note(against)
+        said = start.settle(said, note)
     images = {name: said.pop(name) for name in ABOUT_IMAGES}
     config = config.model_copy(update=said | {"model_kwargs": said["model_kwargs"] or {}})
     config = config.model_copy(update={"model": config.student})

@@ -24,7 +24,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +41,10 @@ from dlth.tickets.seeding import derive
 from dlth.training.compiled import compiled
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
+from dlth.training.patch_ranker import Rank
 from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
-from dlth.training.selector import Selection
 from dlth.training.student import Student
-
-
-class Rank(Protocol):
-    """The selector of the online mode."""
-
-    def __call__(self, images: Tensor, budget: Budget | None = None) -> Selection:
-        """Rankings of all patches of normalised images [B, 3, H, W]; `budget` in place of its own."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.tickets.grid import Grid
-from dlth.training.models import grid_of, on_black_image, patch_size_of
+from dlth.training.models import flops_of, grid_of, patch_size_of
 
 
 class Student(nn.Module, ABC):
@@ -69,8 +68,7 @@ class Student(nn.Module, ABC):
         device = next(self.parameters()).device
         patches = None if k is None else torch.arange(k, device=device)[None]
         size = self.grid.rows * self.patch_size, self.grid.cols * self.patch_size
-        training, counter = self.training, FlopCounterMode(display=False)
-        with counter:
-            on_black_image(lambda image: self.eval()(image, patches), size, device)
+        training = self.training
+        flops = flops_of(lambda image: self.eval()(image, patches), size, device)
         self.train(training)
-        return int(counter.get_total_flops())
+        return flops

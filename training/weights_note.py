@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dlth.tickets.disk import reading
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
+from dlth.tickets.progress import Note
 from dlth.training.models import build, same_model
 from dlth.training.settings import Deviation, Mean
 from dlth.training.weights import check_fits, head_classes, read_weights
@@ -147,14 +148,13 @@ class WeightsFile:
             raise MissingFileError(f"there is no weights file {shown(name)}")
         return cls(name, path, WeightsNote.read(path), use_ema)
 
-    def settle(self, given: Mapping[str, Any], flags: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
+    def settle(self, given: Mapping[str, Any], note: Note, flags: Mapping[str, str] | None = None) -> dict[str, Any]:
         """What holds of each name in `given`: what the user gave, else what the file records (None: neither).
 
         Args:
             given: settings by name, of `ABOUT_MODEL` and `ABOUT_IMAGES`; None or empty is not given
+            note: told every flag which contradicts the file
             flags: the flag of a name, where it is not the name itself
-        Returns:
-            the settings, and a sentence that names every flag which contradicts the file (empty: none does)
         """
         recorded = {} if self.note is None else dict(self.note)
         settled, against = {}, []
@@ -165,8 +165,9 @@ class WeightsFile:
             if said and own is not None and not _agree(name, value, own):
                 flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
                 against.append(f"{flag} {_text(value)} (recorded: {_text(own)})")
-        told = f"against what {shown(self.name)} records of itself: {', '.join(against)}; the flags win"
-        return settled, told if against else ""
+        if against:
+            note(f"against what {shown(self.name)} records of itself: {', '.join(against)}; the flags win")
+        return settled
 
     def build(self, name: str, num_classes: int | None = None, **options: Any) -> nn.Module:
         """The model with the file's weights, which are read once; it is in memory only when its shapes are the file's.

@@ -20,15 +20,18 @@ from torchvision.io import ImageReadMode, decode_image
 from dlth.data.decode import decode
 from dlth.data.index import open_index
 from dlth.data.views import render
-from dlth.pipeline.ranker import Ranker
+from dlth.pipeline.ranker import BatchRanker
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import SelectReport, plan, select
-from dlth.tickets import Preprocessing, TicketStore, TicketWriter
+from dlth.tickets import Budget, Grid, SelectorInfo, TicketStore, TicketWriter
 from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFileError
 from dlth.training import Selector
 from dlth.training.checkpoint import write_tensors
+from dlth.training.frame import Frame
 from dlth.training.layers import checked
 from dlth.training.models import build
+from dlth.training.patch_ranker import Selection
+from dlth.training.rankers import RANKERS
 from dlth.training.weights_note import WeightsNote
 
 SCRIPT = TESTS / "faults" / "kill_select.py"
@@ -61,7 +64,7 @@ def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Call
     mean, std = (
         torch.tensor(v).view(1, 3, 1, 1) for v in (store.header.preprocessing.mean, store.header.preprocessing.std)
     )
-    expected = prepared.selector.rank((torch.stack(pixels).float() / 255 - mean) / std).numpy()
+    expected = prepared.ranker.select((torch.stack(pixels).float() / 255 - mean) / std).patches.numpy()
     np.testing.assert_array_equal(store.read(0).patches, expected)
     assert store.header.k == 8
     assert store.header.selector.blocks == (1, 2, 3)
@@ -306,12 +309,48 @@ def test_the_batch_is_halved_until_it_fits_the_device() -> None:
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, **KWARGS)
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
-    preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), decoder="none")
     said: list[str] = []
-    small = Ranker(SmallDevice(vit, 0.7, (1, 2)), preprocessing, torch.device("cpu"), batch_size=16, say=said.append)
-    whole = Ranker(Selector(vit, 0.7, (1, 2)), preprocessing, torch.device("cpu"), batch_size=16)
+    small = BatchRanker(SmallDevice(vit, 0.7, (1, 2)), batch_size=16, say=said.append)
+    whole = BatchRanker(Selector(vit, 0.7, (1, 2)), batch_size=16)
     np.testing.assert_array_equal(small(images)[0], whole(images)[0])
     assert [text.split(":")[1] for text in said] == [f" going on with {size}" for size in (8, 4, 2)]
+
+
+class Stripes:
+    """A ranker without a model: the columns of 4 x 4 patches, from the brighter side on."""
+
+    frame = Frame(Grid(4, 4), (32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
+    budget = Budget.from_keep("0.5", 16, 1)
+    info = SelectorInfo("stripes", "", "drawn by hand", (0,))
+    device = torch.device("cpu")
+    flops = (0, 0)
+    seen = 0
+
+    def select(self, images: torch.Tensor, budget: Budget | None = None) -> Selection:
+        self.seen += len(images)
+        left = images[..., :16].mean((1, 2, 3)) >= images[..., 16:].mean((1, 2, 3))
+        columns = torch.where(left[:, None], torch.arange(4), torch.arange(4).flip(0))
+        patches = (columns[:, :, None] + 4 * torch.arange(4)).flatten(1)
+        return Selection(patches, torch.ones(len(images)))
+
+
+def test_stage_1_asks_a_ranker_for_nothing_but_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One made of a few lines, and named in the registry, writes the ticket file; it never sees a bad image."""
+    halves = np.zeros((32, 32, 3), np.uint8)
+    halves[:, :16] = 255
+    left, right = (make_image(pixels, "PNG") for pixels in (halves, halves[:, ::-1]))
+    members = {"bad": b"no image", "left": left, "right": right}
+    make_tar(tmp_path / "train-000000.tar", [(f"{key}.png", data) for key, data in members.items()])
+    ranker = Stripes()
+    monkeypatch.setitem(RANKERS, "stripes", lambda wanted, device: ranker)
+    made = plan(select_config(str(tmp_path), tmp_path / "t.zarr", bad_images="skip"), ranker="stripes")
+    assert (select(made).images, made.header.k, made.header.selector.model) == (3, 8, "stripes")
+    assert ranker.seen == 2
+    store = TicketStore(tmp_path / "t.zarr")
+    columns = store.patches(0)[:, ::4] % 4
+    assert columns[1:].tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+    assert store.skipped(0).tolist() == [True, False, False]
+    assert store.verify() == []
 
 
 def test_an_empty_shard_is_written_as_what_it_is(make_shards: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dlth.pipeline.ranker import Ranker
-from dlth.tickets import Budget, Preprocessing
+from dlth.pipeline.ranker import BatchRanker
+from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.loop import train
+from dlth.training.online import OnlineSelector
+from dlth.training.patch_ranker import Selection
 from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
-from dlth.training.selector import Selection, Selector
+from dlth.training.selector import Selector
 from dlth.training.setup import Parts, prepare
 
 ERASED: dict[str, Any] = {
@@ -79,12 +81,12 @@ def test_stage_1_and_the_selector_in_the_loop_rank_the_same_pixels_alike(
     """To the last bit: the same patches, and the same gaps."""
     parts = prepare(make_run("online", **online), World(0, 1, torch.device("cpu")), Reporter())
     assert parts.online is not None
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    selector = replace(parts.online, frame=replace(parts.online.frame, mean=mean, std=std))
+    pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    frame = replace(parts.online.selector.frame, mean=pixels.mean, std=pixels.std)
+    selector = Selector(parts.online.selector.vit, blocks=(0, 1), frame=frame)
     images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    pixels = Pixels(mean, std)
-    in_loop = selector.ranking(pixels)(pixels(images))
-    patches, gap = Ranker(selector.selector, Preprocessing(mean, std, "none"), torch.device("cpu"))(images)
+    in_loop = OnlineSelector(selector).ranking(pixels)(pixels(images))
+    patches, gap = BatchRanker(selector)(images)
     assert np.array_equal(in_loop.patches.numpy(), patches)
     assert np.array_equal(in_loop.gap.numpy(), gap)
 
