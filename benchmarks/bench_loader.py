@@ -36,10 +36,10 @@ from dlth.data.decode import decode
 from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, join
-from dlth.data.loader import TrainLoader, hidden_patches
+from dlth.data.loader import TrainLoader
 from dlth.data.mixing import Mixing, mix_plan, mix_rankings
 from dlth.data.order import Batching
-from dlth.data.patches import Frame, PatchChoice
+from dlth.data.patches import PatchChoice, Showing, hidden_patches
 from dlth.data.visibility import demote
 
 GRID, K = DEIT["grid"], DEIT["k"]
@@ -131,7 +131,7 @@ def added_by_tickets(index: ShardIndex, found: Join, recipe: str, batch: int) ->
     for number, data in enumerate(encoded):
         image = decode(data, where="bench")
         shown = augment(image, augmentation, GRID, 0, 0, index.key(number))
-        frames.append(Frame(number, index.key(number), (image.shape[1], image.shape[2]), shown.view, shown.hidden))
+        frames.append(Showing(number, index.key(number), (image.shape[1], image.shape[2]), shown.view, shown.hidden))
     plans = [mix_plan(mixing, augmentation.size, 0, 0, step) for step in range(20)]
     times = []
     for plan in plans:

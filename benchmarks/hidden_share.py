@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from dlth.data.augment import Augmentation, augment
-from dlth.data.loader import hidden_patches
 from dlth.data.mixing import Mixing, MixPlan, mix_plan, mix_rankings
-from dlth.data.patches import DrawnIn, Frame, PatchChoice
+from dlth.data.patches import DrawnIn, PatchChoice, Showing, hidden_patches
 from dlth.data.visibility import demote, hidden_share
 from dlth.tickets import Grid
 
@@ -28,24 +27,24 @@ ERASED = Augmentation(reprob=1.0)
 BATCH = 50
 
 
-def drawn(augmentation: Augmentation, draws: int) -> list[Frame]:
+def drawn(augmentation: Augmentation, draws: int) -> list[Showing]:
     """What each of so many augmented pictures shows."""
     noise = np.random.default_rng(0).integers(0, 256, (3, 300, 400), dtype=np.uint8)
     image = torch.from_numpy(noise)
     frames = []
     for number in range(draws):
         shown = augment(image, augmentation, GRID, 0, 0, str(number))
-        frames.append(Frame(number, str(number), (300, 400), shown.view, shown.hidden))
+        frames.append(Showing(number, str(number), (300, 400), shown.view, shown.hidden))
     return frames
 
 
-def batches(frames: list[Frame], mixing: Mixing) -> Iterator[tuple[list[Frame], MixPlan]]:
+def batches(frames: list[Showing], mixing: Mixing) -> Iterator[tuple[list[Showing], MixPlan]]:
     """The frames in groups, each with its plan."""
     for step, start in enumerate(range(0, len(frames), BATCH)):
         yield frames[start : start + BATCH], mix_plan(mixing, DEIT.size, 0, 0, step)
 
 
-def shares(frames: list[Frame], mixing: Mixing, drawn_in: DrawnIn, setting: str) -> list[float]:
+def shares(frames: list[Showing], mixing: Mixing, drawn_in: DrawnIn, setting: str) -> list[float]:
     """Hidden share of the kept patches for each k, in percent; the last is that of all patches."""
     choice, found = PatchChoice("random", GRID, 0, drawn_in=drawn_in), []
     for group, plan in batches(frames, mixing):

@@ -18,9 +18,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from dlth.data.rand_augment import RandAugment
-from dlth.data.visibility import hidden_by_box, hidden_by_warps
+from dlth.data.visibility import hidden_by_warps
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
+from dlth.tickets.project import covered
 from dlth.tickets.seeding import Part, derive
 from dlth.tickets.view import View
 
@@ -153,7 +154,7 @@ class _Pipeline:
         params["v"] = ((params["v"] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         (height, width), top, left = self.config.size, params["i"], params["j"]
         right, bottom = (left + params["w"]) / width, (top + params["h"]) / height
-        return F.erase(image, **params), hidden_by_box(left / width, top / height, right, bottom, grid)
+        return F.erase(image, **params), covered(np.array([[left / width, top / height, right, bottom]]), grid)[0]
 
 
 def _in_unit_square(affine: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ made in another frame than the evaluation crop are projected to it; in the same 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
 from dlth.data.left_out import LeftOut
 from dlth.data.order import Ids
-from dlth.data.patches import ARMS, Arm, Frame, PatchChoice
+from dlth.data.patches import ARMS, Arm, PatchChoice, Showing
 from dlth.data.reader import BadImages, Reader
 from dlth.data.views import check_view, render
 from dlth.data.workers import Pool
@@ -107,23 +107,19 @@ class _EvalJob:
             return []
         index = self.reader.index
         pixels = torch.stack([render(image, self.view) for image in images])
-        frames = []
+        showings = []
         for sample_id, image in zip(ids.tolist(), images, strict=True):
             size = (image.shape[1], image.shape[2])
-            frames.append(Frame(sample_id, index.key(sample_id), size, self.view.view_of(*size, self.grid)))
+            showings.append(Showing(sample_id, index.key(sample_id), size, self.view.view_of(*size, self.grid)))
         labels = torch.from_numpy(index.label[ids].astype(np.int64))
-        kept = {choice.arm: choice.has_patches(frames) for choice in self.choices}
-        rankings: dict[str, Ids] = {
-            choice.arm: choice.rankings(frames, 0) for choice in self.choices if choice.arm != "dense"
+        patches: dict[str, torch.Tensor | None] = {
+            choice.arm: None if choice.arm == "dense" else choice.kept(showings, 0, self.k) for choice in self.choices
         }
-        with_ticket = kept.get("ticket", np.ones(len(ids), dtype=bool))
-        batches = []
-        for rows in (np.flatnonzero(with_ticket), np.flatnonzero(~with_ticket)):
-            if len(rows):
-                patches: dict[str, torch.Tensor | None] = {
-                    arm: torch.from_numpy(rankings[arm][rows, : self.k].copy()) if there[rows[0]] else None
-                    for arm, there in kept.items()
-                }
-                at = torch.from_numpy(rows)
-                batches.append(EvalBatch(pixels[at], patches, labels[at], torch.from_numpy(ids[rows])))
-        return batches
+        batch = EvalBatch(pixels, patches, labels, torch.from_numpy(ids))
+        ticket = next((choice for choice in self.choices if choice.arm == "ticket"), None)
+        has_ticket = np.ones(len(ids), bool) if ticket is None else ticket.has_patches(showings)
+        if has_ticket.all():
+            return [batch]
+        rest = batch.of(~has_ticket)
+        rest = replace(rest, patches=rest.patches | {"ticket": None})
+        return [batch.of(has_ticket), rest] if has_ticket.any() else [rest]

@@ -16,13 +16,13 @@ its neighbour of the pair takes its place with weight 0 (so that mixing does not
 the same batches, with tickets or without. What was found is named in the batch and in `TrainLoader.bad_images`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dlth.data.augment import Augmentation, augment
 from dlth.data.batch import Batch
@@ -31,11 +31,10 @@ from dlth.data.crashes import Crashed
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, check_compatible
 from dlth.data.left_out import LeftOut
-from dlth.data.mixing import BatchMix, Mixing, batch_mix, mix_hidden, mix_rankings, partners
+from dlth.data.mixing import BatchMix, Mixing, batch_mix, partners
 from dlth.data.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, live_shards
-from dlth.data.patches import Arm, DrawnIn, Frame, PatchChoice, RandomTokens, later
+from dlth.data.patches import Arm, DrawnIn, PatchChoice, RandomTokens, Showing, hidden_patches, later
 from dlth.data.reader import BadImages, Reader
-from dlth.data.visibility import demote
 from dlth.data.workers import Pool
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
@@ -187,77 +186,58 @@ class _TrainJob:
         return found
 
     def __call__(self, request: Request, crashed: Crashed) -> list[Batch]:
-        images, bad = self.reader.read(request.part.ids, crashed)
-        pixels, frames = self._augmented(request, images)
-        hidden = hidden_patches(frames, self.choice.grid, request.mix)
-        patches, kept = self._patches(request, frames, hidden)
-        labels = self.reader.index.label[[frame.sample_id for frame in frames]].astype(np.int64)
-        weights = request.part.weights * np.array([image is not None for image in images], dtype=np.float32)
-        groups = [rows for rows in (np.flatnonzero(kept), np.flatnonzero(~kept)) if len(rows)]
-        return [
-            Batch(
-                images=pixels if len(groups) == 1 else pixels[torch.from_numpy(rows)],
-                patches=patches[torch.from_numpy(rows)] if kept[rows[0]] else None,
-                labels=torch.from_numpy(labels[rows]),
-                ids=torch.from_numpy(request.part.ids[rows]),
-                weights=torch.from_numpy(weights[rows]),
-                mix=request.mix.of(rows),
-                epoch=request.epoch,
-                step=request.step,
-                last=request.last and number == len(groups),
-                bad=bad if number == 1 else {},
-                hidden=None if hidden is None else hidden[torch.from_numpy(rows)],
-            )
-            for number, rows in enumerate(groups, start=1)
-        ]
+        part, mix = request.part, request.mix
+        images, bad = self.reader.read(part.ids, crashed)
+        pixels, showings = self._augmented(request, images)
+        labels = self.reader.index.label[[showing.sample_id for showing in showings]].astype(np.int64)
+        weights = part.weights * np.array([image is not None for image in images], dtype=np.float32)
+        batch = Batch(
+            images=pixels,
+            patches=None,
+            labels=torch.from_numpy(labels),
+            ids=torch.from_numpy(part.ids),
+            weights=torch.from_numpy(weights),
+            mix=mix,
+            epoch=request.epoch,
+            step=request.step,
+            last=request.last,
+            bad=bad,
+            hidden=hidden_patches(showings, self.choice.grid, mix),
+        )
+        chosen = self.choice.has_patches(showings)
+        chosen &= chosen[partners(len(showings))] | ~mix.mixed
+        if chosen.all():
+            return [self._cut(batch, request.k, showings)]
+        if not chosen.any():
+            return [batch]
+        with_tickets = replace(batch.of(chosen), last=False)
+        rest = replace(batch.of(~chosen), bad={})
+        return [self._cut(with_tickets, request.k, list(compress(showings, chosen))), rest]
 
-    def _augmented(self, request: Request, images: list[torch.Tensor | None]) -> tuple[torch.Tensor, list[Frame]]:
+    def _cut(self, batch: Batch, k: int | None, showings: list[Showing]) -> Batch:
+        """The batch with the patches that its showings keep. The one place where what is dropped need not travel on."""
+        hidden = batch.hidden if self.hidden == "demote" else None
+        return batch.keeping(self.choice.kept(showings, batch.epoch, k, batch.mix, hidden))
+
+    def _augmented(self, request: Request, images: list[torch.Tensor | None]) -> tuple[torch.Tensor, list[Showing]]:
         """Pixels uint8 [B, 3, height, width] and what they show; a bad image shows its neighbour, or nothing."""
         grid, index, ids, views = self.choice.grid, self.reader.index, request.part.ids, request.part.views
         pixels = torch.zeros(len(images), 3, *self.augmentation.size, dtype=torch.uint8)
-        frames: list[Frame] = []
+        showings: list[Showing] = []
         for i, (sample_id, view, image) in enumerate(zip(ids.tolist(), views.tolist(), images, strict=True)):
             key = index.key(sample_id)
             if image is None:
-                frames.append(Frame(sample_id, key, (1, 1), View.whole(grid), number=view))
+                showings.append(Showing(sample_id, key, (1, 1), View.whole(grid), number=view))
                 continue
             epoch, draw = (request.epoch, view) if self.replay is None else self.replay(request.epoch, view)
             shown = augment(image, self.augmentation, grid, self.seed, epoch, key, *later(draw))
             pixels[i] = shown.image
-            frames.append(Frame(sample_id, key, (image.shape[1], image.shape[2]), shown.view, shown.hidden, view))
+            showings.append(Showing(sample_id, key, (image.shape[1], image.shape[2]), shown.view, shown.hidden, view))
         others = partners(len(images))
         for i in (i for i, image in enumerate(images) if image is None):
             if images[others[i]] is not None:
-                pixels[i], frames[i] = pixels[others[i]], frames[others[i]]
-        return pixels, frames
-
-    def _patches(
-        self, request: Request, frames: list[Frame], hidden: torch.Tensor | None
-    ) -> tuple[torch.Tensor, NDArray[np.bool_]]:
-        """Int64 [B, k], and bool [B]: whether the row keeps a choice of patches (else the first says nothing).
-
-        What is drawn in the view is drawn in the mixed one, as a selector in the loop ranks the mixed image.
-        """
-        kept = self.choice.has_patches(frames)
-        kept &= kept[partners(len(frames))] | ~request.mix.mixed
-        if not kept.any():
-            return torch.empty((len(frames), 0), dtype=torch.int64), kept
-        rankings = self.choice.rankings(frames, request.epoch)
-        if self.choice.drawn_in == "image":
-            rankings = mix_rankings(rankings, self.choice.grid, request.mix)
-        ranked = torch.from_numpy(rankings)
-        if hidden is not None and self.hidden == "demote":
-            ranked = demote(ranked, hidden)
-        return ranked[:, : request.k].contiguous(), kept
-
-
-def hidden_patches(frames: Sequence[Frame], grid: Grid, mix: BatchMix) -> torch.Tensor | None:
-    """Float32 [B, P]: the hidden share of each patch after mixing; None where nothing is hidden."""
-    if all(frame.hidden is None for frame in frames):
-        return None
-    nothing = np.zeros(grid.num_patches)
-    hidden = np.stack([nothing if frame.hidden is None else frame.hidden for frame in frames])
-    return torch.from_numpy(mix_hidden(hidden, grid, mix).astype(np.float32))
+                pixels[i], showings[i] = pixels[others[i]], showings[others[i]]
+        return pixels, showings
 
 
 def _keep_open(join: Join, order: Ids) -> None:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlth.data.visibility import hidden_by_box
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
-from dlth.tickets.project import blend, paste
+from dlth.tickets.project import best_first, covered
+from dlth.tickets.ranks import rank_matrix
 from dlth.tickets.seeding import generator
 
 Ranking = NDArray[np.int64]
-Rows = TypeVar("Rows", torch.Tensor, Ranking, NDArray[np.float64])
+Rows = TypeVar("Rows", torch.Tensor, NDArray[Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,25 +152,20 @@ def mix_images(images_B3HW: torch.Tensor, mix: MixPlan | BatchMix) -> torch.Tens
 
 
 def mix_rankings(rankings_BP: Ranking, grid: Grid, mix: MixPlan | BatchMix) -> Ranking:
-    """Rankings int64 [batch, patches] (all patches, best first) mixed as the pixels are: pasted or blended."""
-
-    def mixed(rankings: Ranking, plan: MixPlan) -> Ranking:
-        others = rankings[partners(len(rankings))]
-        if plan.kind == "mixup":
-            return blend(rankings, others, plan.weight)
-        return paste(rankings, others, np.array(plan.box), grid)
-
-    return _by_group(rankings_BP, mix, mixed)
+    """Rankings int64 [batch, patches] (all patches, best first) mixed as the pixels are, by each patch's rank."""
+    ranks_BP = rank_matrix(rankings_BP, grid.num_patches)
+    mixed_BP = mix_patches(ranks_BP, grid, mix)
+    return rankings_BP if mixed_BP is ranks_BP else best_first(mixed_BP)
 
 
-def mix_hidden(hidden_BP: NDArray[np.float64], grid: Grid, mix: MixPlan | BatchMix) -> NDArray[np.float64]:
-    """Hidden share float64 [batch, patches] of each patch after mixing: pasted or averaged as its pixels are."""
+def mix_patches(values_BP: NDArray[Any], grid: Grid, mix: MixPlan | BatchMix) -> NDArray[Any]:
+    """What each patch has, [batch, patches], after mixing: pasted or averaged as its pixels are, by area."""
 
-    def mixed(hidden: NDArray[np.float64], plan: MixPlan) -> NDArray[np.float64]:
-        own = plan.weight if plan.kind == "mixup" else 1.0 - hidden_by_box(*plan.box, grid)
-        return hidden * own + hidden[partners(len(hidden))] * (1.0 - own)
+    def mixed(values: NDArray[Any], plan: MixPlan) -> NDArray[Any]:
+        own = plan.weight if plan.kind == "mixup" else 1.0 - covered(np.array([plan.box]), grid)
+        return values * own + values[partners(len(values))] * (1.0 - own)
 
-    return _by_group(hidden_BP, mix, mixed)
+    return _by_group(values_BP, mix, mixed)
 
 
 def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, mix: MixPlan | BatchMix) -> torch.Tensor:

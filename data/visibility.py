@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlth.tickets.grid import Grid
-from dlth.tickets.project import cover
 
 Floats = NDArray[np.float64]
 
@@ -41,13 +40,6 @@ def hidden_by_warps(affines: Sequence[Floats], grid: Grid) -> Floats:
     blocks = shown.reshape(grid.rows, _SAMPLES, grid.cols, _SAMPLES)
     hidden: Floats = 1.0 - blocks.mean(axis=(1, 3)).reshape(grid.num_patches)
     return hidden
-
-
-def hidden_by_box(left: float, top: float, right: float, bottom: float, grid: Grid) -> Floats:
-    """Float64 [P]: the share of each patch under a box, whose sides are fractions of the view."""
-    down = cover(np.array([top]), np.array([bottom]), grid.rows)[0]
-    across = cover(np.array([left]), np.array([right]), grid.cols)[0]
-    return np.outer(down, across).reshape(grid.num_patches)
 
 
 def demote(rankings_BP: Tensor, hidden_BP: Tensor) -> Tensor:

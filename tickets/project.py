@@ -3,7 +3,7 @@
 A target patch scores the area-weighted mean rank of the source patches it covers; area outside the source view counts
 as the worst rank. Axis-aligned maps (crops, mirrors, resizes) are exact: the overlap of two grids is the product of
 two small matrices, one per axis. Other maps (shear, rotation) take a fixed lattice of sample points in each patch.
-Scores are rounded to 2^-20 of a rank before a stable sort, so that floating-point dust cannot break ties, which go to
+Scores are rounded to 2^-20 of a rank before they are sorted, so that floating-point dust cannot break ties, which go to
 the lowest index. Rejected: projecting the top-k set alone, which leaves most crops with fewer patches than they need.
 
 Axes: B batch, P source patches, Q target patches, R/C rows/columns, S samples per patch and axis.
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.grid import Grid
+from dlth.tickets.ranks import rank_matrix
 from dlth.tickets.view import Matrix, View, array_of, compose, inverse
 
 Ranking = NDArray[np.int64]
@@ -42,7 +43,7 @@ def project(ranking: ArrayLike, from_view: View, to_view: View) -> Ranking:
         raise MismatchError(f"{len(rows_BP)} rankings cannot go through {len(matrix_B23)} views: give as many, or one")
     ranks_BP = np.broadcast_to(_ranks(rows_BP, from_view.grid), (max((*sizes, 1)), from_view.grid.num_patches))
     matrix_B23 = np.broadcast_to(matrix_B23, (len(ranks_BP), 2, 3))
-    result = _order(_scores(ranks_BP, matrix_B23, from_view.grid, to_view.grid))
+    result = best_first(_scores(ranks_BP, matrix_B23, from_view.grid, to_view.grid))
     single = np.ndim(ranking) == 1 and from_view.matrix.ndim == to_view.matrix.ndim == 2
     return result[0] if single else result
 
@@ -56,10 +57,7 @@ def paste(ranking_BP: ArrayLike, other_BP: ArrayLike, box: ArrayLike, grid: Grid
     box_B4 = np.atleast_2d(array_of(box, "a box", np.float64))
     if box_B4.ndim != 2 or box_B4.shape[1] != 4:
         raise InputError(f"a box is (left, top, right, bottom), one or one a ranking, got {list(box_B4.shape)}")
-    across = cover(box_B4[:, 0], box_B4[:, 2], grid.cols)
-    down = cover(box_B4[:, 1], box_B4[:, 3], grid.rows)
-    weight_BP = 1.0 - (down[:, :, None] * across[:, None, :]).reshape(len(box_B4), grid.num_patches)
-    return _mixed(ranking_BP, other_BP, weight_BP, grid)
+    return _mixed(ranking_BP, other_BP, 1.0 - covered(box_B4, grid), grid)
 
 
 def blend(ranking_BP: ArrayLike, other_BP: ArrayLike, weight: ArrayLike) -> Ranking:
@@ -81,11 +79,11 @@ def _mixed(ranking_BP: ArrayLike, other_BP: ArrayLike, weight: Floats, grid: Gri
         raise InputError(f"{len(weight)} boxes or weights were given for {len(own_BP)} rankings: give as many, or one")
     if not np.isfinite(weight).all() or (weight < 0).any() or (weight > 1).any():
         raise InputError("the weight of the first image must be from 0 to 1")
-    return _order(weight * _ranks(own_BP, grid) + (1.0 - weight) * _ranks(other, grid))
+    return best_first(weight * _ranks(own_BP, grid) + (1.0 - weight) * _ranks(other, grid))
 
 
-def _ranks(ranking_BP: NDArray[np.integer], grid: Grid) -> Floats:
-    """Float64 [B, P]: the rank of each patch, 0 the best (the inverse permutation of each row)."""
+def _ranks(ranking_BP: NDArray[np.integer], grid: Grid) -> Ranking:
+    """Int64 [B, P]: the rank of each patch, 0 the best, of rankings that come from a caller."""
     num = grid.num_patches
     if ranking_BP.dtype.kind not in "iu" or ranking_BP.shape[1:] != (num,):
         raise InputError(
@@ -94,19 +92,26 @@ def _ranks(ranking_BP: NDArray[np.integer], grid: Grid) -> Floats:
         )
     if ranking_BP.size and (ranking_BP.min() < 0 or ranking_BP.max() >= num):
         raise InputError(f"a ranking names a patch outside 0 … {num - 1}: a skipped image or another grid")
-    ranks = np.full(ranking_BP.shape, np.nan)
-    np.put_along_axis(ranks, ranking_BP.astype(np.int64), np.arange(num, dtype=np.float64)[None], axis=1)
-    if np.isnan(ranks).any():
+    ranks = rank_matrix(ranking_BP, num)
+    if (ranks == num).any():
         raise InputError("a ranking names a patch twice")
     return ranks
 
 
-def _order(score_BQ: Floats) -> Ranking:
-    """Patches by score, smallest first, ties to the lowest index."""
-    return np.argsort(np.rint(score_BQ * _QUANTUM), axis=1, kind="stable").astype(np.int64, copy=False)
+def best_first(score_BQ: Floats) -> Ranking:
+    """Int64 [B, Q]: patches by score, smallest first, ties to the lowest index.
+
+    A score in quanta and its patch make one whole number, below 2^52. No two are alike, so the order does not hang on
+    the sort, and numpy sorts whole numbers in a quarter of the time that its stable sort of 196 scores takes.
+    """
+    num_patches = score_BQ.shape[1]
+    key_BQ: Ranking = np.rint(score_BQ * _QUANTUM).astype(np.int64) * num_patches + np.arange(num_patches)
+    key_BQ.sort(axis=1)
+    key_BQ %= num_patches
+    return key_BQ
 
 
-def _scores(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
+def _scores(ranks_BP: Ranking, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
     aligned_B = (matrix_B23[:, 0, 1] == 0) & (matrix_B23[:, 1, 0] == 0)
     result = np.empty((len(ranks_BP), target.num_patches))
     if aligned_B.any():
@@ -116,7 +121,7 @@ def _scores(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) ->
     return result
 
 
-def _aligned(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
+def _aligned(ranks_BP: Ranking, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
     """Exact mean ranks where x depends on x alone and y on y alone."""
     across_BQP = _overlap(matrix_B23[:, 0, 0], matrix_B23[:, 0, 2], source.cols, target.cols)
     down_BQP = _overlap(matrix_B23[:, 1, 1], matrix_B23[:, 1, 2], source.rows, target.rows)
@@ -140,7 +145,7 @@ def _overlap(scale_B: Floats, shift_B: Floats, num_source: int, num_target: int)
     return result
 
 
-def _sampled(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
+def _sampled(ranks_BP: Ranking, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
     """Mean ranks over a lattice of points in each target patch."""
     x_SC, y_SR = (
         ((np.arange(_SAMPLES) + 0.5)[:, None] / _SAMPLES + np.arange(cells)) / cells
@@ -163,7 +168,14 @@ def _sampled(ranks_BP: Floats, matrix_B23: Matrix, source: Grid, target: Grid) -
     return result / _SAMPLES**2
 
 
-def cover(start_B: Floats, stop_B: Floats, cells: int) -> Floats:
+def covered(box_B4: Floats, grid: Grid) -> Floats:
+    """Float64 [B, P]: the share of each patch under a box (left, top, right, bottom), in fractions of the view."""
+    left, top, right, bottom = box_B4.T
+    down, across = _cover(top, bottom, grid.rows), _cover(left, right, grid.cols)
+    return (down[:, :, None] * across[:, None, :]).reshape(len(box_B4), grid.num_patches)
+
+
+def _cover(start_B: Floats, stop_B: Floats, cells: int) -> Floats:
     """Float64 [B, cells]: the share of each of `cells` equal intervals of [0, 1] that lies in [start, stop]."""
     edges = np.arange(cells, dtype=np.float64)
     covered = np.minimum(stop_B[:, None] * cells, edges + 1.0) - np.maximum(start_B[:, None] * cells, edges)

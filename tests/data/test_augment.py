@@ -6,10 +6,10 @@ import torch
 
 from dlth.data.augment import Augmentation, Augmented, _in_unit_square, augment
 from dlth.data.rand_augment import OPERATIONS, RandAugment
-from dlth.data.visibility import demote, hidden_by_box, hidden_by_warps, hidden_share
+from dlth.data.visibility import demote, hidden_by_warps, hidden_share
 from dlth.tickets.errors import InputError
 from dlth.tickets.grid import Grid
-from dlth.tickets.project import project
+from dlth.tickets.project import covered, project
 from dlth.tickets.view import View
 
 GRID = Grid(4, 4)
@@ -128,9 +128,9 @@ def test_erased_box_counts_as_hidden() -> None:
         rows, cols = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         box = changed[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
         assert 0.015 < box.size / changed.size < 0.35
-        covered = hidden_by_box(cols[0] / 64, rows[0] / 64, (cols[-1] + 1) / 64, (rows[-1] + 1) / 64, GRID)
+        sides = np.array([[cols[0], rows[0], cols[-1] + 1, rows[-1] + 1]]) / 64
         assert result.hidden is not None
-        assert np.allclose(result.hidden, covered, atol=1e-9)
+        assert np.allclose(result.hidden, covered(sides, GRID)[0], atol=1e-9)
         assert 80 < result.image[:, changed].float().mean() < 170
 
 

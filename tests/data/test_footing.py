@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dlth.data.augment import Augmentation
@@ -14,10 +16,11 @@ from dlth.data.batch import Batch
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import join
 from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing, MixPlan, mix_hidden
+from dlth.data.mixing import Mixing, MixPlan, batch_mix, mix_patches, partners
 from dlth.data.order import Batching
+from dlth.data.patches import PatchChoice, Showing
 from dlth.data.visibility import demote, hidden_share
-from dlth.tickets import Grid, TicketStore, ViewSpec, generator
+from dlth.tickets import Grid, TicketStore, View, ViewSpec, blend, generator, paste, project
 from dlth.tickets.controls import control
 
 GRID = Grid(8, 8)
@@ -40,7 +43,7 @@ def placebo(index: ShardIndex, make_tickets: Callable[..., TicketStore], tmp_pat
 
 def batches(index: ShardIndex, store: TicketStore | None, arm: str, **changes: Any) -> Iterator[Batch]:
     """All batches of some epochs, every patch kept, so that each smaller k is a prefix."""
-    settings: dict[str, Any] = {
+    options: dict[str, Any] = {
         "grid": GRID,
         "batching": Batching(40),
         "augmentation": DEIT,
@@ -48,7 +51,7 @@ def batches(index: ShardIndex, store: TicketStore | None, arm: str, **changes: A
         "k": GRID.num_patches,
         "join": None if store is None else join(index, store),
     }
-    loader = TrainLoader(index, arm=arm, **{**settings, **changes})
+    loader = TrainLoader(index, arm=arm, **{**options, **changes})
     for epoch in range(EPOCHS):
         yield from loader.epoch(epoch)
 
@@ -105,6 +108,34 @@ def test_hidden_area_travels_with_the_batch_and_is_demoted_alike_before_and_afte
     assert torch.equal(dense.hidden, kept.hidden)
 
 
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10**6), num_images=st.integers(1, 6), k=st.integers(1, 20))
+def test_one_pass_keeps_what_its_steps_keep_one_by_one(seed: int, num_images: int, k: int) -> None:
+    """Random boxes, mirrors, mixing and hidden area: moved, mixed in pairs, and sorted by what each patch shows."""
+    rng, grid = np.random.default_rng(seed), Grid(4, 5)
+    sides = np.sort(rng.uniform(-0.2, 1.2, (num_images, 2, 2)), axis=1).reshape(num_images, 4).tolist()
+    views = [View.from_box(*box, grid, mirrored=bool(rng.integers(2))) for box in sides]
+    showings = [Showing(number, str(number), (30, 40), view) for number, view in enumerate(views)]
+    mix = batch_mix(Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.8, group=2), (32, 40), seed, 0, 0, 0, num_images)
+    hidden = torch.from_numpy(rng.choice([0.0, 0.0, 0.25, 1 / 3, 1.0], (num_images, 20)).astype(np.float32))
+
+    def ranking(number: int) -> list[int]:
+        drawn = generator(seed, "patches", str(number), 0).permutation(20)
+        return project(drawn, View.whole(grid), views[number]).tolist()
+
+    def expected(number: int, plan: MixPlan) -> list[int]:
+        own, other = np.array([ranking(number)]), np.array([ranking(partners(num_images)[number])])
+        mixed = blend(own, other, plan.weight) if plan.kind == "mixup" else paste(own, other, plan.box, grid)
+        shows = {
+            patch: (20 - rank) * (1 - float(hidden[number, patch])) for rank, patch in enumerate(mixed[0].tolist())
+        }
+        return sorted(range(20), key=lambda patch: -round(shows[patch] * 2**20))[:k]
+
+    kept = PatchChoice("random", grid, seed).kept(showings, 0, k, mix, hidden)
+    plans = [plan for rows, plan in mix.groups() for _ in range(num_images)[rows]]
+    assert kept.tolist() == [expected(number, plan) for number, plan in enumerate(plans)]
+
+
 def test_drawn_in_the_view_random_patches_ignore_where_the_view_lies(index: ShardIndex) -> None:
     """The authors' random arm: one draw an image in the mixed view itself, only what is hidden falls behind."""
     batch = next(batches(index, None, "random", drawn_in="view", mixing=MIXED))
@@ -116,7 +147,7 @@ def test_what_is_seen_of_mixed_images_follows_their_pixels() -> None:
     """A hidden half shows through by its weight in mixup, and only outside or inside the box in cutmix."""
     hidden = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     grid = Grid(1, 4)
-    assert mix_hidden(hidden, grid, MixPlan("mixup", 0.75))[:, 0].tolist() == [0.75, 0.25]
+    assert mix_patches(hidden, grid, MixPlan("mixup", 0.75))[:, 0].tolist() == [0.75, 0.25]
     cut = MixPlan("cutmix", 0.625, (0.125, 0.0, 0.5, 1.0))
-    assert mix_hidden(hidden, grid, cut).tolist() == [[0.5, 0.0, 0.0, 0.0], [0.5, 1.0, 0.0, 0.0]]
-    assert mix_hidden(hidden, grid, MixPlan()) is hidden
+    assert mix_patches(hidden, grid, cut).tolist() == [[0.5, 0.0, 0.0, 0.0], [0.5, 1.0, 0.0, 0.0]]
+    assert mix_patches(hidden, grid, MixPlan()) is hidden

@@ -533,11 +533,21 @@ def test_images_without_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_batches_move_as_a_whole(index: ShardIndex, store: TicketStore) -> None:
-    """`to` moves every tensor of a training or evaluation batch, those of the arms among them, and nothing else."""
+    """`to` moves every tensor of a training or evaluation batch, those of the arms among them, and nothing else.
+
+    What is known of each patch besides goes with its image, and is cut with the patches that are kept.
+    """
     trained = next(loader(index, store, mixing=MIXED).epoch(0))
     moved = trained.to("meta")
     assert {moved.images.device.type, moved.patches.device.type, moved.weights.device.type} == {"meta"}
     assert (moved.mix, moved.step, moved.last) == (trained.mix, trained.step, trained.last)
+    extras = {"labels": torch.rand(8, 16, 3), "scores": torch.rand(8, 16)}
+    seen = replace(trained, patches=None, extras=extras).of(np.arange(8) < 4).keeping(trained.patches[:4])
+    assert seen.mix == trained.mix.of(np.arange(4))
+    for name, values in extras.items():
+        rows = [values[row, patches] for row, patches in enumerate(trained.patches[:4].tolist())]
+        assert torch.equal(seen.extras[name], torch.stack(rows))
+        assert seen.to("meta").extras[name].device.type == "meta"
     evaluated = next(iter(evaluation(index, store))).to("meta")
     assert evaluated.patches["ticket"].device.type == "meta"
     assert evaluated.patches["dense"] is None

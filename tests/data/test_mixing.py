@@ -14,8 +14,8 @@ from dlth.data.mixing import (
     Mixing,
     MixPlan,
     batch_mix,
-    mix_hidden,
     mix_images,
+    mix_patches,
     mix_plan,
     mix_rankings,
     mix_targets,
@@ -136,7 +136,7 @@ def test_whatever_is_mixed_of_a_group_is_the_same_however_the_batch_is_cut(
 
     def mixed(rows: np.ndarray, mix: BatchMix) -> list[torch.Tensor]:
         at = torch.from_numpy(rows)
-        arrays = mix_rankings(rankings[rows], grid, mix), mix_hidden(hidden[rows], grid, mix)
+        arrays = mix_rankings(rankings[rows], grid, mix), mix_patches(hidden[rows], grid, mix)
         return [mix_images(images[at], mix), mix_targets(labels[at], 5, 0.1, mix), *map(torch.from_numpy, arrays)]
 
     expected = mixed(np.arange(60), whole)

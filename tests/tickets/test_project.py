@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dlth.tickets import Grid, View, blend, generator, paste, project
 from dlth.tickets.errors import InputError, MismatchError
+from dlth.tickets.project import best_first
 
 GRID = Grid(6, 5)
 WHOLE = View.whole(GRID)
@@ -157,6 +158,14 @@ def test_rows_do_not_depend_on_their_batch(seed: int, targets: list[View]) -> No
     assert (project(rankings.astype(np.uint8), WHOLE, View.stack(targets)) == one_by_one).all()
     assert (project(rankings, WHOLE, targets[0])[0] == one_by_one[0]).all()
     assert (project(rankings[0], WHOLE, View.stack(targets))[0] == one_by_one[0]).all()
+
+
+@given(seeds, st.integers(1, 300), st.floats(0, 65_535))
+def test_the_order_is_that_of_a_stable_sort_of_rounded_scores(seed: int, num_patches: int, spread: float) -> None:
+    """Smallest first in quanta of 2^-20, ties to the lowest index, however large the scores and however many equal."""
+    scores = generator("scores", seed).integers(0, 9, (3, num_patches)) / 8 * spread
+    scores[2] *= 2**-19  # within a few quanta
+    assert (best_first(scores) == np.argsort(np.rint(scores * 2**20), axis=1, kind="stable")).all()
 
 
 @given(seeds)
