@@ -2,9 +2,8 @@
 
 A seeded shuffle needs any image at any time. ImageNet's training archive is a tar of tars, and neither level is
 compressed, so every image is a run of bytes of the outer file: one pass over the headers finds them all (1.28 million
-headers, not 140 GB), and shards are then written by positional reads. Rejected: extracting first, as most recipes do
-(1.28 million small files, twice the space). A gzip archive has no such offsets; it is decompressed once into a spool
-file, for which the space is watched.
+headers, not 140 GB), and shards are then written by positional reads. A gzip archive has no such offsets; it is
+decompressed once into a spool file, for which the space is watched.
 
 Archives come from outside: `dlth.data.tar` walks them (checksums, no links, bounded), and a member's name is only ever
 text, never a path that is opened.
@@ -157,11 +156,9 @@ def _decompressed(path: Path, spool: Path) -> Path:
                         "can be packed where it lies: decompress it (gunzip) where there is space and give the .tar."
                     )
                 target.write(chunk)
+        partial.replace(plain)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        partial.unlink(missing_ok=True)
         raise DamageError(f"{shown(path)} cannot be decompressed: {shown(error)}. Fetch it again.") from error
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
-    partial.replace(plain)
     return plain

@@ -69,13 +69,13 @@ class EvalLoader:
         self._index, self.batch_size = index, batch_size
         self.bad_images: dict[str, str] = {}
         choices = [PatchChoice(arm, grid, seed, join if arm == "ticket" else None, drawn_in="view") for arm in arms]
-        self._pool = Pool(_EvalJob(Reader(index, join, bad_images), view, grid, choices, k), workers)
+        self._pool = Pool(_EvalJob(index, Reader(index, join, bad_images), view, grid, choices, k), workers)
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """This rank's batches. Raises WorkerError, BadImageError, DamageError."""
         starts = range(0, len(self._ids), self.batch_size)
         for batches, bad in self._pool.results(self._ids[start : start + self.batch_size] for start in starts):
-            self.bad_images.update({self._index.key(sample_id): problem for sample_id, problem in bad.items()})
+            self.bad_images |= {self._index.key(number): problem for number, problem in bad.items()}
             yield from batches
 
 
@@ -83,19 +83,15 @@ class EvalLoader:
 class _EvalJob:
     """The worker's side: ids in, batches out (two where some images have no ticket and are shown whole)."""
 
+    index: ShardIndex
     reader: Reader
     view: ViewSpec
     grid: Grid
     choices: list[PatchChoice]
     k: int | None
 
-    @property
-    def index(self) -> ShardIndex:
-        return self.reader.index
-
-    def images(self, ids: Ids) -> list[int]:
-        found: list[int] = self.reader.wanted(ids).tolist()
-        return found
+    def images(self, ids: Ids) -> Ids:
+        return self.reader.wanted(ids)
 
     def __call__(self, ids: Ids, crashed: Crashed) -> tuple[list[EvalBatch], dict[int, str]]:
         images, bad = self.reader.read(ids, crashed)
@@ -105,13 +101,12 @@ class _EvalJob:
     def _batches(self, ids: Ids, images: list[torch.Tensor]) -> list[EvalBatch]:
         if not images:
             return []
-        index = self.reader.index
         pixels = torch.stack([render(image, self.view) for image in images])
         showings = []
         for sample_id, image in zip(ids.tolist(), images, strict=True):
             size = (image.shape[1], image.shape[2])
-            showings.append(Showing(sample_id, index.key(sample_id), size, self.view.view_of(*size, self.grid)))
-        labels = torch.from_numpy(index.label[ids].astype(np.int64))
+            showings.append(Showing(sample_id, self.index.key(sample_id), size, self.view.view_of(*size, self.grid)))
+        labels = torch.from_numpy(self.index.label[ids].astype(np.int64))
         patches: dict[str, torch.Tensor | None] = {
             choice.arm: None if choice.arm == "dense" else choice.kept(showings, 0, self.k) for choice in self.choices
         }

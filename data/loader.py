@@ -102,8 +102,8 @@ class TrainLoader:
         if join is not None:
             _keep_open(join, self._order(0))
         choice = PatchChoice(arm, grid, seed, join, random_tokens, drawn_in)
-        replay = None if view_epochs is None else Replay(view_epochs, batching.num_views)
-        job = _TrainJob(Reader(index, join, bad_images), augmentation, choice, seed, replay, hidden)
+        reader, num_views = Reader(index, join, bad_images), batching.num_views
+        job = _TrainJob(index, reader, augmentation, choice, seed, num_views, view_epochs, hidden)
         self._pool = Pool(job, workers)
 
     @property
@@ -118,9 +118,7 @@ class TrainLoader:
         """
         for batches in self._pool.results(self._plan(epoch, start_step)):
             for batch in batches:
-                self.bad_images.update(
-                    {self._index.key(sample_id): problem for sample_id, problem in batch.bad.items()}
-                )
+                self.bad_images |= {self._index.key(number): problem for number, problem in batch.bad.items()}
                 yield batch
 
     def _check(self, index: ShardIndex, grid: Grid, arm: Arm, view_epochs: int | None, hidden: Hidden) -> None:
@@ -154,42 +152,27 @@ class TrainLoader:
                 yield Request(part, epoch, step, number == len(parts), k, mix)
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """Frozen views: `frozen` of each image, one after the other as it is shown `shown` times an epoch."""
-
-    frozen: int
-    shown: int
-
-    def __call__(self, epoch: int, view: int) -> tuple[int, int]:
-        """The epoch and view whose draw is seen at view `view` of `epoch`."""
-        return (epoch * self.shown + view) % self.frozen, 0
-
-
 @dataclass(frozen=True, eq=False)
 class _TrainJob:
-    """The worker's side: a request in, batches out."""
+    """The worker's side: a request in, batches out; `frozen` views of each image, seen one after the other, or None."""
 
+    index: ShardIndex
     reader: Reader
     augmentation: Augmentation
     choice: PatchChoice
     seed: int
-    replay: Replay | None
+    num_views: int
+    frozen: int | None
     hidden: Hidden
 
-    @property
-    def index(self) -> ShardIndex:
-        return self.reader.index
-
-    def images(self, request: Request) -> list[int]:
-        found: list[int] = self.reader.wanted(request.part.ids).tolist()
-        return found
+    def images(self, request: Request) -> Ids:
+        return self.reader.wanted(request.part.ids)
 
     def __call__(self, request: Request, crashed: Crashed) -> list[Batch]:
         part, mix = request.part, request.mix
         images, bad = self.reader.read(part.ids, crashed)
         pixels, showings = self._augmented(request, images)
-        labels = self.reader.index.label[[showing.sample_id for showing in showings]].astype(np.int64)
+        labels = self.index.label[[showing.sample_id for showing in showings]].astype(np.int64)
         weights = part.weights * np.array([image is not None for image in images], dtype=np.float32)
         batch = Batch(
             images=pixels,
@@ -221,7 +204,7 @@ class _TrainJob:
 
     def _augmented(self, request: Request, images: list[torch.Tensor | None]) -> tuple[torch.Tensor, list[Showing]]:
         """Pixels uint8 [B, 3, height, width] and what they show; a bad image shows its neighbour, or nothing."""
-        grid, index, ids, views = self.choice.grid, self.reader.index, request.part.ids, request.part.views
+        grid, index, ids, views = self.choice.grid, self.index, request.part.ids, request.part.views
         pixels = torch.zeros(len(images), 3, *self.augmentation.size, dtype=torch.uint8)
         showings: list[Showing] = []
         for i, (sample_id, view, image) in enumerate(zip(ids.tolist(), views.tolist(), images, strict=True)):
@@ -229,8 +212,10 @@ class _TrainJob:
             if image is None:
                 showings.append(Showing(sample_id, key, (1, 1), View.whole(grid), number=view))
                 continue
-            epoch, draw = (request.epoch, view) if self.replay is None else self.replay(request.epoch, view)
-            shown = augment(image, self.augmentation, grid, self.seed, epoch, key, *later(draw))
+            draw: tuple[int | str, ...] = (request.epoch, key, *later(view))
+            if self.frozen is not None:
+                draw = ((request.epoch * self.num_views + view) % self.frozen, key)
+            shown = augment(image, self.augmentation, grid, self.seed, *draw)
             pixels[i] = shown.image
             showings.append(Showing(sample_id, key, (image.shape[1], image.shape[2]), shown.view, shown.hidden, view))
         others = partners(len(images))

@@ -10,10 +10,6 @@ What is left after the last full batch is shared evenly by the last two steps, s
 images, or dropped. With repeated augmentation (DeiT's) an epoch shows the first images of its order in several views
 each; within a global batch all first views come first, then all second ones, so that contiguous parts put an image's
 views on different ranks and mixing meets different images.
-
-Rejected: a shuffle buffer (its content is state, and its order depends on who fills it); splitting shards over ranks
-first (images of two ranks never meet, and ranks run out at different steps); padding the last batch by repeats (images
-count twice).
 """
 
 from dataclasses import dataclass

@@ -2,12 +2,9 @@
 
 Every operation returns the image and, where it moves pixels, the affine map from output to input pixels, so that a
 ticket can follow. Parameters are drawn from torch's generator, which `augment` seeds per sample and puts back.
-Rejected: `torchvision.transforms.v2.RandAugment` (other levels, other operations, no record of what moved) and timm's
-own (PIL, global random state, no record either).
 
-Differences to timm, all in the pixels alone: warps are bilinear
-(torchvision warps tensors no other way), contrast and saturation use torchvision's grey, and posterize keeps at least
-one bit (at none timm's fails, and the image is black).
+Differences to timm, all in the pixels alone: warps are bilinear (torchvision warps tensors no other way), contrast and
+saturation use torchvision's grey, and posterize keeps at least one bit (at none timm's fails, and the image is black).
 """
 
 import math
