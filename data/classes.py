@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from dlth.data.shard_index import ShardIndex
-from dlth.data.split_info import CLASSES
+from dlth.data.split_info import CLASSES, MAX_BYTES, checked_names
 from dlth.tickets.disk import read_file
-from dlth.tickets.errors import DlthError, InputError, MismatchError, SchemaError, shown
+from dlth.tickets.errors import DlthError, InputError, MismatchError, shown
 from dlth.tickets.jsontext import parse
 
 UNDECLARED_CLASSES = 100_000
 """Classes that a head may have without anyone asking for them: 150 MB of weights at DeiT-S's width."""
-_MAX_BYTES = 64 * 1024 * 1024
 
 
 def class_names(index: ShardIndex) -> tuple[str, ...]:
@@ -31,11 +30,8 @@ def class_names(index: ShardIndex) -> tuple[str, ...]:
     path = Path(index.shards[0].url).parent / CLASSES
     if not path.is_file():
         return ()
-    value = parse(read_file(path, _MAX_BYTES, shown(path)), shown(path))
-    names = value.get("names") if isinstance(value, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SchemaError(f"{shown(path)}: 'names' must be a list of texts")
-    return tuple(names)
+    value = parse(read_file(path, MAX_BYTES, shown(path)), shown(path))
+    return checked_names(value.get("names") if isinstance(value, dict) else None, path)
 
 
 def num_declared(index: ShardIndex) -> int | None:
@@ -100,5 +96,4 @@ def require_labels(index: ShardIndex) -> None:
 def _largest(index: ShardIndex) -> str:
     """The largest label and the first image that has it, as messages name them."""
     sample = int(np.argmax(index.label))
-    shard = index.shards[index.shard_of(sample)]
-    return f"shard {shown(shard.name)}, key {shown(index.key(sample))}: label {int(index.label[sample])}"
+    return f"{index.where(sample)}: label {int(index.label[sample])}"

@@ -40,7 +40,7 @@ _TRAIN_NAME = re.compile(r"(n[0-9]{8})_[0-9]+")
 _HUB_NAME = re.compile(r"(n[0-9]{8}_[0-9]+|ILSVRC2012_val_[0-9]{8})_(n[0-9]{8})")
 
 
-def split_name(stem: str) -> tuple[str, str | None]:
+def name_and_synset(stem: str) -> tuple[str, str | None]:
     """(ImageNet's own base name, the synset it says or None) of a file name without extension.
 
     ``n01440764_10026`` says its synset; the Hugging Face Hub's archives append it

@@ -29,13 +29,13 @@ from dlth.data.archives import RESERVE, discard_spools
 from dlth.data.cores import check_workers
 from dlth.data.imagenet import validation_labels
 from dlth.data.pack_state import finished_shards, has_records, record_shard, work_folder
-from dlth.data.samples import Listing, Sample, list_samples, source_paths
+from dlth.data.samples import Contents, Sample, list_samples, source_paths
 from dlth.data.split_info import (
     CLASSES,
     INFO,
     Json,
     ShardRecord,
-    class_names,
+    class_order,
     merged_classes,
     merged_info,
     split_entry,
@@ -121,7 +121,7 @@ def pack_samples(
     """Pack samples that the caller made, each with a key of its own; for the rest see `pack`."""
     settings = _Settings(split, samples_per_shard, seed, None)
     with work_folder(Path(out), split) as work:
-        return _pack(Listing(sorted(samples), (), ()), Path(out), work, settings, None, None, True)
+        return _pack(Contents(sorted(samples), (), ()), Path(out), work, settings, None, None, True)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Settings:
 
 
 def _pack(
-    listing: Listing,
+    contents: Contents,
     out: Path,
     work: Path,
     settings: _Settings,
@@ -165,8 +165,8 @@ def _pack(
     resume: bool,
 ) -> PackReport:
     """Decide labels and shards, write the shards that are not there, then the two files beside them."""
-    samples, split = listing.samples, settings.split
-    names = class_names(out, split, {sample.class_name for sample in samples}, settings.classes)
+    samples, split = contents.samples, settings.split
+    names = class_order(out, split, {sample.class_name for sample in samples}, settings.classes)
     labels = {name: label for label, name in enumerate(names)}
     recorded = settings.recorded(samples, labels)
     finished = finished_shards(out, work, split, recorded, resume)
@@ -186,13 +186,13 @@ def _pack(
     counts = Counter(sample.class_name for sample in samples)
     beside = {
         CLASSES: merged_classes(out, split, names, [counts[name] for name in names]),
-        INFO: merged_info(out, split_entry(split, records, recorded, len(listing.ignored))),
+        INFO: merged_info(out, split_entry(split, records, recorded, len(contents.ignored))),
     }
     texts = {out / name: json.dumps(content, indent=1).encode() for name, content in beside.items()}
     write_files(texts, work / "beside.partial")  # the split counts as packed once `_info.json`, the last, names it
     shutil.rmtree(work)
     kept = sum(was_there for _, was_there in made.values())
-    return PackReport(out, split, records, names, kept, listing.ignored, listing.renamed)
+    return PackReport(out, split, records, names, kept, contents.ignored, contents.renamed)
 
 
 def _planned(samples: Sequence[Sample], settings: _Settings) -> Iterator[tuple[str, list[Sample]]]:

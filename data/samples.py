@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlth.data.archives import Located, archive_files, folder_files
-from dlth.data.imagenet import label_of, split_name
+from dlth.data.imagenet import label_of, name_and_synset
 from dlth.tickets.disk import reading, user_path
 from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
 
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
     size: int
 
 
-class Listing(NamedTuple):
+class Contents(NamedTuple):
     """What a source holds: samples sorted by key, files that are no images, and keys that are not the base name."""
 
     samples: list[Sample]
@@ -48,7 +48,7 @@ class Listing(NamedTuple):
     renamed: tuple[tuple[str, str], ...]
 
 
-def list_samples(source: str | Path | Sequence[str | Path], labels: Mapping[str, str] | None, spool: Path) -> Listing:
+def list_samples(source: str | Path | Sequence[str | Path], labels: Mapping[str, str] | None, spool: Path) -> Contents:
     """Find every image of a folder, or of one or more archives (several: a sequence, or a glob).
 
     labels: class by base name, for images that lie in no class folder; it must speak of these images and no others
@@ -73,7 +73,7 @@ def list_samples(source: str | Path | Sequence[str | Path], labels: Mapping[str,
         raise MismatchError(f"{len(labels)} labels for {len(samples)} images: labels and images are of different sets")
     dotted = {image.place for image in images if "." in Path(image.name).stem}
     renamed = tuple((sample.place, sample.key) for sample in samples if sample.place in dotted)
-    return Listing(samples, tuple(ignored), renamed)
+    return Contents(samples, tuple(ignored), renamed)
 
 
 def source_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -114,7 +114,7 @@ def _samples(images: list[Located], labels: Mapping[str, str] | None, depth: int
     flat = len({image.folders for image in images}) == 1
     for image in images:
         path = Path(image.name)
-        name, synset = split_name(path.stem)
+        name, synset = name_and_synset(path.stem)
         if labels is not None:
             class_name = label_of(labels, name, image.place)
         elif flat and synset:

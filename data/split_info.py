@@ -17,7 +17,7 @@ from dlth.tickets.errors import InputError, MismatchError, SchemaError, shown
 from dlth.tickets.jsontext import parse
 
 INFO, CLASSES = "_info.json", "classes.json"
-_MAX_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 _NAMED = 5  # how many of several offenders an error names
 
 Json = dict[str, Any]
@@ -81,7 +81,7 @@ def shard_record(value: Json, where: str) -> ShardRecord:
     return ShardRecord(**value)
 
 
-def class_names(folder: Path, split: str, found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+def class_order(folder: Path, split: str, found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
     """Class names in label order: as asked, else as other splits in the folder have them, else sorted.
 
     Raises `MismatchError` where the three disagree or an image's class is not among them.
@@ -117,18 +117,23 @@ def _read_classes(folder: Path) -> tuple[tuple[str, ...], Json]:
     Raises SchemaError where they are of another type: another program's file, which is not ours to merge into.
     """
     known = _read(folder / CLASSES) or {}
-    names, counts = known.get("names", []), known.get("counts", {})
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SchemaError(f"{shown(folder / CLASSES)}: 'names' must be a list of texts")
+    names, counts = checked_names(known.get("names", []), folder / CLASSES), known.get("counts", {})
     if not isinstance(counts, dict) or not all(isinstance(count, list) for count in counts.values()):
         raise SchemaError(f"{shown(folder / CLASSES)}: 'counts' must map the splits' names to lists of numbers")
-    return tuple(names), counts
+    return names, counts
+
+
+def checked_names(names: object, path: Path) -> tuple[str, ...]:
+    """The class names that a ``classes.json`` has. Raises SchemaError where they are none."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SchemaError(f"{shown(path)}: 'names' must be a list of texts")
+    return tuple(names)
 
 
 def _read(path: Path) -> Json | None:
     if not path.exists():
         return None
-    value = parse(read_file(path, _MAX_BYTES, shown(path)), shown(path))
+    value = parse(read_file(path, MAX_BYTES, shown(path)), shown(path))
     if not isinstance(value, dict):
         raise SchemaError(f"{shown(path)}: an object is expected, not a {type(value).__name__}")
     return value

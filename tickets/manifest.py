@@ -126,7 +126,7 @@ def check_digest(raw: bytes, expected: FileDigest, name: str, shard: str = "") -
         )
 
 
-def check_shards(shards: Iterable[tuple[str, int]]) -> None:
+def check_shard_specs(shards: Iterable[tuple[str, int]]) -> None:
     """Shard names are short, unique text; rows are bounded; at least one row in all. Raises SchemaError or
     LimitError.
     """
@@ -155,7 +155,7 @@ def _shards(value: Json) -> tuple[ShardEntry, ...]:
     for item in value:
         if not isinstance(item, dict) or set(item) != {"name", "rows", "skipped"} or type(item["skipped"]) is not int:
             raise SchemaError("manifest: a shard must have exactly name, rows and skipped")
-    check_shards((item["name"], item["rows"]) for item in value)
+    check_shard_specs((item["name"], item["rows"]) for item in value)
     entries = tuple(ShardEntry(**item) for item in value)
     for entry in entries:
         if not 0 <= entry.skipped <= entry.rows:

@@ -42,7 +42,7 @@ from dlth.tickets.manifest import (
     ShardEntry,
     ShardSpec,
     check_digest,
-    check_shards,
+    check_shard_specs,
     content_id,
     digest_of,
 )
@@ -73,7 +73,7 @@ class TicketWriter:
         width = whole_number(key_width, "the width of keys", 0)
         self.header = checked_header(header)
         self.shards = _specs(shards)
-        check_shards((shard.name, shard.rows) for shard in self.shards)
+        check_shard_specs((shard.name, shard.rows) for shard in self.shards)
         self.layout = Layout.of(header, len(self.shards), max(shard.rows for shard in self.shards), width)
         self._partial = Partial(self.path)
         self._claimed: set[int] = set()

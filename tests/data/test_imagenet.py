@@ -16,7 +16,7 @@ from makers.tampering import flipped
 from typer.testing import CliRunner
 
 from dlth.data.decode import decode
-from dlth.data.imagenet import GROUND_TRUTH, META, split_name, synsets_by_number, validation_labels
+from dlth.data.imagenet import GROUND_TRUTH, META, name_and_synset, synsets_by_number, validation_labels
 from dlth.data.pack import pack
 from dlth.pipeline.cli import app
 from dlth.tickets.errors import DamageError, InputError, LimitError, MismatchError, UnsafeError
@@ -201,7 +201,7 @@ def test_the_hubs_validation_archive_says_its_labels(val_images: dict[str, bytes
 )
 def test_names_say_their_synset(stem: str, name: str, wnid: str | None) -> None:
     """Only ImageNet's own names are taken apart; any other name is left alone."""
-    assert split_name(stem) == (name, wnid)
+    assert name_and_synset(stem) == (name, wnid)
 
 
 def test_the_help_offers_the_labels_that_are_read() -> None:

@@ -8,7 +8,7 @@ from makers import ROOT
 from typer.testing import CliRunner
 
 from dlth.data.cache import cache_limit
-from dlth.data.imagenet import split_name, validation_labels
+from dlth.data.imagenet import name_and_synset, validation_labels
 from dlth.data.rand_augment import RandAugment
 from dlth.data.remote import patience
 from dlth.data.sources import expand_braces
@@ -46,7 +46,7 @@ def test_other_digits_are_users_mistakes(case: str, one: str) -> None:
 def test_other_digits_are_text(one: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a number may stand, they are something else: a name, a brace's item, a model argument's text."""
     assert expand_braces(f"a-{{{one}..3}}.tar") == [f"a-{one}..3.tar"]
-    assert split_name(f"n0144076{one}_1") == (f"n0144076{one}_1", None)
+    assert name_and_synset(f"n0144076{one}_1") == (f"n0144076{one}_1", None)
     assert _literal(one) == one
     (tmp_path / "truth.txt").write_text(f"{one}\n")
     with pytest.raises(DlthError):
