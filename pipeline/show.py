@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from dlth.data.classes import class_names
 from dlth.data.crashes import Crashed, decode_sample
 from dlth.data.decode import BadImageError, image_size
-from dlth.data.identity import content_hash
+from dlth.data.identity import content_hash, spread
 from dlth.data.index import ShardIndex
 from dlth.data.join import Join, join
 from dlth.data.views import check_view, render
@@ -77,9 +77,9 @@ def gallery_of(
     candidates = _candidates(index, joins, choice, names)
     k = _kept([each.store.header for each in joins], choice)
     if other is None:
-        ids, how = _spread(candidates, choice.num), f"of {len(candidates):,}, evenly spread over the file"
+        ids, how = spread(candidates, choice.num), f"of {len(candidates):,}, evenly spread over the file"
     else:
-        compared = _spread(candidates, MAX_COMPARED)
+        compared = spread(candidates, MAX_COMPARED)
         ids = _least_shared(index, joins, compared, k, choice.num)
         how = f"whose tickets agree least, of {len(compared):,} compared"
     cards = list(_cards(index, joins, ids, names, note))
@@ -117,11 +117,6 @@ def _kept(headers: Sequence[TicketHeader], choice: Choice) -> int:
     if k > held and choice.keep is not None:
         raise MismatchError(f"--keep {shown(choice.keep)} means {k} patches, the file holds the {held} best alone")
     return min(k, held)
-
-
-def _spread(ids: Ids, num: int) -> Ids:
-    """At most `num` of the ids, evenly spaced."""
-    return ids[np.unique(np.linspace(0, len(ids) - 1, min(num, len(ids))).astype(np.int64))]
 
 
 def _least_shared(index: ShardIndex, joins: Sequence[Join], ids: Ids, k: int, num: int) -> Ids:
