@@ -192,7 +192,7 @@ def _believed(matcher: Matcher) -> Flags:
     index, named = matcher.index, matcher.rows >= 0
     lettered, numbers = (np.flatnonzero(named & kind) for kind in (~matcher.numbered, matcher.numbered))
     same = _same_bytes(matcher, spread_over_shards(index, lettered, _SAMPLE_ROWS))
-    identical = named & (matcher.numbered | (2 * same.sum() > len(same)))
+    identical: Flags = named & (matcher.numbered | (2 * same.sum() > len(same)))
     for others in _of_other_images(matcher, by_shard(index, numbers)):
         matcher.take_back(others)
         identical[others] = False
