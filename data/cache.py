@@ -1,11 +1,13 @@
-"""A bounded cache of remote shards on the local disk, shared by all processes of a machine.
+"""A bounded cache on the local disk, shared by all processes of a machine: its rules, and the shards in it.
 
-``$DLTH_CACHE`` (or ``~/.cache/dlth``) holds at most ``$DLTH_CACHE_GB`` (200 by default) of shards beside those on their
-way; the least recently used go first, and a shard larger than the bound is refused. An entry's name is a hash of
-address, stamp and size, so a changed shard is another entry and an old one is never mistaken for it. A shard stands
-under its name only when whole: downloaded under a lock into a temporary file, its length and (where declared) digest
-compared, synced, renamed. What is handed out is an open descriptor: clearing an entry that a process still reads does
-it no harm.
+``$DLTH_CACHE`` (or ``~/.cache/dlth``) holds at most ``$DLTH_CACHE_GB`` (200 by default) of shards, and as much of
+ticket files (`ticket_cache.py`), beside those on their way. The rules are the same for both: an entry stands under its
+name only when whole; what is unfinished ends in ``.part``, and goes with the next fetch when its maker is gone; the
+least recently used entries go first, but none that somebody holds; what is larger than the bound is refused. The lock
+of an entry bears the entry's name, in ``locks/``. On a read-only disk nothing is locked, as nothing changes there.
+
+A shard's name is a hash of address, stamp and size, so a changed shard is another entry and an old one is never
+mistaken for it. What is handed out is an open descriptor: clearing an entry that a process still reads does it no harm.
 
 A server that gives neither ETag nor date says nothing of a shard's content, and a copy of the same size may be of other
 bytes. There the digest of the content is the stamp: the declared one, or that of the shard fetched anew.
@@ -13,21 +15,21 @@ bytes. There the digest of the content is the stamp: the declared one, or that o
 Rejected: fsspec's ``filecache`` (no bound, no check of the length, whole files under their final name while they grow).
 """
 
-import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
-from dlth.data.fetch import blocks
+from dlth.data.fetch import discard, fetch
 from dlth.data.remote import Facts, facts, is_remote
 from dlth.tickets.digits import ascii_only
 from dlth.tickets.disk import fresh, open_regular, space_errors
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
+from dlth.tickets.locks import locked
 
 _CONTENT = "sha256:"
 """Begins a stamp that is the digest of the content."""
@@ -60,7 +62,10 @@ def _temporary_root() -> Path:
 
 
 def cache_limit() -> int:
-    """Bytes that remote shards may take: ``$DLTH_CACHE_GB`` times 10^9. Raises InputError if that is no number."""
+    """Bytes that the cache's shards, and its ticket files, may take: ``$DLTH_CACHE_GB`` times 10^9.
+
+    Raises InputError if that is no number.
+    """
     text = os.environ.get("DLTH_CACHE_GB") or "200"
     try:
         limit = int(float(ascii_only(text)) * 1e9)
@@ -70,17 +75,62 @@ def cache_limit() -> int:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel releases it when the process dies. No lock on a read-only disk."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115 (closed below: the except must not cover the body)
-    except OSError:
+def holding(entry: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of an entry of the cache, alone or `shared`; none where nothing can be written."""
+    lock = _lock_of(entry)
+    with suppress(OSError):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock, wait=True, shared=shared, optional=True):
         yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+
+
+def used(entry: Path) -> None:
+    """Count an entry as used now; a cache on a read-only disk is never cleared."""
+    with suppress(OSError):
+        os.utime(entry)
+
+
+def make_room(folder: Path, needed: int, what: str) -> None:
+    """Remove what a kill left in a folder of the cache, and the least recently used that nobody holds, until `needed`
+    bytes more fit under the bound.
+
+    Raises LimitError, naming `what`, where they never do.
+    """
+    limit = cache_limit()
+    if needed > limit:
+        raise LimitError(f"{shown(what)} has {needed} bytes, the cache may hold {limit}. Set DLTH_CACHE_GB higher.")
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process makes room too
+            if path.suffix == ".part":
+                _remove(path)
+            elif path.suffix != ".json":
+                entries.append((path.stat().st_mtime_ns, path, _size(path)))
+    total = needed + sum(size for _, _, size in entries)
+    for _, path, size in sorted(entries):
+        if total <= limit:
+            return
+        if _remove(path):
+            total -= size
+
+
+def _lock_of(entry: Path) -> Path:
+    return entry.parents[1] / "locks" / entry.name
+
+
+def _remove(entry: Path) -> bool:
+    """Remove an entry, with its lock, unless somebody holds it."""
+    with locked(_lock_of(entry)) as mine:
+        if mine:
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else discard(entry)
+            _lock_of(entry).unlink(missing_ok=True)
+        return mine
+
+
+def _size(entry: Path) -> int:
+    """Bytes of a file or a folder."""
+    return sum(file.stat().st_size for file in (entry, *entry.rglob("*")) if file.is_file())
 
 
 def open_shard(url: str, known: Facts, root: Path, sha256: str = "") -> int:
@@ -128,100 +178,64 @@ def refetch(url: str, known: Facts, root: Path, sha256: str = "") -> Facts:
     """
     if not is_remote(url):
         return known
-    name = _entry(f"{url} anew", known)
-    with locked(root / "locks" / name):
-        found, descriptor = _fetch(url, known, root, sha256, name)
+    part = _part(root, f"{url} anew", known)
+    with holding(part):
+        found, descriptor = _fetch(url, known, part, sha256)
     os.close(descriptor)
     return found
 
 
 def _open_cached(url: str, known: Facts, root: Path, sha256: str) -> int:
-    name = _entry(url, known)
-    path = root / "shards" / f"{name}.tar"
-    with locked(root / "locks" / name):
+    part = _part(root, url, known)
+    path = part.with_suffix(".tar")
+    with holding(part):
         with suppress(MissingFileError):
             descriptor = open_regular(path)
             if os.fstat(descriptor).st_size == known.size:
-                os.utime(path)
+                used(path)
                 return descriptor
             os.close(descriptor)
-        return _fetch(url, known, root, sha256, name)[1]
+        return _fetch(url, known, part, sha256)[1]
 
 
-def _entry(url: str, known: Facts) -> str:
-    """The name of a shard's copy."""
-    return hashlib.sha256(f"{url}\n{known.stamp}\n{known.size}".encode()).hexdigest()[:40]
+def _part(root: Path, url: str, known: Facts) -> Path:
+    """Where a shard is while it is fetched; its copy ends in ``.tar``."""
+    name = hashlib.sha256(f"{url}\n{known.stamp}\n{known.size}".encode()).hexdigest()[:40]
+    return root / "shards" / f"{name}.part"
 
 
-def _fetch(url: str, known: Facts, root: Path, sha256: str, lock: str) -> tuple[Facts, int]:
-    """Fetch a shard into its place, under the lock of that name: what it is known by from now on, and a descriptor."""
-    folder = root / "shards"
-    folder.mkdir(parents=True, exist_ok=True)
-    _make_room(folder, known.size, url)
-    part = folder / f"{lock}.part"
+def _fetch(url: str, known: Facts, part: Path, sha256: str) -> tuple[Facts, int]:
+    """Fetch a shard into its place by way of `part`, which the caller holds: what it is known by, and a descriptor."""
+    folder = part.parent
+    make_room(folder, known.size, url)
     try:
         with space_errors(folder, known.size), fresh(part) as file:
-            found = _download(url, known, file, sha256)
-            file.flush()
-            os.fsync(file.fileno())
+            fetch(url, file, part, known.size)
+        found = _checked(url, known, part, sha256)
         descriptor = open_regular(part)
-        os.replace(part, folder / f"{_entry(url, found)}.tar")
-    finally:
-        part.unlink(missing_ok=True)
-    _make_room(folder, 0, url)  # again, as others may have come at the same time
-    return found, descriptor
-
-
-def _make_room(folder: Path, needed: int, url: str) -> None:
-    """Remove what a kill left over, and the least recently used shards until `needed` bytes fit under the bound."""
-    limit = cache_limit()
-    if needed > limit:
-        raise LimitError(f"{shown(url)} has {needed} bytes, the cache may hold {limit}. Set DLTH_CACHE_GB higher.")
-    entries = []
-    for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another process makes room too
-            status = path.stat()
-            if path.suffix == ".tar":
-                entries.append((status.st_mtime_ns, status.st_size, path))
-            elif _abandoned(folder.parent / "locks" / path.stem):
-                path.unlink()
-    total = needed + sum(size for _, size, _ in entries)
-    for _, size, path in sorted(entries):
-        if total <= limit:
-            return
-        path.unlink(missing_ok=True)
-        total -= size
-
-
-def _abandoned(lock: Path) -> bool:
-    """Whether nobody downloads under this lock."""
-    with open(lock, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-def _download(url: str, known: Facts, file: BinaryIO, sha256: str) -> Facts:
-    """Copy a remote shard block by block; then compare digest and stamp. What it is known by, with a stamp."""
-    digest = hashlib.sha256()
-    try:
-        for block in blocks(url, 0, known.size):
-            file.write(block)
-            digest.update(block)
+        os.replace(part, _part(folder.parent, url, found).with_suffix(".tar"))
     except TransferError as error:
         if isinstance(error.__cause__, TimeoutError):  # a server that stalls says nothing of the shard
             raise
         raise DamageError(str(error), shard=url) from error
-    if sha256 and digest.hexdigest() != sha256:
+    finally:
+        part.unlink(missing_ok=True)
+    make_room(folder, 0, url)  # again, as others may have come at the same time
+    return found, descriptor
+
+
+def _checked(url: str, known: Facts, part: Path, sha256: str) -> Facts:
+    """What a fetched shard is known by, with a stamp, after digest and facts were compared."""
+    found, digest = facts(url), ""
+    if sha256 or not found.stamp:
+        with open(part, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and digest != sha256:
         raise DamageError(
-            f"{shown(url)}: sha256 {digest.hexdigest()}, declared is {shown(sha256)}. Ask whoever made it.",
-            shard=url,
+            f"{shown(url)}: sha256 {digest}, declared is {shown(sha256)}. Ask whoever made it.", shard=url
         )
-    found = facts(url)
     if not found.stamp:
-        found = Facts(found.size, _CONTENT + digest.hexdigest())
+        found = Facts(found.size, _CONTENT + digest)
     if found != (known if known.stamp else Facts(known.size, found.stamp)):
         raise _changed(url, known, found)
     return found

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO
 
 from dlth.data.confined import confined
-from dlth.data.matfile import read_struct_array
 from dlth.tickets.digits import is_digits
 from dlth.tickets.disk import open_regular
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
@@ -33,7 +32,7 @@ GROUND_TRUTH, META, DEVKIT = (
 )
 MAX_TEXT = 64 * 1024 * 1024
 MAX_DEVKIT = 1024 * 1024 * 1024
-_DEVKIT_MEMORY = 512 * 1024 * 1024  # bytes to read it with; its files have three million
+_DEVKIT_MEMORY = 512 * 1024 * 1024  # bytes to read the devkit with; its files have three million
 WNID = re.compile(r"n[0-9]{8}")
 _NUMBERED = re.compile(r"ILSVRC2012_val_([0-9]{8})")
 _TRAIN_NAME = re.compile(r"(n[0-9]{8})_[0-9]+")
@@ -82,7 +81,16 @@ def label_of(labels: Mapping[str, str], name: str, where: str) -> str:
 
 
 def synsets_by_number(meta: bytes, where: str) -> dict[int, str]:
-    """ILSVRC2012's class numbers (1 to 1000) to synsets, from the devkit's ``meta.mat``."""
+    """ILSVRC2012's class numbers (1 to 1000) to synsets, from the devkit's ``meta.mat``, in a process of its own."""
+    import dlth.data.matfile  # noqa: F401 (scipy, which most runs do without; here, or the child would pay for it)
+
+    found: dict[int, str] = confined(partial(_leaves, meta, where), _DEVKIT_MEMORY, shown(where))
+    return found
+
+
+def _leaves(meta: bytes, where: str) -> dict[int, str]:
+    from dlth.data.matfile import read_struct_array
+
     rows = read_struct_array(meta, "synsets", ("ILSVRC2012_ID", "WNID", "num_children"), where)
     leaves: dict[int, str] = {}
     for number, wnid, children in rows:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dlth.data.cache import cache_root, is_content, locked, open_shard, refetch, stamped
+from dlth.data.cache import cache_root, holding, is_content, open_shard, refetch, stamped
 from dlth.data.classes import check_declared
 from dlth.data.index_file import read_index, write_index
 from dlth.data.index_trust import contradiction
@@ -55,7 +55,7 @@ def open_index(
     listing, root = resolve(spec, split), cache_root(cache_dir)
     shards = _shards_now(listing, root, anew=rebuild)
     beside, cached = _places(listing, root)
-    with locked(root / "locks" / cached.name):  # the ranks of a machine start together: one reads, the others load
+    with holding(cached):  # the ranks of a machine start together: one reads, the others load
         if not rebuild:
             for path in filter(None, (beside, cached)):
                 if (index := _kept(path, listing, shards, root)) is not None:

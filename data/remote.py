@@ -31,9 +31,8 @@ Result = TypeVar("Result")
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "memory")
 _STAMPS = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
-
-
-WAITS = (0.1, 0.5, 2.0)  # seconds before another try; then the error is the user's
+WAITS = (0.1, 0.5, 2.0)
+"""Seconds before another try, of whatever is asked for or sent; then the error is the user's."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def facts(url: str) -> Facts:
             raise MissingFileError(f"{shown(url)} is missing") from None
         return Facts(status.st_size, str(status.st_mtime_ns))
     with reaching(url), watched(url):
-        info = _retried(lambda: _info(url))
+        info = retried(lambda: _info(url))
     if type(info.get("size")) is not int:
         raise InputError(f"{shown(url)}: the server tells no size. Copy the shards to a disk first.")
     stamp = next((str(info[field]) for field in _STAMPS if info.get(field)), "")
@@ -129,12 +128,19 @@ def _info(url: str) -> dict[str, Any]:
     return info
 
 
-def _retried(ask: Callable[[], Result]) -> Result:
-    """What `ask` returns, in another try where a server stalled or was busy; what is not there is told at once."""
+def retried(
+    ask: Callable[[], Result], passing: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
+) -> Result:
+    """What `ask` returns, in another try after each of `WAITS` while it fails in a way that may pass.
+
+    What is refused, or is not there, is told at once.
+    """
     for wait in WAITS:
         try:
             return ask()
-        except (TimeoutError, ConnectionError):
+        except (DlthError, FileNotFoundError):
+            raise
+        except passing:
             time.sleep(wait)
     return ask()
 
@@ -148,7 +154,7 @@ def read_small(url: str, limit: int, within: float | None = None) -> bytes | Non
     if is_remote(url):
         with reaching(url, within), watched(url) as got:
             try:
-                raw = _small(url, limit, within, got) if within else _retried(lambda: _small(url, limit, None, got))
+                raw = _small(url, limit, within, got) if within else retried(lambda: _small(url, limit, None, got))
             except MissingFileError:  # it may be there, and cannot be had
                 raise
             except FileNotFoundError:

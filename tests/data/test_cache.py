@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import torch
 
-from dlth.data.cache import locked, open_shard
+from dlth.data.cache import holding, open_shard
 from dlth.data.index import ShardIndex, check_shards, open_index
 from dlth.data.remote import Facts, facts
 from dlth.data.tar import pread
@@ -207,7 +207,7 @@ def test_what_a_killed_download_left_is_cleared(shards: Any, serve: Any, cache: 
     open_index(server.url + "/train-000000.tar")
     for name in ("dead", "alive"):
         (cache / "shards" / f"{name}.part").write_bytes(b"half")
-    with locked(cache / "locks" / "alive"):
+    with holding(cache / "shards" / "alive.part"):
         open_index(server.url + "/train-000001.tar")
     assert [path.name for path in cached(cache) if path.suffix == ".part"] == ["alive.part"]
 

@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import resource
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from makers.pictures import make_image, make_picture, make_tar
 from makers.tampering import flipped
 from typer.testing import CliRunner
 
+from dlth.data import imagenet
+from dlth.data.confined import Confined
 from dlth.data.decode import decode
 from dlth.data.imagenet import GROUND_TRUTH, META, name_and_synset, synsets_by_number, validation_labels
 from dlth.data.pack import pack
@@ -243,19 +247,40 @@ def test_meta_mat_is_read_as_scipy_reads_it(devkit: Path) -> None:
     assert synsets_by_number(path.read_bytes(), "meta.mat") == NUMBERS
 
 
+class _Reader:
+    def read(self, meta: bytes) -> dict[int, str]:
+        return imagenet._leaves(meta, "meta.mat")
+
+
 def test_a_damaged_meta_mat_is_an_error_and_nothing_else(devkit: Path) -> None:
-    """Every truncation and 2,000 flipped bits end in the right mapping or in one of dlth's errors."""
+    """Every truncation and 2,000 flipped bits end in a mapping or in one of dlth's errors: one process reads on until
+    a file ends it."""
     scipy.io.savemat(devkit / "m", {"synsets": scipy.io.loadmat(devkit / "data" / META)["synsets"]}, appendmat=False)
     whole = (devkit / "m").read_bytes()
     mutants = [whole[:length] for length in range(0, len(whole), 7)]
     mutants += [flipped(whole, bit) for bit in np.random.default_rng(0).integers(0, len(whole) * 8, 2000).tolist()]
-    outcomes = set()
+    outcomes, reader = set(), Confined(_Reader, 2**29, "meta.mat")
     for mutant in mutants:
         try:
-            outcomes.add(type(synsets_by_number(mutant, "meta.mat")))
+            outcomes.add(type(reader.call("read", mutant)))
         except (DamageError, LimitError) as error:
             outcomes.add(type(error))
+            if "cannot be read" not in str(error):
+                reader = Confined(_Reader, 2**29, "meta.mat")
     assert outcomes >= {dict, DamageError}
+
+
+def test_a_meta_mat_that_swells_is_refused(devkit: Path) -> None:
+    """640 MiB of zeros in three, as the variable that is read: the process's memory is bounded."""
+    header = (devkit / "data" / META).read_bytes()[:128]
+    size = 640 * 2**20
+    packer = zlib.compressobj(1)
+    name = struct.pack("<II8s", 1, 7, b"synsets")
+    array = struct.pack("<II8sIIii", 6, 8, bytes([6]), 5, 8, 1, size // 8) + name + struct.pack("<II", 9, size)
+    packed = packer.compress(struct.pack("<II", 14, len(array) + size) + array)
+    packed += b"".join(packer.compress(bytes(2**20)) for _ in range(size // 2**20)) + packer.flush()
+    with pytest.raises(LimitError, match=r"meta\.mat asks for more than 0.5 GiB of memory while it is read"):
+        synsets_by_number(header + struct.pack("<II", 15, len(packed)) + packed, "meta.mat")
 
 
 def test_untrusted_archives_are_refused_with_the_place(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Sending and fetching, against a real HTTP server that cuts connections and a real S3 server, both on loopback."""
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ from makers.tampering import flipped
 from makers.tickets import tree_bytes
 
 from dlth.data.index import open_index
-from dlth.data.remote import filesystem
 from dlth.data.share import pull, push
 from dlth.data.transfer import BLOCK, download, note_of, upload
 from dlth.tickets import TicketStore
@@ -139,34 +140,27 @@ def test_push_and_pull_give_back_every_byte(
     assert not list(tmp_path.glob("mine*download*"))
 
 
-def test_a_broken_upload_to_s3_goes_on_where_it_was(
-    tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An upload that was killed after two parts: the first is not sent again, the second, which differs, is."""
+def _die_within(local: Path, target: str) -> None:
+    upload(local, target, lambda done, total: os._exit(9) if 0 < done < total else None)
+
+
+def test_a_killed_upload_to_s3_leaves_nothing_under_the_name(tmp_path: Path, s3_url: str) -> None:
+    """Of a file that goes in parts, killed after the first; sent again, it is whole."""
     import boto3
 
     client = boto3.client("s3")
-    local = random_file(tmp_path / "a.zip", 40 * 2**20)
-    raw, length = local.read_bytes(), 16 * 2**20
-    begun = client.create_multipart_upload(Bucket="lab", Key="a.zip")["UploadId"]
-    place = {"Bucket": "lab", "Key": "a.zip", "UploadId": begun}
-    client.upload_part(**place, PartNumber=1, Body=raw[:length])
-    client.upload_part(**place, PartNumber=2, Body=b"x" * length)
+    local = random_file(tmp_path / "a.zip", 101 * 2**20)
+    fork = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds for its imports
+    sender = fork.Process(target=_die_within, args=(local, f"{s3_url}/a.zip"))
+    sender.start()
+    sender.join(60)
+    assert sender.exitcode == 9
+    assert "Contents" not in client.list_objects_v2(Bucket="lab", Prefix="a.zip")
     seen: list[tuple[int, int]] = []
-    system, sent = filesystem(s3_url)[0], []
-    call = system.call_s3
-
-    def listening(method: str, **options: Any) -> Any:
-        if method == "upload_part":
-            sent.append(options["PartNumber"])
-        return call(method, **options)
-
-    monkeypatch.setattr(system, "call_s3", listening)
     upload(local, f"{s3_url}/a.zip", lambda done, total: seen.append((done, total)))
+    raw = local.read_bytes()
     assert client.get_object(Bucket="lab", Key="a.zip")["Body"].read() == raw
-    assert client.list_multipart_uploads(Bucket="lab").get("Uploads", []) == []
     assert seen[-1] == (len(raw), len(raw))
-    assert sent == [2, 3]
 
 
 def test_a_server_that_is_gone_keeps_what_came(http: FolderServer, store: TicketStore, tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ def player() -> Iterator[Callable[..., Player]]:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another try comes at once."""
-    monkeypatch.setattr("dlth.data.fetch.WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setattr("dlth.data.remote.WAITS", (0.0, 0.0, 0.0))
 
 
