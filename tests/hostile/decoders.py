@@ -10,7 +10,6 @@ of the bound. `--weaken` gives PNGs to libpng as they are, and then findings mus
 code is 1 with findings.
 """
 
-import argparse
 import faulthandler
 import importlib
 import json
@@ -30,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from hostile import pictures
+from makers.campaign import numbered
 
 from dlth.data.decode import BadImageError, decode, image_size
 from dlth.data.views import render
@@ -129,11 +129,8 @@ def tell_part(told: Connection, *arguments: Any) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0)
+    parser = numbered(__doc__, 10_000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--weaken", action="store_true")
     arguments = parser.parse_args()
     size, running = -(-arguments.count // arguments.processes), []
     for start in range(arguments.first, arguments.first + arguments.count, size):

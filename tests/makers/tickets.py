@@ -153,6 +153,16 @@ def select_tickets(
     return TicketStore(path)
 
 
+def read_all(path: Path) -> TicketStore:
+    """Open, read every shard, verify; the first finding is raised."""
+    store = TicketStore(path)
+    for shard in range(len(store.shards)):
+        store.read(shard)
+    for finding in store.verify():
+        raise finding
+    return store
+
+
 def tree_bytes(path: Path) -> dict[str, bytes]:
     """Relative path -> content of every file below a folder."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}

@@ -36,6 +36,7 @@ from makers.tampering import (
     swap_text,
     with_manifest,
 )
+from makers.tickets import read_all
 from numcodecs.zstd import Zstd
 
 from dlth.tickets import TicketStore
@@ -65,15 +66,6 @@ def cases(table: Table) -> list[Any]:
     return [pytest.param(*case, error, id=name) for error, named in table.items() for name, case in named.items()]
 
 
-def use(path: Path) -> None:
-    """Open, read every shard, verify; the first finding is raised."""
-    store = TicketStore(path)
-    for shard in range(len(store.shards)):
-        store.read(shard)
-    for finding in store.verify():
-        raise finding
-
-
 def assert_refused(path: Path, error: type[DlthError], message: str) -> None:
     """Opening, reading all and verifying ends in `error`, and does nothing else."""
     global watching
@@ -82,7 +74,7 @@ def assert_refused(path: Path, error: type[DlthError], message: str) -> None:
     watching = True
     try:
         with pytest.raises(error, match=message):
-            use(path)
+            read_all(path)
     finally:
         watching = False
         peak = tracemalloc.get_traced_memory()[1]
