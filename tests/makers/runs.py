@@ -1,4 +1,4 @@
-"""Settings of tiny runs of both stages, on a CPU, in the process that asks."""
+"""Settings of tiny runs of both stages, on a CPU, and who listens to one."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,23 @@ from typing import Any
 from dlth.pipeline.select_config import SelectConfig
 from dlth.training.config import TrainConfig
 from dlth.training.layers import checked, layered
+from dlth.training.reporter import Reporter
 
 KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+
+
+class Listener(Reporter):
+    """Remembers what a run says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[dict[str, Any]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stepped(self, record: Any) -> None:
+        self.steps.append(dict(record))
 
 
 def select_config(data: str, out: Path, **changes: Any) -> SelectConfig:

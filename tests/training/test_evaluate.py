@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from makers.runs import Listener
 from makers.tickets import select_tickets
 from safetensors.torch import load_file, save_file
 
@@ -26,21 +27,10 @@ from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.evaluate import evaluate
 from dlth.training.loop import planned, train
-from dlth.training.reporter import Reporter
 from dlth.training.ticket_vit import TicketViT
 from dlth.training.weights_note import WeightsNote
 
 MakeRun = Callable[..., TrainConfig]
-
-
-class Told(Reporter):
-    """Keeps what a person is told."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def settings(config: TrainConfig, **overrides: object) -> EvalConfig:
@@ -149,8 +139,9 @@ def test_tickets_for_evaluation_given_for_training_are_named(make_run: MakeRun, 
     view = ViewSpec("center", 32, 32, "0.9")
     tickets = select_tickets(open_index(base.data), tmp_path / "centre.zarr", view=view, split="val").path
     config = make_run(val=None, val_tickets=None, tickets=str(tickets))
-    told: list[str] = []
-    planned(config, reporter=Told(told))
+    listener = Listener()
+    told = listener.notes
+    planned(config, reporter=listener)
     assert any(
         "training: these tickets were made on center 32x32, crop 0.9, bicubic, outside of which nothing has a rank"
         in text
@@ -160,7 +151,7 @@ def test_tickets_for_evaluation_given_for_training_are_named(make_run: MakeRun, 
     with pytest.raises(MismatchError, match="split: the file is for 'val', the images are 'train'"):
         planned(config.model_copy(update={"split": "train"}))
     told.clear()
-    planned(base, reporter=Told(told))
+    planned(base, reporter=listener)
     assert not any("look like" in text for text in told)
 
 

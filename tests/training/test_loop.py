@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from makers.pictures import make_tar
+from makers.runs import Listener
 from safetensors.torch import load_file
 
 from dlth.data.decode import BadImageError
@@ -52,20 +53,6 @@ EVERYTHING = {
     "sched_on_updates": True,
 }
 """All that could carry a state from step to step."""
-
-
-class Listener(Reporter):
-    """Remembers what a run says."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: list[dict[str, Any]] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def stepped(self, record: Any) -> None:
-        self.steps.append(dict(record))
 
 
 def lines(out: str | Path, kind: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from makers.pictures import make_tar
+from makers.runs import Listener
 from safetensors.torch import load_file
 
 from dlth.pipeline.cli_train import ConsoleReporter
@@ -27,16 +28,6 @@ from dlth.training.signals import stop_on_signals
 
 MakeRun = Callable[..., TrainConfig]
 DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}
-
-
-class Listener(Reporter):
-    """Remembers what a run says."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def refuse(word: str) -> None:

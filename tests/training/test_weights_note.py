@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import timm
 import torch
+from makers.runs import Listener
 from safetensors.torch import save_file
 
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError
@@ -20,7 +21,6 @@ from dlth.training.evaluate import evaluate
 from dlth.training.loop import train
 from dlth.training.models import build
 from dlth.training.pixels import Pixels
-from dlth.training.reporter import Reporter
 from dlth.training.setup import Parts, prepare
 from dlth.training.weights import load_weights
 from dlth.training.weights_note import WeightsFile, WeightsNote
@@ -30,19 +30,9 @@ TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0}
 
 
-class Notes(Reporter):
-    """Remembers what a person is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-
 def prepared(config: TrainConfig) -> tuple[Parts, list[str]]:
-    notes = Notes()
-    return prepare(config, World(0, 1, torch.device("cpu")), notes), notes.texts
+    listener = Listener()
+    return prepare(config, World(0, 1, torch.device("cpu")), listener), listener.notes
 
 
 def noted(path: Path, note: object) -> Path:
