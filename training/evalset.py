@@ -26,7 +26,7 @@ from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig
 from dlth.training.frame import Frame, described
 from dlth.training.measure import EvalResult, ImageResults, scores
-from dlth.training.patch_ranker import Rank
+from dlth.training.patch_ranker import Select
 from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
 from dlth.training.student import Student
@@ -85,7 +85,7 @@ class EvalSet:
         world: World,
         pixels: Pixels,
         precision: Precision,
-        select: Rank | None = None,
+        select: Select | None = None,
         selected_by: str = "",
     ) -> EvalResult:
         """Measure a student, which is on the world's device, on the whole set.

@@ -13,7 +13,7 @@ from dlth.tickets import Budget, Grid
 from dlth.tickets.errors import InputError
 from dlth.tickets.origin import describe_selector
 from dlth.training.config import TrainConfig
-from dlth.training.patch_ranker import PatchRanker, Rank, Selection
+from dlth.training.patch_ranker import PatchRanker, Select, Selection
 from dlth.training.pixels import Pixels
 from dlth.training.rankers import RANKERS, Wanted
 from dlth.training.reporter import Reporter
@@ -29,18 +29,18 @@ class OnlineSelector:
 
     selector: PatchRanker
 
-    def ranking(self, students: Pixels) -> Rank:
+    def ranking(self, students: Pixels) -> Select:
         """Its `select` for images [B, 3, H, W] that are normalised, and sized, as the student wants them."""
         frame = self.selector.frame
         own = Pixels(frame.mean, frame.std)
 
-        def rank(images: Tensor, budget: Budget | None = None) -> Selection:
+        def select(images: Tensor, budget: Budget | None = None) -> Selection:
             images = own.renormalised(images, students)
             if images.shape[-2:] != frame.size:  # the same grid with patches of another size
                 images = F.interpolate(images, frame.size, mode="bicubic", antialias=True)
             return self.selector.select(images, budget)
 
-        return rank
+        return select
 
     @property
     def text(self) -> str:

@@ -29,7 +29,7 @@ class Selection(NamedTuple):
     gap: Tensor
 
 
-Rank = Callable[..., Selection]
+Select = Callable[..., Selection]
 """What `select` does, as a function; the online mode's takes the student's images."""
 
 

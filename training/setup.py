@@ -30,7 +30,7 @@ from dlth.training.measure import EvalResult
 from dlth.training.models import build, resolve
 from dlth.training.online import OnlineSelector, open_selector
 from dlth.training.optim import SetRate, make_ema, make_optimizer, make_schedule
-from dlth.training.patch_ranker import Rank
+from dlth.training.patch_ranker import Select
 from dlth.training.pixels import Pixels
 from dlth.training.reporter import Reporter
 from dlth.training.schedule import KeepSchedule, final_budget
@@ -49,7 +49,7 @@ HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense
 class Parts:
     """What a run is made of.
 
-    `schedule`: what each step keeps; `online`: the selector in the loop, and `rank` what it makes of the student's
+    `schedule`: what each step keeps; `online`: the selector in the loop, and `select` what it makes of the student's
     images, None without one.
     """
 
@@ -65,7 +65,7 @@ class Parts:
     stepper: Stepper
     pixels: Pixels
     online: OnlineSelector | None
-    rank: Rank | None
+    select: Select | None
 
     @property
     def grid(self) -> Grid:
@@ -86,7 +86,7 @@ class Parts:
         assert self.inputs.val is not None
         standing_in = self.online.text if self.online is not None else ""
         precision = self.stepper.precision
-        return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.rank, standing_in)
+        return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.select, standing_in)
 
     def headline(self, table: Mapping[str, Any]) -> str:
         """The arm of the evaluation by which this run's is judged."""
@@ -196,8 +196,8 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         online = None
         if config.mode == "online" and (config.selector or config.selector_checkpoint):
             online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
-        rank = online.ranking(pixels) if online is not None else None
-        in_loop = rank if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
+        select = online.ranking(pixels) if online is not None else None
+        in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
         schedule = _keep_schedule(config, inputs, online)
         loader = inputs.loader(schedule)
     digest = weights_digest(model) if start is not None else ""
@@ -205,7 +205,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     sizes = schedule.most_sizes
     stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes)
     return Parts(
-        config, world, inputs, student, ema, optimizer, set_rate, schedule, loader, stepper, pixels, online, rank
+        config, world, inputs, student, ema, optimizer, set_rate, schedule, loader, stepper, pixels, online, select
     )
 
 

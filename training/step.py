@@ -41,7 +41,7 @@ from dlth.tickets.seeding import derive
 from dlth.training.compiled import compiled
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
-from dlth.training.patch_ranker import Rank
+from dlth.training.patch_ranker import Select
 from dlth.training.pixels import Pixels
 from dlth.training.precision import Precision
 from dlth.training.student import Student
@@ -69,9 +69,9 @@ class StepResult:
 class Stepper:
     """Everything a step needs, put together once.
 
-    `rank` ranks patches in the online mode, None otherwise. `full_size` is the number of images of a whole micro-batch:
-    only those go through the compiled student, so that a short batch neither is dropped nor compiles anew. `sizes`: at
-    most so many numbers of patches are kept, each of which is compiled for itself.
+    `select` picks patches in the online mode, None otherwise. `full_size` is the number of images of a whole
+    micro-batch: only those go through the compiled student, so that a short batch neither is dropped nor compiles anew.
+    `sizes`: at most so many numbers of patches are kept, each of which is compiled for itself.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Stepper:
         world: World,
         pixels: Pixels,
         num_classes: int,
-        rank: Rank | None = None,
+        select: Select | None = None,
         sizes: int = 1,
     ) -> None:
         self.student, self.optimizer, self.ema = student, optimizer, ema
-        self.config, self.world, self.pixels, self.rank = config, world, pixels, rank
+        self.config, self.world, self.pixels, self.select = config, world, pixels, select
         self.num_classes, self.full_size = num_classes, config.batch_size
         self.precision = Precision.of(config.amp, config.amp_dtype, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision.dtype == torch.float16)
@@ -117,7 +117,7 @@ class Stepper:
         return StepResult(loss, norm, total, moved, rescaled, hidden, whole)
 
     def _lacks_tickets(self, batch: Batch) -> bool:
-        return batch.patches is None and self.config.arm == "ticket" and self.rank is None
+        return batch.patches is None and self.config.arm == "ticket" and self.select is None
 
     def _accumulate(self, batches: Sequence[Batch], budget: Budget | None, total: float) -> Tensor:
         """Forward and backward of every micro-batch; gives back this rank's weighted sums of losses and of hidden
@@ -150,8 +150,8 @@ class Stepper:
         targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
             patches, unranked = batch.patches, None
-            if self.rank is not None:
-                patches, unranked = self._selected(images, batch, self.rank, budget)
+            if self.select is not None:
+                patches, unranked = self._selected(images, batch, self.select, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
             logits = forward(images, patches)
         losses = -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
@@ -159,11 +159,11 @@ class Stepper:
             losses = losses.masked_fill(unranked, math.nan)
         return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)
 
-    def _selected(self, images: Tensor, batch: Batch, rank: Rank, budget: Budget | None) -> tuple[Tensor, Tensor]:
+    def _selected(self, images: Tensor, batch: Batch, select: Select, budget: Budget | None) -> tuple[Tensor, Tensor]:
         """What the online selector keeps of mixed images, int64 [B, k], hidden patches treated as everywhere; and
         bool [B], images whose scores are no numbers: they have no ticket, so their loss is none either.
         """
-        rankings, gap = rank(images, budget)
+        rankings, gap = select(images, budget)
         if batch.hidden is not None and self.config.hidden == "demote":
             rankings = demote(rankings, batch.hidden)
         return (rankings if budget is None else rankings[:, : budget.k]), gap.isnan()

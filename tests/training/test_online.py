@@ -62,8 +62,8 @@ def test_the_selector_ranks_images_of_its_own_normalisation(
     config = make_run("online", mean=mean, std=(0.5, 0.25, 0.125) if mean[0] < 0.5 else None, **online)
     parts = prepare(config, World(0, 1, torch.device("cpu")), Reporter())
     assert parts.online is not None
-    assert parts.rank is not None
-    assert parts.stepper.rank is parts.rank
+    assert parts.select is not None
+    assert parts.stepper.select is parts.select
     selector = parts.online.selector
     assert selector.vit.num_classes == 7
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ def test_the_selector_ranks_images_of_its_own_normalisation(
     students = parts.pixels(images)
     before = students.clone()
     assert torch.allclose(own.renormalised(students, parts.pixels), own(images), atol=1e-5)
-    assert torch.equal(parts.rank(students).patches, selector.rank(own(images)))
+    assert torch.equal(parts.select(students).patches, selector.rank(own(images)))
     assert torch.equal(students, before)
 
 
@@ -114,16 +114,16 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
     schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 1}
     parts = prepare(make_run("online", epochs=2, **online | schedule), World(0, 1, torch.device("cpu")), Reporter())
     assert parts.online is not None
-    assert parts.rank is not None
+    assert parts.select is not None
     asked: list[tuple[Budget, torch.Tensor, Selection]] = []
 
     def listening(images: torch.Tensor, budget: Budget | None = None) -> Selection:
         assert budget is not None
-        assert parts.rank is not None
-        asked.append((budget, images, parts.rank(images, budget)))
+        assert parts.select is not None
+        asked.append((budget, images, parts.select(images, budget)))
         return asked[-1][2]
 
-    parts.stepper.rank = listening
+    parts.stepper.select = listening
     for epoch in (0, 1):
         for step, batches in enumerate(parts.train_steps(epoch, 0)):
             parts.stepper(batches, 3 * epoch + step, parts.schedule.budget(epoch, step))
@@ -133,7 +133,7 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
     for budget, images, ranked in asked:
         made = Selector(parts.online.selector.vit, budget.stage_keep, (0, 1))
         assert torch.equal(ranked.patches, made.rank(images))
-    assert any(not torch.equal(ranked.patches, parts.rank(images).patches) for _, images, ranked in asked)
+    assert any(not torch.equal(ranked.patches, parts.select(images).patches) for _, images, ranked in asked)
 
 
 def test_arms_of_one_share_keep_as_many_at_each_step_with_and_without_a_selector(
@@ -168,6 +168,6 @@ def test_a_selector_that_cannot_score_an_image_gives_it_no_ticket(
     assert (math.isnan(result.loss), result.moved) == (True, False)
     assert all(map(torch.equal, before, made.student.model.parameters()))
     assert made.inputs.val is not None
-    measured = made.inputs.val.evaluate(made.student, made.world, made.pixels, made.stepper.precision, made.rank)
+    measured = made.inputs.val.evaluate(made.student, made.world, made.pixels, made.stepper.precision, made.select)
     assert measured.table()["ticket"]["top1"] == 0
     assert any("images on ticket tokens got no numbers" in text for text in measured.notes())

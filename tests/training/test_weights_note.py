@@ -156,10 +156,10 @@ def test_the_online_selector_is_what_its_run_records(make_run: MakeRun) -> None:
     )
     parts, _ = prepared(config)
     assert parts.online is not None
-    assert parts.rank is not None
+    assert parts.select is not None
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     own = Pixels((0.1,) * 3, (0.2,) * 3)(images)
-    assert torch.equal(parts.rank(parts.pixels(images)).patches, parts.online.selector.rank(own))
+    assert torch.equal(parts.select(parts.pixels(images)).patches, parts.online.selector.rank(own))
 
     result = train(config)
     assert config.tickets is not None
@@ -179,7 +179,7 @@ def test_a_selector_of_another_patch_size_sees_images_of_its_own_size(make_run: 
     train(teacher)
     shared = {"mode": "online", "selector_checkpoint": teacher.out, "selector_blocks": (0, 1), **SHORT}
     parts, _ = prepared(make_run("online", **shared))
-    assert parts.rank is not None
-    assert parts.rank(torch.zeros(2, 3, 32, 32)).patches.shape == (2, 16)
+    assert parts.select is not None
+    assert parts.select(torch.zeros(2, 3, 32, 32)).patches.shape == (2, 16)
     with pytest.raises(InputError, match="selector ranks 4x4 patches, the student has 3x3"):
         prepared(make_run("other", img_size=24, tickets=None, val=None, val_tickets=None, keep="0.5", **shared))
