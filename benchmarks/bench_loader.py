@@ -37,10 +37,9 @@ from dlth.data.identity import content_hash
 from dlth.data.index import ShardIndex, open_index
 from dlth.data.join import Join, join
 from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing, mix_plan, mix_rankings
+from dlth.data.mixing import Mixing, mix_plan
 from dlth.data.order import Batching
 from dlth.data.patches import PatchChoice, Showing, hidden_patches
-from dlth.data.visibility import demote
 
 GRID, K = DEIT["grid"], DEIT["k"]
 SHARD_ROWS = 128
@@ -124,22 +123,19 @@ def round_of(pipelines: dict[str, Iterator[torch.Tensor]]) -> dict[str, float]:
 
 
 def added_by_tickets(index: ShardIndex, found: Join, recipe: str, batch: int) -> list[float]:
-    """Processor seconds per image of what tickets add: rows looked up, projected, demoted, mixed; bytes compared."""
+    """Processor seconds per image of what tickets add: rows looked up, projected, mixed, demoted; bytes compared."""
     augmentation, mixing = RECIPES[recipe]
-    choice, frames = PatchChoice("ticket", GRID, 0, found), []
+    choice, showings = PatchChoice("ticket", GRID, 0, found), []
     encoded = index.read_many(range(batch))
     for number, data in enumerate(encoded):
         image = decode(data, where="bench")
         shown = augment(image, augmentation, GRID, 0, 0, index.key(number))
-        frames.append(Showing(number, index.key(number), (image.shape[1], image.shape[2]), shown.view, shown.hidden))
+        showings.append(Showing(number, index.key(number), (image.shape[1], image.shape[2]), shown.view, shown.hidden))
     plans = [mix_plan(mixing, augmentation.size, 0, 0, step) for step in range(20)]
     times = []
     for plan in plans:
         start = time.process_time()
-        rankings = torch.from_numpy(mix_rankings(choice.rankings(frames, 0), GRID, plan))
-        hidden = hidden_patches(frames, GRID, plan)
-        if hidden is not None:
-            demote(rankings, hidden)
+        choice.kept(showings, 0, K, plan, hidden_patches(showings, GRID, plan))
         for data in encoded:
             content_hash(data)
         times.append((time.process_time() - start) / batch)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from dlth.data.augment import Augmentation, augment
-from dlth.data.mixing import Mixing, MixPlan, mix_plan, mix_rankings
+from dlth.data.mixing import Mixing, MixPlan, mix_plan
 from dlth.data.patches import DrawnIn, PatchChoice, Showing, hidden_patches
-from dlth.data.visibility import demote, hidden_share
+from dlth.data.visibility import hidden_share
 from dlth.tickets import Grid
 
 GRID = Grid(14, 14)
@@ -31,30 +31,28 @@ def drawn(augmentation: Augmentation, draws: int) -> list[Showing]:
     """What each of so many augmented pictures shows."""
     noise = np.random.default_rng(0).integers(0, 256, (3, 300, 400), dtype=np.uint8)
     image = torch.from_numpy(noise)
-    frames = []
+    showings = []
     for number in range(draws):
         shown = augment(image, augmentation, GRID, 0, 0, str(number))
-        frames.append(Showing(number, str(number), (300, 400), shown.view, shown.hidden))
-    return frames
+        showings.append(Showing(number, str(number), (300, 400), shown.view, shown.hidden))
+    return showings
 
 
-def batches(frames: list[Showing], mixing: Mixing) -> Iterator[tuple[list[Showing], MixPlan]]:
-    """The frames in groups, each with its plan."""
-    for step, start in enumerate(range(0, len(frames), BATCH)):
-        yield frames[start : start + BATCH], mix_plan(mixing, DEIT.size, 0, 0, step)
+def batches(showings: list[Showing], mixing: Mixing) -> Iterator[tuple[list[Showing], MixPlan]]:
+    """The showings in groups, each with its plan."""
+    for step, start in enumerate(range(0, len(showings), BATCH)):
+        yield showings[start : start + BATCH], mix_plan(mixing, DEIT.size, 0, 0, step)
 
 
-def shares(frames: list[Showing], mixing: Mixing, drawn_in: DrawnIn, setting: str) -> list[float]:
+def shares(showings: list[Showing], mixing: Mixing, drawn_in: DrawnIn, setting: str) -> list[float]:
     """Hidden share of the kept patches for each k, in percent; the last is that of all patches."""
     choice, found = PatchChoice("random", GRID, 0, drawn_in=drawn_in), []
-    for group, plan in batches(frames, mixing):
-        rankings = choice.rankings(group, 0)
-        rankings = torch.from_numpy(mix_rankings(rankings, GRID, plan) if drawn_in == "image" else rankings)
+    for group, plan in batches(showings, mixing):
         hidden = hidden_patches(group, GRID, plan)
         if hidden is None:
             found.append(torch.zeros(len(group), len(KEPT) + 1))
             continue
-        rankings = demote(rankings, hidden) if setting == "demote" else rankings
+        rankings = choice.kept(group, 0, None, plan, hidden if setting == "demote" else None)
         columns = [hidden_share(hidden, rankings[:, :k]) for k in KEPT] + [hidden_share(hidden, None)]
         found.append(torch.stack(columns, dim=1))
     return [100 * float(value) for value in torch.cat(found).mean(dim=0)]
@@ -67,11 +65,11 @@ def main() -> None:
     print("hidden share of the kept patches' area, %")
     print(f"{'augmentation':<12} {'mixed':<6} {'rankings':<10} {'--hidden':<8}", *(f"k={k:<4}" for k in (*KEPT, 196)))
     for name, augmentation in (("deit", DEIT), ("erased", ERASED)):
-        frames = drawn(augmentation, draws)
+        showings = drawn(augmentation, draws)
         for mixed, mixing in (("no", Mixing()), ("yes", Mixing(mixup_alpha=0.8, cutmix_alpha=1.0))):
             for way, drawn_in in (("moved", "image"), ("in view", "view")):
                 for setting in ("demote", "keep"):
-                    row = shares(frames, mixing, drawn_in, setting)
+                    row = shares(showings, mixing, drawn_in, setting)
                     print(f"{name:<12} {mixed:<6} {way:<10} {setting:<8}", *(f"{value:<6.2f}" for value in row))
 
 

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlth.data.join import NO_TICKET, Join
-from dlth.data.mixing import BatchMix, mix_patches, mix_rankings
+from dlth.data.mixing import BatchMix, MixPlan, mix_patches, mix_rankings
 from dlth.data.visibility import demote
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.grid import Grid
@@ -103,7 +103,7 @@ class PatchChoice:
         showings: Sequence[Showing],
         epoch: int,
         k: int | None,
-        mix: BatchMix | None = None,
+        mix: MixPlan | BatchMix | None = None,
         hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Int64 [B, k]: the patches that each showing keeps, best first; it says nothing for images shown whole.
@@ -167,7 +167,7 @@ def _moved(rows: NDArray[np.integer], source: View, showings: Sequence[Showing])
     return rows.astype(np.int64)
 
 
-def hidden_patches(showings: Sequence[Showing], grid: Grid, mix: BatchMix) -> torch.Tensor | None:
+def hidden_patches(showings: Sequence[Showing], grid: Grid, mix: MixPlan | BatchMix) -> torch.Tensor | None:
     """Float32 [B, P]: the hidden share of each patch after mixing; None where nothing is hidden."""
     if all(showing.hidden is None for showing in showings):
         return None
