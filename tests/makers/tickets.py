@@ -37,6 +37,7 @@ DEIT = {
     "stage_keep": "0.887905",
     "stage_tokens": (175, 156, 138),
     "view": ViewSpec("whole", 224, 224),
+    "selector": SelectorInfo("deit", "", "random", (3, 6, 9)),
 }
 """Fields of a header such as stage 1 writes for DeiT-S at 224 px."""
 
