@@ -32,7 +32,7 @@ def select(
     settings = chosen.config()
     from dlth.pipeline import select_stage  # torch and timm: not before the settings are sound
 
-    plan = select_stage.plan(settings, say=console.note)
+    plan = select_stage.plan(settings, note=console.note)
     facts = plan.facts() | chosen.facts
     if dry_run:
         console.result("dlth select, dry run: nothing is written", facts, json)

@@ -37,7 +37,7 @@ class BatchRanker:
     amp_dtype: torch.dtype | None = None
     torchcompile: str | None = None
     batch_size: int | None = None
-    say: Note = lambda text: None
+    note: Note = lambda text: None
 
     def __post_init__(self) -> None:
         select, backend = self.ranker.select, self.torchcompile
@@ -58,7 +58,7 @@ class BatchRanker:
                 if size == 1:
                     raise
                 self.batch_size = size // 2
-                self.say(f"batch of {size} does not fit into the device's memory: going on with {self.batch_size}")
+                self.note(f"batch of {size} does not fit into the device's memory: going on with {self.batch_size}")
                 continue
             at += size
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

@@ -115,7 +115,7 @@ class SelectReport:
     identity: str = ""
 
 
-def plan(config: SelectConfig, say: Note = lambda text: None, ranker: str = "evit") -> SelectPlan:
+def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str = "evit") -> SelectPlan:
     """Open the shards, make the ranker of that name and fix the header, without writing anything.
 
     Raises:
@@ -125,7 +125,7 @@ def plan(config: SelectConfig, say: Note = lambda text: None, ranker: str = "evi
     check_workers(config.workers)
     if config.torchcompile is not None:
         check_backend(config.torchcompile)
-    wanted = _wanted(config, say)
+    wanted = _wanted(config, note)
     index = open_index(config.data, split=config.split or None)
     require_images(index)
     made = RANKERS[ranker](wanted, device)
@@ -136,7 +136,7 @@ def select(
     plan: SelectPlan,
     progress: Advance = lambda images: None,
     skip: Advance = lambda images: None,
-    say: Note = lambda text: None,
+    note: Note = lambda text: None,
     wait: bool = False,
 ) -> SelectReport:
     """Rank the patches of every image of the plan that is not yet in the file, and finish the file if it is whole.
@@ -145,7 +145,7 @@ def select(
         plan: what to do
         progress: told how many images were ranked since it was last told
         skip: told how many images an earlier run had done
-        say: told in words what a person should know
+        note: told in words what a person should know
         wait: stay until the file is complete, for the shards in other processes' hands; those of a process that died
             are done here
     Raises:
@@ -154,17 +154,17 @@ def select(
     """
     config, index = plan.config, plan.index
     amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
-    ranker = BatchRanker(plan.ranker, amp_dtype, config.torchcompile, config.batch_size, say)
+    ranker = BatchRanker(plan.ranker, amp_dtype, config.torchcompile, config.batch_size, note)
     writer = TicketWriter(config.out, plan.header, plan.shards, index.key_width)
     todo = writer.missing()
     report = SelectReport(complete=writer.complete, shards_before=len(index.shards) - len(todo))
     skip(index.num_samples - sum(index.shards[s].rows for s in todo))
     if report.shards_before and todo:
-        say(f"resuming {shown(config.out)}: {report.shards_before} of {len(index.shards)} shards are done")
+        note(f"resuming {shown(config.out)}: {report.shards_before} of {len(index.shards)} shards are done")
     mine: set[int] = set()
     while not report.complete:
         if missing := writer.missing():
-            mine |= _rank_missing(plan, writer, missing, ranker, report, progress, say)
+            mine |= _rank_missing(plan, writer, missing, ranker, report, progress, note)
             report.shards = len(mine)
         report.complete = writer.finish()
         if not (wait or report.complete):
@@ -206,7 +206,7 @@ def _rank_missing(
     ranker: BatchRanker,
     report: SelectReport,
     progress: Advance,
-    say: Note,
+    note: Note,
 ) -> set[int]:
     """Rank the shards of `todo` that nobody else has; gives back which were done here."""
     config = plan.config
@@ -220,7 +220,7 @@ def _rank_missing(
             if batch.problems and config.bad_images == "error":
                 raise BadImageError(batch.problems[0]).advised()
             for problem in batch.problems:
-                say(f"skipped: {problem}")
+                note(f"skipped: {problem}")
             _check_scores(plan, batch, gap)
             report.skipped += batch.problems
             report.tied += int((gap == 0).sum())
@@ -271,15 +271,15 @@ def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> Shard
     return ShardTickets(keys, hashes, patches, gap, skipped=~good)
 
 
-def _wanted(config: SelectConfig, say: Note) -> Wanted:
+def _wanted(config: SelectConfig, note: Note) -> Wanted:
     """The ranker that the settings ask for, with what its weights record; a contradiction is told."""
     weights = WeightsFile.find(config.checkpoint, config.use_ema) if config.checkpoint else None
     said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}
     if weights is not None:
-        said = weights.settle(said, say)
+        said = weights.settle(said, note)
     model = said["model"] or DEFAULT_MODEL
     if resolve(model) != model:
-        say(f"{shown(model)} is timm's {resolve(model)}")
+        note(f"{shown(model)} is timm's {resolve(model)}")
     rates = {name: getattr(config, name) for name in ("stage_keep", "keep", "tokens")}
     if all(rate is None for rate in rates.values()):
         rates["keep"] = "0.7"

@@ -310,7 +310,7 @@ def test_the_batch_is_halved_until_it_fits_the_device() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, **KWARGS)
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
     said: list[str] = []
-    small = BatchRanker(SmallDevice(vit, 0.7, (1, 2)), batch_size=16, say=said.append)
+    small = BatchRanker(SmallDevice(vit, 0.7, (1, 2)), batch_size=16, note=said.append)
     whole = BatchRanker(Selector(vit, 0.7, (1, 2)), batch_size=16)
     np.testing.assert_array_equal(small(images)[0], whole(images)[0])
     assert [text.split(":")[1] for text in said] == [f" going on with {size}" for size in (8, 4, 2)]
