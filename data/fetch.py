@@ -61,7 +61,8 @@ def blocks(url: str, start: int, size: int, progress: Progress | None = None) ->
     tries), with a TimeoutError as its cause where the server stalls.
     """
     with watched(url, size if progress is None else None) as heard:
-        position, answer = start, iter(())
+        position = start
+        answer: Iterator[bytes] = iter(())
 
         def got(count: int) -> None:
             heard(count)

@@ -14,9 +14,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlth.data.fetch import discard
 from dlth.data.remote import filesystem, is_remote, reaching, read_small
 from dlth.data.sources import check_address
-from dlth.data.transfer import check_free, discard, download, upload
+from dlth.data.transfer import check_free, download, upload
 from dlth.tickets.archive import Archive, pack, unpack
 from dlth.tickets.card import card
 from dlth.tickets.disk import new_file, new_place, refuse_existing, user_path
