@@ -34,24 +34,30 @@ Select = Callable[..., Selection]
 
 
 class PatchRanker(Protocol):
-    """Ranks the patches of images, without gradients.
+    """Ranks the patches of images, without gradients."""
 
-    frame: its grid, and what its images must be
-    budget: how many patches stay, stage by stage
-    info: what the header of a ticket file says of it; one selection block for each stage of the budget
-    device: where its images must be
-    flops: of ranking one image, and of a whole forward pass of the model that does so (0 without one)
-    """
+    @property
+    def frame(self) -> Frame:
+        """Its grid, and what its images must be."""
 
-    frame: Frame
-    budget: Budget
-    info: SelectorInfo
-    device: torch.device
-    flops: tuple[int, int]
+    @property
+    def budget(self) -> Budget:
+        """How many patches stay, stage by stage."""
+
+    @property
+    def info(self) -> SelectorInfo:
+        """What the header of a ticket file says of it; one selection block for each stage of the budget."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its images must be."""
+
+    @property
+    def flops(self) -> tuple[int, int]:
+        """Of ranking one image, and of a whole forward pass of the model that does so (0 without one)."""
 
     def select(self, images: Tensor, budget: Budget | None = None) -> Selection:
         """Rankings and gaps of normalised float images [B, 3, *frame.size]; the ticket is the first `budget.k`.
 
         `budget` takes the place of the ranker's own for these images, as a keep schedule asks each step for another.
         """
-        ...
