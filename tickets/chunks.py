@@ -10,7 +10,8 @@ again.
 import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.abc.buffer import Buffer
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from dlth.tickets.errors import DamageError

@@ -127,55 +127,54 @@ def decode_keys(keys: Sequence[Any], first_row: int, name: str) -> tuple[str, ..
 
 
 def _header(table: Table, options: ImportOptions) -> TicketHeader:
+    """What the user says goes before what the file's own header says; what neither says is marked as unknown."""
     old = table.header
-    grid = options.grid or (old.grid if old else None)
-    patch_size = options.patch_size or (old.patch_size if old else None)
-    if grid is None or patch_size is None:
+    grid, patch_size = _said("grid", table, options), _said("patch_size", table, options)
+    if not grid or not patch_size:
         raise InputError(f"{table.name} does not say its grid and patch size: give both (--grid 14x14 --patch-size 16)")
     if table.width > grid.num_patches or (table.kind == "masks" and table.width != grid.num_patches):
         raise InputError(f"{table.name}: rows of {table.width} entries do not fit a grid of {grid}")
-    k = _kept(table, options, old)
+    k = _kept(table, options)
     ranked = k if table.kind == "masks" else table.width
-    view = ViewSpec(
-        options.view or (old.view.kind if old else "whole"),
-        grid.rows * patch_size,
-        grid.cols * patch_size,
-        options.crop_pct if options.view == "center" or old is None else old.view.crop_pct,
-    )
-    source: dict[str, Any] = {"operation": "import", "file_sha256": table.digest}
-    dataset = DatasetInfo(options.dataset, options.split, table.num_rows, "")
     cut = cut_to(k, grid.num_patches, ranked)
     if table.kind == "masks" or (old is not None and old.form == "mask"):
         cut["form"] = "mask"
+    cut["selector"] = unscored(options.selector or (old.selector.model if old else "unknown"), "imported")
+    source = {"operation": "import", "file_sha256": table.digest}
+    dataset = DatasetInfo(options.dataset, options.split, table.num_rows, "")
+    if old is not None and not (options.dataset or options.split):
+        dataset = replace(old.dataset, count=table.num_rows)
+    fields: dict[str, Any] = {
+        "grid": grid,
+        "patch_size": patch_size,
+        "view": _view(old, options, grid.rows * patch_size, grid.cols * patch_size),
+        "dataset": dataset,
+        "creator": _said("creator", table, options),
+        "license": _said("license", table, options),
+        "extensions": {**(old.extensions if old else {}), "derived": source},
+    }
     if old is None:
-        return TicketHeader(
-            grid=grid,
-            patch_size=patch_size,
-            view=view,
-            preprocessing=Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "unknown"),
-            selector=unscored(options.selector or "unknown", "imported"),
-            dataset=dataset,
-            creator=options.creator,
-            license=options.license,
-            extensions={"derived": source},
-            **cut,
-        )
-    said = options.dataset or options.split
+        unknown = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "unknown")
+        return TicketHeader(preprocessing=unknown, **fields, **cut)
     same = (old.grid, old.patch_size, old.k, old.ranked) == (grid, patch_size, k, ranked) and not options.selector
-    return replace(
-        old,
-        **({} if same else {**cut, "selector": unscored(options.selector or old.selector.model, "imported")}),
-        grid=grid,
-        patch_size=patch_size,
-        view=old.view if options.view is None and options.grid is None and options.patch_size is None else view,
-        dataset=dataset if said else replace(old.dataset, count=table.num_rows),
-        creator=options.creator or old.creator,
-        license=options.license or old.license,
-        extensions=old.extensions | {"derived": source},
-    )
+    return replace(old, **fields, **({} if same else cut))
 
 
-def _kept(table: Table, options: ImportOptions, old: TicketHeader | None) -> int:
+def _said(name: str, table: Table, options: ImportOptions) -> Any:
+    """A field of the header as the user gives it, else as the file's own header has it; empty where neither does."""
+    return getattr(options, name) or getattr(table.header, name, "")
+
+
+def _view(old: TicketHeader | None, options: ImportOptions, height: int, width: int) -> ViewSpec:
+    if old is None:
+        return ViewSpec(options.view or "whole", height, width, options.crop_pct)
+    if options.view is None and options.grid is None and options.patch_size is None:
+        return old.view
+    crop_pct = options.crop_pct if options.view == "center" else old.view.crop_pct
+    return ViewSpec(options.view or old.view.kind, height, width, crop_pct)
+
+
+def _kept(table: Table, options: ImportOptions) -> int:
     """How many patches a ticket keeps."""
     if table.kind == "masks":
         rows = table.read(0, min(table.num_rows, SHARD_ROWS))
@@ -185,10 +184,9 @@ def _kept(table: Table, options: ImportOptions, old: TicketHeader | None) -> int
         if options.k not in (None, k):
             raise InputError(f"{table.name}: the masks keep {k} patches, asked for {options.k}")
         return k
-    if options.k is not None or old is not None:
-        return options.k or (old.k if old else 0)
-    grid = options.grid
-    if grid is not None and table.width < grid.num_patches:
+    if k := _said("k", table, options):
+        return int(k)
+    if options.grid is not None and table.width < options.grid.num_patches:
         return table.width
     raise InputError(f"{table.name} ranks all patches: say how many a ticket keeps (--keep or --tokens)")
 

@@ -20,6 +20,7 @@ from dlth.tickets.arguments import whole_number
 from dlth.tickets.grid import Grid
 from dlth.tickets.labels import Labels, RowLabels
 from dlth.tickets.progress import Progress
+from dlth.tickets.project import cover
 from dlth.tickets.rows import ShardTickets
 from dlth.tickets.store import TicketStore, open_store
 
@@ -103,13 +104,8 @@ def ticket_stats(
 
 def central_area(grid: Grid) -> Floats:
     """Float64 [P]: the share of each patch's area that lies in the central quarter of the view."""
-
-    def inside(cells: int) -> Floats:
-        edges = np.arange(cells, dtype=np.float64)
-        share: Floats = np.clip(np.minimum(0.75 * cells, edges + 1) - np.maximum(0.25 * cells, edges), 0.0, 1.0)
-        return share
-
-    return np.outer(inside(grid.rows), inside(grid.cols)).ravel()
+    start, stop = np.array([0.25]), np.array([0.75])
+    return np.outer(cover(start, stop, grid.rows), cover(start, stop, grid.cols)).ravel()
 
 
 class _Counts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, shown
 
 MAX_RANKS = 1_000_000
@@ -51,6 +52,6 @@ def _number(name: str, default: int) -> int:
     text = os.environ.get(name)
     if not text:
         return default
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= MAX_RANKS):
+    if not (is_digits(text) and len(text) < 10 and int(text) <= MAX_RANKS):
         raise InputError(f"the environment variable {name} is {shown(text)!r}, no number of a process: unset it")
     return int(text)

@@ -14,7 +14,7 @@ from typing import Any
 
 from dlth.tickets.disk import read_file
 from dlth.tickets.errors import DamageError, SchemaError, shown
-from dlth.tickets.jsontext import parse
+from dlth.tickets.jsontext import canonical, parse
 
 SEAL = "sha256"
 MAX_DEPTH = 64
@@ -24,7 +24,7 @@ MAX_DEPTH = 64
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content as JSON holds it, and its digest. Raises ValueError for what JSON has no word for."""
     plain = json.loads(json.dumps(content, allow_nan=False))
-    return {**plain, SEAL: _digest(plain)}
+    return {**plain, SEAL: hashlib.sha256(canonical(plain)).hexdigest()}
 
 
 def read_sealed(path: Path, limit: int) -> tuple[dict[str, Any], bool]:
@@ -41,11 +41,6 @@ def read_sealed(path: Path, limit: int) -> tuple[dict[str, Any], bool]:
     if not isinstance(content, dict):
         raise DamageError(f"{shown(path)} holds no JSON object", file=path.name)
     seal = content.pop(SEAL, None)
-    if seal is not None and seal != _digest(content):
+    if seal is not None and seal != hashlib.sha256(canonical(content)).hexdigest():
         raise DamageError(f"{shown(path)} is damaged: its content is not what its sha256 was made of", file=path.name)
     return content, seal is not None
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
