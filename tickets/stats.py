@@ -20,7 +20,7 @@ from dlth.tickets.arguments import whole_number
 from dlth.tickets.grid import Grid
 from dlth.tickets.labels import Labels, RowLabels
 from dlth.tickets.progress import Progress
-from dlth.tickets.project import cover
+from dlth.tickets.project import covered
 from dlth.tickets.rows import ShardTickets
 from dlth.tickets.store import TicketStore, open_store
 
@@ -104,8 +104,7 @@ def ticket_stats(
 
 def central_area(grid: Grid) -> Floats:
     """Float64 [P]: the share of each patch's area that lies in the central quarter of the view."""
-    start, stop = np.array([0.25]), np.array([0.75])
-    return np.outer(cover(start, stop, grid.rows), cover(start, stop, grid.cols)).ravel()
+    return covered(np.array([[0.25, 0.25, 0.75, 0.75]]), grid)[0]
 
 
 class _Counts:
