@@ -104,7 +104,8 @@ def ticket_stats(
 
 def central_area(grid: Grid) -> Floats:
     """Float64 [P]: the share of each patch's area that lies in the central quarter of the view."""
-    return covered(np.array([[0.25, 0.25, 0.75, 0.75]]), grid)[0]
+    share: Floats = covered(np.array([[0.25, 0.25, 0.75, 0.75]]), grid)[0]
+    return share
 
 
 class _Counts:
