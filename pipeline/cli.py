@@ -24,9 +24,7 @@ from dlth.pipeline import (
     cli_train,
     console,
 )
-from dlth.pipeline.last_line import EXIT_DAMAGE, main
-
-__all__ = ["EXIT_DAMAGE", "app", "main"]
+from dlth.pipeline.last_line import main
 
 COMMANDS = (
     (cli_select, "select"),

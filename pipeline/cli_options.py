@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlth.pipeline import console
+from dlth.pipeline.exit_codes import EXIT_DAMAGE
 from dlth.pipeline.flags import integer
-from dlth.pipeline.last_line import EXIT_DAMAGE
 from dlth.tickets.errors import DlthError
 
 if TYPE_CHECKING:

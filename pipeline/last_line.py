@@ -17,11 +17,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+from dlth.pipeline.exit_codes import EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE
+
 if TYPE_CHECKING:
     from dlth.tickets.errors import DlthError
-
-EXIT_DAMAGE, EXIT_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_READER_GONE = 1, 2, 70, 130, 141
-"""70 is EX_SOFTWARE of sysexits.h; 130 and 141 are what a shell says of a program ended by SIGINT and by SIGPIPE."""
 
 _PLACES = {
     errno.EACCES: "check the permissions of it and of the folders above it",

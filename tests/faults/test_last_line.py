@@ -16,9 +16,10 @@ import pytest
 from makers import GOLDEN, ROOT
 from typer.main import get_command
 
-from dlth.pipeline.cli import EXIT_DAMAGE, app
+from dlth.pipeline.cli import app
 from dlth.pipeline.environment import mend_environment
-from dlth.pipeline.last_line import EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE, guarded
+from dlth.pipeline.exit_codes import EXIT_BUG, EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE
+from dlth.pipeline.last_line import guarded
 from dlth.tickets import TicketStore
 from dlth.training.signals import EXIT_RESUMABLE
 
