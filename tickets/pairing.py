@@ -1,7 +1,8 @@
 """Two ticket files side by side: the rows of one in the order of the other.
 
 By position first (the same keys in the same shard), else by key through one pass over the other file; which pairs are
-believed stands in `matching`.
+believed stands in `matching`. Files that were imported without content hashes, as COCO's are, whose keys are numbers,
+are believed of each other: no image is read here that a number could mistake.
 """
 
 import functools
@@ -35,7 +36,9 @@ class Pairing:
         else:
             tickets = self._by_key.rows(*self._starts[shard_index : shard_index + 2])
         named = np.array([own == key for own, key in zip(keys, tickets.keys, strict=True)], dtype=bool)
-        return tickets, named & believed(running_numbers(keys), self.base.image_hashes(shard_index), tickets.images)
+        hashes, others = self.base.image_hashes(shard_index), tickets.images
+        nobody_knows = ~(hashes.any(axis=1) | others.any(axis=1))
+        return tickets, named & (nobody_knows | believed(running_numbers(keys), hashes, others))
 
     @functools.cached_property
     def _by_key(self) -> Reordered:
