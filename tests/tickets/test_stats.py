@@ -155,7 +155,7 @@ def test_figures_equal_plain_loops_in_any_packing(tmp_path: Path) -> None:
 
 
 def test_running_numbers_count_only_with_equal_bytes(tmp_path: Path) -> None:
-    """`000001` of another packing is another image unless its content hash says otherwise; files that know none are believed."""
+    """`000001` of another packing is another image unless content hashes say otherwise; with none known it counts."""
     shard = rows_of("a", 4)
     shard = dataclasses.replace(shard, keys=("000001", "000002", "000003", "real_name"), images=shard.images.copy())
     shard.images[2] = 0
