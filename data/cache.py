@@ -24,8 +24,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dlth.data.addresses import is_remote
 from dlth.data.fetch import discard, fetch
-from dlth.data.remote import Facts, facts, is_remote
+from dlth.data.remote import Facts, facts
 from dlth.tickets.digits import ascii_only
 from dlth.tickets.disk import fresh, open_regular, space_errors
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from dlth.data.remote import WAITS, is_http, patience, read_range, retried
+from dlth.data.addresses import is_http, patience
+from dlth.data.remote import WAITS, read_range, retried
 from dlth.data.waiting import watched
 from dlth.tickets.errors import DamageError, DlthError, MissingFileError, SpaceError, TransferError, shown
 from dlth.tickets.progress import Progress

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 from fsspec.asyn import sync
 
-from dlth.data.remote import SlowError, filesystem, patience
+from dlth.data.addresses import SlowError, filesystem, patience
 from dlth.tickets.errors import DamageError, MissingFileError, shown
 
 _CONNECT = 30.0  # seconds for the way to the server

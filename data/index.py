@@ -19,11 +19,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from dlth.data.addresses import is_remote
 from dlth.data.cache import cache_root, holding, is_content, open_shard, refetch, stamped
 from dlth.data.classes import check_declared
 from dlth.data.index_file import read_index, write_index
 from dlth.data.index_trust import contradiction
-from dlth.data.remote import Facts, facts, is_remote
+from dlth.data.remote import Facts, facts
 from dlth.data.scan import Rows, scan
 from dlth.data.shard_index import ShardIndex, ShardInfo
 from dlth.data.sources import INFO_NAME, Listing, Source, resolve

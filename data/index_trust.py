@@ -18,8 +18,9 @@ from random import Random, SystemRandom
 
 import numpy as np
 
+from dlth.data.addresses import is_remote
 from dlth.data.cache import open_shard
-from dlth.data.remote import Facts, is_remote
+from dlth.data.remote import Facts
 from dlth.data.scan import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIX,

@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from dlth.data.addresses import is_remote
 from dlth.data.identity import SAMPLE_SHARDS, by_shard, content_hashes, spread, spread_over_shards
 from dlth.data.index import ShardIndex
 from dlth.data.matcher import Matcher
-from dlth.data.remote import is_remote
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.grid import Grid
 from dlth.tickets.header import TicketHeader

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import fsspec
-
+from dlth.data.addresses import SlowError, filesystem, is_http, is_remote, patience
 from dlth.data.waiting import watched
-from dlth.tickets.digits import ascii_only
 from dlth.tickets.disk import open_regular
 from dlth.tickets.errors import (
     DlthError,
@@ -29,7 +27,6 @@ from dlth.tickets.errors import (
 
 Result = TypeVar("Result")
 
-SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "memory")
 _STAMPS = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
 WAITS = (0.1, 0.5, 2.0)
 """Seconds before another try, of whatever is asked for or sent; then the error is the user's."""
@@ -41,32 +38,6 @@ class Facts:
 
     size: int
     stamp: str
-
-
-class SlowError(TimeoutError):
-    """A small file whose bytes come, too slowly for it."""
-
-
-def is_remote(address: str) -> bool:
-    """Whether `address` is a URL that needs fsspec (``file://`` does not)."""
-    return "://" in address and not address.startswith("file://")
-
-
-def is_http(address: str) -> bool:
-    """Whether `address` is read by `http.py`."""
-    return address.startswith(("http://", "https://"))
-
-
-def patience() -> float:
-    """Seconds without a byte after which a server counts as stalled: ``$DLTH_TIMEOUT``, else 60. Raises InputError."""
-    text = os.environ.get("DLTH_TIMEOUT") or "60"
-    try:
-        seconds = float(ascii_only(text))
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= 86_400:
-        raise InputError(f"DLTH_TIMEOUT must be a number of seconds above 0 and up to 86400, got {shown(text)!r}")
-    return seconds
 
 
 @contextmanager
@@ -90,15 +61,6 @@ def reaching(url: str, within: float | None = None) -> Iterator[None]:
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise MissingFileError(f"{shown(url)} cannot be reached: {shown(cause)}") from error
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it. Raises InputError where its package is missing."""
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise InputError(f"{shown(url)}: {error}") from error
-    return system, path
 
 
 def facts(url: str) -> Facts:

@@ -14,8 +14,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlth.data.addresses import filesystem, is_remote
 from dlth.data.fetch import discard
-from dlth.data.remote import filesystem, is_remote, reaching, read_small
+from dlth.data.remote import reaching, read_small
 from dlth.data.sources import check_address
 from dlth.data.transfer import check_free, download, upload
 from dlth.tickets.archive import Archive, pack, unpack

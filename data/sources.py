@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin
 
-from dlth.data.remote import SCHEMES, filesystem, is_http, is_remote, reaching, read_small
+from dlth.data.addresses import SCHEMES, filesystem, is_http, is_remote
+from dlth.data.remote import reaching, read_small
 from dlth.tickets.disk import user_path
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError, shown
 from dlth.tickets.jsontext import parse

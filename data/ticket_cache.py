@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlth.data.addresses import is_remote
 from dlth.data.cache import cache_root, holding, make_room, used
 from dlth.data.fetch import discard
-from dlth.data.remote import Facts, facts, is_remote
+from dlth.data.remote import Facts, facts
 from dlth.data.share import check_identity, check_packed, pinned
 from dlth.data.transfer import download
 from dlth.tickets.archive import Archive, unpack

@@ -12,8 +12,9 @@ from typing import Any
 
 from fsspec.callbacks import Callback
 
+from dlth.data.addresses import filesystem, is_remote
 from dlth.data.fetch import BLOCK, discard, fetch, note_of
-from dlth.data.remote import Facts, facts, filesystem, is_remote, reaching, retried
+from dlth.data.remote import Facts, facts, reaching, retried
 from dlth.data.waiting import watched
 from dlth.tickets.disk import appended, fresh, new_file, read_file, space_errors
 from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, TransferError, shown

@@ -124,7 +124,7 @@ def sign(
 
 def fetched(*specs: str | None) -> None:
     """Bring tickets that are named by address into the cache, with progress, before something needs them."""
-    from dlth.data.remote import is_remote
+    from dlth.data.addresses import is_remote
     from dlth.data.ticket_cache import local_tickets
 
     for spec in specs:

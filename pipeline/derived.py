@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dlth.data.remote import is_remote
+from dlth.data.addresses import is_remote
 from dlth.data.splits import EVALUATION, TRAINING, VALIDATION, first_of, splits_in, words
 from dlth.data.ticket_cache import local_tickets
 from dlth.pipeline.project_file import ProjectFile
