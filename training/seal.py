@@ -24,7 +24,7 @@ MAX_DEPTH = 64
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content as JSON holds it, and its digest. Raises ValueError for what JSON has no word for."""
     plain = json.loads(json.dumps(content, allow_nan=False))
-    return {**plain, SEAL: hashlib.sha256(canonical(plain)).hexdigest()}
+    return {**plain, SEAL: _digest(plain)}
 
 
 def read_sealed(path: Path, limit: int) -> tuple[dict[str, Any], bool]:
@@ -41,6 +41,10 @@ def read_sealed(path: Path, limit: int) -> tuple[dict[str, Any], bool]:
     if not isinstance(content, dict):
         raise DamageError(f"{shown(path)} holds no JSON object", file=path.name)
     seal = content.pop(SEAL, None)
-    if seal is not None and seal != hashlib.sha256(canonical(content)).hexdigest():
+    if seal is not None and seal != _digest(content):
         raise DamageError(f"{shown(path)} is damaged: its content is not what its sha256 was made of", file=path.name)
     return content, seal is not None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(content)).hexdigest()
