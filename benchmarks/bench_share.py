@@ -28,8 +28,8 @@ from makers.tickets import DEIT, fill, make_header
 from dlth.data.share import pull
 from dlth.data.transfer import download
 from dlth.tickets import DatasetInfo, ShardSpec, ShardTickets, TicketStore, TicketWriter, generator
-from dlth.tickets.archive import Archive, pack, unpack
-from dlth.tickets.shrink import shrink
+from dlth.tickets.derive.shrink import shrink
+from dlth.tickets.exchange.archive import Archive, pack, unpack
 
 SIDE, K, SHARD_ROWS = 14, 138, 1_000
 Scores = Callable[[np.random.Generator, int], np.ndarray]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from rounds import Step, gflop, report, spread, time_rounds
 from torch import Tensor, nn
 
-from dlth.tickets.budget import num_kept
+from dlth.tickets.ranking.budget import num_kept
 from dlth.training import TicketViT
 from dlth.training.models import build
 

@@ -28,15 +28,15 @@ from makers.tickets import DEIT, make_header
 
 from dlth.data.parquet import export_parquet
 from dlth.tickets import DatasetInfo, ShardSpec, ShardTickets, TicketStore, generator
-from dlth.tickets.algebra import union
-from dlth.tickets.coco import export_coco
-from dlth.tickets.compare import compare
-from dlth.tickets.controls import control
-from dlth.tickets.derive import Draft
-from dlth.tickets.edit import subset_by_classes
-from dlth.tickets.imports import ImportOptions, import_draft
-from dlth.tickets.npz import NpzTable, export_npz
-from dlth.tickets.stats import ticket_stats
+from dlth.tickets.derive.algebra import union
+from dlth.tickets.derive.controls import control
+from dlth.tickets.derive.draft import Draft
+from dlth.tickets.derive.edit import subset_by_classes
+from dlth.tickets.exchange.coco import export_coco
+from dlth.tickets.exchange.imports import ImportOptions, import_draft
+from dlth.tickets.exchange.npz import NpzTable, export_npz
+from dlth.tickets.statistics.compare import compare
+from dlth.tickets.statistics.stats import ticket_stats
 
 PATCHES, SHARD_ROWS, CLASSES = 196, 1_000, 1_000
 BLOCKS = 8

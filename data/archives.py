@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from dlth.data.imagenet import WNID
 from dlth.data.tar import members
-from dlth.tickets.disk import fresh, open_regular
 from dlth.tickets.errors import (
     DamageError,
     InputError,
@@ -30,6 +29,7 @@ from dlth.tickets.errors import (
     UnsafeError,
     shown,
 )
+from dlth.tickets.store.disk import fresh, open_regular
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 16 * 1024 * 1024

@@ -20,10 +20,10 @@ from torchvision.transforms.v2 import functional as F
 from dlth.data.rand_augment import RandAugment
 from dlth.data.visibility import hidden_by_warps
 from dlth.tickets.errors import InputError
-from dlth.tickets.grid import Grid
-from dlth.tickets.project import covered
+from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.ranking.projection import covered
+from dlth.tickets.ranking.view import View
 from dlth.tickets.seeding import Part, derive
-from dlth.tickets.view import View
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

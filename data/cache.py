@@ -28,9 +28,9 @@ from dlth.data.addresses import is_remote
 from dlth.data.fetch import discard, fetch
 from dlth.data.remote import Facts, facts
 from dlth.tickets.digits import ascii_only
-from dlth.tickets.disk import fresh, open_regular, space_errors
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
-from dlth.tickets.locks import locked
+from dlth.tickets.store.disk import fresh, open_regular, space_errors
+from dlth.tickets.store.locks import locked
 
 _CONTENT = "sha256:"
 """Begins a stamp that is the digest of the content."""

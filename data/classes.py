@@ -14,9 +14,9 @@ import numpy as np
 
 from dlth.data.shard_index import ShardIndex
 from dlth.data.split_info import CLASSES, MAX_BYTES, checked_names
-from dlth.tickets.disk import read_file
 from dlth.tickets.errors import DlthError, InputError, MismatchError, shown
-from dlth.tickets.jsontext import parse
+from dlth.tickets.format.jsontext import parse
+from dlth.tickets.store.disk import read_file
 
 UNDECLARED_CLASSES = 100_000
 """Classes that a head may have without anyone asking for them: 150 MB of weights at DeiT-S's width."""

@@ -21,9 +21,9 @@ from PIL import Image
 
 from dlth.data.pack import PackReport, pack_samples
 from dlth.data.samples import Sample
-from dlth.tickets.disk import write_files
 from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import generator
+from dlth.tickets.store.disk import write_files
 
 CANVAS, PATCH, GRID, DIGIT = 64, 8, 8, 16
 """Pixels of a canvas and of a patch, patches along a canvas, pixels of a digit."""

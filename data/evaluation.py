@@ -23,8 +23,8 @@ from dlth.data.reader import BadImages, Reader
 from dlth.data.views import check_view, render
 from dlth.data.workers import Pool
 from dlth.tickets.errors import InputError
-from dlth.tickets.grid import Grid
-from dlth.tickets.header import ViewSpec
+from dlth.tickets.format.header import ViewSpec
+from dlth.tickets.ranking.grid import Grid
 
 
 class EvalLoader:

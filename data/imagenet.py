@@ -21,9 +21,9 @@ from typing import IO
 
 from dlth.data.confined import confined
 from dlth.tickets.digits import is_digits
-from dlth.tickets.disk import open_regular
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
 from dlth.tickets.named import read_named
+from dlth.tickets.store.disk import open_regular
 
 GROUND_TRUTH, META, DEVKIT = (
     "ILSVRC2012_validation_ground_truth.txt",

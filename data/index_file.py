@@ -23,9 +23,9 @@ from safetensors.numpy import save_file
 from dlth.data.scan import MAX_KEY_BYTES
 from dlth.data.shard_index import ShardIndex, ShardInfo
 from dlth.data.tar_header import BLOCK
-from dlth.tickets.disk import published, unforeseen
 from dlth.tickets.errors import DlthError
-from dlth.tickets.jsontext import canonical, parse
+from dlth.tickets.format.jsontext import canonical, parse
+from dlth.tickets.store.disk import published, unforeseen
 
 FORMAT = "dlth-index 2"  # 2: of tars that every reader understands alike, with labels that are bounded
 _SHA256 = re.compile(r"[0-9a-f]{64}")

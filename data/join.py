@@ -2,7 +2,7 @@
 
 By position first, then by key, then by content hash of the encoded image, which finds an image in any packing but has
 to read it. A sample of content hashes is compared in any case, of lettered keys and of running numbers (``000123``)
-apart (`tickets/matching.py` has the rule): each shard's numbers are believed only if the sample of that shard agrees to
+apart (`tickets/store/matching.py` has the rule): each shard's numbers are believed only if the sample of that shard agrees to
 an image; a shard that is not believed is matched by content. Remote shards are not all fetched for that: while those
 looked at agree, the others are believed too. Where the bytes agree, the loader goes on comparing every image that it
 reads, so a wrong ticket never trains. Rejected: joining while streaming, where a missing ticket is found after hours.
@@ -20,11 +20,11 @@ from dlth.data.identity import SAMPLE_SHARDS, by_shard, content_hashes, spread, 
 from dlth.data.index import ShardIndex
 from dlth.data.matcher import Matcher
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
-from dlth.tickets.grid import Grid
-from dlth.tickets.header import TicketHeader
-from dlth.tickets.matching import NO_TICKET, Flags, Rows, same_bytes, stored_hashes
+from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.progress import Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.store.matching import NO_TICKET, Flags, Rows, same_bytes, stored_hashes
+from dlth.tickets.store.ticket_store import TicketStore
 
 __all__ = ["BAD_IMAGE", "MISSING", "NO_TICKET", "Coverage", "Join", "Missing", "check_compatible", "join"]
 

@@ -37,8 +37,8 @@ from dlth.data.patches import Arm, DrawnIn, PatchChoice, RandomTokens, Showing, 
 from dlth.data.reader import BadImages, Reader
 from dlth.data.workers import Pool
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.grid import Grid
-from dlth.tickets.view import View
+from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.ranking.view import View
 
 NumKept = int | Callable[[int, int], int]
 """Patches kept: a number, or a function of (epoch, step)."""

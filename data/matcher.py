@@ -6,7 +6,7 @@
 * content: the same encoded bytes, by their xxh3_128, whatever the key.
 
 The join (for training) and `match` and `remap` (for sharing) take these steps; they differ in what they read to believe
-a name, by the rule of `dlth.tickets.matching`. `match` reads every image whose key is a running number. The join may
+a name, by the rule of `dlth.tickets.store.matching`. `match` reads every image whose key is a running number. The join may
 not, as that can take hours: it believes a shard's numbers when a sample of that shard's images has the right bytes, and
 the loader then compares each of them when it is read.
 """
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from dlth.data.identity import content_hashes
 from dlth.data.shard_index import ShardIndex
-from dlth.tickets.keyindex import KeyIndex, key_hashes
-from dlth.tickets.matching import NO_TICKET, Flags, Hashes, Rows, base_name, rows_by_content, running_numbers
 from dlth.tickets.progress import Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store.keyindex import KeyIndex, key_hashes
+from dlth.tickets.store.matching import NO_TICKET, Flags, Hashes, Rows, base_name, rows_by_content, running_numbers
+from dlth.tickets.store.ticket_store import TicketStore
 
 Way = Literal["none", "position", "key", "base name", "content"]
 WAYS: tuple[Way, ...] = ("none", "position", "key", "base name", "content")

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from dlth.tickets.errors import InputError
-from dlth.tickets.grid import Grid
-from dlth.tickets.project import best_first, covered
-from dlth.tickets.ranks import rank_matrix
+from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.ranking.projection import best_first, covered
+from dlth.tickets.ranking.ranks import rank_matrix
 from dlth.tickets.seeding import generator
 
 Ranking = NDArray[np.int64]

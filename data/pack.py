@@ -42,10 +42,10 @@ from dlth.data.split_info import (
 )
 from dlth.data.tar import pread
 from dlth.data.tar_header import BLOCK
-from dlth.tickets.disk import published, reading, space_errors, user_path, write_files
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
 from dlth.tickets.progress import Progress
 from dlth.tickets.seeding import generator
+from dlth.tickets.store.disk import published, reading, space_errors, user_path, write_files
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dlth.data.split_info import INFO, Json, ShardRecord, read_info, shard_record, shard_records
-from dlth.tickets.disk import make_folder, read_file, refuse_linked, write_files
 from dlth.tickets.errors import InputError, LockedError, MismatchError, SchemaError, shown
-from dlth.tickets.jsontext import parse
-from dlth.tickets.locks import locked, refuse_gone
+from dlth.tickets.format.jsontext import parse
+from dlth.tickets.store.disk import make_folder, read_file, refuse_linked, write_files
+from dlth.tickets.store.locks import locked, refuse_gone
 
 _PLAN, _RECORD = "plan.json", ".tar.json"
 _MAX_BYTES = 64 * 1024

@@ -17,15 +17,15 @@ import numpy as np
 
 from dlth.data.confined import Confined
 from dlth.data.parquet_rows import HEADER_KEY, SHARDS_KEY, ParquetRows, arrow
-from dlth.tickets.derive import specs
-from dlth.tickets.disk import new_file
+from dlth.tickets.derive.draft import specs
 from dlth.tickets.errors import shown
-from dlth.tickets.imports import ForeignRows
-from dlth.tickets.jsontext import canonical
-from dlth.tickets.layout import HASH_BYTES
-from dlth.tickets.npz import file_digest
+from dlth.tickets.exchange.imports import ForeignRows
+from dlth.tickets.exchange.npz import file_digest
+from dlth.tickets.format.jsontext import canonical
+from dlth.tickets.format.layout import HASH_BYTES
 from dlth.tickets.progress import Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store.disk import new_file
+from dlth.tickets.store.ticket_store import TicketStore
 
 MAX_MEMORY = 2 * 2**30
 """Bytes that reading may take: the widest thousand rows take half a gigabyte, a ticket file's largest shard as much."""

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError, SchemaError, shown
-from dlth.tickets.header import TicketHeader
-from dlth.tickets.imports import ForeignRows, decode_keys
-from dlth.tickets.jsontext import parse
-from dlth.tickets.layout import HASH_BYTES, MAX_META_BYTES
-from dlth.tickets.manifest import MAX_ROWS, ShardSpec
+from dlth.tickets.exchange.imports import ForeignRows, decode_keys
+from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.jsontext import parse
+from dlth.tickets.format.layout import HASH_BYTES, MAX_META_BYTES
+from dlth.tickets.format.manifest import MAX_ROWS, ShardSpec
 
 HEADER_KEY, SHARDS_KEY = b"dlth_tickets", b"dlth_shards"
 MAX_FOOTER_BYTES = 64 * 2**20

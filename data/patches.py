@@ -30,11 +30,11 @@ from dlth.data.join import NO_TICKET, Join
 from dlth.data.mixing import BatchMix, MixPlan, mix_patches, mix_rankings
 from dlth.data.visibility import demote
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.grid import Grid
-from dlth.tickets.project import project
+from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.ranking.projection import project
+from dlth.tickets.ranking.view import View
 from dlth.tickets.seeding import Part, generator
-from dlth.tickets.store import TicketStore
-from dlth.tickets.view import View
+from dlth.tickets.store.ticket_store import TicketStore
 
 Arm = Literal["ticket", "random", "dense"]
 ARMS: tuple[Arm, ...] = ("ticket", "random", "dense")

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from dlth.data.identity import spread
 from dlth.data.index import ShardIndex
 from dlth.data.matcher import WAYS, Matcher, Way
-from dlth.tickets.derive import Draft, made_header
+from dlth.tickets.derive.draft import Draft, made_header
+from dlth.tickets.derive.reorder import Reordered
 from dlth.tickets.errors import MismatchError, MissingTicketError, shown
-from dlth.tickets.manifest import ShardSpec
-from dlth.tickets.matching import NO_TICKET, Flags, Hashes, Rows, believed, same_bytes, stored_hashes
+from dlth.tickets.format.manifest import ShardSpec
+from dlth.tickets.format.rows import ShardTickets
 from dlth.tickets.progress import Progress
-from dlth.tickets.reorder import Reordered
-from dlth.tickets.rows import ShardTickets
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store.matching import NO_TICKET, Flags, Hashes, Rows, believed, same_bytes, stored_hashes
+from dlth.tickets.store.ticket_store import TicketStore
 
 _SAMPLE = 1_000
 _EXAMPLES = 10

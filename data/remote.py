@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from dlth.data.addresses import SlowError, filesystem, is_http, is_remote, patience
 from dlth.data.waiting import watched
-from dlth.tickets.disk import open_regular
 from dlth.tickets.errors import (
     DlthError,
     InputError,
@@ -24,6 +23,7 @@ from dlth.tickets.errors import (
     TransferError,
     shown,
 )
+from dlth.tickets.store.disk import open_regular
 
 Result = TypeVar("Result")
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from dlth.data.archives import Located, archive_files, folder_files
 from dlth.data.imagenet import label_of, name_and_synset
-from dlth.tickets.disk import reading, user_path
 from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.tickets.store.disk import reading, user_path
 
 SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Suffix of a file to suffix in a shard; ``jpeg`` becomes ``jpg``, which every reader of shards looks for."""

@@ -19,9 +19,6 @@ from dlth.data.fetch import discard
 from dlth.data.remote import reaching, read_small
 from dlth.data.sources import check_address
 from dlth.data.transfer import check_free, download, upload
-from dlth.tickets.archive import Archive, pack, unpack
-from dlth.tickets.card import card
-from dlth.tickets.disk import new_file, new_place, refuse_existing, user_path
 from dlth.tickets.errors import (
     DlthError,
     InputError,
@@ -32,9 +29,12 @@ from dlth.tickets.errors import (
     TransferError,
     shown,
 )
+from dlth.tickets.exchange.archive import Archive, pack, unpack
+from dlth.tickets.exchange.card import card
 from dlth.tickets.named import read_named
 from dlth.tickets.progress import Note, Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store.disk import new_file, new_place, refuse_existing, user_path
+from dlth.tickets.store.ticket_store import TicketStore
 
 CARD = "README.md"
 SIGNATURE = ".sig"

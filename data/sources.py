@@ -23,9 +23,9 @@ from urllib.parse import urljoin
 
 from dlth.data.addresses import SCHEMES, filesystem, is_http, is_remote
 from dlth.data.remote import reaching, read_small
-from dlth.tickets.disk import user_path
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError, shown
-from dlth.tickets.jsontext import parse
+from dlth.tickets.format.jsontext import parse
+from dlth.tickets.store.disk import user_path
 
 MAX_SHARDS = 100_000
 _MAX_SPELLED = 2**25  # characters of all names that a range or an index means: 335 for each of `MAX_SHARDS`

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlth.tickets.disk import read_file
 from dlth.tickets.errors import InputError, MismatchError, SchemaError, shown
-from dlth.tickets.jsontext import parse
+from dlth.tickets.format.jsontext import parse
+from dlth.tickets.store.disk import read_file
 
 INFO, CLASSES = "_info.json", "classes.json"
 MAX_BYTES = 64 * 1024 * 1024

@@ -20,12 +20,12 @@ from dlth.data.fetch import discard
 from dlth.data.remote import Facts, facts
 from dlth.data.share import check_identity, check_packed, pinned
 from dlth.data.transfer import download
-from dlth.tickets.archive import Archive, unpack
-from dlth.tickets.disk import read_file, reading, write_files
 from dlth.tickets.errors import DlthError
-from dlth.tickets.jsontext import canonical, parse
+from dlth.tickets.exchange.archive import Archive, unpack
+from dlth.tickets.format.jsontext import canonical, parse
 from dlth.tickets.progress import Progress
-from dlth.tickets.store import TicketStore
+from dlth.tickets.store.disk import read_file, reading, write_files
+from dlth.tickets.store.ticket_store import TicketStore
 
 _held: dict[str, ExitStack] = {}
 """What this process holds until it ends, by identity."""

@@ -16,11 +16,11 @@ from dlth.data.addresses import filesystem, is_remote
 from dlth.data.fetch import BLOCK, discard, fetch, note_of
 from dlth.data.remote import Facts, facts, reaching, retried
 from dlth.data.waiting import watched
-from dlth.tickets.disk import appended, fresh, new_file, read_file, space_errors
 from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, TransferError, shown
-from dlth.tickets.jsontext import canonical
-from dlth.tickets.locks import locked
+from dlth.tickets.format.jsontext import canonical
 from dlth.tickets.progress import Progress
+from dlth.tickets.store.disk import appended, fresh, new_file, read_file, space_errors
+from dlth.tickets.store.locks import locked
 
 _MAX_NOTE = 16_384
 

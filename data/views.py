@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.header import ViewSpec
+from dlth.tickets.format.header import ViewSpec
 
 MAX_SIDE = 8_192
 """Pixels along the longer side of what a view is cut from (a view of 7,168 at 0.875). Views of 224 are thus cut from at

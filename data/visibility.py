@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlth.tickets.grid import Grid
+from dlth.tickets.ranking.grid import Grid
 
 Floats = NDArray[np.float64]
 

@@ -9,10 +9,10 @@ from dlth.pipeline import console
 from dlth.pipeline.cli_options import DryRun, File, Json, Out
 from dlth.pipeline.cli_ticket_tools import write
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import Archive, pack_into
-from dlth.tickets.archive import unpack as unpack_archive
-from dlth.tickets.disk import new_file
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.exchange.archive import Archive, pack_into
+from dlth.tickets.exchange.archive import unpack as unpack_archive
+from dlth.tickets.store.disk import new_file
 
 Packed = Annotated[Path, typer.Argument(help="The packed ticket file (tickets.zarr.zip).")]
 
@@ -26,8 +26,8 @@ def shrink(
     json: Json = False,
 ) -> None:
     """Write the same tickets in a smaller form; what that form cannot give any more is said and stands in the file."""
-    from dlth.tickets.shrink import SMALL_FORMS
-    from dlth.tickets.shrink import shrink as shrunk
+    from dlth.tickets.derive.shrink import SMALL_FORMS
+    from dlth.tickets.derive.shrink import shrink as shrunk
 
     if form not in SMALL_FORMS:
         raise InputError(f"--form {shown(form)!r}: must be one of {', '.join(SMALL_FORMS)}")
@@ -43,7 +43,7 @@ def pack(
 ) -> None:
     """Make one file of a ticket file, to send: the same bytes for the same tickets, from everyone."""
     from dlth.data.share import CARD, put_beside
-    from dlth.tickets.card import card as card_text
+    from dlth.tickets.exchange.card import card as card_text
 
     store = TicketStore(file)
     target = out or store.path.with_name(f"{store.path.name}.zip")

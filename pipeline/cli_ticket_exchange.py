@@ -27,9 +27,9 @@ def export(
 ) -> None:
     """Write the tickets for other tools: numpy arrays, a Parquet table, or COCO masks of the kept patches."""
     from dlth.data.parquet import export_parquet
-    from dlth.tickets.coco import export_coco
-    from dlth.tickets.disk import refuse_existing
-    from dlth.tickets.npz import export_npz
+    from dlth.tickets.exchange.coco import export_coco
+    from dlth.tickets.exchange.npz import export_npz
+    from dlth.tickets.store.disk import refuse_existing
 
     writers = {"npz": export_npz, "parquet": export_parquet, "coco": export_coco}
     chosen = _format(to, format_)
@@ -67,8 +67,8 @@ def import_(
 ) -> None:
     """Make a ticket file of a lab's own rankings or masks; every row is checked. Nothing in the file is unpickled."""
     from dlth.data.parquet import ParquetTable
-    from dlth.tickets.imports import ImportOptions, Table, import_draft
-    from dlth.tickets.npz import NpzTable
+    from dlth.tickets.exchange.imports import ImportOptions, Table, import_draft
+    from dlth.tickets.exchange.npz import NpzTable
 
     readers: dict[str, Any] = {"npz": NpzTable, "parquet": ParquetTable}
     chosen = _format(source, None)

@@ -15,10 +15,10 @@ from dlth.pipeline import console
 from dlth.pipeline.cli_options import Classes, DryRun, File, Files, Json, Keep, Labelled, Out, Split, Tokens
 from dlth.pipeline.flags import integer
 from dlth.tickets import TicketStore, num_kept
-from dlth.tickets.derive import Draft
+from dlth.tickets.derive.draft import Draft
 from dlth.tickets.errors import InputError, MissingFileError, shown
+from dlth.tickets.format.origin import all_alike
 from dlth.tickets.named import named_lines
-from dlth.tickets.origin import all_alike
 
 _CLASSES_SHOWN = 20
 
@@ -36,7 +36,7 @@ def stats(
     Centre bias: how much more often than evenly the central quarter of the view is kept. Fragile: the score of the last
     patch kept is hardly above that of the next.
     """
-    from dlth.tickets.stats import ticket_stats
+    from dlth.tickets.statistics.stats import ticket_stats
 
     store = opened(file)
     classes = _classes(data, split, store)
@@ -82,7 +82,7 @@ def diff(
     json: Json = False,
 ) -> None:
     """Overlap of two files' tickets at several sizes, rank correlation, spread, by class, and the worst images."""
-    from dlth.tickets.compare import compare
+    from dlth.tickets.statistics.compare import compare
 
     stores = opened(first), opened(second)
     classes = _classes(data, split, stores[0])
@@ -117,7 +117,7 @@ def diff(
 
 def merge(files: Files, out: Out, dry_run: DryRun = False, json: Json = False) -> None:
     """One file of the shards of several, made in the same way by different labs or machines."""
-    from dlth.tickets.edit import merge as merge_files
+    from dlth.tickets.derive.edit import merge as merge_files
 
     write(merge_files([opened(path) for path in files]), out, dry_run, json)
 
@@ -136,7 +136,7 @@ def subset(
     json: Json = False,
 ) -> None:
     """Some of a file's rows: by key, by class, or those that another file has too."""
-    from dlth.tickets import edit
+    from dlth.tickets.derive import edit
 
     if sum(choice is not None for choice in (keys, keys_of, class_)) != 1:
         raise InputError("say which rows to keep with one of --keys, --keys-of and --class")
@@ -160,7 +160,7 @@ def union(
     files: Files, out: Out, keep: Keep = None, tokens: Tokens = None, dry_run: DryRun = False, json: Json = False
 ) -> None:
     """Tickets of what any of the files ranks high: the union of their n best patches is a prefix, for every n."""
-    from dlth.tickets.algebra import union as unite
+    from dlth.tickets.derive.algebra import union as unite
 
     stores = [opened(path) for path in files]
     write(unite(stores, _count(stores[0], keep, tokens)), out, dry_run, json)
@@ -170,7 +170,7 @@ def intersect(
     files: Files, out: Out, keep: Keep = None, tokens: Tokens = None, dry_run: DryRun = False, json: Json = False
 ) -> None:
     """Tickets of what all files rank high: the intersection of their n best patches is a prefix, for every n."""
-    from dlth.tickets.algebra import intersection
+    from dlth.tickets.derive.algebra import intersection
 
     stores = [opened(path) for path in files]
     write(intersection(stores, _count(stores[0], keep, tokens)), out, dry_run, json)
@@ -178,7 +178,7 @@ def intersect(
 
 def inverse(file: File, out: Out, dry_run: DryRun = False, json: Json = False) -> None:
     """Tickets of exactly the patches that a file's tickets leave out, the worst first."""
-    from dlth.tickets.algebra import inverse as invert
+    from dlth.tickets.derive.algebra import inverse as invert
 
     write(invert(opened(file)), out, dry_run, json)
 
@@ -192,7 +192,7 @@ def control(
     json: Json = False,
 ) -> None:
     """A control: as many patches of the same images, chosen at random, by place, backwards, or by another image."""
-    from dlth.tickets.controls import control as make_control
+    from dlth.tickets.derive.controls import control as make_control
 
     write(make_control(opened(file), kind, seed), out, dry_run, json)  # type: ignore[arg-type]
 

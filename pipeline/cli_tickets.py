@@ -8,9 +8,10 @@ import typer
 
 from dlth.pipeline import console
 from dlth.pipeline.cli_options import File, Json, checked
-from dlth.tickets import TicketStore, origin
+from dlth.tickets import TicketStore
 from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown
+from dlth.tickets.format import origin
 
 
 def info(

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dlth.tickets.errors import plain, shown
-from dlth.tickets.jsontext import strict
+from dlth.tickets.format.jsontext import strict
 from dlth.training.ranks import ranks
 
 LONGEST = 1_000

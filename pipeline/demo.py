@@ -18,8 +18,8 @@ from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, MismatchError, shown
-from dlth.tickets.locks import LOCK, owned
 from dlth.tickets.progress import Note
+from dlth.tickets.store.locks import LOCK, owned
 from dlth.training.config import TrainConfig
 from dlth.training.layers import checked, layered
 from dlth.training.loop import train

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlth.tickets import Grid
-from dlth.tickets.ranks import kept_sets
+from dlth.tickets.ranking.ranks import kept_sets
 from dlth.training.drawing import own_style
 
 COLOURS = {"ticket": "#0b7a53", "random": "#c8501e", "dense": "#3d4f7c"}

@@ -21,9 +21,9 @@ from PIL import Image
 from dlth.pipeline import figures
 from dlth.pipeline.page import data_url, render_page
 from dlth.tickets import Grid
-from dlth.tickets.disk import make_folder, space_errors
 from dlth.tickets.errors import shown
-from dlth.tickets.ranks import num_shared
+from dlth.tickets.ranking.ranks import num_shared
+from dlth.tickets.store.disk import make_folder, space_errors
 from dlth.training.publish import published, write_text
 
 SHEET = 24

@@ -13,9 +13,9 @@ from typing import Any
 
 from dlth.data.splits import EVALUATION, TRAINING
 from dlth.pipeline.project_file import NAME
-from dlth.tickets.disk import write_files
 from dlth.tickets.errors import DlthError, InputError, UnsafeError, shown
 from dlth.tickets.named import read_named
+from dlth.tickets.store.disk import write_files
 from dlth.training.toml_text import MAX_CONFIG_BYTES, parse_toml, toml_value
 
 _BOM = "\ufeff"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dlth.pipeline.figures import png
 from dlth.pipeline.page import data_url, render_page
-from dlth.tickets.disk import make_folder, write_files
+from dlth.tickets.store.disk import make_folder, write_files
 
 
 @dataclass(frozen=True)

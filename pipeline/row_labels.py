@@ -11,7 +11,7 @@ from dlth.data.join import join
 from dlth.tickets import TicketStore
 from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.labels import NO_LABEL
+from dlth.tickets.store.labels import NO_LABEL
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from dlth.pipeline.row_labels import class_number
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.progress import Note
-from dlth.tickets.ranks import num_shared
+from dlth.tickets.ranking.ranks import num_shared
 
 MAX_COMPARED = 20_000
 MAX_SHOWN = 2_000

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dlth.tickets import TicketStore
-from dlth.tickets.disk import new_file, read_file, reading
 from dlth.tickets.errors import DlthError, InputError, MissingFileError, SignatureError, shown
-from dlth.tickets.jsontext import parse
+from dlth.tickets.format.jsontext import parse
+from dlth.tickets.store.disk import new_file, read_file, reading
 
 PASSWORD = "DLTH_KEY_PASSWORD"
 MAX_SIGNATURE = 2**20  # bytes

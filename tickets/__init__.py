@@ -5,9 +5,7 @@ Needs numpy and zarr alone, so a lab without a GPU stack can read, check and pro
 is the format's specification.
 """
 
-from dlth.tickets.budget import Budget, exact_rate, num_kept
-from dlth.tickets.grid import Grid
-from dlth.tickets.header import (
+from dlth.tickets.format.header import (
     DatasetInfo,
     Preprocessing,
     SelectorInfo,
@@ -15,13 +13,15 @@ from dlth.tickets.header import (
     ViewSpec,
     differences,
 )
-from dlth.tickets.manifest import ShardEntry, ShardSpec
-from dlth.tickets.project import blend, paste, project
-from dlth.tickets.rows import Rankings, ShardTickets
+from dlth.tickets.format.manifest import ShardEntry, ShardSpec
+from dlth.tickets.format.rows import Rankings, ShardTickets
+from dlth.tickets.ranking.budget import Budget, exact_rate, num_kept
+from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.ranking.projection import blend, paste, project
+from dlth.tickets.ranking.view import View
 from dlth.tickets.seeding import generator
-from dlth.tickets.store import TicketStore
-from dlth.tickets.view import View
-from dlth.tickets.writer import TicketWriter
+from dlth.tickets.store.ticket_store import TicketStore
+from dlth.tickets.store.writer import TicketWriter
 
 __all__ = [
     "Budget",

@@ -30,8 +30,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dlth.tickets.disk import read_file, refuse_linked, sync
 from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError, shown
+from dlth.tickets.store.disk import read_file, refuse_linked, sync
 from dlth.training.publish import published, write_errors, write_text
 from dlth.training.seal import SEAL, read_sealed, sealed
 

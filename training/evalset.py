@@ -19,7 +19,7 @@ from dlth.data.index import ShardIndex
 from dlth.data.join import NO_TICKET, Join, check_compatible, join
 from dlth.data.patches import Arm
 from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
-from dlth.tickets.origin import describe
+from dlth.tickets.format.origin import describe
 from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World

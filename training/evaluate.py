@@ -13,8 +13,8 @@ from dlth.data.index import open_index
 from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.locks import owned
 from dlth.tickets.progress import Note
+from dlth.tickets.store.locks import owned
 from dlth.training.agreement import agree, settings_of
 from dlth.training.distributed import joined
 from dlth.training.eval_config import DEFAULT_SEED, EvalConfig

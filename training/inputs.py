@@ -30,7 +30,7 @@ from dlth.data.splits import EVALUATION
 from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.origin import describe
+from dlth.tickets.format.origin import describe
 from dlth.tickets.progress import Note
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from dlth.tickets.errors import shown
-from dlth.tickets.locks import owned
+from dlth.tickets.store.locks import owned
 from dlth.training import checkpoint
 from dlth.training.agreement import agree
 from dlth.training.config import TrainConfig

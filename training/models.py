@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.tickets.errors import DlthError, InputError, shown
-from dlth.tickets.grid import Grid
+from dlth.tickets.ranking.grid import Grid
 from dlth.training.class_attention import unsupported
 from dlth.training.pretrained import ADVICE
 from dlth.training.pretrained import source as pretrained_source

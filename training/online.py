@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlth.tickets import Budget, Grid
 from dlth.tickets.errors import InputError
-from dlth.tickets.origin import describe_selector
+from dlth.tickets.format.origin import describe_selector
 from dlth.training.config import TrainConfig
 from dlth.training.patch_ranker import PatchRanker, Select, Selection
 from dlth.training.pixels import Pixels

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, shown
-from dlth.tickets.jsontext import strict
+from dlth.tickets.format.jsontext import strict
 from dlth.training.publish import write_text
 from dlth.training.runlog import RESULT
 from dlth.training.seal import read_sealed, sealed

@@ -1,6 +1,6 @@
 """One file of a run, put in its place whole or not at all; a full disk gets its room back and is told as such.
 
-`dlth.tickets.disk` does it; here is what a run says where it fails.
+`dlth.tickets.store.disk` does it; here is what a run says where it fails.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 from safetensors import SafetensorError
 
-from dlth.tickets import disk
 from dlth.tickets.errors import FULL, DlthError, SpaceError, shown
+from dlth.tickets.store import disk
 from dlth.training.machine_errors import MachineError
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from dlth.tickets.disk import refuse_linked
 from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
+from dlth.tickets.store.disk import refuse_linked
 from dlth.training.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
 from dlth.training.config import TrainConfig
 from dlth.training.layers import is_written

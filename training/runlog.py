@@ -25,9 +25,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlth.tickets.disk import appended
 from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeError, shown
-from dlth.tickets.jsontext import parse, strict
+from dlth.tickets.format.jsontext import parse, strict
+from dlth.tickets.store.disk import appended
 from dlth.training.drawing import own_style
 from dlth.training.publish import published, write_errors, write_text
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from dlth.tickets import Budget, TicketHeader
-from dlth.tickets.budget import exact_rate
+from dlth.tickets.ranking.budget import exact_rate
 
 PAPERS_STAGES = 3
 """Selection stages of the paper's selectors, where nothing says how many there were."""

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlth.tickets.disk import read_file
 from dlth.tickets.errors import DamageError, SchemaError, shown
-from dlth.tickets.jsontext import canonical, parse
+from dlth.tickets.format.jsontext import canonical, parse
+from dlth.tickets.store.disk import read_file
 
 SEAL = "sha256"
 MAX_DEPTH = 64

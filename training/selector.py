@@ -23,8 +23,8 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from dlth.tickets import SelectorInfo
-from dlth.tickets.budget import Budget, Rate
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.ranking.budget import Budget, Rate
 from dlth.training.class_attention import TimmBlock, attend, class_row, class_row_only, feed_forward, key_of, value_of
 from dlth.training.embedding import embed, rotary_of_block, take, take_rotary
 from dlth.training.frame import Frame

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from dlth.tickets.grid import Grid
+from dlth.tickets.ranking.grid import Grid
 from dlth.training.models import flops_of, grid_of, patch_size_of
 
 

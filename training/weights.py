@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlth.tickets.disk import reading
 from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.tickets.store.disk import reading
 
 WEIGHTS = ("state_dict", "model", "model_state_dict")
 EMA_WEIGHTS = ("state_dict_ema", "model_ema", "ema")

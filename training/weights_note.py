@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dlth.tickets.disk import reading
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
 from dlth.tickets.progress import Note
+from dlth.tickets.store.disk import reading
 from dlth.training.models import build, same_model
 from dlth.training.settings import Deviation, Mean
 from dlth.training.weights import check_fits, head_classes, read_weights

@@ -8,9 +8,9 @@ from dlth.data.augment import Augmentation, Augmented, _in_unit_square, augment
 from dlth.data.rand_augment import OPERATIONS, RandAugment
 from dlth.data.visibility import demote, hidden_by_warps, hidden_share
 from dlth.tickets.errors import InputError
-from dlth.tickets.grid import Grid
-from dlth.tickets.project import covered, project
-from dlth.tickets.view import View
+from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.ranking.projection import covered, project
+from dlth.tickets.ranking.view import View
 
 GRID = Grid(4, 4)
 PLAIN = Augmentation(size=(64, 64), hflip=0.0)

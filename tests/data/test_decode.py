@@ -202,7 +202,7 @@ import resource, struct, sys, zlib
 import torch
 from dlth.data.decode import BadImageError, decode
 from dlth.data.views import render
-from dlth.tickets.header import ViewSpec
+from dlth.tickets.format.header import ViewSpec
 
 def chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -21,7 +21,7 @@ from dlth.data.order import Batching
 from dlth.data.patches import PatchChoice, Showing
 from dlth.data.visibility import demote, hidden_share
 from dlth.tickets import Grid, TicketStore, View, ViewSpec, blend, generator, paste, project
-from dlth.tickets.controls import control
+from dlth.tickets.derive.controls import control
 
 GRID = Grid(8, 8)
 DEIT = Augmentation(size=(64, 64), rand_augment="rand-m9-mstd0.5-inc1", reprob=0.25)

@@ -22,7 +22,7 @@ from dlth.data.mixing import (
     partners,
 )
 from dlth.tickets.errors import InputError
-from dlth.tickets.grid import Grid
+from dlth.tickets.ranking.grid import Grid
 
 BOTH = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)
 SIZE = (32, 48)

@@ -15,9 +15,9 @@ from makers.tickets import make_header
 from dlth.data.confined import Confined
 from dlth.data.parquet import ParquetTable, export_parquet
 from dlth.tickets import DatasetInfo, Grid, ShardSpec, ShardTickets, TicketStore, generator
-from dlth.tickets.derive import Draft
+from dlth.tickets.derive.draft import Draft
 from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError
-from dlth.tickets.imports import ImportOptions, import_draft
+from dlth.tickets.exchange.imports import ImportOptions, import_draft
 
 GRID = ImportOptions(grid=Grid(4, 4), patch_size=8, k=6)
 

@@ -16,8 +16,8 @@ from dlth.data.index import open_index
 from dlth.data.share import pull, push
 from dlth.data.transfer import BLOCK, download, note_of, upload
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import pack
 from dlth.tickets.errors import DamageError, DlthError, InputError, MismatchError, TransferError, UnsafeError
+from dlth.tickets.exchange.archive import pack
 
 
 @pytest.fixture

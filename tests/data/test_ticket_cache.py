@@ -13,8 +13,8 @@ from dlth.data import ticket_cache
 from dlth.data.index import open_index
 from dlth.data.ticket_cache import local_tickets
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import pack
 from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError
+from dlth.tickets.exchange.archive import pack
 
 
 @pytest.fixture

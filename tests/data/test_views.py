@@ -8,8 +8,8 @@ from timm.data import create_transform
 
 from dlth.data.views import check_view, render
 from dlth.tickets.errors import InputError
-from dlth.tickets.grid import Grid
-from dlth.tickets.header import ViewSpec
+from dlth.tickets.format.header import ViewSpec
+from dlth.tickets.ranking.grid import Grid
 
 SHAPES = [(96, 128), (150, 90), (64, 64), (33, 500), (40, 50)]
 

@@ -28,7 +28,7 @@ from dlth.data import scan as scanning
 from dlth.data import tar
 from dlth.data.identity import content_hash
 from dlth.tickets.errors import DlthError
-from dlth.tickets.manifest import digest_of
+from dlth.tickets.format.manifest import digest_of
 
 
 class Shard:

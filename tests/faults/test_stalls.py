@@ -16,8 +16,8 @@ from dlth.data.share import pull
 from dlth.data.sources import resolve
 from dlth.data.transfer import BLOCK, download
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import pack
 from dlth.tickets.errors import InputError, TransferError
+from dlth.tickets.exchange.archive import pack
 
 SHORT = "0.3"  # seconds; a minute in earnest
 WHOLE = 2 * BLOCK + 1_000

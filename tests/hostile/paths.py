@@ -32,8 +32,8 @@ from makers.tickets import select_tickets
 from dlth.data.index import open_index
 from dlth.pipeline.last_line import main as dlth
 from dlth.tickets import DatasetInfo, SelectorInfo, TicketStore
-from dlth.tickets.archive import pack
-from dlth.tickets.npz import export_npz
+from dlth.tickets.exchange.archive import pack
+from dlth.tickets.exchange.npz import export_npz
 
 WAIT = 300
 """Seconds after which a command is held to hang: far above what the slowest takes, as nothing is measured by it."""

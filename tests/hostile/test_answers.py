@@ -22,8 +22,8 @@ from dlth.data.remote import Facts, facts, read_small
 from dlth.data.sources import resolve
 from dlth.data.transfer import BLOCK, download
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import pack
 from dlth.tickets.errors import DlthError, LimitError, MissingFileError, SpaceError, TransferError
+from dlth.tickets.exchange.archive import pack
 
 SIZE = 100_000
 CONTENT = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)

@@ -16,8 +16,8 @@ from dlth.pipeline.cli import app
 from dlth.pipeline.cli_ticket_exchange import _grid
 from dlth.pipeline.cli_tickets import _part
 from dlth.pipeline.row_labels import class_number
-from dlth.tickets.budget import exact_rate
 from dlth.tickets.errors import DlthError
+from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.layers import layered
 from dlth.training.settings import _literal
 

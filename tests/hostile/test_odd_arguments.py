@@ -13,17 +13,17 @@ import pytest
 from makers.tickets import ROWS, make_header, make_specs, make_store, make_tickets, tree_bytes
 
 from dlth.tickets import Grid, TicketStore, TicketWriter, View, blend, differences, paste, project
-from dlth.tickets.algebra import intersection, inverse, union
-from dlth.tickets.archive import pack
-from dlth.tickets.card import card
-from dlth.tickets.coco import export_coco
-from dlth.tickets.compare import compare
-from dlth.tickets.controls import KINDS, control
-from dlth.tickets.edit import common_rows, merge, subset_by_classes, subset_by_keys
+from dlth.tickets.derive.algebra import intersection, inverse, union
+from dlth.tickets.derive.controls import KINDS, control
+from dlth.tickets.derive.edit import common_rows, merge, subset_by_classes, subset_by_keys
+from dlth.tickets.derive.shrink import shrink
 from dlth.tickets.errors import DlthError, InputError, MissingFileError, MissingTicketError
-from dlth.tickets.npz import export_npz
-from dlth.tickets.shrink import shrink
-from dlth.tickets.stats import ticket_stats
+from dlth.tickets.exchange.archive import pack
+from dlth.tickets.exchange.card import card
+from dlth.tickets.exchange.coco import export_coco
+from dlth.tickets.exchange.npz import export_npz
+from dlth.tickets.statistics.compare import compare
+from dlth.tickets.statistics.stats import ticket_stats
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from dlth.pipeline.cli import app
 from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets import TicketStore
-from dlth.tickets.controls import control
+from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError
-from dlth.tickets.locks import owned
+from dlth.tickets.store.locks import owned
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 from dlth.training.settings import path_kind

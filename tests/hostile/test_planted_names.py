@@ -16,22 +16,22 @@ from dlth.data.pack import pack
 from dlth.data.transfer import download
 from dlth.pipeline.gallery import Card, Gallery, write_gallery
 from dlth.tickets import Grid
-from dlth.tickets.disk import appended
 from dlth.tickets.errors import DamageError, UnsafeError
-from dlth.tickets.locks import owned
-from dlth.tickets.partial import Partial
+from dlth.tickets.store.disk import appended
+from dlth.tickets.store.locks import owned
+from dlth.tickets.store.partial import Partial
 from dlth.training import checkpoint
 from dlth.training.publish import write_text
 from dlth.training.runlog import RunLog
 
 WRITERS = {
-    "tickets/disk.py: fresh": "the one that makes temporary files",
+    "tickets/store/disk.py: fresh": "the one that makes temporary files",
     "data/digits.py: make_digit_shards": "tempfile's own names",
     "data/index_file.py: write_index": "a file that `published` has just made",
     "training/checkpoint.py: write_tensors": "a file that `published` has just made",
-    "tickets/npz.py: _member": "a member of a zip archive in a `new_file`",
-    "tickets/disk.py: appended": "the one that goes on with files, of one name and no link",
-    "tickets/locks.py: _acquire": "locks; what is written to one is looked at first",
+    "tickets/exchange/npz.py: _member": "a member of a zip archive in a `new_file`",
+    "tickets/store/disk.py: appended": "the one that goes on with files, of one name and no link",
+    "tickets/store/locks.py: _acquire": "locks; what is written to one is looked at first",
     "data/confined.py: _serve": "/dev/null",
     "pipeline/last_line.py: _bug": "a name of mkstemp",
     "pipeline/signing.py: check_signature": "in a folder of mkdtemp",

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dlth.pipeline.cli import app
 from dlth.pipeline.select_stage import SelectReport, plan, select
 from dlth.tickets import TicketStore
-from dlth.tickets.controls import control
+from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError
 from dlth.training.models import build
 

@@ -11,7 +11,7 @@ import numpy as np
 from makers.tampering import Fifo, Folder, Link, Socket, Tree, decoded, flipped, lying_frame, sizeless_frame
 from numcodecs.zstd import Zstd
 
-from dlth.tickets.chunks import encode
+from dlth.tickets.format.chunks import encode
 
 
 @dataclass(frozen=True)

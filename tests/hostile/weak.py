@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dlth.tickets import header, manifest, reader, rows, verify
-from dlth.tickets.layout import MANIFEST_FILE
+from dlth.tickets.format import header, manifest, rows
+from dlth.tickets.format.layout import MANIFEST_FILE
+from dlth.tickets.store import reader, verify
 
 
 def no_digests() -> None:

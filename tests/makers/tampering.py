@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from dlth.tickets.chunks import encode
-from dlth.tickets.header import TicketHeader
-from dlth.tickets.layout import ArraySpec, Layout
+from dlth.tickets.format.chunks import encode
+from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.layout import ArraySpec, Layout
 from makers.tickets import tree_bytes
 
 

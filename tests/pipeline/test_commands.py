@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from dlth.data.index import open_index
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets import TicketStore
-from dlth.tickets.card import card
+from dlth.tickets.exchange.card import card
 from dlth.training.config import TrainConfig
 from dlth.training.eval_config import EvalConfig
 

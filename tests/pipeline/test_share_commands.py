@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from dlth.tickets import TicketStore
-from dlth.tickets.shrink import shrink
+from dlth.tickets.derive.shrink import shrink
 
 MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
 SMALL = (*MODEL, "--img-size", "32")

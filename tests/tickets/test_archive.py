@@ -15,8 +15,8 @@ from makers.tampering import flip
 from makers.tickets import tree_bytes
 
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import Archive, pack, unpack, write_zip
 from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError, MissingFileError, UnsafeError
+from dlth.tickets.exchange.archive import Archive, pack, unpack, write_zip
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import yaml
 from makers.tickets import make_header, make_store
 
 from dlth.tickets import Grid, TicketStore, ViewSpec
-from dlth.tickets.card import card
-from dlth.tickets.shrink import shrink
+from dlth.tickets.derive.shrink import shrink
+from dlth.tickets.exchange.card import card
 
 NASTY = "x\n---\n# <script>alert(1)</script> [a](javascript:b) `rm` $(rm) {{}} | \x1b[2J \u202e \"' &amp; \U0001f600"
 

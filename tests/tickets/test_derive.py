@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from makers.tickets import make_header, make_store
 
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, TicketWriter, generator
-from dlth.tickets.algebra import fused, intersection, inverse, union
-from dlth.tickets.controls import KINDS, control, edges_first
-from dlth.tickets.derive import Draft, unscored
-from dlth.tickets.edit import common_rows, merge, subset_by_classes, subset_by_keys, taken
+from dlth.tickets.derive.algebra import fused, intersection, inverse, union
+from dlth.tickets.derive.controls import KINDS, control, edges_first
+from dlth.tickets.derive.draft import Draft, unscored
+from dlth.tickets.derive.edit import common_rows, merge, subset_by_classes, subset_by_keys, taken
 from dlth.tickets.errors import DlthError, InputError, LockedError, MismatchError, MissingTicketError
-from dlth.tickets.origin import describe
+from dlth.tickets.format.origin import describe
 
 P, K = 16, 6
 Header = Callable[..., TicketHeader]

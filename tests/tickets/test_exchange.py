@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlth.tickets import Grid, TicketStore, generator
-from dlth.tickets.coco import encode_masks, export_coco
 from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError, SchemaError, UnsafeError
-from dlth.tickets.imports import ImportOptions, import_draft
-from dlth.tickets.npz import NpzTable, export_npz
+from dlth.tickets.exchange.coco import encode_masks, export_coco
+from dlth.tickets.exchange.imports import ImportOptions, import_draft
+from dlth.tickets.exchange.npz import NpzTable, export_npz
 
 GRID = ImportOptions(grid=Grid(4, 4), patch_size=8, k=6)
 

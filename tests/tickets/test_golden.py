@@ -11,8 +11,8 @@ import pytest
 from makers import TESTS
 
 from dlth.tickets import TicketStore
-from dlth.tickets.archive import pack
 from dlth.tickets.errors import MissingTicketError
+from dlth.tickets.exchange.archive import pack
 
 GOLDEN = TESTS / "tickets" / "golden"
 MAKE = runpy.run_path(str(GOLDEN / "make.py"))

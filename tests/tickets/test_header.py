@@ -13,7 +13,7 @@ from PIL import Image
 
 from dlth.tickets import Grid, TicketHeader, ViewSpec, differences
 from dlth.tickets.errors import SchemaError
-from dlth.tickets.jsontext import canonical, parse
+from dlth.tickets.format.jsontext import canonical, parse
 
 Json = Any
 SCHEMA = json.loads((resources.files("dlth.tickets") / "header.schema.json").read_text())

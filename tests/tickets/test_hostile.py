@@ -40,9 +40,9 @@ from makers.tickets import read_all
 from numcodecs.zstd import Zstd
 
 from dlth.tickets import TicketStore
-from dlth.tickets.chunks import frame_size
-from dlth.tickets.disk import read_file
 from dlth.tickets.errors import DamageError, DlthError, LimitError, SchemaError, UnsafeError
+from dlth.tickets.format.chunks import frame_size
+from dlth.tickets.store.disk import read_file
 
 Table = dict[type[DlthError], dict[str, tuple[Any, str]]]
 """By error and name: what is changed, and the message."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dlth.tickets import Grid, View, blend, generator, paste, project
 from dlth.tickets.errors import InputError, MismatchError
-from dlth.tickets.project import best_first
+from dlth.tickets.ranking.projection import best_first
 
 GRID = Grid(6, 5)
 WHOLE = View.whole(GRID)

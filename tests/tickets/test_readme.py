@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from makers import GOLDEN
 
-from dlth.tickets import TicketStore, errors, layout
-from dlth.tickets.header import MAX_ITEMS, MAX_TEXT
-from dlth.tickets.jsontext import MAX_DEPTH
+from dlth.tickets import TicketStore, errors
+from dlth.tickets.format import layout
+from dlth.tickets.format.header import MAX_ITEMS, MAX_TEXT
+from dlth.tickets.format.jsontext import MAX_DEPTH
 
 README = (resources.files("dlth.tickets") / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -11,13 +11,13 @@ from makers.tampering import attack, signed
 from makers.tickets import DEIT, make_header
 
 from dlth.tickets import ShardSpec, ShardTickets, TicketStore, generator
-from dlth.tickets.algebra import inverse, union
-from dlth.tickets.compare import compare
-from dlth.tickets.derive import Draft
+from dlth.tickets.derive.algebra import inverse, union
+from dlth.tickets.derive.draft import Draft
+from dlth.tickets.derive.shrink import shrink
 from dlth.tickets.errors import DamageError, InputError, MismatchError
-from dlth.tickets.masks import from_bits, to_bits
-from dlth.tickets.shrink import shrink
-from dlth.tickets.stats import ticket_stats
+from dlth.tickets.format.masks import from_bits, to_bits
+from dlth.tickets.statistics.compare import compare
+from dlth.tickets.statistics.stats import ticket_stats
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def test_any_life_agrees_with_the_model() -> None:
 
 def test_the_model_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """With digests not compared, the same machine finds a state in which damage is read."""
-    monkeypatch.setattr("dlth.tickets.reader.check_digest", lambda *arguments: None)
+    monkeypatch.setattr("dlth.tickets.store.reader.check_digest", lambda *arguments: None)
     one_phase = settings(SETTINGS, phases=[Phase.generate], max_examples=60, derandomize=True)
     with pytest.raises((AssertionError, pytest.fail.Exception, InputError)):  # the last: refused, but as another fault
         run_state_machine_as_test(Life, settings=one_phase)

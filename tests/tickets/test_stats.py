@@ -8,10 +8,10 @@ import pytest
 from makers.tickets import make_header
 
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, generator
-from dlth.tickets.compare import compare
-from dlth.tickets.derive import Draft
+from dlth.tickets.derive.draft import Draft
 from dlth.tickets.errors import InputError, MismatchError
-from dlth.tickets.stats import central_area, ticket_stats
+from dlth.tickets.statistics.compare import compare
+from dlth.tickets.statistics.stats import central_area, ticket_stats
 
 P, K = 16, 6
 

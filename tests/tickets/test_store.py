@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from makers.tickets import make_header, make_store, make_tickets
 
 from dlth.tickets import Grid, ShardSpec, ShardTickets, TicketHeader, TicketStore, TicketWriter
-from dlth.tickets.chunks import decode, encode, padded
 from dlth.tickets.errors import IncompleteError, InputError, MissingFileError, MissingTicketError
-from dlth.tickets.layout import Layout
+from dlth.tickets.format.chunks import decode, encode, padded
+from dlth.tickets.format.layout import Layout
 
 
 def assert_rows(found: ShardTickets, expected: ShardTickets, fill: int) -> None:

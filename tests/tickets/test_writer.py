@@ -256,7 +256,7 @@ for limit in limits:
 
 def test_only_space_errors_are_called_so(tmp_path: Path) -> None:
     """Disk full, quota and file size become SpaceError, no permission InputError; other trouble keeps its own name."""
-    from dlth.tickets.disk import space_errors
+    from dlth.tickets.store.disk import space_errors
 
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with pytest.raises(SpaceError, match=r"no space left for 7 bytes in .*: free some"), space_errors(tmp_path, 7):

@@ -20,7 +20,7 @@ from dlth.data.index import open_index
 from dlth.data.views import render
 from dlth.pipeline.cli_train import show_evaluation
 from dlth.tickets import TicketStore, ViewSpec
-from dlth.tickets.controls import control
+from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError, MismatchError
 from dlth.training.checkpoint import write_tensors
 from dlth.training.config import TrainConfig

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dlth.tickets.errors import InputError
-from dlth.tickets.grid import Grid
+from dlth.tickets.ranking.grid import Grid
 from dlth.training import Selector, TicketViT
 from dlth.training.models import (
     FRIENDLY,

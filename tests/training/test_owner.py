@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError
-from dlth.tickets.locks import owned
+from dlth.tickets.store.locks import owned
 from dlth.training.config import TrainConfig
 from dlth.training.distributed import World
 from dlth.training.eval_config import EvalConfig

@@ -10,8 +10,8 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlth.tickets.budget import Budget
 from dlth.tickets.errors import InputError
+from dlth.tickets.ranking.budget import Budget
 from dlth.training import Selector, TicketViT
 from dlth.training.models import build
 

@@ -1,0 +1,277 @@
+"""Ticket files as .npz, which every Python with numpy reads, and .npz files of other labs as tickets.
+
+    patches    unsigned [rows, ranked]   best first
+    keys       bytes [rows]              UTF-8
+    images     uint8 [rows, 16]          xxh3_128 of the encoded image; zeros: unknown
+    gap        float32 [rows]            score of the k-th patch minus that of the next
+    skipped    bool [rows]               images without a ticket
+    shards, shard_rows                   names (UTF-8 bytes) and numbers of rows, in order
+    header     uint8 [bytes]             the header as JSON: json.loads(npz["header"].tobytes())
+
+Only `keys` and `patches` (or `masks`, bool [rows, patches] or [rows, grid rows, grid columns]) must be there on import.
+Both ways go through the zip member by member and a shard at a time; `np.savez` and `np.load` hold whole arrays. What is
+read is checked first: no object arrays (pickles), every size as the zip and the array's header say, and bounded.
+"""
+
+import hashlib
+import math
+import os
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlth.tickets.derive.draft import specs
+from dlth.tickets.errors import (
+    DamageError,
+    DlthError,
+    InputError,
+    LimitError,
+    MissingFileError,
+    SchemaError,
+    UnsafeError,
+    shown,
+)
+from dlth.tickets.exchange.imports import ForeignRows, decode_keys
+from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.jsontext import canonical, parse
+from dlth.tickets.format.layout import MAX_CHUNK_BYTES, MAX_META_BYTES, MAX_SHARDS
+from dlth.tickets.format.manifest import MAX_ROWS, ShardSpec
+from dlth.tickets.progress import Progress
+from dlth.tickets.store.disk import new_file, open_regular, reading, user_path
+from dlth.tickets.store.ticket_store import TicketStore, open_store
+
+_MAX_MEMBERS = 64
+_MAX_DIRECTORY_BYTES = 2**20  # a member takes some 100; whatever count is stated, zipfile makes an object of each
+_MAX_AXIS = 2**31  # above any axis that is read, far below where sizes multiplied could wrap
+_MAX_CODE_POINT = 0x10FFFF
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OSError)
+_HEADER_ERRORS = (
+    *(tokenize.TokenError, SyntaxError, ArithmeticError, LookupError, TypeError, AttributeError),
+    *(SystemError, MemoryError),
+)
+"""What numpy lets through beside ValueError when the text of an array's header is no header."""
+
+
+def export_npz(store: TicketStore, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+    """Write a ticket file as .npz: the same bytes for the same file. Raises InputError when `path` exists."""
+    num_rows, width = open_store(store).num_rows, store.layout.key_width
+    shards = specs(store)
+    names = [shard.name.encode() for shard in shards]
+    columns: list[tuple[str, Any, tuple[int, ...], Callable[[int], Any]]] = [
+        ("patches", store.layout.patches.dtype, (num_rows, store.num_patches_stored), store.patches),
+        ("keys", f"S{width}", (num_rows,), lambda index: [key.encode() for key in store.keys(index)]),
+        ("images", np.uint8, (num_rows, 16), store.image_hashes),
+        ("gap", np.float32, (num_rows,), store.gap),
+        ("skipped", np.bool_, (num_rows,), store.skipped),
+    ]
+    whole = {
+        "shards": np.array(names, dtype=f"S{max(map(len, names))}"),
+        "shard_rows": np.array([shard.rows for shard in shards], dtype=np.int64),
+        "header": np.frombuffer(canonical(store.header.to_json()), dtype=np.uint8),
+    }
+    with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for done, (name, dtype, shape, part) in enumerate(columns):
+            with _member(archive, name, np.dtype(dtype), shape) as member:
+                for index in range(len(shards)):
+                    member.write(np.ascontiguousarray(part(index), dtype=dtype).tobytes())
+                    if progress is not None:
+                        progress(done * len(shards) + index + 1, len(columns) * len(shards))
+        for name, array in whole.items():
+            with _member(archive, name, array.dtype, array.shape) as member:
+                member.write(array.tobytes())
+
+
+def _member(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
+    """A member of the archive, its array header written."""
+    member = archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True)
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, described)
+    return member
+
+
+class NpzTable:
+    """The rows of an .npz file of keys and patches or masks, for `import_draft`.
+
+    Raises InputError, SchemaError, LimitError, UnsafeError (object arrays) or DamageError, naming the array.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = user_path(path)
+        self.name = shown(self.path.name)
+        self.digest = file_digest(self.path)
+        with self._guarded():
+            _check_directory(self.path)
+            self._archive = zipfile.ZipFile(self.path)
+        self._arrays = {info.filename: info for info in self._archive.infolist()}
+        rankings = [name for name in ("patches", "masks") if f"{name}.npy" in self._arrays]
+        if "keys.npy" not in self._arrays or len(rankings) != 1:
+            found = ", ".join(shown(name, 40) for name in list(self._arrays)[:10])
+            raise InputError(f"{self.name} must hold 'keys' and either 'patches' or 'masks'; it holds {found}")
+        self.kind = rankings[0]
+        self._columns = {"keys": self._column("keys", "SU", (1,)), self.kind: self._ranking()}
+        for name, kinds, axes in (("images", "u", (2,)), ("gap", "f", (1,)), ("skipped", "b", (1,))):
+            if f"{name}.npy" in self._arrays:
+                self._columns[name] = self._column(name, kinds, axes)
+        self.num_rows = self._columns["keys"].shape[0]
+        for column in self._columns.values():
+            if column.shape[0] != self.num_rows:
+                raise InputError(f"{self.name}: '{column.name}' has {column.shape[0]} rows, 'keys' has {self.num_rows}")
+        self.width = math.prod(self._columns[self.kind].shape[1:])
+        self.header = self._read_header()
+        self.shards = self._read_shards()
+
+    def read(self, start: int, stop: int) -> ForeignRows:
+        """Rows [start, stop)."""
+        parts = {name: column.read(start, stop) for name, column in self._columns.items()}
+        return ForeignRows(
+            keys=decode_keys(parts["keys"].tolist(), start, self.name),
+            ranking=parts[self.kind].reshape(stop - start, self.width),
+            images=parts.get("images"),
+            gap=parts.get("gap"),
+            skipped=parts.get("skipped"),
+        )
+
+    def keys(self, start: int, stop: int) -> tuple[str, ...]:
+        """The keys of rows [start, stop)."""
+        return decode_keys(self._columns["keys"].read(start, stop).tolist(), start, self.name)
+
+    def _ranking(self) -> "_Column":
+        if self.kind == "patches":
+            return self._column("patches", "iu", (2,))
+        return self._column("masks", "b", (2, 3))  # [rows, patches] or [rows, grid rows, grid columns]
+
+    def _column(self, name: str, kinds: str, axes: tuple[int, ...]) -> "_Column":
+        with self._guarded():
+            return _Column(self._archive, self._arrays[f"{name}.npy"], self.name, kinds, axes)
+
+    def _whole(self, name: str, kinds: str, limit: int) -> NDArray[Any] | None:
+        """A small array [items], or None where the file has none."""
+        if f"{name}.npy" not in self._arrays:
+            return None
+        column = self._column(name, kinds, (1,))
+        if column.shape[0] > limit:
+            raise LimitError(f"{self.name}: '{name}' has {column.shape[0]} entries, the bound is {limit}")
+        return column.read(0, column.shape[0])
+
+    def _read_header(self) -> TicketHeader | None:
+        text = self._whole("header", "u", MAX_META_BYTES)
+        return None if text is None else TicketHeader.from_json(parse(text.astype(np.uint8).tobytes(), "header"))
+
+    def _read_shards(self) -> tuple[ShardSpec, ...] | None:
+        names, rows = self._whole("shards", "SU", MAX_SHARDS), self._whole("shard_rows", "iu", MAX_SHARDS)
+        if names is None or rows is None:
+            return None
+        if len(names) != len(rows) or sum(rows.tolist()) != self.num_rows or (rows < 0).any():
+            raise SchemaError(f"{self.name}: 'shards' and 'shard_rows' do not add up to {self.num_rows} rows")
+        decoded = decode_keys(names.tolist(), 0, self.name)
+        return tuple(ShardSpec(name, int(count)) for name, count in zip(decoded, rows, strict=True))
+
+    def _guarded(self) -> "_Guard":
+        return _Guard(self.name)
+
+
+class _Guard:
+    """Turns what zipfile and numpy raise on a broken file into DamageError naming it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, _ZIP_ERRORS) and not isinstance(error, DlthError):
+            raise DamageError(f"{self.name} cannot be read as .npz: {shown(error)}", file=self.name) from error
+
+
+class _Column:
+    """One array of the archive, read a range of rows at a time."""
+
+    def __init__(
+        self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, kinds: str, axes: tuple[int, ...]
+    ) -> None:
+        self.name, self._where = info.filename.removesuffix(".npy"), where
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA's header asks for gigabytes
+            raise InputError(f"{where}: '{self.name}' is packed in a way that numpy does not write; save it anew")
+        self._file = archive.open(info)
+        version = np.lib.format.read_magic(self._file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise SchemaError(f"{where}: '{self.name}' is of .npy version {version}; 1.0 and 2.0 are read")
+        try:
+            self.shape, fortran, self._dtype = readers[version](self._file)
+        except _HEADER_ERRORS as error:
+            raise DamageError(
+                f"{where}: '{self.name}' has a header that is none: {shown(error)}", file=where
+            ) from error
+        if self._dtype.hasobject:
+            raise UnsafeError(f"{where}: '{self.name}' holds Python objects, which would have to be unpickled")
+        if self._dtype.kind not in kinds or self._dtype.fields is not None or len(self.shape) not in axes:
+            raise InputError(f"{where}: '{self.name}' has the wrong type {self._dtype} or shape {list(self.shape)}")
+        if fortran and len(self.shape) > 1:
+            raise InputError(f"{where}: '{self.name}' is stored column by column; save np.ascontiguousarray of it")
+        self._start = self._file.tell()
+        if not all(type(length) is int and 0 <= length < _MAX_AXIS for length in self.shape):  # True, -2, 10**30
+            raise LimitError(f"{where}: '{self.name}' has the shape {shown(self.shape)}, beyond every bound")
+        self._row_bytes = math.prod(self.shape[1:]) * self._dtype.itemsize
+        if not 0 <= self.shape[0] <= MAX_ROWS or not 1 <= self._row_bytes <= MAX_CHUNK_BYTES:
+            raise LimitError(f"{where}: '{self.name}' has the shape {list(self.shape)}, beyond every bound")
+        if info.file_size != self._start + self.shape[0] * self._row_bytes:
+            raise DamageError(f"{where}: '{self.name}' is not as long as its shape says", file=where)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop)."""
+        wanted = (stop - start) * self._row_bytes
+        if wanted > 4 * MAX_CHUNK_BYTES:
+            raise LimitError(f"{self._where}: {stop - start} rows of '{self.name}' at once; use smaller shards")
+        with _Guard(self._where):
+            if self._file.tell() != (offset := self._start + start * self._row_bytes):
+                self._file.seek(offset)
+            raw = self._file.read(wanted)
+        if len(raw) != wanted:
+            raise DamageError(f"{self._where}: '{self.name}' ends early", file=self._where)
+        if self._dtype.kind == "U" and (np.frombuffer(raw, f"{self._dtype.str[0]}u4") > _MAX_CODE_POINT).any():
+            raise DamageError(f"{self._where}: '{self.name}' holds numbers that are no characters", file=self._where)
+        return np.frombuffer(raw, dtype=self._dtype).reshape(stop - start, *self.shape[1:])
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a regular file; raises InputError for anything else."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file, reading(path):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (MissingFileError, UnsafeError) as error:
+        raise InputError(str(error)) from error
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a zip whose directory lists many members, before zipfile makes an object of each.
+
+    Every end record is held to the bounds (count and bytes): which of several zipfile takes is its own affair.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 66_000))
+        tail = file.read()
+    for mark, at, size in ((b"PK\x05\x06", 10, 2), (b"PK\x06\x06", 32, 8)):
+        place = tail.find(mark)
+        while place >= 0:
+            stated = tail[place + at :]
+            count, length = stated[:size], stated[size : size + min(2 * size, 8)]
+            num_members, num_bytes = int.from_bytes(count, "little"), int.from_bytes(length, "little")
+            if num_members > _MAX_MEMBERS and count != b"\xff\xff":
+                raise LimitError(f"{shown(path.name)} lists {num_members} members, the bound is {_MAX_MEMBERS}")
+            if num_bytes > _MAX_DIRECTORY_BYTES and length != b"\xff\xff\xff\xff":
+                raise LimitError(
+                    f"{shown(path.name)} lists its members in {num_bytes} bytes, the bound is {_MAX_DIRECTORY_BYTES}"
+                )
+            place = tail.find(mark, place + 1)
+    locator = tail.rfind(b"PK\x06\x07")
+    if locator >= 0 and tail[max(0, locator - 56) :][:4] != b"PK\x06\x06":
+        raise DamageError(f"{shown(path.name)}: its end record is not where it must be", file=path.name)

@@ -1,0 +1,64 @@
+"""What the tickets of a file are, in one line: so that a table's row called *ticket* says whose tickets these are.
+
+A control's run and the real one differ in nothing else that a reader of results would see. All of it comes from the
+header, which strangers may have written: texts are made printable and cut, and a record of another shape says nothing.
+"""
+
+from typing import Any
+
+from dlth.tickets.errors import shown
+from dlth.tickets.format.header import SelectorInfo, TicketHeader
+
+_PARENTS = 3
+"""How many parents a line names."""
+
+
+def describe(header: TicketHeader) -> str:
+    """What ranked the patches, and what was done to the ranking since: selector, control and its kind, set operation.
+
+    For example ``selector deit_small_patch16_224.fb_in1k (weights 1f0c9a…, model.safetensors), blocks 3,6,9``, or
+    ``control: centre; made from tickets of deit_small_patch16_224 (identity 77ab01…)``.
+    """
+    derived = header.extensions.get("derived")
+    record: dict[str, Any] = derived if isinstance(derived, dict) else {}
+    who, operation = describe_selector(header.selector), _text(record.get("operation"))
+    if operation == "import":
+        return f"{who} (file sha256 {_text(record.get('file_sha256'))[:12] or 'unknown'}…)"
+    done = "" if operation == header.selector.model.partition(":")[0] else operation
+    return "; ".join(part for part in (who, done, _parents(record.get("parents"))) if part)
+
+
+def all_alike(header: TicketHeader, num_tickets: int, k: int) -> str:
+    """What to say of a file in which every one of several tickets has the same k best patches."""
+    return (
+        f"all {num_tickets:,} tickets keep the same {k} of {header.grid.num_patches} patches. Controls by place"
+        " (centre, edges) are made so; a selector whose scores are constant or no numbers makes them so too. These are:"
+        f" {describe(header)}"
+    )
+
+
+def describe_selector(selector: SelectorInfo) -> str:
+    """A selector with its weights and blocks; the bare name where no model's scores ordered the patches."""
+    name = shown(selector.model, 80)
+    if selector.heads == "none":
+        return f"imported, ranked by {name}" if selector.weights_source == "imported" else name
+    weights = f"weights {selector.weights_sha256[:12]}…" if selector.weights_sha256 else "weights unknown"
+    source = f", {shown(selector.weights_source, 60)}" if selector.weights_source else ""
+    blocks = f", blocks {','.join(map(str, selector.blocks))}" if selector.blocks else ""
+    return f"selector {name} ({weights}{source}){blocks}"
+
+
+def _parents(value: Any) -> str:
+    parents = [parent for parent in value if isinstance(parent, dict)] if isinstance(value, list) else []
+    if not parents:
+        return ""
+    named = [
+        f"{_text(parent.get('selector')) or 'unknown'} (identity {_text(parent.get('identity'))[:12] or 'unknown'}…)"
+        for parent in parents[:_PARENTS]
+    ]
+    more = f" and {len(parents) - _PARENTS} more" if len(parents) > _PARENTS else ""
+    return f"made from tickets of {', '.join(named)}{more}"
+
+
+def _text(value: Any) -> str:
+    return shown(value, 80) if isinstance(value, str) else ""
