@@ -31,15 +31,15 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
-from dlth.data.augment import Augmentation, augment
-from dlth.data.decode import decode
-from dlth.data.identity import content_hash
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.join import Join, join
-from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing, mix_plan
-from dlth.data.order import Batching
-from dlth.data.patches import PatchChoice, Showing, hidden_patches
+from dlth.data.images.augment import Augmentation, augment
+from dlth.data.images.decode import decode
+from dlth.data.images.mixing import Mixing, mix_plan
+from dlth.data.joining.join import Join, join
+from dlth.data.loading.loader import TrainLoader
+from dlth.data.loading.order import Batching
+from dlth.data.loading.patches import PatchChoice, Showing, hidden_patches
+from dlth.data.shards.identity import content_hash
+from dlth.data.shards.index import ShardIndex, open_index
 
 GRID, K = DEIT["grid"], DEIT["k"]
 SHARD_ROWS = 128

@@ -25,8 +25,8 @@ import numpy as np
 from makers.servers import FolderServer
 from makers.tickets import DEIT, fill, make_header
 
-from dlth.data.share import pull
-from dlth.data.transfer import download
+from dlth.data.sharing.share import pull
+from dlth.data.sharing.transfer import download
 from dlth.tickets import DatasetInfo, ShardSpec, ShardTickets, TicketStore, TicketWriter, generator
 from dlth.tickets.derive.shrink import shrink
 from dlth.tickets.exchange.archive import Archive, pack, unpack

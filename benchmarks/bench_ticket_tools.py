@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 from makers.tickets import DEIT, make_header
 
-from dlth.data.parquet import export_parquet
+from dlth.data.sharing.parquet import export_parquet
 from dlth.tickets import DatasetInfo, ShardSpec, ShardTickets, TicketStore, generator
 from dlth.tickets.derive.algebra import union
 from dlth.tickets.derive.controls import control

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from dlth.data.augment import Augmentation, augment
-from dlth.data.mixing import Mixing, MixPlan, mix_plan
-from dlth.data.patches import DrawnIn, PatchChoice, Showing, hidden_patches
-from dlth.data.visibility import hidden_share
+from dlth.data.images.augment import Augmentation, augment
+from dlth.data.images.mixing import Mixing, MixPlan, mix_plan
+from dlth.data.images.visibility import hidden_share
+from dlth.data.loading.patches import DrawnIn, PatchChoice, Showing, hidden_patches
 from dlth.tickets import Grid
 
 GRID = Grid(14, 14)

@@ -9,19 +9,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlth.data.augment import Augmentation, augment
-    from dlth.data.batch import Batch, EvalBatch
-    from dlth.data.decode import BadImageError, decode, image_size
-    from dlth.data.evaluation import EvalLoader
-    from dlth.data.identity import DataIdentity, content_hash
-    from dlth.data.index import ShardIndex, ShardInfo, check_shards, open_index
-    from dlth.data.join import Coverage, Join, check_compatible, join
-    from dlth.data.loader import TrainLoader
-    from dlth.data.mixing import BatchMix, Mixing, MixPlan, mix_images, mix_targets
-    from dlth.data.order import Batching
-    from dlth.data.sources import Listing, Source, expand, resolve
-    from dlth.data.views import render
-    from dlth.data.workers import WorkerError
+    from dlth.data.images.augment import Augmentation, augment
+    from dlth.data.images.decode import BadImageError, decode, image_size
+    from dlth.data.images.mixing import BatchMix, Mixing, MixPlan, mix_images, mix_targets
+    from dlth.data.images.views import render
+    from dlth.data.joining.join import Coverage, Join, check_compatible, join
+    from dlth.data.loading.batch import Batch, EvalBatch
+    from dlth.data.loading.evaluation import EvalLoader
+    from dlth.data.loading.loader import TrainLoader
+    from dlth.data.loading.order import Batching
+    from dlth.data.loading.workers import WorkerError
+    from dlth.data.shards.identity import DataIdentity, content_hash
+    from dlth.data.shards.index import ShardIndex, ShardInfo, check_shards, open_index
+    from dlth.data.shards.sources import Listing, Source, expand, resolve
 
 _EXPORTS = {
     "Augmentation": "augment",

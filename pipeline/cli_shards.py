@@ -14,7 +14,7 @@ from dlth.pipeline.flags import integer
 from dlth.tickets.errors import shown
 
 if TYPE_CHECKING:
-    from dlth.data.pack import PackReport
+    from dlth.data.packing.pack import PackReport
 
 _SHOWN = 10
 """Files without an image, and renamed keys, that are named."""
@@ -45,7 +45,7 @@ def pack(
     json: Json = False,
 ) -> None:
     """Pack images into WebDataset shards: bytes kept exactly, order shuffled by a seed, resumable."""
-    from dlth.data.pack import pack as pack_images
+    from dlth.data.packing.pack import pack as pack_images
     from dlth.pipeline.project_record import obstacles, record_shards
 
     for text in obstacles(Path(out), split):
@@ -102,7 +102,7 @@ def index(
     json: Json = False,
 ) -> None:
     """List what the shards hold, once: keys, labels, offsets and sizes, kept beside them or in the cache."""
-    from dlth.data.index import check_shards, open_index
+    from dlth.data.shards.index import check_shards, open_index
 
     if check:
         with console.counting("check", 0, "shards", quiet=json) as counter:

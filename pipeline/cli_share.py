@@ -42,7 +42,7 @@ def pack(
     json: Json = False,
 ) -> None:
     """Make one file of a ticket file, to send: the same bytes for the same tickets, from everyone."""
-    from dlth.data.share import CARD, put_beside
+    from dlth.data.sharing.share import CARD, put_beside
     from dlth.tickets.exchange.card import card as card_text
 
     store = TicketStore(file)
@@ -76,7 +76,7 @@ def push(
     json: Json = False,
 ) -> None:
     """Send a ticket file with its card, and its signature if there is one; nothing is overwritten."""
-    from dlth.data.share import push as send
+    from dlth.data.sharing.share import push as send
 
     with console.counting("push", 0, "bytes", quiet=json) as counter:
         sent = send(file, to, console.note, counter)
@@ -97,8 +97,8 @@ def pull(
     json: Json = False,
 ) -> None:
     """Fetch a ticket file, going on where a broken transfer stopped; it gets its name once all of it was checked."""
-    from dlth.data.share import pinned
-    from dlth.data.share import pull as fetch
+    from dlth.data.sharing.share import pinned
+    from dlth.data.sharing.share import pull as fetch
 
     url = pinned(address)[0].partition("?")[0]
     target = out or Path(url.rpartition("/")[2].removesuffix(".zip") or "tickets.zarr")
@@ -114,7 +114,7 @@ def sign(
     json: Json = False,
 ) -> None:
     """Sign a ticket file with a key; the signature lies beside it, its identity stays what it is."""
-    from dlth.pipeline import signing
+    from dlth.data.sharing import signing
 
     store = TicketStore(file)
     target = out or signing.beside(store.path)
@@ -124,8 +124,8 @@ def sign(
 
 def fetched(*specs: str | None) -> None:
     """Bring tickets that are named by address into the cache, with progress, before something needs them."""
-    from dlth.data.addresses import is_remote
-    from dlth.data.ticket_cache import local_tickets
+    from dlth.data.remote.addresses import is_remote
+    from dlth.data.sharing.ticket_cache import local_tickets
 
     for spec in specs:
         if spec is not None and is_remote(spec):

@@ -33,7 +33,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Draw tickets on their images: one HTML page that needs no network, and PNG sheets."""
-    from dlth.data.index import open_index
+    from dlth.data.shards.index import open_index
 
     stores = [TicketStore(path) for path in (file, against) if path is not None]
     index = open_index(data, split=split)

@@ -26,7 +26,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the tickets for other tools: numpy arrays, a Parquet table, or COCO masks of the kept patches."""
-    from dlth.data.parquet import export_parquet
+    from dlth.data.sharing.parquet import export_parquet
     from dlth.tickets.exchange.coco import export_coco
     from dlth.tickets.exchange.npz import export_npz
     from dlth.tickets.store.disk import refuse_existing
@@ -66,7 +66,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make a ticket file of a lab's own rankings or masks; every row is checked. Nothing in the file is unpickled."""
-    from dlth.data.parquet import ParquetTable
+    from dlth.data.sharing.parquet import ParquetTable
     from dlth.tickets.exchange.imports import ImportOptions, Table, import_draft
     from dlth.tickets.exchange.npz import NpzTable
 
@@ -91,8 +91,8 @@ def match(
     json: Json = False,
 ) -> None:
     """How many images of differently packed shards the tickets serve, and how each was found."""
-    from dlth.data.index import open_index
-    from dlth.data.remap import match as find
+    from dlth.data.joining.remap import match as find
+    from dlth.data.shards.index import open_index
 
     store, index = opened(file), open_index(data, split=split)
     with console.counting("match", index.num_samples, quiet=json) as counter:
@@ -117,8 +117,8 @@ def remap(
     json: Json = False,
 ) -> None:
     """Write the ticket file for another packing of the same images: its shards, order, keys and hashes."""
-    from dlth.data.index import open_index
-    from dlth.data.remap import remap as remap_rows
+    from dlth.data.joining.remap import remap as remap_rows
+    from dlth.data.shards.index import open_index
 
     store, index = opened(file), open_index(data, split=split)
     with console.counting("match", index.num_samples, quiet=json) as counter:

@@ -70,7 +70,7 @@ def _signature(store: TicketStore, key: Path | None, signature: Path | None) -> 
         if signature is not None:
             raise InputError("--signature needs --key, the public key of whoever signed")
         return []
-    from dlth.pipeline import signing
+    from dlth.data.sharing import signing
 
     try:
         signing.check_signature(store, key, signature or signing.beside(store.path))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlth.data.digits import make_digit_shards
+from dlth.data.packing.digits import make_digit_shards
 from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.demo_report import ARMS, write_demo_report
 from dlth.pipeline.select_config import SelectConfig

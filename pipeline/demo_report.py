@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlth.data.decode import decode
-from dlth.data.index import ShardIndex, open_index
+from dlth.data.images.decode import decode
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.pipeline import figures
 from dlth.pipeline.report import Picture, Report, Section, Table, Verdict, write_report
 from dlth.pipeline.statistics import Comparison, compare_arms

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dlth.data.addresses import is_remote
-from dlth.data.splits import EVALUATION, TRAINING, VALIDATION, first_of, splits_in, words
-from dlth.data.ticket_cache import local_tickets
+from dlth.data.remote.addresses import is_remote
+from dlth.data.shards.splits import EVALUATION, TRAINING, VALIDATION, first_of, splits_in, words
+from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.pipeline.project_file import ProjectFile
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets import TicketHeader, TicketStore

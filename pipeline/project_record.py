@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlth.data.splits import EVALUATION, TRAINING
+from dlth.data.shards.splits import EVALUATION, TRAINING
 from dlth.pipeline.project_file import NAME
 from dlth.tickets.errors import DlthError, InputError, UnsafeError, shown
 from dlth.tickets.named import read_named

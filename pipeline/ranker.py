@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dlth.data.cores import num_cores
-from dlth.pipeline.shard_reader import ShardBatch
+from dlth.data.loading.shard_reader import ShardBatch
 from dlth.tickets.progress import Note
 from dlth.training.compiled import compiled
 from dlth.training.patch_ranker import PatchRanker, Selection

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlth.data.classes import class_names
-from dlth.data.index import open_index
-from dlth.data.join import join
+from dlth.data.joining.join import join
+from dlth.data.shards.classes import class_names
+from dlth.data.shards.index import open_index
 from dlth.tickets import TicketStore
 from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, shown

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dlth.data.scan import MAX_CLASSES
+from dlth.data.shards.scan import MAX_CLASSES
 from dlth.training.settings import (
     MAX_BATCH,
     MAX_SIDE,

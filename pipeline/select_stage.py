@@ -17,13 +17,13 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from dlth.data.classes import require_images
 from dlth.data.cores import check_workers
-from dlth.data.decode import BadImageError
-from dlth.data.index import ShardIndex, open_index
+from dlth.data.images.decode import BadImageError
+from dlth.data.loading.shard_reader import ShardBatch, read_shards
+from dlth.data.shards.classes import require_images
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.pipeline.ranker import BatchRanker, Ranked, rank_batches
 from dlth.pipeline.select_config import DEFAULT_MODEL, SelectConfig
-from dlth.pipeline.shard_reader import ShardBatch, read_shards
 from dlth.tickets import (
     DatasetInfo,
     Preprocessing,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
-from dlth.data.splits import VALIDATION
+from dlth.data.shards.splits import VALIDATION
 from dlth.pipeline import derived
 from dlth.pipeline.project_file import SHARDS, TABLES, ProjectFile, project_file
 from dlth.pipeline.run_folder import RUNS, run_folder, run_name

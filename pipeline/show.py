@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from dlth.data.classes import class_names
-from dlth.data.crashes import Crashed, decode_sample
-from dlth.data.decode import BadImageError, image_size
-from dlth.data.identity import content_hash, spread
-from dlth.data.index import ShardIndex
-from dlth.data.join import Join, join
-from dlth.data.views import check_view, render
-from dlth.data.workers import Pool
+from dlth.data.images.decode import BadImageError, image_size
+from dlth.data.images.views import check_view, render
+from dlth.data.joining.join import Join, join
+from dlth.data.loading.crashes import Crashed, decode_sample
+from dlth.data.loading.workers import Pool
+from dlth.data.shards.classes import class_names
+from dlth.data.shards.identity import content_hash, spread
+from dlth.data.shards.index import ShardIndex
 from dlth.pipeline.gallery import Card, Gallery
 from dlth.pipeline.row_labels import class_number
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project

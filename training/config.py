@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from dlth.data.scan import MAX_CLASSES
+from dlth.data.shards.scan import MAX_CLASSES
 from dlth.training.settings import (
     MAX_BATCH,
     MAX_EPOCHS,

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from dlth.data.scan import MAX_CLASSES
+from dlth.data.shards.scan import MAX_CLASSES
 from dlth.training.config import MODEL, OWN_FLAGS, RUN, WHAT
 from dlth.training.settings import (
     MAX_BATCH,

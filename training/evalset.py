@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlth.data.evaluation import EvalLoader
-from dlth.data.index import ShardIndex
-from dlth.data.join import NO_TICKET, Join, check_compatible, join
-from dlth.data.patches import Arm
+from dlth.data.joining.join import NO_TICKET, Join, check_compatible, join
+from dlth.data.loading.evaluation import EvalLoader
+from dlth.data.loading.patches import Arm
+from dlth.data.shards.index import ShardIndex
 from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
 from dlth.tickets.format.origin import describe
 from dlth.tickets.progress import Note

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from dlth.data.classes import check_labels, require_labels
-from dlth.data.index import open_index
-from dlth.data.ticket_cache import local_tickets
+from dlth.data.shards.classes import check_labels, require_labels
+from dlth.data.shards.index import open_index
+from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.progress import Note

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import timm.data
 import torch
 
-from dlth.data.views import check_view
+from dlth.data.images.views import check_view
 from dlth.tickets import Grid, ViewSpec
 from dlth.tickets.errors import shown
 from dlth.training.models import grid_of, patch_size_of

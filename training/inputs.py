@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from dlth.data.augment import Augmentation
-from dlth.data.classes import check_head, check_labels, require_labels
-from dlth.data.crashes import crashing
-from dlth.data.identity import DataIdentity
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.join import Join, check_compatible, join
-from dlth.data.left_out import LeftOut
-from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing
-from dlth.data.order import Batching, epoch_order
-from dlth.data.patches import Arm
-from dlth.data.reader import Reader
-from dlth.data.splits import EVALUATION
-from dlth.data.ticket_cache import local_tickets
+from dlth.data.images.augment import Augmentation
+from dlth.data.images.mixing import Mixing
+from dlth.data.joining.join import Join, check_compatible, join
+from dlth.data.loading.crashes import crashing
+from dlth.data.loading.left_out import LeftOut
+from dlth.data.loading.loader import TrainLoader
+from dlth.data.loading.order import Batching, epoch_order
+from dlth.data.loading.patches import Arm
+from dlth.data.loading.reader import Reader
+from dlth.data.shards.classes import check_head, check_labels, require_labels
+from dlth.data.shards.identity import DataIdentity
+from dlth.data.shards.index import ShardIndex, open_index
+from dlth.data.shards.splits import EVALUATION
+from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.format.origin import describe

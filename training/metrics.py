@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from dlth.data.patches import ARMS
+from dlth.data.loading.patches import ARMS
 from dlth.tickets.errors import DamageError, shown
 
 _ROUNDING = 1e-3

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 
-from dlth.data.batch import Batch
-from dlth.data.loader import TrainLoader
+from dlth.data.loading.batch import Batch
+from dlth.data.loading.loader import TrainLoader
 from dlth.tickets import Budget, Grid
 from dlth.tickets.progress import Note
 from dlth.tickets.seeding import derive

@@ -33,9 +33,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dlth.data.batch import Batch
-from dlth.data.mixing import mix_images, mix_targets
-from dlth.data.visibility import demote, hidden_share
+from dlth.data.images.mixing import mix_images, mix_targets
+from dlth.data.images.visibility import demote, hidden_share
+from dlth.data.loading.batch import Batch
 from dlth.tickets import Budget
 from dlth.tickets.seeding import derive
 from dlth.training.compiled import compiled

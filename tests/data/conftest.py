@@ -8,7 +8,7 @@ import pytest
 from makers.pictures import make_tar
 from makers.tickets import select_tickets
 
-from dlth.data.index import ShardIndex, open_index
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import TicketStore
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dlth.data.augment import Augmentation, Augmented, _in_unit_square, augment
-from dlth.data.rand_augment import OPERATIONS, RandAugment
-from dlth.data.visibility import demote, hidden_by_warps, hidden_share
+from dlth.data.images.augment import Augmentation, Augmented, _in_unit_square, augment
+from dlth.data.images.rand_augment import OPERATIONS, RandAugment
+from dlth.data.images.visibility import demote, hidden_by_warps, hidden_share
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.ranking.projection import covered, project
@@ -195,7 +195,7 @@ def test_operations_agree_with_timms(operation: int) -> None:
     from PIL import Image
     from timm.data import auto_augment as timm_ra
 
-    from dlth.data.rand_augment import Level
+    from dlth.data.images.rand_augment import Level
 
     generator = torch.Generator().manual_seed(0)
     smooth = torch.nn.functional.interpolate(

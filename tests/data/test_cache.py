@@ -14,10 +14,10 @@ import fsspec
 import pytest
 import torch
 
-from dlth.data.cache import holding, open_shard
-from dlth.data.index import ShardIndex, check_shards, open_index
-from dlth.data.remote import Facts, facts
-from dlth.data.tar import pread
+from dlth.data.remote.cache import holding, open_shard
+from dlth.data.remote.opening import Facts, facts
+from dlth.data.shards.index import ShardIndex, check_shards, open_index
+from dlth.data.shards.tar import pread
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, UnsafeError
 
 

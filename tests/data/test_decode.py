@@ -12,8 +12,8 @@ import torch
 from makers.pictures import make_image, make_picture
 from PIL import Image
 
-from dlth.data.decode import BadImageError, decode, image_size, sniff
-from dlth.data.identity import content_hash
+from dlth.data.images.decode import BadImageError, decode, image_size, sniff
+from dlth.data.shards.identity import content_hash
 
 
 def pillow_rgb(encoded: bytes) -> torch.Tensor:
@@ -200,8 +200,8 @@ def test_a_png_longer_than_libpng_reads_is_refused(size):
 SHORT_OF_MEMORY = """
 import resource, struct, sys, zlib
 import torch
-from dlth.data.decode import BadImageError, decode
-from dlth.data.views import render
+from dlth.data.images.decode import BadImageError, decode
+from dlth.data.images.views import render
 from dlth.tickets.format.header import ViewSpec
 
 def chunk(kind, body):

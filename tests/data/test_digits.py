@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlth.data.decode import decode
-from dlth.data.digits import CANVAS, GRID, PATCH, DigitImages, draw_digits, make_digit_shards
+from dlth.data.images.decode import decode
+from dlth.data.packing.digits import CANVAS, GRID, PATCH, DigitImages, draw_digits, make_digit_shards
 from dlth.tickets.errors import InputError
 
 

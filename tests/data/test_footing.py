@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dlth.data.augment import Augmentation
-from dlth.data.batch import Batch
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.join import join
-from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing, MixPlan, batch_mix, mix_patches, partners
-from dlth.data.order import Batching
-from dlth.data.patches import PatchChoice, Showing
-from dlth.data.visibility import demote, hidden_share
+from dlth.data.images.augment import Augmentation
+from dlth.data.images.mixing import Mixing, MixPlan, batch_mix, mix_patches, partners
+from dlth.data.images.visibility import demote, hidden_share
+from dlth.data.joining.join import join
+from dlth.data.loading.batch import Batch
+from dlth.data.loading.loader import TrainLoader
+from dlth.data.loading.order import Batching
+from dlth.data.loading.patches import PatchChoice, Showing
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import Grid, TicketStore, View, ViewSpec, blend, generator, paste, project
 from dlth.tickets.derive.controls import control
 

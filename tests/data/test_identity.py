@@ -9,8 +9,8 @@ import pytest
 from makers.pictures import make_image, make_picture, make_tar
 from makers.tampering import flipped
 
-from dlth.data import identity
-from dlth.data.index import ShardIndex, open_index
+from dlth.data.shards import identity
+from dlth.data.shards.index import ShardIndex, open_index
 
 Sample = tuple[str, bytes, int]
 

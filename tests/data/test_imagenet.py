@@ -17,11 +17,11 @@ from makers.pictures import make_image, make_picture, make_tar
 from makers.tampering import flipped
 from typer.testing import CliRunner
 
-from dlth.data import imagenet
 from dlth.data.confined import Confined
-from dlth.data.decode import decode
-from dlth.data.imagenet import GROUND_TRUTH, META, name_and_synset, synsets_by_number, validation_labels
-from dlth.data.pack import pack
+from dlth.data.images.decode import decode
+from dlth.data.packing import imagenet
+from dlth.data.packing.imagenet import GROUND_TRUTH, META, name_and_synset, synsets_by_number, validation_labels
+from dlth.data.packing.pack import pack
 from dlth.pipeline.cli import app
 from dlth.tickets.errors import DamageError, InputError, LimitError, MismatchError, UnsafeError
 
@@ -338,7 +338,7 @@ def test_a_devkit_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     info.type, info.size = tarfile.XHDTYPE, 256 * 1024**2  # a name record, which tarfile reads whole
     (tmp_path / "name.tar.gz").write_bytes(gzip.compress(info.tobuf() + bytes(info.size), 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    monkeypatch.setattr("dlth.data.imagenet._DEVKIT_MEMORY", 2**27)
+    monkeypatch.setattr("dlth.data.packing.imagenet._DEVKIT_MEMORY", 2**27)
     with pytest.raises(LimitError, match=r"asks for more than 0\.125 GiB"):
         validation_labels(tmp_path / "name.tar.gz")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # KiB

@@ -17,9 +17,9 @@ import webdataset
 from makers.pictures import make_image, make_picture, make_tar
 from makers.tampering import flip, flipped
 
-from dlth.data.decode import decode
-from dlth.data.index import ShardIndex, check_shards, open_index
-from dlth.data.scan import split_name
+from dlth.data.images.decode import decode
+from dlth.data.shards.index import ShardIndex, check_shards, open_index
+from dlth.data.shards.scan import split_name
 from dlth.tickets.errors import (
     DamageError,
     DlthError,
@@ -324,7 +324,7 @@ def test_an_index_with_a_right_digest_and_wrong_numbers(array: str, place: int, 
     lying = open_index(shards.spec)
     getattr(lying, array).setflags(write=True)
     getattr(lying, array)[place] = value
-    from dlth.data.index_file import write_index
+    from dlth.data.shards.index_file import write_index
 
     assert write_index(index_file(shards.folder), lying)
     assert not same(open_index(shards.spec), lying)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlth.data.identity import content_hash
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.join import BAD_IMAGE, NO_TICKET, Join, check_compatible, join
-from dlth.data.reader import Reader
+from dlth.data.joining.join import BAD_IMAGE, NO_TICKET, Join, check_compatible, join
+from dlth.data.loading.reader import Reader
+from dlth.data.shards.identity import content_hash
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import Grid, TicketStore
 from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingTicketError
 

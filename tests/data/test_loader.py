@@ -12,16 +12,16 @@ import pytest
 import torch
 from makers.pictures import make_image, make_tar
 
-from dlth.data.augment import Augmentation
-from dlth.data.batch import Batch
-from dlth.data.decode import BadImageError
-from dlth.data.evaluation import EvalLoader
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.join import join
-from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing
-from dlth.data.order import Batching
-from dlth.data.workers import WorkerError
+from dlth.data.images.augment import Augmentation
+from dlth.data.images.decode import BadImageError
+from dlth.data.images.mixing import Mixing
+from dlth.data.joining.join import join
+from dlth.data.loading.batch import Batch
+from dlth.data.loading.evaluation import EvalLoader
+from dlth.data.loading.loader import TrainLoader
+from dlth.data.loading.order import Batching
+from dlth.data.loading.workers import WorkerError
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import Grid, TicketStore, View, ViewSpec, generator, project
 from dlth.tickets.errors import DamageError, InputError, MismatchError
 
@@ -197,8 +197,8 @@ def test_each_image_has_its_own_ticket(index: ShardIndex, store: TicketStore) ->
 
 def test_tickets_are_projected_to_the_recorded_view(index: ShardIndex, store: TicketStore) -> None:
     """Under crops, patches are the stored ranking projected to the very view that the pixels show."""
-    from dlth.data.augment import augment
-    from dlth.data.decode import decode
+    from dlth.data.images.augment import augment
+    from dlth.data.images.decode import decode
 
     crops = Augmentation(size=(32, 32))
     batch = next(loader(index, store, augmentation=crops).epoch(3))

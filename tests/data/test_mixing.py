@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data.mixup import mixup_target
 
-from dlth.data.mixing import (
+from dlth.data.images.mixing import (
     BatchMix,
     Mixing,
     MixPlan,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlth.data.order import Batching, epoch_order, live_shards
+from dlth.data.loading.order import Batching, epoch_order, live_shards
 from dlth.tickets.errors import InputError
 
 shard_rows = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(lambda rows: np.array(rows, np.int64))

@@ -21,8 +21,8 @@ from makers.pictures import make_image, make_picture
 from makers.tampering import flip
 from timm.data.readers.reader_wds import _load_info, _parse_split_info
 
-from dlth.data.imagenet import validation_labels
-from dlth.data.pack import PackReport, pack
+from dlth.data.packing.imagenet import validation_labels
+from dlth.data.packing.pack import PackReport, pack
 from dlth.tickets.errors import (
     DamageError,
     DlthError,
@@ -244,7 +244,7 @@ def test_linked_class_folders_are_packed_and_loops_refused(make_folder: MakeFold
 # Killed by itself once `shards` are recorded, as the power would do it: no handler runs, nothing is closed.
 KILLED = """
 import os, signal, sys
-from dlth.data.pack import pack
+from dlth.data.packing.pack import pack
 def progress(done, total):
     if done >= int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -392,7 +392,7 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(
     source = make_folder(per_class=1)
     with (source / "cat" / "huge.jpg").open("wb") as file:
         file.truncate(200 * 1024 * 1024)  # a hole: it takes no space here
-    monkeypatch.setattr("dlth.data.pack.RESERVE", shutil.disk_usage(tmp_path).free - 100 * 1024 * 1024)
+    monkeypatch.setattr("dlth.data.packing.pack.RESERVE", shutil.disk_usage(tmp_path).free - 100 * 1024 * 1024)
     with pytest.raises(SpaceError, match=r"\d+ bytes are needed, \d+ are free"):
         pack(source, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar"))
@@ -416,10 +416,10 @@ def test_a_source_that_is_refused_leaves_nothing_unpacked(
     refused("no-tar.tar.gz", b"text" * 1000, "not a sound tar header")
     refused("no-images.tar.gz", bytes(10_240), "holds no images")
     refused("classes.tar.gz", packed.getvalue(), "3 classes of the images are not in", classes=("bird",))
-    monkeypatch.setattr("dlth.data.pack.RESERVE", shutil.disk_usage(tmp_path).free)
+    monkeypatch.setattr("dlth.data.packing.pack.RESERVE", shutil.disk_usage(tmp_path).free)
     refused("no-room.tar.gz", packed.getvalue(), "bytes are needed")
-    monkeypatch.setattr("dlth.data.archives._SWELL_BYTES", 2**20)
-    monkeypatch.setattr("dlth.data.archives._CHUNK", 2**18)
+    monkeypatch.setattr("dlth.data.packing.archives._SWELL_BYTES", 2**20)
+    monkeypatch.setattr("dlth.data.packing.archives._CHUNK", 2**18)
     refused("bomb.tar.gz", packed.getvalue()[:-1024] + bytes(2**24), "no archive of images does")
 
 

@@ -13,7 +13,7 @@ import pytest
 from makers.tickets import make_header
 
 from dlth.data.confined import Confined
-from dlth.data.parquet import ParquetTable, export_parquet
+from dlth.data.sharing.parquet import ParquetTable, export_parquet
 from dlth.tickets import DatasetInfo, Grid, ShardSpec, ShardTickets, TicketStore, generator
 from dlth.tickets.derive.draft import Draft
 from dlth.tickets.errors import DamageError, DlthError, InputError, LimitError
@@ -128,7 +128,7 @@ def test_flipped_bytes_end_in_our_errors(tmp_path: Path) -> None:
 def test_a_row_of_millions_in_a_thousand_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that unpacks to far more than it is asks for memory in a process of its own, is refused, and others are
     read under the same bound."""
-    monkeypatch.setattr("dlth.data.parquet.MAX_MEMORY", 2**26)
+    monkeypatch.setattr("dlth.data.sharing.parquet.MAX_MEMORY", 2**26)
     zeros = pa.ListArray.from_arrays(pa.array([0, 8_000_000], pa.int32()), pa.array(np.zeros(8_000_000, np.int64)))
     bomb = write(tmp_path / "bomb.parquet", key=["a"], patches=zeros)
     assert bomb.stat().st_size < 100_000

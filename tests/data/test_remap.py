@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from makers.pictures import make_image, make_picture
 
-from dlth.data.identity import content_hash
-from dlth.data.index import ShardIndex
-from dlth.data.join import join
-from dlth.data.remap import match, remap
+from dlth.data.joining.join import join
+from dlth.data.joining.remap import match, remap
+from dlth.data.shards.identity import content_hash
+from dlth.data.shards.index import ShardIndex
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import MismatchError, MissingTicketError
 

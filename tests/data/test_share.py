@@ -12,9 +12,9 @@ from makers.servers import FolderServer
 from makers.tampering import flipped
 from makers.tickets import tree_bytes
 
-from dlth.data.index import open_index
-from dlth.data.share import pull, push
-from dlth.data.transfer import BLOCK, download, note_of, upload
+from dlth.data.shards.index import open_index
+from dlth.data.sharing.share import pull, push
+from dlth.data.sharing.transfer import BLOCK, download, note_of, upload
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DamageError, DlthError, InputError, MismatchError, TransferError, UnsafeError
 from dlth.tickets.exchange.archive import pack

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from dlth.data.sources import MAX_SHARDS, expand, expand_braces, resolve
+from dlth.data.shards.sources import MAX_SHARDS, expand, expand_braces, resolve
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError
 
 

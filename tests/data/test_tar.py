@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from makers.pictures import make_tar
 
-from dlth.data.archives import archive_files
-from dlth.data.tar import Member, check_header, members, pread
-from dlth.data.tar_header import BLOCK
+from dlth.data.packing.archives import archive_files
+from dlth.data.shards.tar import Member, check_header, members, pread
+from dlth.data.shards.tar_header import BLOCK
 from dlth.tickets.errors import DamageError, DlthError, LimitError, UnsafeError
 
 CONTENTS = [("a/x.jpg", b"J" * 700), ("a/x.cls", b"3"), ("empty.jpg", b""), ("b.jpg", b"K" * 512), ("b.cls", b"0")]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dlth.data import ticket_cache
-from dlth.data.index import open_index
-from dlth.data.ticket_cache import local_tickets
+from dlth.data.shards.index import open_index
+from dlth.data.sharing import ticket_cache
+from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, LimitError, MismatchError, MissingFileError, UnsafeError
 from dlth.tickets.exchange.archive import pack

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from dlth.data.views import check_view, render
+from dlth.data.images.views import check_view, render
 from dlth.tickets.errors import InputError
 from dlth.tickets.format.header import ViewSpec
 from dlth.tickets.ranking.grid import Grid
@@ -59,7 +59,7 @@ def test_resizing_what_the_crop_needs_gives_the_same_pixels(
     """The way of very long images differs from the ordinary one by two grey levels of rounding and a pixel."""
     spec = ViewSpec("center", 48, 48, crop_pct)
     whole = render(coordinates(*shape), spec)
-    monkeypatch.setattr("dlth.data.views.MAX_RESIZED", 0)
+    monkeypatch.setattr("dlth.data.images.views.MAX_RESIZED", 0)
     part = render(coordinates(*shape), spec)
     slope = 200 / min(spec.resized(*shape))  # grey levels from one pixel to the next
     assert (whole.int() - part.int()).abs().max() <= 2 + slope

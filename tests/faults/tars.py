@@ -24,9 +24,9 @@ from makers.campaign import Tally
 from makers.pictures import write_shards
 from makers.tampering import flipped
 
-from dlth.data import scan as scanning
-from dlth.data import tar
-from dlth.data.identity import content_hash
+from dlth.data.shards import scan as scanning
+from dlth.data.shards import tar
+from dlth.data.shards.identity import content_hash
 from dlth.tickets.errors import DlthError
 from dlth.tickets.format.manifest import digest_of
 

@@ -12,7 +12,7 @@ from makers.campaign import run_script
 from makers.runs import select_config
 from makers.tickets import tree_bytes
 
-from dlth.data.index import open_index
+from dlth.data.shards.index import open_index
 from dlth.pipeline.select_stage import plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, MissingFileError

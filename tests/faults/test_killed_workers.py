@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from dlth.data.augment import Augmentation
-from dlth.data.evaluation import EvalLoader
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.loader import TrainLoader
-from dlth.data.order import Batching
-from dlth.data.workers import Pool, WorkerError, one_ahead
+from dlth.data.images.augment import Augmentation
+from dlth.data.loading.evaluation import EvalLoader
+from dlth.data.loading.loader import TrainLoader
+from dlth.data.loading.order import Batching
+from dlth.data.loading.workers import Pool, WorkerError, one_ahead
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import Grid, ViewSpec
 from dlth.tickets.errors import InputError, MissingFileError, SpaceError, TransferError
 

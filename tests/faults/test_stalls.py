@@ -10,11 +10,11 @@ import pytest
 from makers.servers import FolderServer
 from makers.tickets import make_store
 
-from dlth.data.cache import open_shard
-from dlth.data.remote import Facts
-from dlth.data.share import pull
-from dlth.data.sources import resolve
-from dlth.data.transfer import BLOCK, download
+from dlth.data.remote.cache import open_shard
+from dlth.data.remote.opening import Facts
+from dlth.data.shards.sources import resolve
+from dlth.data.sharing.share import pull
+from dlth.data.sharing.transfer import BLOCK, download
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, TransferError
 from dlth.tickets.exchange.archive import pack
@@ -27,9 +27,9 @@ WHOLE = 2 * BLOCK + 1_000
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderServer]:
     """A server of `served/`; minutes are tenths of a second."""
     monkeypatch.setenv("DLTH_TIMEOUT", SHORT)
-    monkeypatch.setattr("dlth.data.remote.WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr("dlth.data.waiting.FIRST_WORD", 0.1)
-    monkeypatch.setattr("dlth.data.share._SIGNATURE_SECONDS", 0.3)
+    monkeypatch.setattr("dlth.data.remote.opening.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dlth.data.remote.waiting.FIRST_WORD", 0.1)
+    monkeypatch.setattr("dlth.data.sharing.share._SIGNATURE_SECONDS", 0.3)
     (tmp_path / "served").mkdir()
     found = FolderServer(tmp_path / "served")
     with found.running():
@@ -79,7 +79,9 @@ def test_a_small_file_that_drips_comes_to_an_end(
     server: FolderServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list that comes byte by byte is given up after the seconds for a whole file; nobody says that nothing moved."""
-    monkeypatch.setattr("dlth.data.waiting.FIRST_WORD", 0.25)  # a byte comes every 0.05 seconds, five times as often
+    monkeypatch.setattr(
+        "dlth.data.remote.waiting.FIRST_WORD", 0.25
+    )  # a byte comes every 0.05 seconds, five times as often
     (tmp_path / "served/_info.json").write_bytes(bytes(1_000))
     server.stalls["/_info.json"] = "drip"
     wanted = r"_info\.json: the server stalls: only \d+ bytes came within 0.3 seconds"

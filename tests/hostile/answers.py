@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from makers.campaign import Tally, numbered
 from makers.servers import Headers, Player
 
-import dlth.data.fetch
-import dlth.data.remote
-from dlth.data.cache import open_shard
-from dlth.data.remote import Facts, facts, read_small
-from dlth.data.transfer import download
+import dlth.data.remote.fetch
+import dlth.data.remote.opening
+from dlth.data.remote.cache import open_shard
+from dlth.data.remote.opening import Facts, facts, read_small
+from dlth.data.sharing.transfer import download
 from dlth.tickets.errors import DlthError
 
 SIZE, LIMIT = 50_000, 60_000
@@ -86,7 +86,7 @@ def ask(url: str, number: int, folder: Path) -> str:
 def main() -> int:
     arguments = numbered(__doc__, 5_000).parse_args()
     os.environ["DLTH_TIMEOUT"] = "0.5"
-    dlth.data.fetch.WAITS = dlth.data.remote.WAITS = (0.0, 0.0)
+    dlth.data.remote.fetch.WAITS = dlth.data.remote.opening.WAITS = (0.0, 0.0)
     server = Player(lambda method, path, wanted: answer(int(path.strip("/") or 0), method, wanted))
     tally, before = Tally(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder, server.running():

@@ -31,8 +31,8 @@ import torch
 from hostile import pictures
 from makers.campaign import numbered
 
-from dlth.data.decode import BadImageError, decode, image_size
-from dlth.data.views import render
+from dlth.data.images.decode import BadImageError, decode, image_size
+from dlth.data.images.views import render
 from dlth.tickets import ViewSpec
 
 MAX_PIXELS = 1_000_000

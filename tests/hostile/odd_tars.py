@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from makers.campaign import Tally, numbered
 
-from dlth.data import tar
+from dlth.data.shards import tar
 from dlth.tickets.errors import DlthError
 
 Found = list[tuple[str, bytes]]

@@ -29,7 +29,7 @@ from makers.campaign import HangError, within
 from makers.pictures import make_image, make_picture, make_tar
 from makers.tickets import select_tickets
 
-from dlth.data.index import open_index
+from dlth.data.shards.index import open_index
 from dlth.pipeline.last_line import main as dlth
 from dlth.tickets import DatasetInfo, SelectorInfo, TicketStore
 from dlth.tickets.exchange.archive import pack

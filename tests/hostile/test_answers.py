@@ -16,11 +16,11 @@ from makers.campaign import run_script
 from makers.servers import Headers, Player
 from makers.tickets import make_store
 
-from dlth.data.cache import open_shard
-from dlth.data.fetch import blocks
-from dlth.data.remote import Facts, facts, read_small
-from dlth.data.sources import resolve
-from dlth.data.transfer import BLOCK, download
+from dlth.data.remote.cache import open_shard
+from dlth.data.remote.fetch import blocks
+from dlth.data.remote.opening import Facts, facts, read_small
+from dlth.data.shards.sources import resolve
+from dlth.data.sharing.transfer import BLOCK, download
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, LimitError, MissingFileError, SpaceError, TransferError
 from dlth.tickets.exchange.archive import pack
@@ -46,7 +46,7 @@ def player() -> Iterator[Callable[..., Player]]:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another try comes at once."""
-    monkeypatch.setattr("dlth.data.remote.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dlth.data.remote.opening.WAITS", (0.0, 0.0, 0.0))
 
 
 def said(start: int, stop: int, total: object = SIZE) -> str:
@@ -173,10 +173,10 @@ def test_a_list_of_a_folder_is_bounded_and_read_by_hand(player: Any, monkeypatch
     found = resolve(f"{listing.url}/x/a-*.tar")
     assert [source.url for source in found.sources] == [f"{listing.url}/x/a-0.tar", f"{listing.url}/x/a-1.tar"]
     assert [path for _, path, _ in listing.asked] == ["/x/"]
-    monkeypatch.setattr("dlth.data.sources._MAX_LINKS", 8)
+    monkeypatch.setattr("dlth.data.shards.sources._MAX_LINKS", 8)
     with pytest.raises(LimitError, match="lists more than 8 links"):
         resolve(f"{listing.url}/x/a-*.tar")
-    monkeypatch.setattr("dlth.data.sources._MAX_PAGE", 1000)
+    monkeypatch.setattr("dlth.data.shards.sources._MAX_PAGE", 1000)
     endless = player(lambda method, path, wanted: (200, {"Transfer-Encoding": "chunked"}, ENDLESS))
     with pytest.raises(LimitError, match="larger than 1000 bytes"):
         resolve(f"{endless.url}/x/*.tar")
@@ -199,8 +199,8 @@ def test_a_stamp_may_hold_any_bytes(player: Any, tmp_path: Path) -> None:
 
 PULL = """
 import json, resource, sys
-from dlth.data.share import pull
-from dlth.data.http import http_info
+from dlth.data.sharing.share import pull
+from dlth.data.remote.http import http_info
 from dlth.tickets.errors import DlthError
 before, notes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
 try:

@@ -18,16 +18,16 @@ import pytest
 import torch
 from makers.pictures import make_tar
 
-from dlth.data.augment import Augmentation
-from dlth.data.batch import Batch, EvalBatch
-from dlth.data.crashes import crashing
-from dlth.data.decode import BadImageError
-from dlth.data.evaluation import EvalLoader
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.loader import TrainLoader
-from dlth.data.mixing import Mixing
-from dlth.data.order import Batching
-from dlth.pipeline.shard_reader import read_shards
+from dlth.data.images.augment import Augmentation
+from dlth.data.images.decode import BadImageError
+from dlth.data.images.mixing import Mixing
+from dlth.data.loading.batch import Batch, EvalBatch
+from dlth.data.loading.crashes import crashing
+from dlth.data.loading.evaluation import EvalLoader
+from dlth.data.loading.loader import TrainLoader
+from dlth.data.loading.order import Batching
+from dlth.data.loading.shard_reader import read_shards
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import Grid, ViewSpec
 
 decoding = importlib.import_module("dlth.data.decode")  # `dlth.data.decode` itself is the function

@@ -7,11 +7,11 @@ import pytest
 from makers import ROOT
 from typer.testing import CliRunner
 
-from dlth.data.addresses import patience
-from dlth.data.cache import cache_limit
-from dlth.data.imagenet import name_and_synset, validation_labels
-from dlth.data.rand_augment import RandAugment
-from dlth.data.sources import expand_braces
+from dlth.data.images.rand_augment import RandAugment
+from dlth.data.packing.imagenet import name_and_synset, validation_labels
+from dlth.data.remote.addresses import patience
+from dlth.data.remote.cache import cache_limit
+from dlth.data.shards.sources import expand_braces
 from dlth.pipeline.cli import app
 from dlth.pipeline.cli_ticket_exchange import _grid
 from dlth.pipeline.cli_tickets import _part

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from makers.pictures import make_tar
 
-from dlth.data.classes import UNDECLARED_CLASSES, check_head, require_labels
-from dlth.data.index import ShardIndex, open_index
+from dlth.data.shards.classes import UNDECLARED_CLASSES, check_head, require_labels
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets.errors import InputError, MismatchError
 from dlth.training.config import TrainConfig
 from dlth.training.loop import train

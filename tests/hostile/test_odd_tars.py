@@ -6,7 +6,7 @@ from pathlib import Path
 import webdataset
 from makers.campaign import run_script
 
-from dlth.data.tar import members
+from dlth.data.shards.tar import members
 
 
 def test_refused_or_the_same_members() -> None:

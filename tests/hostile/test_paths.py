@@ -13,8 +13,8 @@ from makers import GOLDEN
 from makers.campaign import run_script
 from PIL import Image
 
-from dlth.data.index import open_index
-from dlth.data.pack import pack
+from dlth.data.packing.pack import pack
+from dlth.data.shards.index import open_index
 from dlth.pipeline.cli import app
 from dlth.pipeline.demo_config import DemoConfig
 from dlth.pipeline.select_config import SelectConfig

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from makers.pictures import make_tar
 
-from dlth.data import index_file
-from dlth.data.index import ShardIndex, open_index
-from dlth.data.index_trust import contradiction
+from dlth.data.shards import index_file
+from dlth.data.shards.index import ShardIndex, open_index
+from dlth.data.shards.index_trust import contradiction
 
 Change = Callable[[ShardIndex], None]
 FIELDS = ("image_offset", "image_size", "label", "key_bytes", "key_start")

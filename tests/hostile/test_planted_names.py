@@ -12,8 +12,8 @@ import torch
 from makers import ROOT
 from makers.pictures import make_image, make_picture
 
-from dlth.data.pack import pack
-from dlth.data.transfer import download
+from dlth.data.packing.pack import pack
+from dlth.data.sharing.transfer import download
 from dlth.pipeline.gallery import Card, Gallery, write_gallery
 from dlth.tickets import Grid
 from dlth.tickets.errors import DamageError, UnsafeError
@@ -26,15 +26,15 @@ from dlth.training.runlog import RunLog
 
 WRITERS = {
     "tickets/store/disk.py: fresh": "the one that makes temporary files",
-    "data/digits.py: make_digit_shards": "tempfile's own names",
-    "data/index_file.py: write_index": "a file that `published` has just made",
+    "data/packing/digits.py: make_digit_shards": "tempfile's own names",
+    "data/shards/index_file.py: write_index": "a file that `published` has just made",
     "training/checkpoint.py: write_tensors": "a file that `published` has just made",
     "tickets/exchange/npz.py: _member": "a member of a zip archive in a `new_file`",
     "tickets/store/disk.py: appended": "the one that goes on with files, of one name and no link",
     "tickets/store/locks.py: _acquire": "locks; what is written to one is looked at first",
     "data/confined.py: _serve": "/dev/null",
     "pipeline/last_line.py: _bug": "a name of mkstemp",
-    "pipeline/signing.py: check_signature": "in a folder of mkdtemp",
+    "data/sharing/signing.py: check_signature": "in a folder of mkdtemp",
     "pipeline/streams.py: _failing": "/dev/null",
     "pipeline/streams.py: harmless": "/dev/null",
     "pipeline/streams.py: _open_missing": "/dev/null",

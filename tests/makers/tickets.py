@@ -25,7 +25,7 @@ from dlth.tickets import (
 )
 
 if TYPE_CHECKING:
-    from dlth.data.index import ShardIndex
+    from dlth.data.shards.index import ShardIndex
 
 ROWS = (3, 5, 2)
 WHOLE = ViewSpec("whole", 32, 32)
@@ -118,7 +118,7 @@ def select_tickets(
     grid: by default patches of 8 pixels of the view; budget: half of them; shards: all; leave_out: keys without a row;
     bad: keys whose image could not be read; salt: makes other images of the same names; `changes`: header fields
     """
-    from dlth.data.identity import content_hash
+    from dlth.data.shards.identity import content_hash
 
     grid = grid or Grid(view.height // 8, view.width // 8)
     budget = budget or Budget.from_keep("0.5", grid.num_patches, 1)

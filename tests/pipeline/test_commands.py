@@ -19,7 +19,7 @@ from makers.tampering import flip
 from makers.tickets import select_tickets
 from safetensors.torch import load_file
 
-from dlth.data.index import open_index
+from dlth.data.shards.index import open_index
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.exchange.card import card

@@ -15,8 +15,8 @@ import pytest
 from makers.tickets import select_tickets
 from typer.testing import CliRunner
 
-from dlth.data.classes import class_names
-from dlth.data.index import ShardIndex, open_index
+from dlth.data.shards.classes import class_names
+from dlth.data.shards.index import ShardIndex, open_index
 from dlth.pipeline import figures
 from dlth.pipeline.cli import app
 from dlth.pipeline.gallery import Card, Gallery, page, sheets

@@ -17,9 +17,9 @@ from makers.runs import KWARGS, select_config
 from makers.tickets import tree_bytes
 from torchvision.io import ImageReadMode, decode_image
 
-from dlth.data.decode import decode
-from dlth.data.index import open_index
-from dlth.data.views import render
+from dlth.data.images.decode import decode
+from dlth.data.images.views import render
+from dlth.data.shards.index import open_index
 from dlth.pipeline.ranker import BatchRanker
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import SelectReport, plan, select

@@ -13,7 +13,7 @@ from makers.models import FAMILIES
 from makers.runs import train_config
 from makers.tickets import select_tickets
 
-from dlth.data.index import open_index
+from dlth.data.shards.index import open_index
 from dlth.tickets import ViewSpec
 from dlth.training.config import TrainConfig
 from dlth.training.toml_text import to_toml

@@ -9,7 +9,7 @@ import pytest
 from makers.pictures import make_tar
 from makers.tickets import select_tickets
 
-from dlth.data.index import open_index
+from dlth.data.shards.index import open_index
 from dlth.tickets.errors import MismatchError
 from dlth.training.comparable import comparable
 from dlth.training.config import TrainConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dlth.data.order import DEFAULT_WINDOW
+from dlth.data.loading.order import DEFAULT_WINDOW
 from dlth.tickets.errors import InputError, MissingFileError
 from dlth.training.config import RECIPES, TrainConfig
 from dlth.training.eval_config import EvalConfig

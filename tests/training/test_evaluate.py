@@ -15,9 +15,9 @@ from makers.runs import Listener
 from makers.tickets import select_tickets
 from safetensors.torch import load_file, save_file
 
-from dlth.data.decode import decode
-from dlth.data.index import open_index
-from dlth.data.views import render
+from dlth.data.images.decode import decode
+from dlth.data.images.views import render
+from dlth.data.shards.index import open_index
 from dlth.pipeline.cli_train import show_evaluation
 from dlth.tickets import TicketStore, ViewSpec
 from dlth.tickets.derive.controls import control

@@ -8,7 +8,7 @@ import pytest
 from makers.tickets import select_tickets
 from safetensors.torch import load_file
 
-from dlth.data.index import open_index
+from dlth.data.shards.index import open_index
 from dlth.tickets import Budget, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import InputError
 from dlth.training import checkpoint

@@ -16,8 +16,8 @@ from makers.pictures import make_tar
 from makers.runs import Listener
 from safetensors.torch import load_file
 
-from dlth.data.decode import BadImageError
-from dlth.data.index import open_index
+from dlth.data.images.decode import BadImageError
+from dlth.data.shards.index import open_index
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
 from dlth.training import checkpoint
 from dlth.training.config import TrainConfig

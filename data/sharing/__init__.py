@@ -1,0 +1,4 @@
+"""Ticket files between labs: sending, fetching, the cache, signatures, and Parquet.
+
+May import: remote, shards.
+"""
