@@ -16,7 +16,7 @@ import torch
 from rounds import gflop, report, spread, time_rounds
 
 from dlth.training import Selector
-from dlth.training.models import build
+from dlth.training.models.registry import build
 
 STAGE_KEEPS = ("0.9", "0.888", "0.8", "0.7")
 

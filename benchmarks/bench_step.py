@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dlth.tickets.ranking.budget import num_kept
 from dlth.training import TicketViT
-from dlth.training.models import build
+from dlth.training.models.registry import build
 
 KEEPS = ("0.9", "0.7", "0.5")
 

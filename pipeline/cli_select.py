@@ -9,7 +9,7 @@ from dlth.pipeline.cli_options import ConfigFile, DryRun, Json, PrintConfig, onl
 from dlth.pipeline.flags import with_flags
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets.errors import shown
-from dlth.training.ranks import ranks
+from dlth.training.world.ranks import ranks
 
 if TYPE_CHECKING:
     from dlth.pipeline.select_stage import SelectReport

@@ -13,7 +13,7 @@ def demo(overrides: dict[str, Any]) -> None:
     """The whole pipeline in minutes on a CPU: shards, a selector, tickets, three arms, a report."""
     from dlth.pipeline.cli_train import ConsoleReporter
     from dlth.pipeline.demo import Demo
-    from dlth.training.layers import checked
+    from dlth.training.settings.layering import checked
 
     config = checked(DemoConfig, overrides)
     report = Demo(config, console.note, ConsoleReporter(), console.counting).run()

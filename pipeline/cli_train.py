@@ -12,9 +12,9 @@ from dlth.pipeline.cli_options import ConfigFile, DryRun, Json, PrintConfig, onl
 from dlth.pipeline.cli_share import fetched
 from dlth.pipeline.flags import with_flags
 from dlth.tickets.errors import shown
-from dlth.training.config import RECIPES, UNLESS_SAID, TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.reporter import Reporter
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.train_config import RECIPES, UNLESS_SAID, TrainConfig
+from dlth.training.world.reporter import Reporter
 
 
 class ConsoleReporter(Reporter):
@@ -86,8 +86,8 @@ def train(
     if only_printed(chosen, print_config):
         return
     settings = chosen.config()
-    from dlth.training.loop import planned
-    from dlth.training.loop import train as run
+    from dlth.training.runs.loop import planned
+    from dlth.training.runs.loop import train as run
 
     if console.leads():
         fetched(settings.tickets, settings.val_tickets)
@@ -119,7 +119,7 @@ def evaluate(
     if only_printed(chosen, print_config):
         return
     settings = chosen.config()
-    from dlth.training.evaluate import evaluate as run
+    from dlth.training.evaluation.evaluate import evaluate as run
 
     for name, value in chosen.facts.items():
         console.lead_note(f"{name}: {shown(value)}")

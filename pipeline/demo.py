@@ -20,13 +20,13 @@ from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.progress import Note
 from dlth.tickets.store.locks import LOCK, owned
-from dlth.training.config import TrainConfig
-from dlth.training.layers import checked, layered
-from dlth.training.loop import train
 from dlth.training.publish import write_text
-from dlth.training.reporter import Reporter
-from dlth.training.runlog import RESULT
-from dlth.training.toml_text import CONFIG, to_toml
+from dlth.training.runs.loop import train
+from dlth.training.runs.runlog import RESULT
+from dlth.training.settings.layering import checked, layered
+from dlth.training.settings.toml_text import CONFIG, to_toml
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.reporter import Reporter
 
 MODEL = {
     "model": "vit_tiny_patch16_224",

@@ -1,6 +1,6 @@
 """The settings of the demo."""
 
-from dlth.training.settings import Integers, Settings, setting
+from dlth.training.settings.fields import Integers, Settings, setting
 
 
 class DemoConfig(Settings):

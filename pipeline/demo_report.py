@@ -22,14 +22,14 @@ from dlth.pipeline.statistics import Comparison, compare_arms
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import MismatchError
 from dlth.training import Selector, TicketViT
-from dlth.training.comparable import comparable
-from dlth.training.frame import Frame
-from dlth.training.models import build
-from dlth.training.outcome import MAX_RESULT_BYTES
-from dlth.training.pixels import Pixels
-from dlth.training.runlog import RESULT, logged_epochs
-from dlth.training.seal import read_sealed
-from dlth.training.weights import load_weights
+from dlth.training.models.frame import Frame
+from dlth.training.models.pixels import Pixels
+from dlth.training.models.registry import build
+from dlth.training.models.weights import load_weights
+from dlth.training.runs.outcome import MAX_RESULT_BYTES
+from dlth.training.runs.runlog import RESULT, logged_epochs
+from dlth.training.runs.seal import read_sealed
+from dlth.training.settings.comparable import comparable
 
 ARMS = ("ticket", "random", "dense")
 TOKENS = ("dense", "ticket", "random")

@@ -17,9 +17,9 @@ from dlth.pipeline.project_file import ProjectFile
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import DlthError, InputError, shown
-from dlth.training.config import TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.layers import Layers
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.layering import Layers
+from dlth.training.settings.train_config import TrainConfig
 
 FOLDERS = (Path("shards"), Path("data"))
 """Where shards are looked for when nothing names them, in the working folder."""

@@ -18,11 +18,11 @@ from pydantic.fields import FieldInfo
 
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets.errors import InputError, MissingFileError, shown
-from dlth.training.config import TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.layers import check_names, nearest
-from dlth.training.settings import NO_PATH, Settings, path_kind
-from dlth.training.toml_text import read_toml
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.fields import NO_PATH, Settings, path_kind
+from dlth.training.settings.layering import check_names, nearest
+from dlth.training.settings.toml_text import read_toml
+from dlth.training.settings.train_config import TrainConfig
 
 NAME, VARIABLE = "dlth.toml", "DLTH_CONFIG"
 TABLES: Mapping[str, type[Settings]] = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig}

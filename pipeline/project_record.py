@@ -16,7 +16,7 @@ from dlth.pipeline.project_file import NAME
 from dlth.tickets.errors import DlthError, InputError, UnsafeError, shown
 from dlth.tickets.named import read_named
 from dlth.tickets.store.disk import write_files
-from dlth.training.toml_text import MAX_CONFIG_BYTES, parse_toml, toml_value
+from dlth.training.settings.toml_text import MAX_CONFIG_BYTES, parse_toml, toml_value
 
 _BOM = "\ufeff"
 

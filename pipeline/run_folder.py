@@ -12,10 +12,10 @@ from typing import Any
 
 from dlth.tickets import TicketHeader, num_kept
 from dlth.tickets.errors import InputError
-from dlth.training.config import DEFAULT_MODEL, WHAT, TrainConfig
-from dlth.training.layers import checked
-from dlth.training.settings import is_free, path_kind
-from dlth.training.toml_text import CONFIG, read_toml
+from dlth.training.settings.fields import is_free, path_kind
+from dlth.training.settings.layering import checked
+from dlth.training.settings.toml_text import CONFIG, read_toml
+from dlth.training.settings.train_config import DEFAULT_MODEL, WHAT, TrainConfig
 
 RUNS = Path("runs")
 _OWN_TO_A_START = ("out", "resume", "recipe")

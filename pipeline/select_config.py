@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from dlth.data.shards.scan import MAX_CLASSES
-from dlth.training.settings import (
+from dlth.training.settings.fields import (
     MAX_BATCH,
     MAX_SIDE,
     WHICH_BLOCKS,

@@ -22,7 +22,6 @@ from dlth.data.images.decode import BadImageError
 from dlth.data.loading.shard_reader import ShardBatch, read_shards
 from dlth.data.shards.classes import require_images
 from dlth.data.shards.index import ShardIndex, open_index
-from dlth.pipeline.ranker import BatchRanker, Ranked, rank_batches
 from dlth.pipeline.select_config import DEFAULT_MODEL, SelectConfig
 from dlth.tickets import (
     DatasetInfo,
@@ -35,15 +34,16 @@ from dlth.tickets import (
 )
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.progress import Note
-from dlth.training.compiled import check_backend
-from dlth.training.distributed import pick_device
-from dlth.training.frame import described
-from dlth.training.models import resolve
-from dlth.training.outcome import versions
-from dlth.training.patch_ranker import PatchRanker
-from dlth.training.rankers import RANKERS, Wanted
-from dlth.training.ranks import ranks
-from dlth.training.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.models.compiled import check_backend
+from dlth.training.models.frame import described
+from dlth.training.models.registry import resolve
+from dlth.training.models.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.runs.outcome import versions
+from dlth.training.selectors.batch_ranker import BatchRanker, Ranked, rank_batches
+from dlth.training.selectors.patch_ranker import PatchRanker
+from dlth.training.selectors.rankers import RANKERS, Wanted
+from dlth.training.world.distributed import pick_device
+from dlth.training.world.ranks import ranks
 
 Advance = Callable[[int], None]
 

@@ -11,9 +11,9 @@ from dlth.pipeline.project_file import SHARDS, TABLES, ProjectFile, project_file
 from dlth.pipeline.run_folder import RUNS, run_folder, run_name
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets.errors import InputError, shown
-from dlth.training.config import UNLESS_SAID, TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.layers import FLAG, Layer, Layers, SettingsT, fitted, with_recipe
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.layering import FLAG, Layer, Layers, SettingsT, fitted, with_recipe
+from dlth.training.settings.train_config import UNLESS_SAID, TrainConfig
 
 
 @dataclass(frozen=True)

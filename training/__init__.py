@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlth.training.patch_ranker import Selection
-    from dlth.training.selector import Selector
-    from dlth.training.ticket_vit import TicketViT
+    from dlth.training.models.ticket_vit import TicketViT
+    from dlth.training.selectors.evit import Selector
+    from dlth.training.selectors.patch_ranker import Selection
 
 _EXPORTS = {
     "Selection": "patch_ranker",

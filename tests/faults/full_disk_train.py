@@ -23,11 +23,11 @@ from makers.pictures import write_shards
 from makers.runs import train_config
 
 from dlth.tickets.errors import SpaceError
-from dlth.training import checkpoint
-from dlth.training.loop import train
-from dlth.training.outcome import RunResult
-from dlth.training.resume import CHECKPOINTS
-from dlth.training.seal import read_sealed
+from dlth.training.runs import checkpoint
+from dlth.training.runs.loop import train
+from dlth.training.runs.outcome import RunResult
+from dlth.training.runs.resume import CHECKPOINTS
+from dlth.training.runs.seal import read_sealed
 
 
 def run(data: str, out: Path) -> RunResult:

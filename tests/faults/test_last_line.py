@@ -21,7 +21,7 @@ from dlth.pipeline.environment import mend_environment
 from dlth.pipeline.exit_codes import EXIT_BUG, EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE
 from dlth.pipeline.last_line import guarded
 from dlth.tickets import TicketStore
-from dlth.training.signals import EXIT_RESUMABLE
+from dlth.training.world.signals import EXIT_RESUMABLE
 
 DLTH = [sys.executable, "-c", "from dlth.pipeline.last_line import main; main()"]
 

@@ -22,7 +22,7 @@ from makers.campaign import Tally, numbered
 from makers.tampering import flipped
 from safetensors.torch import save
 
-from dlth.training import weights
+from dlth.training.models import weights
 
 SIZE = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
 

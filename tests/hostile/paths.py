@@ -219,9 +219,9 @@ def build(root: Path, models: bool = True) -> None:
 def _weights(path: Path) -> None:
     import torch
 
-    from dlth.training.checkpoint import write_tensors
-    from dlth.training.models import build as build_model
-    from dlth.training.weights_note import WeightsNote
+    from dlth.training.models.registry import build as build_model
+    from dlth.training.models.weights_note import WeightsNote
+    from dlth.training.runs.checkpoint import write_tensors
 
     torch.manual_seed(0)
     kwargs = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}

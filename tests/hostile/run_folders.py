@@ -33,15 +33,15 @@ from safetensors.torch import load_file, save_file
 
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import plan
-from dlth.training import checkpoint, seal
-from dlth.training.config import TrainConfig
-from dlth.training.distributed import World
-from dlth.training.eval_config import EvalConfig
-from dlth.training.evaluate import evaluate
-from dlth.training.layers import layered
-from dlth.training.loop import Training, planned, train
-from dlth.training.reporter import Reporter
-from dlth.training.signals import StopRequest
+from dlth.training.evaluation.evaluate import evaluate
+from dlth.training.runs import checkpoint, seal
+from dlth.training.runs.loop import Training, planned, train
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.layering import layered
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.distributed import World
+from dlth.training.world.reporter import Reporter
+from dlth.training.world.signals import StopRequest
 
 ALONE = World(0, 1, torch.device("cpu"))
 STEP = "checkpoints/step-00000005"

@@ -18,8 +18,8 @@ from dlth.pipeline.cli_tickets import _part
 from dlth.pipeline.row_labels import class_number
 from dlth.tickets.errors import DlthError
 from dlth.tickets.ranking.budget import exact_rate
-from dlth.training.layers import layered
-from dlth.training.settings import _literal
+from dlth.training.settings.fields import _literal
+from dlth.training.settings.layering import layered
 
 ONE = ("１", "١", "²")  # full-width and Arabic-Indic digits are numbers to Python, the superscript is a digit and none
 BYTES = ("scan.py", "pax.py", "tar.py")  # there the digits are of bytes, which have ASCII's alone

@@ -10,8 +10,8 @@ from makers.pictures import make_tar
 from dlth.data.shards.classes import UNDECLARED_CLASSES, check_head, require_labels
 from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets.errors import InputError, MismatchError
-from dlth.training.config import TrainConfig
-from dlth.training.loop import train
+from dlth.training.runs.loop import train
+from dlth.training.settings.train_config import TrainConfig
 
 JPEG = b"\xff\xd8\xff" + b"j" * 100
 Labelled = Callable[..., ShardIndex]

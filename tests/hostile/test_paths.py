@@ -22,9 +22,9 @@ from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError
 from dlth.tickets.store.locks import owned
-from dlth.training.config import TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.settings import path_kind
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.fields import path_kind
+from dlth.training.settings.train_config import TrainConfig
 
 SETTINGS = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig, "demo": DemoConfig}
 NO_PATHS = {

@@ -20,15 +20,15 @@ from dlth.tickets.errors import DamageError, UnsafeError
 from dlth.tickets.store.disk import appended
 from dlth.tickets.store.locks import owned
 from dlth.tickets.store.partial import Partial
-from dlth.training import checkpoint
 from dlth.training.publish import write_text
-from dlth.training.runlog import RunLog
+from dlth.training.runs import checkpoint
+from dlth.training.runs.runlog import RunLog
 
 WRITERS = {
     "tickets/store/disk.py: fresh": "the one that makes temporary files",
     "data/packing/digits.py: make_digit_shards": "tempfile's own names",
     "data/shards/index_file.py: write_index": "a file that `published` has just made",
-    "training/checkpoint.py: write_tensors": "a file that `published` has just made",
+    "training/runs/checkpoint.py: write_tensors": "a file that `published` has just made",
     "tickets/exchange/npz.py: _member": "a member of a zip archive in a `new_file`",
     "tickets/store/disk.py: appended": "the one that goes on with files, of one name and no link",
     "tickets/store/locks.py: _acquire": "locks; what is written to one is looked at first",

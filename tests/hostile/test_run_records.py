@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dlth.tickets.errors import DamageError
-from dlth.training.checkpoint import FIRST_VERSION, Checkpoint
-from dlth.training.metrics import RunProgress, RunSize, Totals
-from dlth.training.resume import mark_of
-from dlth.training.runlog import RunLog
+from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint
+from dlth.training.runs.metrics import RunProgress, RunSize, Totals
+from dlth.training.runs.resume import mark_of
+from dlth.training.runs.runlog import RunLog
 
 SIZE = RunSize(epochs=3, steps_per_epoch=4, num_images=10, global_batch=3, tokens_per_image=17)
 SUMS = Totals(loss_sum=20.0, loss_weight=6.0, images=6.0, tokens=102.0, hidden=1.5, whole=6.0, data_seconds=1.0)

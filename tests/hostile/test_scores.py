@@ -21,7 +21,7 @@ from dlth.pipeline.select_stage import SelectReport, plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError
-from dlth.training.models import build
+from dlth.training.models.registry import build
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ from typer.main import get_command
 
 from dlth.pipeline.cli import app
 from dlth.pipeline.last_line import main
-from dlth.training.seal import SEAL, sealed
-from dlth.training.toml_text import toml_value
+from dlth.training.runs.seal import SEAL, sealed
+from dlth.training.settings.toml_text import toml_value
 
 EVIL = "x\x1b[31m\x9b2J\u202e\x7f\U000e0041\r\nFORGED :100: [bold]b[/bold] $\\frac{"
 NAME = EVIL.replace("/", "")

@@ -14,7 +14,7 @@ from dlth.pipeline.project_file import project_file
 from dlth.pipeline.project_record import obstacles, record_shards
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, UnsafeError
 from dlth.tickets.named import named_lines, read_named
-from dlth.training.toml_text import parse_toml, read_toml
+from dlth.training.settings.toml_text import parse_toml, read_toml
 
 DEEP = "nested more than 16 deep"
 SETTINGS = {

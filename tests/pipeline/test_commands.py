@@ -23,8 +23,8 @@ from dlth.data.shards.index import open_index
 from dlth.pipeline.select_config import SelectConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.exchange.card import card
-from dlth.training.config import TrainConfig
-from dlth.training.eval_config import EvalConfig
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.train_config import TrainConfig
 
 MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
 SMALL = (*MODEL, "--img-size", "32")

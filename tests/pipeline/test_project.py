@@ -17,8 +17,8 @@ from dlth.pipeline.project_record import brace_range, record_shards
 from dlth.pipeline.run_folder import run_folder
 from dlth.pipeline.settled import evaluate_settings, select_settings, train_settings
 from dlth.tickets.errors import InputError, MissingFileError
-from dlth.training.settings import is_free
-from dlth.training.toml_text import CONFIG, to_toml
+from dlth.training.settings.fields import is_free
+from dlth.training.settings.toml_text import CONFIG, to_toml
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -20,19 +20,19 @@ from torchvision.io import ImageReadMode, decode_image
 from dlth.data.images.decode import decode
 from dlth.data.images.views import render
 from dlth.data.shards.index import open_index
-from dlth.pipeline.ranker import BatchRanker
 from dlth.pipeline.select_config import SelectConfig
 from dlth.pipeline.select_stage import SelectReport, plan, select
 from dlth.tickets import Budget, Grid, SelectorInfo, TicketStore, TicketWriter
 from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFileError
 from dlth.training import Selector
-from dlth.training.checkpoint import write_tensors
-from dlth.training.frame import Frame
-from dlth.training.layers import checked
-from dlth.training.models import build
-from dlth.training.patch_ranker import Selection
-from dlth.training.rankers import RANKERS
-from dlth.training.weights_note import WeightsNote
+from dlth.training.models.frame import Frame
+from dlth.training.models.registry import build
+from dlth.training.models.weights_note import WeightsNote
+from dlth.training.runs.checkpoint import write_tensors
+from dlth.training.selectors.batch_ranker import BatchRanker
+from dlth.training.selectors.patch_ranker import Selection
+from dlth.training.selectors.rankers import RANKERS
+from dlth.training.settings.layering import checked
 
 SCRIPT = TESTS / "faults" / "kill_select.py"
 

@@ -15,8 +15,8 @@ from makers.tickets import select_tickets
 
 from dlth.data.shards.index import open_index
 from dlth.tickets import ViewSpec
-from dlth.training.config import TrainConfig
-from dlth.training.toml_text import to_toml
+from dlth.training.settings.toml_text import to_toml
+from dlth.training.settings.train_config import TrainConfig
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,9 +48,9 @@ def make_run(make_shards: Callable[..., Any], tmp_path: Path) -> Callable[..., T
 
 TRAIN = """
 import os, signal, sys
-from dlth.training.layers import layered
-from dlth.training.loop import train
-from dlth.training.reporter import Reporter
+from dlth.training.settings.layering import layered
+from dlth.training.runs.loop import train
+from dlth.training.world.reporter import Reporter
 
 class Signals(Reporter):
     def stepped(self, record):

@@ -11,8 +11,8 @@ from makers.tampering import flip, flipped
 from timm.optim import create_optimizer_v2
 
 from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError
-from dlth.training import checkpoint
-from dlth.training.seal import sealed
+from dlth.training.runs import checkpoint
+from dlth.training.runs.seal import sealed
 
 PARTS = {"model": {"weight": torch.arange(6.0).reshape(2, 3).T}, "optimizer": {"count": torch.tensor(3)}}
 

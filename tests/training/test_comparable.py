@@ -11,9 +11,9 @@ from makers.tickets import select_tickets
 
 from dlth.data.shards.index import open_index
 from dlth.tickets.errors import MismatchError
-from dlth.training.comparable import comparable
-from dlth.training.config import TrainConfig
-from dlth.training.loop import train
+from dlth.training.runs.loop import train
+from dlth.training.settings.comparable import comparable
+from dlth.training.settings.train_config import TrainConfig
 
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "val": None, "val_tickets": None, "bad_images": "skip"}
 

@@ -7,11 +7,11 @@ import pytest
 
 from dlth.data.loading.order import DEFAULT_WINDOW
 from dlth.tickets.errors import InputError, MissingFileError
-from dlth.training.config import RECIPES, TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.layers import checked, layered
-from dlth.training.optim import learning_rate
-from dlth.training.toml_text import to_toml
+from dlth.training.runs.optim import learning_rate
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.layering import checked, layered
+from dlth.training.settings.toml_text import to_toml
+from dlth.training.settings.train_config import RECIPES, TrainConfig
 
 NEEDED = {"data": "train", "out": "run", "tickets": "tickets.zarr"}
 

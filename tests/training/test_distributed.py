@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from makers.pictures import make_tar
 
-from dlth.training import checkpoint
-from dlth.training.config import TrainConfig
-from dlth.training.loop import train
+from dlth.training.runs import checkpoint
+from dlth.training.runs.loop import train
+from dlth.training.settings.train_config import TrainConfig
 
 TOLERANCE = 1e-5
 """Ranks add float32 gradients in another order; losses around 1.4 were seen to agree to 1.2e-7."""
@@ -66,11 +66,11 @@ import json, os, signal, sys
 from pathlib import Path
 import torch.distributed as dist
 from dlth.tickets.errors import DlthError
-from dlth.training.eval_config import EvalConfig
-from dlth.training.evaluate import evaluate
-from dlth.training.layers import layered
-from dlth.training.loop import train
-from dlth.training.reporter import Reporter
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.evaluation.evaluate import evaluate
+from dlth.training.settings.layering import layered
+from dlth.training.runs.loop import train
+from dlth.training.world.reporter import Reporter
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 (folder / f"pid{rank}").write_text(str(os.getpid()))

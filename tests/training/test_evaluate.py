@@ -22,13 +22,13 @@ from dlth.pipeline.cli_train import show_evaluation
 from dlth.tickets import TicketStore, ViewSpec
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError, MismatchError
-from dlth.training.checkpoint import write_tensors
-from dlth.training.config import TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.evaluate import evaluate
-from dlth.training.loop import planned, train
-from dlth.training.ticket_vit import TicketViT
-from dlth.training.weights_note import WeightsNote
+from dlth.training.evaluation.evaluate import evaluate
+from dlth.training.models.ticket_vit import TicketViT
+from dlth.training.models.weights_note import WeightsNote
+from dlth.training.runs.checkpoint import write_tensors
+from dlth.training.runs.loop import planned, train
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.train_config import TrainConfig
 
 MakeRun = Callable[..., TrainConfig]
 

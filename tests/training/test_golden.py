@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dlth.training import Selector, TicketViT
-from dlth.training.models import build
+from dlth.training.models.registry import build
 
 FILES = sorted((TESTS / "training" / "golden").glob("*.safetensors"))
 

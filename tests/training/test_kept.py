@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from dlth.data.shards.index import open_index
 from dlth.tickets import Budget, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import InputError
-from dlth.training import checkpoint
-from dlth.training.config import TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.evaluate import evaluate
-from dlth.training.loop import planned, train
-from dlth.training.weights_note import WeightsNote
+from dlth.training.evaluation.evaluate import evaluate
+from dlth.training.models.weights_note import WeightsNote
+from dlth.training.runs import checkpoint
+from dlth.training.runs.loop import planned, train
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.train_config import TrainConfig
 
 MakeRun = Callable[..., TrainConfig]
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0}

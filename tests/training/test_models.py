@@ -12,7 +12,7 @@ from torch import nn
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.grid import Grid
 from dlth.training import Selector, TicketViT
-from dlth.training.models import (
+from dlth.training.models.registry import (
     FRIENDLY,
     build,
     check_can_drop,

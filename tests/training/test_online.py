@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dlth.pipeline.ranker import BatchRanker
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
-from dlth.training.config import TrainConfig
-from dlth.training.distributed import World
-from dlth.training.loop import train
-from dlth.training.online import OnlineSelector
-from dlth.training.patch_ranker import Selection
-from dlth.training.pixels import Pixels
-from dlth.training.reporter import Reporter
-from dlth.training.selector import Selector
-from dlth.training.setup import Parts, prepare
+from dlth.training.models.pixels import Pixels
+from dlth.training.runs.loop import train
+from dlth.training.runs.setup import Parts, prepare
+from dlth.training.selectors.batch_ranker import BatchRanker
+from dlth.training.selectors.evit import Selector
+from dlth.training.selectors.online import OnlineSelector
+from dlth.training.selectors.patch_ranker import Selection
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.distributed import World
+from dlth.training.world.reporter import Reporter
 
 ERASED: dict[str, Any] = {
     "reprob": 1.0,

@@ -9,8 +9,8 @@ from makers.models import tiny_vit
 
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
-from dlth.training.schedule import KeepSchedule
-from dlth.training.selector import Selector
+from dlth.training.runs.schedule import KeepSchedule
+from dlth.training.selectors.evit import Selector
 
 TABLE = {
     "0.7": [196, 196, 193, 181, 163, 142, 121, 103, 88, 77, 71, 68, 68],

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.budget import Budget
 from dlth.training import Selector, TicketViT
-from dlth.training.models import build
+from dlth.training.models.registry import build
 
 Make = Callable[..., nn.Module]
 

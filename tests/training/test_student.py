@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from dlth.tickets import Grid
 from dlth.training import TicketViT
-from dlth.training.config import TrainConfig
-from dlth.training.eval_config import EvalConfig
-from dlth.training.evaluate import evaluate
-from dlth.training.loop import train
-from dlth.training.models import build
-from dlth.training.student import Student
-from dlth.training.students import STUDENTS, make_student
+from dlth.training.evaluation.evaluate import evaluate
+from dlth.training.models.registry import build
+from dlth.training.models.student import Student
+from dlth.training.models.students import STUDENTS, make_student
+from dlth.training.runs.loop import train
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.train_config import TrainConfig
 
 
 class Colours(nn.Module):
@@ -55,7 +55,7 @@ def test_a_student_of_another_family_trains_and_is_measured(
     make_run: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that timm learned of elsewhere and a class of a few lines: trained, saved, evaluated in all arms."""
-    monkeypatch.setattr("dlth.training.students.STUDENTS", [ColourStudent, *STUDENTS])
+    monkeypatch.setattr("dlth.training.models.students.STUDENTS", [ColourStudent, *STUDENTS])
     config = make_run(model="colours", model_kwargs={}, img_size=None, model_ema=True)
     result = train(config)
     assert (result.model, result.k, result.parameters) == ("colours", 8, 3 * 4 + 4)

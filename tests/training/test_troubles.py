@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 from dlth.pipeline.cli_train import ConsoleReporter
 from dlth.tickets.errors import MismatchError
-from dlth.training import checkpoint
-from dlth.training.config import TrainConfig
-from dlth.training.distributed import World
-from dlth.training.loop import Training, train
-from dlth.training.outcome import DivergedError
-from dlth.training.reporter import Reporter
-from dlth.training.setup import Parts, prepare
-from dlth.training.signals import stop_on_signals
+from dlth.training.runs import checkpoint
+from dlth.training.runs.loop import Training, train
+from dlth.training.runs.outcome import DivergedError
+from dlth.training.runs.setup import Parts, prepare
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.distributed import World
+from dlth.training.world.reporter import Reporter
+from dlth.training.world.signals import stop_on_signals
 
 MakeRun = Callable[..., TrainConfig]
 DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dlth.tickets.errors import DlthError, InputError, LimitError, MismatchError, MissingFileError, UnsafeError
-from dlth.training import weights
-from dlth.training.weights import head_classes, load_weights, read_weights, weights_digest
+from dlth.training.models import weights
+from dlth.training.models.weights import head_classes, load_weights, read_weights, weights_digest
 
 Make = Callable[..., nn.Module]
 

@@ -1,0 +1,198 @@
+"""A validation set as a student sees it: images in timm's evaluation crop, with the patches of each arm.
+
+Every image is decoded once and run once per arm. Ranks fill in the results of their images, and the tables are summed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlth.data.joining.join import NO_TICKET, Join, check_compatible, join
+from dlth.data.loading.evaluation import EvalLoader
+from dlth.data.loading.patches import Arm
+from dlth.data.shards.index import ShardIndex
+from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
+from dlth.tickets.format.origin import describe
+from dlth.tickets.progress import Note
+from dlth.training.evaluation.measure import EvalResult, ImageResults, scores
+from dlth.training.models.frame import Frame, described
+from dlth.training.models.pixels import Pixels
+from dlth.training.models.precision import Precision
+from dlth.training.models.student import Student
+from dlth.training.selectors.patch_ranker import Select
+from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.distributed import World
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Images with labels, their tickets where there are any (`join`), and how many patches `k` are kept (None: all)."""
+
+    config: TrainConfig | EvalConfig
+    index: ShardIndex
+    frame: Frame
+    k: int | None
+    join: Join | None
+    seed: int
+    batch_size: int
+
+    @classmethod
+    def joined(
+        cls,
+        config: TrainConfig | EvalConfig,
+        index: ShardIndex,
+        store: TicketStore | None,
+        frame: Frame,
+        k: int | None,
+        seed: int,
+        batch_size: int,
+        note: Note,
+    ) -> EvalSet:
+        """The set with every image's ticket found, where there is a ticket file.
+
+        Raises:
+            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
+            MissingTicketError: images without a ticket, if that is an error
+        """
+        found = None
+        if store is not None:
+            tickets, seen, split = store.header.view, frame.eval_view, config.val_split or ""
+            moved, patch_size = tickets != seen, frame.patch_size
+            check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split, patch_size=patch_size)
+            found = join(index, store, config.missing)
+            note(f"validation: {found.coverage}")
+            if text := moved_text(tickets, seen):
+                note(f"validation: {text}")
+        return cls(config, index, frame, k, found, seed, batch_size)
+
+    def arms(self, has_selector: bool = False) -> tuple[Arm, ...]:
+        """Arms to measure: dense always; with k, random, and ticket where tickets can be had."""
+        if self.k is None:
+            return ("dense",)
+        return ("dense", "ticket", "random") if self.join is not None or has_selector else ("dense", "random")
+
+    def evaluate(
+        self,
+        student: Student,
+        world: World,
+        pixels: Pixels,
+        precision: Precision,
+        select: Select | None = None,
+        selected_by: str = "",
+    ) -> EvalResult:
+        """Measure a student, which is on the world's device, on the whole set.
+
+        Args:
+            student: the model; its mode is put back afterwards
+            world, pixels, precision: as in training
+            select: a selector that gives the tickets where there is no ticket file
+            selected_by: which selector that is, in words
+        """
+        loader = EvalLoader(
+            self.index,
+            view=self.frame.eval_view,
+            grid=self.frame.grid,
+            arms=self.arms(),
+            k=self.k,
+            join=self.join,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            rank=world.rank,
+            world=world.size,
+            workers=self.config.workers,
+            bad_images=self.config.bad_images,
+        )
+        if self.join is not None:
+            select = None
+        arms, was_training = self.arms(select is not None), student.training
+        tables = {arm: torch.zeros(self.index.num_samples, 4, dtype=torch.float64) for arm in arms}
+        student.eval()
+        with torch.inference_mode():
+            for batch in (batch.to(world.device) for batch in loader):
+                images = pixels(batch.images)
+                for arm in arms:
+                    with precision():
+                        found = select(images) if arm == "ticket" and select is not None else None
+                        patches = batch.patches[arm] if found is None else found.patches[:, : self.k]
+                        logits = student(images, patches).float()
+                    if found is not None:  # where the selector's scores are no numbers, what it kept is no ticket
+                        logits = logits.masked_fill(found.gap.isnan()[:, None], math.nan)
+                    tables[arm].index_add_(0, batch.ids.cpu(), scores(logits, batch.labels).cpu())
+        student.train(was_training)
+        results: dict[str, ImageResults] = {arm: ImageResults.of(world.sum_(table)) for arm, table in tables.items()}
+        every = self.frame.grid.num_patches
+        keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
+        tokens: dict[str, int] = {arm: every if arm == "dense" else self.k or every for arm in arms}
+        about = self.about_tickets() or {"tickets_are": selected_by}
+        return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
+
+    def _stand_ins(self) -> tuple[NDArray[np.bool_] | None, Literal["whole", "random"]]:
+        """Which images stand under "ticket" without one, and on what they are shown."""
+        if self.join is None or self.join.coverage.policy not in ("dense", "random"):
+            return None, "whole"
+        lacking = self.join.ticket_row == NO_TICKET
+        return (lacking if lacking.any() else None), "whole" if self.join.coverage.policy == "dense" else "random"
+
+    def about_tickets(self) -> dict[str, str]:
+        """What the ticket file's tickets are, the view they were made in and the one they are measured in, in words."""
+        if self.join is None:
+            return {}
+        header = self.join.store.header
+        views = {"view": described(self.frame.eval_view), "tickets_view": described(header.view)}
+        return {"tickets_are": describe(header)} | views
+
+
+def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> int | None:
+    """How many patches are kept: the share asked for, else the number of the first ticket file; None without either.
+
+    The number is never worked out from a file's share, which has six digits: 7 of 9 patches would become 8.
+
+    Raises:
+        InputError: a share that makes no sense
+    """
+    if keep is not None:
+        return num_kept(keep, grid.num_patches)
+    return next((store.header.k for store in stores if store is not None), None)
+
+
+def tickets_crop(store: TicketStore | None, images: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """Crop share and interpolation of validation tickets that were made on a centre crop; nothing for others.
+
+    An evaluation that sees more than the tickets' selector saw hardly ever keeps the patches at its border.
+
+    Args:
+        store: the validation tickets
+        images: the crop share and interpolation that would hold without them (None: the model's own)
+        note: told when the tickets change them
+    """
+    if store is None or store.header.view.kind != "center":
+        return {}
+    view = store.header.view
+    crop = {"crop_pct": float(view.crop_pct), "interpolation": view.interpolation}
+    changed = [f"{name} {images[name]}" for name in crop if images[name] not in (None, crop[name])]
+    if changed:
+        note(f"validation images are seen as their tickets were made, {described(view)}, not with {', '.join(changed)}")
+    return crop
+
+
+def moved_text(tickets: ViewSpec, seen: ViewSpec) -> str:
+    """What a person should know where validation images are not seen as their tickets were made; empty where they are.
+
+    Args:
+        tickets: the view of the ticket file
+        seen: the view of the evaluation
+    """
+    if tickets == seen:
+        return ""
+    border = ""
+    if tickets.kind == "center" and float(tickets.crop_pct) < float(seen.crop_pct):
+        border = "; the selector never saw what lies at the border, so patches there are hardly ever kept"
+    return f"tickets made on {described(tickets)} are moved to the evaluation's {described(seen)}{border}"

@@ -1,0 +1,125 @@
+"""Measure any checkpoint on dense, ticket and random tokens, with the same code as a run's own evaluation."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlth.data.shards.classes import check_labels, require_labels
+from dlth.data.shards.index import open_index
+from dlth.data.sharing.ticket_cache import local_tickets
+from dlth.tickets import Grid, TicketStore, num_kept
+from dlth.tickets.errors import InputError, shown
+from dlth.tickets.progress import Note
+from dlth.tickets.store.locks import owned
+from dlth.training.evaluation.evalset import EvalSet, tickets_crop, tokens_kept
+from dlth.training.evaluation.measure import EvalResult
+from dlth.training.models.frame import Frame, described
+from dlth.training.models.pixels import Pixels
+from dlth.training.models.precision import Precision
+from dlth.training.models.registry import resolve
+from dlth.training.models.student import Student
+from dlth.training.models.students import make_student
+from dlth.training.models.weights import weights_digest
+from dlth.training.models.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.settings.eval_config import DEFAULT_SEED, EvalConfig
+from dlth.training.world.agreement import agree, settings_of
+from dlth.training.world.distributed import joined
+
+
+def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
+    """Measure a checkpoint on the whole validation set; under torchrun ranks share the images.
+
+    `note` is told, on the leading rank, how images and tickets met.
+
+    Raises:
+        LockedError: another process writes the results of `config.out`
+        RankError: another rank ended
+        DlthError: weights, model, images and tickets do not fit together
+    """
+    _check_out(config.out)
+    with joined(config.device) as world, ExitStack() as stack:
+        agree(world, settings_of("evaluate", config) | {"device": world.device.type})
+        with world.together():
+            if config.out is not None and world.leads:
+                stack.enter_context(owned(Path(config.out).parent, Path(config.out).name))
+        note = note if world.leads else lambda text: None
+        with world.together():
+            weights = WeightsFile.find(config.checkpoint, config.use_ema)
+            student, images = _opened(config, weights, world.device, note)
+        agree(world, _contents(student, images))
+        precision = Precision.of(config.amp, config.amp_dtype, world.device)
+        pixels = Pixels(images.frame.mean, images.frame.std)
+        result = images.evaluate(student, world, pixels, precision)
+        for text in result.notes():
+            note(text)
+        if config.out is not None and world.leads:
+            result.save(Path(config.out))
+        return result
+
+
+def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note: Note) -> tuple[Student, EvalSet]:
+    """The model with its weights, on the device, and what to measure it on."""
+    said = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}, note)
+    if said["model"] is None:
+        raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
+    resolve(said["model"])  # a name that is none is told before shards are read
+    index = open_index(config.val, split=config.val_split)
+    require_labels(index)
+    store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
+    options = {"num_classes": said["num_classes"], "img_size": said["img_size"]} | (said["model_kwargs"] or {})
+    student = make_student(weights.build(said["model"], **options)).eval().to(device)
+    check_labels(student.num_classes, index)
+    chosen = weights.note is not None and weights.note.crop_chosen
+    if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
+        said |= tickets_crop(store, said, note)
+    images = {name: said[name] for name in ABOUT_IMAGES}
+    frame = Frame.of(student.model, student.grid, student.patch_size, **images)
+    k = _trained_k(weights, frame.grid) if config.keep is None else None
+    k = k or tokens_kept(config.keep, frame.grid, store)
+    if k is not None and store is None:
+        note("no ticket row: --val-tickets names the tickets of these images")
+    recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
+    seed = recorded if config.seed is None else config.seed
+    val = EvalSet.joined(config, index, store, frame, k, seed, config.batch_size, note)
+    student.flops()  # a model that cannot see such an image says so here
+    return student, val
+
+
+def _contents(student: Student, images: EvalSet) -> dict[str, Any]:
+    """What a rank measures, and on what, for the others to compare."""
+    frame, tickets = images.frame, images.join.store.identity if images.join is not None else ""
+    view = {"view": described(frame.eval_view), "mean": frame.mean, "std": frame.std}
+    chosen = {"k": images.k, "seed": images.seed, "val_tickets": tickets}
+    return {"weights": weights_digest(student.model)} | images.index.identity.named("val") | chosen | view
+
+
+def _check_out(out: str | None) -> None:
+    """Refuse a file of results that would take another file's place: earlier results alone may be replaced.
+
+    Raises:
+        InputError: a name that results do not have
+    """
+    if out is not None and Path(out).suffix != ".npz":
+        raise InputError(f"--out {shown(out)}: per-image results are a .npz file, and their name must end so")
+
+
+def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
+    """Patches that the run of a weights file kept, on the grid of now; None if it says none, or kept all as dense.
+
+    Raises:
+        InputError: a number that the grid cannot have
+    """
+    note = weights.note
+    if note is None or note.k is None or note.arm == "dense":
+        return None
+    if note.num_patches not in (None, grid.num_patches):
+        return num_kept(note.keep, grid.num_patches)
+    if note.k > grid.num_patches:
+        raise InputError(
+            f"{shown(weights.name)} says that it was trained on {note.k} of {grid.num_patches} patches: give --keep"
+        )
+    return note.k

@@ -1,0 +1,315 @@
+"""Which models there are, what they are called, and which of them can select or drop patches.
+
+The only place that asks timm to build a model. Whether a model can serve is decided from what it is (classes of the
+model, its blocks and its attention), never from its name, and decided once, when a `Selector` or `TicketViT` is made: a
+model whose attention or position embedding would be computed wrongly must be refused, since nothing would look broken.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlth.tickets.errors import DlthError, InputError, shown
+from dlth.tickets.ranking.grid import Grid
+from dlth.training.models.class_attention import unsupported
+from dlth.training.models.pretrained import ADVICE
+from dlth.training.models.pretrained import source as pretrained_source
+
+Result = TypeVar("Result")
+ViT = VisionTransformer | Eva
+"""The two families that take tickets; distilled DeiT is one of the first."""
+
+WIDTH_576 = {"embed_dim": 576, "num_heads": 9}
+"""The paper's DeiT between small (384) and base (768)."""
+
+FRIENDLY: dict[str, tuple[str, dict[str, int]]] = {
+    **{f"deit_{size}": (f"deit_{size}_patch16_224.fb_in1k", {}) for size in ("tiny", "small", "base")},
+    "deit_576": ("deit_small_patch16_224", WIDTH_576),
+    **{
+        f"deit_{size}_distilled": (f"deit_{size}_distilled_patch16_224.fb_in1k", {})
+        for size in ("tiny", "small", "base")
+    },
+    **{f"deit3_{size}": (f"deit3_{size}_patch16_224.fb_in1k", {}) for size in ("small", "medium", "base", "large")},
+    **{
+        f"vit_{size}": (f"vit_{size}_patch16_224.augreg_in21k_ft_in1k", {})
+        for size in ("tiny", "small", "base", "large")
+    },
+    **{f"dinov2_{size}": (f"vit_{size}_patch14_reg4_dinov2.lvd142m", {}) for size in ("small", "base", "large")},
+}
+"""Friendly name -> timm's name (with the tag of its weights) and what is built differently."""
+
+WHAT_CAN = (
+    "What can: timm's VisionTransformer, distilled DeiT and Eva models, such as deit_small, vit_base or deit3_base"
+)
+
+
+def resolve(name: str) -> str:
+    """timm's name of a model, for a friendly or a timm name; raises InputError with the nearest names otherwise."""
+    if name in FRIENDLY:
+        return FRIENDLY[name][0]
+    if timm.is_model(name):
+        _check_tag(name)
+        return name
+    if re.sub(r"[-_]", "", name.lower()).startswith("lvvit"):
+        raise InputError(f"LV-ViT ({shown(name)}) is not supported: timm has none. {WHAT_CAN}.")
+    near = difflib.get_close_matches(name, [*FRIENDLY, *timm.list_models()], n=4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"friendly names: {', '.join(FRIENDLY)}."
+    raise InputError(f"there is no model called {shown(name)!r}; {hint} timm.list_models() lists all others.")
+
+
+def _check_tag(name: str) -> None:
+    """Refuse a tag of weights that timm does not know for the model."""
+    model, dot, tag = name.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_models(f"{model}.*", include_tags=True)] if dot else []
+    if dot and tag not in known:
+        there = f"there are {', '.join(known)}" if known else "it has none"
+        raise InputError(f"timm knows no weights {shown(tag)!r} of {model}: {there}; {model} alone needs no tag")
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one architecture, whatever weights they name."""
+
+    def architecture(name: str) -> tuple[str, dict[str, int]]:
+        timm_name, changed = FRIENDLY.get(name, (name, {}))
+        return timm_name.partition(".")[0], changed
+
+    return architecture(one) == architecture(other)
+
+
+def build(
+    name: str,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    drop_path: float = 0.0,
+    pretrained: bool = False,
+    check: Callable[[nn.Module], object] = lambda shapes: None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a timm model, in training mode, its random weights drawn from torch's global generator.
+
+    Args:
+        name: friendly or timm name
+        num_classes: classes of the head; absent means the model's own number
+        img_size: image side or (height, width) in pixels; absent means the model's own
+        drop_path: stochastic depth rate of the last block
+        pretrained: fetch timm's released weights
+        check: called with the model on the meta device, before any memory is taken; what it raises is raised
+        kwargs: what timm's `create_model` takes besides, such as `embed_dim`, `patch_size`, `dynamic_img_size`
+    Raises:
+        InputError: no such model, arguments that it does not take, or weights that are not there or cannot be fetched
+    """
+    timm_name = resolve(name)
+    _check_sizes(kwargs)
+    changed = FRIENDLY[name][1] if name in FRIENDLY else {}
+    options: dict[str, Any] = {**changed, **kwargs}
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if img_size is not None:
+        options["img_size"] = img_size
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if (shapes := _shapes(timm_name, options)) is not None:
+        check(shapes)
+        _check_memory(shapes, timm_name, options)
+    if not pretrained:
+        return _create(timm_name, options)
+    config = get_pretrained_cfg(timm_name)
+    if changed or config is None or not (config.has_weights or "pretrained_cfg_overlay" in options):
+        raise InputError(f"timm has no released weights for {name}; use --checkpoint FILE or another model.")
+    options = options if "pretrained_cfg_overlay" in options else options | pretrained_source(timm_name)
+    try:
+        return timm.create_model(timm_name, pretrained=True, **options)
+    except Exception as error:  # hub, http, file and shape errors of several libraries; all mean the same to a user
+        raise InputError(
+            f"the released weights of {timm_name} could not be fetched or do not fit ({type(error).__name__}: "
+            f"{shown(error)}). {ADVICE}"
+        ) from error
+
+
+MAX_ARGUMENT, MAX_DEPTH = 1 << 20, 1_000
+"""Widths, heads and tokens end far below; the deepest transformers have a thousand blocks, and every block takes time
+to build, even without memory."""
+
+
+def _check_sizes(kwargs: Mapping[str, Any]) -> None:
+    """Refuse numbers that no model's argument is, before any of them is multiplied with another.
+
+    Raises:
+        InputError: names the argument, its value and the bound
+    """
+    for name, value in kwargs.items():
+        most = MAX_DEPTH if name == "depth" else MAX_ARGUMENT
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, int | float) and not -most <= number <= most for number in numbers):
+            raise InputError(f"the model's argument {shown(name)} is {shown(value)}; it ends at {most}")
+
+
+def _shapes(timm_name: str, options: Mapping[str, Any]) -> nn.Module | None:
+    """The model on the meta device, without memory or time; None where building it fails, which then says why."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(timm_name, **options)
+    except Exception:  # whatever a model's code meets with its arguments unchecked
+        return None
+
+
+def _check_memory(shapes: nn.Module, timm_name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights alone are more than the machine's memory, before any of it is taken.
+
+    Raises:
+        InputError: says what is needed and what there is
+    """
+    needed = sum(weight.numel() * weight.element_size() for weight in shapes.state_dict().values())
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        given = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
+        raise InputError(
+            f"{timm_name} with {given} has {needed / 1e9:,.0f} GB of weights; this machine has {there / 1e9:,.0f} GB"
+        )
+
+
+def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(timm_name, **options)
+    except Exception as error:  # a model's code meets its arguments unchecked: whatever it raises, they do not fit
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        text = f"{timm_name} cannot be built with {shown(given)}: {shown(error)}"
+        raise InputError(f"{text}. {why}" if (why := _why_not(timm_name)) else text) from error
+
+
+def _why_not(timm_name: str) -> str:
+    """Why a model could not serve with any arguments, so that nobody looks for the right ones; empty if it could."""
+    shapes = _shapes(timm_name, {})
+    try:
+        if shapes is not None:  # else nothing is known of its family, and the arguments' own error has to do
+            check_family(shapes, "drop")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+ARGUMENTS = "--model-kwargs and --img-size"
+"""Flags by which a model's arguments are said."""
+
+
+def on_black_image(
+    forward: Callable[[Tensor], Result],
+    size: tuple[int, int],
+    device: torch.device | None = None,
+    flags: str = ARGUMENTS,
+) -> Result:
+    """What `forward` makes of a black image float32 [1, 3, *size]: a model's arguments may still not fit an image.
+
+    Raises:
+        InputError: what torch says of it, and the flags that are to be looked at
+    """
+    try:
+        with torch.no_grad():
+            return forward(torch.zeros(1, 3, *size, device=device))
+    except (RuntimeError, AssertionError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, DlthError):
+            raise
+        height, width = size
+        raise InputError(
+            f"the model cannot see an RGB image of {height}x{width} pixels ({shown(error)}): look at {flags}"
+        ) from error
+
+
+def flops_of(
+    forward: Callable[[Tensor], object], size: tuple[int, int], device: torch.device, flags: str = ARGUMENTS
+) -> int:
+    """Floating-point operations of `forward` on one image of `size`, counted by torch; raises as `on_black_image`."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        on_black_image(forward, size, device, flags)
+    return int(counter.get_total_flops())
+
+
+def grid_of(vit: nn.Module) -> Grid:
+    """Rows and columns of patches at the image size the model was built for; raises InputError if it has no grid."""
+    size = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
+    if size is None:
+        raise InputError(f"{type(vit).__name__} does not say how many patches an image has. {WHAT_CAN}.")
+    return Grid(int(size[0]), int(size[1]))
+
+
+def patch_size_of(vit: nn.Module) -> int:
+    """Side of a patch in pixels; raises InputError if patches are not square."""
+    stem: Any = getattr(vit, "patch_embed", None)
+    if stem is None or not hasattr(stem, "feat_ratio"):
+        raise InputError(f"{type(vit).__name__} does not say how large its patches are. {WHAT_CAN}.")
+    rows, cols = stem.feat_ratio(as_scalar=False)
+    if rows != cols:
+        raise InputError(f"tickets need square patches; this model's are {rows}x{cols} pixels")
+    return int(rows)
+
+
+def default_blocks(vit: nn.Module) -> tuple[int, ...]:
+    """The paper's selection blocks, counted from 0: 3, 6, 9 of 12; 4, 8, 12 of 16; alike for other depths."""
+    depth = len(check_family(vit, "select").blocks)
+    return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4})) if depth >= 4 else (depth - 1,)
+
+
+def check_family(vit: nn.Module, verb: str) -> ViT:
+    """The model as one of the families whose forward pass is known; raises InputError that names what it is."""
+    known = {VisionTransformer._pos_embed, VisionTransformerDistilled._pos_embed, Eva._pos_embed}
+    if isinstance(vit, VisionTransformer | Eva):
+        base = Eva if isinstance(vit, Eva) else VisionTransformer
+        if type(vit)._pos_embed in known and type(vit).forward_features is base.forward_features:
+            return vit
+    reason = _REASONS.get(type(vit).__name__, "it is no plain vision transformer")
+    raise InputError(f"{type(vit).__name__} cannot {verb} patches: {reason}. {WHAT_CAN}.")
+
+
+def check_can_select(vit: nn.Module) -> ViT:
+    """The model, if its class token's attention can rank patches; raises InputError that says why not and what can."""
+    checked = check_family(vit, "select")
+    name = type(checked).__name__
+    if checked.cls_token is None:
+        pooling = f" (it pools by {checked.global_pool!r})" if checked.global_pool else ""
+        raise InputError(f"this {name} cannot select patches: it has no class token{pooling}. {WHAT_CAN}.")
+    pools_patches = ("avg", "avgmax", "max", "map") if not isinstance(checked, Eva) else ("max", "avgmax", "map")
+    if checked.global_pool in pools_patches:
+        raise InputError(
+            f"this {name} cannot select patches: its head pools by {checked.global_pool!r} and never trained the class "
+            f"token. If its weights did (MAE, CLIP), build it with global_pool='token'. {WHAT_CAN}."
+        )
+    for block in checked.blocks:
+        if reason := unsupported(block):
+            raise InputError(f"this {name} cannot select patches: {reason}. {WHAT_CAN}.")
+    return checked
+
+
+def check_can_drop(vit: nn.Module) -> ViT:
+    """The model, if it can be run on a ticket's patches alone; raises InputError that says why not and what can."""
+    checked = check_family(vit, "drop")
+    if not isinstance(checked.patch_drop, nn.Identity | None):
+        raise InputError("the model drops patches at random by itself; build it with patch_drop_rate=0")
+    return checked
+
+
+_RELATIVE = "its relative position bias belongs to the full grid"
+_REASONS = {
+    "Beit": _RELATIVE,
+    "VisionTransformerRelPos": _RELATIVE,
+    "VisionTransformerSAM": "it attends within windows, with relative positions",
+    "SwinTransformer": "it attends within windows, which need the full grid, and has no class token",
+    "SwinTransformerV2": "it attends within windows, which need the full grid, and has no class token",
+    "NaFlexVit": "it packs its patches itself",
+    "Cait": "its class token attends only after the last patch block",
+    "VOLO": "its outlook attention needs the full grid",
+    "Xcit": "it attends across channels, not across patches",
+    "OptimizedModule": "it is compiled already; wrap the model first and compile the wrapper",
+}
+"""Why well-known models that are not served are not."""

@@ -1,0 +1,299 @@
+"""The images and tickets of a run: opened, then joined, as the model that was built for them sees them.
+
+A thin layer between settings and `dlth.data`: it decides nothing that the loaders decide, and holds what a result must
+name (fingerprints of the images, identities of the ticket files, k). Opening and joining are two steps, as the model
+that stands between them takes its head from the images' classes, and gives its grid to the join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dlth.data.images.augment import Augmentation
+from dlth.data.images.mixing import Mixing
+from dlth.data.joining.join import Join, check_compatible, join
+from dlth.data.loading.crashes import crashing
+from dlth.data.loading.left_out import LeftOut
+from dlth.data.loading.loader import TrainLoader
+from dlth.data.loading.order import Batching, epoch_order
+from dlth.data.loading.patches import Arm
+from dlth.data.loading.reader import Reader
+from dlth.data.shards.classes import check_head, check_labels, require_labels
+from dlth.data.shards.identity import DataIdentity
+from dlth.data.shards.index import ShardIndex, open_index
+from dlth.data.shards.splits import EVALUATION
+from dlth.data.sharing.ticket_cache import local_tickets
+from dlth.tickets import TicketHeader, TicketStore
+from dlth.tickets.errors import InputError, shown
+from dlth.tickets.format.origin import describe
+from dlth.tickets.progress import Note
+from dlth.training.evaluation.evalset import EvalSet, moved_text, tokens_kept
+from dlth.training.models.frame import Frame, described
+from dlth.training.runs.schedule import KeepSchedule
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.distributed import World
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the settings name, opened: images and tickets of training, and of validation where there are any.
+
+    `num_classes`: size of the student's head.
+    """
+
+    index: ShardIndex
+    val_index: ShardIndex | None
+    store: TicketStore | None
+    val_store: TicketStore | None
+    num_classes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a run reads, as a model of that frame sees it: images that have met their tickets.
+
+    `k`: patches kept at the end of training and in evaluation, None where nobody said how many; `join`: where the
+    training images' tickets lie, None where none are trained on; `val`: the validation set, None without one.
+    """
+
+    config: TrainConfig
+    world: World
+    files: Files
+    frame: Frame
+    k: int | None
+    join: Join | None
+    val: EvalSet | None
+
+    @classmethod
+    def joined(cls, config: TrainConfig, world: World, files: Files, frame: Frame, note: Note) -> Inputs:
+        """Fix k, and find every image's ticket.
+
+        Raises:
+            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
+            MissingTicketError: images without a ticket, if that is an error
+            InputError: a share of patches that makes no sense, labels that the head does not have
+        """
+        index, val_index, store = files.index, files.val_index, files.store
+        k = tokens_kept(config.keep, frame.grid, store, files.val_store)
+        check_labels(files.num_classes, index, val_index)
+        found = val = None
+        if store is not None and config.mode != "online":
+            split, moved = config.split or "", config.arm == "ticket"
+            check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split, patch_size=frame.patch_size)
+            if config.arm == "ticket" and (text := made_for_evaluation(store.header)):
+                note(f"training: {text}")
+            found = join(index, store, config.missing)
+            note(f"training: {found.coverage}")
+        if val_index is not None:
+            if val_index.fingerprint == index.fingerprint:
+                note("the validation images are the training images, by their keys: accuracies say nothing of new ones")
+            batch_size = config.validation_batch_size or config.batch_size
+            val = EvalSet.joined(config, val_index, files.val_store, frame, k, config.seed, batch_size, note)
+        return cls(config, world, files, frame, k, found, val)
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The training images that the tickets rule out."""
+        return LeftOut.known(self.files.index.num_samples, self.join)
+
+    @cached_property
+    def batching(self) -> Batching:
+        """How an epoch's order is cut into steps, ranks and micro-batches."""
+        config, size = self.config, self.world.size
+        global_batch = config.batch_size * config.grad_accum_steps * size
+        return Batching(global_batch, size, config.grad_accum_steps, config.aug_repeats, config.drop_last)
+
+    @property
+    def num_train(self) -> int:
+        """Images of an epoch's order: those left out for want of a ticket are not counted, corrupt ones are."""
+        return self.left_out.num_ordered
+
+    @property
+    def epoch_images(self) -> int:
+        """Images that one epoch shows: fewer than there are with repeated views, or where the last batch is dropped."""
+        return self.batching.num_shown(self.num_train)
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, the same on every rank; the last two may be short."""
+        return self.batching.num_steps(self.num_train)
+
+    @property
+    def num_val(self) -> int:
+        """Images of the validation set, 0 without one."""
+        return 0 if self.val is None else self.val.index.num_samples
+
+    @property
+    def identity(self) -> str:
+        """Identity of the training tickets; empty without them, and where a selector in the loop takes their place."""
+        store = self.files.store
+        return store.identity if store is not None and self.config.mode != "online" else ""
+
+    @property
+    def tickets_are(self) -> str:
+        """What the training tickets are, in words; empty where there is no identity."""
+        return describe(self.files.store.header) if self.files.store is not None and self.identity else ""
+
+    @property
+    def val_identity(self) -> str:
+        """Identity of the validation tickets, empty without them."""
+        return self.files.val_store.identity if self.files.val_store is not None else ""
+
+    @property
+    def keep(self) -> str:
+        """The share of patches as it was asked for, or as the ticket file has it, rounded; empty where all are kept."""
+        if self.config.keep is not None:
+            return self.config.keep
+        return self.files.store.header.keep if self.files.store is not None else ""
+
+    def loader(self, schedule: KeepSchedule) -> TrainLoader:
+        """This rank's training batches; where a selector in the loop picks the patches, images come with none.
+
+        Raises:
+            DlthError: augmentation, batches, tickets or workers that do not fit
+        """
+        config, parts, steps = self.config, self.batching.num_parts, self.config.grad_accum_steps
+        if steps > 1 and parts > self.num_train:
+            raise InputError(
+                f"--grad-accum-steps {steps} cuts a step into {parts} forwards, and an epoch has {self.num_train}"
+                f" images for them: give at most {max(1, self.num_train // self.world.size)}"
+            )
+        picked_later = config.mode == "online" and config.arm == "ticket"
+        arm: Arm = "dense" if picked_later else config.arm
+        return TrainLoader(
+            self.files.index,
+            grid=self.frame.grid,
+            batching=self.batching,
+            augmentation=self._augmentation(),
+            seed=config.seed,
+            arm=arm,
+            k=None if arm == "dense" else lambda epoch, step: schedule.budget(epoch, step).k,
+            join=self.join,
+            random_tokens=config.random_tokens,
+            drawn_in="view" if config.mode == "online" else "image",
+            hidden=config.hidden,
+            mixing=self._mixing(),
+            window=config.shuffle_window,
+            view_epochs=config.frozen_views if config.mode == "frozen" else None,
+            rank=self.world.rank,
+            workers=config.workers,
+            bad_images=config.bad_images,
+        )
+
+    def _augmentation(self) -> Augmentation:
+        config, frame = self.config, self.frame
+        return Augmentation(
+            size=frame.size,
+            scale=config.scale,
+            ratio=config.ratio,
+            interpolation=config.train_interpolation,
+            hflip=config.hflip,
+            rand_augment=config.aa or "",
+            color_jitter=config.color_jitter,
+            reprob=config.reprob,
+            mean=frame.mean,
+            std=frame.std,
+        )
+
+    def _mixing(self) -> Mixing:
+        config = self.config
+        return Mixing(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            prob=config.mixup_prob,
+            switch_prob=config.mixup_switch_prob,
+            off_epoch=config.mixup_off_epoch,
+            group=config.mix_group,
+        )
+
+    def why_bad(self, ids: Sequence[int], met: Mapping[int, str]) -> dict[str, str]:
+        """Keys of corrupt training images, and what is wrong with each: as this rank has `met` it, or read again."""
+        index, others = self.files.index, [sample_id for sample_id in ids if sample_id not in met]
+        reader, crashed = Reader(index, bad_images="skip"), crashing(index, others)
+        causes = {**met, **reader.read(np.array(others, dtype=np.int64), crashed)[1]}
+        return {index.key(number): causes.get(number, "another process could not read it") for number in ids}
+
+    def trained_on(self, met: Sequence[int]) -> dict[str, Any]:
+        """The images and tickets of a run, and which it trained on; `met`: ids of the corrupt ones that ranks met."""
+        left_out, config = self.left_out.with_bad(met), self.config
+        rows = np.diff(self.files.index.row_start)
+        first = epoch_order(rows, config.seed, 0, config.shuffle_window, left_out.missing)
+        return self.identities() | {
+            "images": left_out.num_trained,
+            "left_out": left_out.counts(),
+            "visited_sha256": left_out.visited_sha256(first[: self.epoch_images]),
+            "epoch_images": self.epoch_images,
+            "validation_images": self.num_val,
+            "coverage": self._coverage(),
+        }
+
+    def identities(self) -> dict[str, Any]:
+        """What the images and tickets are, whatever they are called and wherever they lie."""
+        val = self.val.index.identity if self.val is not None else DataIdentity("", "", "", "")
+        return {
+            **self.files.index.identity.named("data"),
+            **val.named("val"),
+            "tickets": self.identity,
+            "val_tickets": self.val_identity,
+            "k": self.k,
+        }
+
+    def _coverage(self) -> dict[str, str]:
+        """How images and tickets met, as the join reports it, by set; and where validation tickets were moved."""
+        joins = {"data": self.join, "val": self.val.join if self.val is not None else None}
+        texts = {name: str(found.coverage) for name, found in joins.items() if found is not None}
+        if self.files.val_store is not None:
+            moved = moved_text(self.files.val_store.header.view, self.frame.eval_view)
+            texts["val"] += "\n" + moved if moved else ""
+        return texts
+
+    def facts(self) -> dict[str, Any]:
+        """Tickets as a person would read them."""
+        facts = {"tickets": self.identity, "tickets are": self.tickets_are, "validation tickets": self.val_identity}
+        if self.val is not None:
+            facts["validation tickets are"] = self.val.about_tickets().get("tickets_are", "")
+            facts["validation view"] = described(self.frame.eval_view)
+        return {name: value for name, value in facts.items() if value}
+
+
+def made_for_evaluation(header: TicketHeader) -> str:
+    """What a person should know of tickets that train a model though they look made to evaluate one; else empty."""
+    signs = []
+    if header.view.kind == "center":
+        signs.append(f"on {described(header.view)}, outside of which nothing has a rank though training crops show it")
+    if header.dataset.split.lower() in EVALUATION:
+        signs.append(f"for the split {shown(header.dataset.split)!r}")
+    return f"these tickets were made {' and '.join(signs)}: they look like tickets for evaluation" if signs else ""
+
+
+def open_files(config: TrainConfig, world: World) -> Files:
+    """Open the shards' indexes and the ticket files; the leading rank goes first, as it may have to make an index.
+
+    Raises:
+        DlthError: shards or ticket files that cannot be read, images or labels that cannot be trained on
+    """
+    for leads in (True, False):
+        with world.together():
+            if world.leads is leads:
+                files = _open(config)
+    return files
+
+
+def _open(config: TrainConfig) -> Files:
+    index = open_index(config.data, split=config.split)
+    val_index = open_index(config.val, split=config.val_split) if config.val is not None else None
+    for images in (index, val_index):
+        if images is not None:
+            require_labels(images)
+    if config.num_classes is None:
+        check_head(index)
+    if config.val_tickets is not None and val_index is None:
+        raise InputError("--val-tickets was given without --val, the images they belong to")
+    store = TicketStore(local_tickets(config.tickets)) if config.tickets is not None else None
+    val_store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
+    return Files(index, val_index, store, val_store, config.num_classes or index.num_classes)

@@ -1,0 +1,203 @@
+"""From where a run goes on: which checkpoint, and taking it over into a run that is built.
+
+Everything is held against the run first, then loaded. Shapes and types of an optimizer's state are asked of the
+optimizer itself: it takes one step on zero gradients, on weights that the checkpoint's replace right after. Loaded as
+it comes, a wrong shape would fail in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
+from dlth.tickets.store.disk import refuse_linked
+from dlth.training.models.weights import check_fits
+from dlth.training.models.weights_note import EMA_FILE, MODEL_FILE
+from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
+from dlth.training.runs.metrics import RunProgress, RunSize
+from dlth.training.runs.outcome import versions
+from dlth.training.runs.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
+from dlth.training.runs.setup import Parts, contents, fixed_settings
+from dlth.training.settings.layering import is_written
+from dlth.training.settings.toml_text import CONFIG
+from dlth.training.settings.train_config import TrainConfig
+
+CHECKPOINTS = "checkpoints"
+BEST, VAL_RESULTS = "model_best.safetensors", "eval.npz"
+WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL_FILE, EMA_FILE, BEST, VAL_RESULTS)
+"""Names that a run takes in its folder."""
+STRICT, LOOSE = "must_agree", "may_change"
+"""Keys of a checkpoint's state: what a resumed run must have alike, and what changes rounding at most."""
+LOG = "log"
+"""In a checkpoint's state: lines and digest of the run's log up to there; version 1 alone may have none."""
+_FIELDS = (STRICT, LOOSE, "progress", "optimizer", "scaler")
+
+
+def resume_path(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    Raises:
+        InputError: the folder holds a run already and nothing was said about going on with it, or a finished one that
+            the checkpoint is not of, or anybody's files under names that a run writes
+        UnsafeError: its folder of checkpoints is a link
+        MissingFileError: no checkpoint at the path given
+    """
+    out = Path(config.out)
+    refuse_linked(out / CHECKPOINTS)
+    found = newest(out / CHECKPOINTS)
+    if config.resume is None and found is not None:
+        raise InputError(
+            f"{config.out} holds a run already ({found.name}): --resume auto goes on with it; or take another --out"
+        )
+    path = found
+    if config.resume not in (None, "auto"):
+        named = Path(str(config.resume))
+        path = newest(named / CHECKPOINTS) or named
+    if path is None or path.parent.resolve() != (out / CHECKPOINTS).resolve():
+        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}")
+    return path
+
+
+def _refuse_losses(out: Path, start: str) -> None:
+    """Raises InputError where files would be overwritten that no begun run can spare: a result, or anybody's own.
+
+    A run that was killed before its first checkpoint leaves its settings; its few lines are begun anew.
+    """
+    there = [name for name in WRITTEN if os.path.lexists(out / name) and (out / name).lstat().st_size]
+    begun = is_written(out / CONFIG, TrainConfig)
+    if not there or (begun and RESULT not in there):
+        return
+    what = f"a finished run ({RESULT})" if begun else f"files of other origin ({', '.join(there)})"
+    lost = RESULT if begun else there[0] if len(there) == 1 else ""
+    raise InputError(
+        f"{shown(out)} holds {what}, which a run that starts {start} would overwrite: take another --out, or remove"
+        f" {shown(out / lost) if lost else 'them'}"
+    )
+
+
+def facts_to_resume(parts: Parts) -> dict[str, dict[str, Any]]:
+    """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
+    world = parts.world
+    loose = {"processes": world.size, "threads": torch.get_num_threads(), "device": world.device.type}
+    return {STRICT: fixed_settings(parts.config) | contents(parts.inputs, parts.online), LOOSE: loose | versions()}
+
+
+def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
+    """Load a checkpoint into a run's parts; gives back where it was, and what changed without doing harm.
+
+    Args:
+        saved: the checkpoint
+        parts: the run's; nothing of them but weights and optimizer, which move by a trial step, changes before all is
+            checked
+    Raises:
+        MismatchError: the checkpoint is of another run
+        DamageError: it holds what no checkpoint of this run could
+    """
+    state, inputs = saved.state, parts.inputs
+    wrong = [name for name in (*_FIELDS, LOG) if not isinstance(state.get(name, {} if name == LOG else None), dict)]
+    if wrong or set(saved.parts) != {"model", "optimizer"} | ({"ema"} if parts.ema is not None else set()):
+        there = f"{', '.join(saved.parts)}; in its state {', '.join(wrong) or 'nothing'} cannot be read"
+        raise DamageError(f"{saved.path} is no checkpoint of this run: it holds {shown(there)}")
+    notes = _check_alike(saved, facts_to_resume(parts))
+    size = RunSize(
+        parts.config.epochs,
+        inputs.steps_per_epoch,
+        inputs.files.index.num_samples,
+        inputs.batching.global_batch,
+        parts.student.num_tokens(parts.grid.num_patches),
+    )
+    progress = RunProgress.from_json(state["progress"], size)
+    modules = {"model": parts.student.model} | ({"ema": parts.ema.module} if parts.ema is not None else {})
+    for name, module in modules.items():
+        _same_kind(check_fits(module, saved.parts[name], name), module.state_dict(), f"{saved.path}: {name}")
+    optimizer = put_together(state["optimizer"], saved.parts["optimizer"])
+    _check_optimizer(optimizer, parts.optimizer, f"{saved.path}: optimizer")
+    _same_kind(state["scaler"], parts.stepper.scaler.state_dict(), f"{saved.path}: scaler")
+    for name, module in modules.items():
+        module.load_state_dict(saved.parts[name])
+    try:
+        parts.optimizer.load_state_dict(optimizer)
+    except (ValueError, TypeError, KeyError) as error:  # what some keep besides, such as a generator's state
+        raise DamageError(f"{shown(saved.path)}: optimizer cannot be loaded: {shown(error)}") from error
+    parts.stepper.scaler.load_state_dict(state["scaler"])
+    return progress, notes
+
+
+def _check_alike(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Compare a checkpoint with the run that wants to go on from it; gives back what changed without doing harm.
+
+    Raises:
+        MismatchError: names every setting, file or number that differs
+    """
+    wrong = _differences(saved.state[STRICT], ours[STRICT])
+    if wrong:
+        raise MismatchError(
+            f"{saved.path} is of another run:\n  " + "\n  ".join(wrong) + "\nResume with the same settings and files,"
+            " or start anew in another --out (--init-from takes over the weights alone)."
+        )
+    loose = _differences(saved.state[LOOSE], ours[LOOSE])
+    return [f"{line}: the run goes on with the same batches, and may round differently" for line in loose]
+
+
+def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    plain = json.loads(json.dumps(ours))  # tuples become lists, as in the checkpoint
+    return [
+        f"{shown(name)}: the checkpoint has {shown(saved.get(name))}, this run {shown(plain.get(name))}"
+        for name in dict.fromkeys((*saved, *plain))
+        if saved.get(name) != plain.get(name)
+    ]
+
+
+def mark_of(saved: Checkpoint) -> Mark | None:
+    """What a checkpoint says of the log before it; None if one of version 1 says nothing.
+
+    Raises DamageError for what is no mark.
+    """
+    said = saved.state.get(LOG) or {}
+    if not said and saved.version == FIRST_VERSION:
+        return None
+    if {name: type(value) for name, value in said.items()} != {"lines": int, "sha256": str}:
+        raise DamageError(f"{saved.path}: what it says of the log cannot be read")
+    return Mark(**said)
+
+
+def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Hold an optimizer's state against what this one has after a step: groups alike, and each weight's state.
+
+    A weight may lack a state (it never had a gradient), and have more in it than after one step.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    optimizer.zero_grad()
+    wanted = optimizer.state_dict()
+    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+        raise DamageError(f"{where} is no state of an optimizer")
+    _same_kind(found.get("param_groups"), wanted["param_groups"], f"{where}, groups")
+    for number, state in found["state"].items():
+        if number not in wanted["state"] or not isinstance(state, dict):
+            raise DamageError(f"{where} has a state of weight {shown(number)}, which the run has not")
+        _same_kind({name: state.get(name) for name in wanted["state"][number]}, wanted["state"][number], where)
+
+
+def _same_kind(found: Any, wanted: Any, where: str) -> None:
+    """Raises DamageError unless both have the same names, lengths and types, and tensors the same shapes and dtypes."""
+    if _kind(found) != _kind(wanted):
+        raise DamageError(f"{where} is not of the shapes and types that this run has")
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {name: _kind(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_kind(item) for item in value]
+    return "number" if isinstance(value, int | float) else type(value)

@@ -1,0 +1,268 @@
+"""Every part of a run, opened, checked against the others, and built: what can be wrong is found here, before step 1.
+
+The order is that of cost: settings, index, model, tickets, and only then the optimizer and the loaders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+
+from dlth.data.loading.batch import Batch
+from dlth.data.loading.loader import TrainLoader
+from dlth.tickets import Budget, Grid
+from dlth.tickets.progress import Note
+from dlth.tickets.seeding import derive
+from dlth.training.evaluation.evalset import tickets_crop
+from dlth.training.evaluation.measure import EvalResult
+from dlth.training.models.frame import Frame, described
+from dlth.training.models.pixels import Pixels
+from dlth.training.models.registry import build, resolve
+from dlth.training.models.student import Student
+from dlth.training.models.students import make_student
+from dlth.training.models.weights import weights_digest
+from dlth.training.models.weights_note import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
+from dlth.training.runs.inputs import Inputs, open_files
+from dlth.training.runs.optim import SetRate, make_ema, make_optimizer, make_schedule
+from dlth.training.runs.schedule import KeepSchedule, final_budget
+from dlth.training.runs.step import Stepper
+from dlth.training.selectors.online import OnlineSelector, open_selector
+from dlth.training.selectors.patch_ranker import Select
+from dlth.training.settings.fields import is_free
+from dlth.training.settings.train_config import RECIPE_BATCH, TrainConfig
+from dlth.training.world.agreement import agree, settings_of
+from dlth.training.world.distributed import World
+from dlth.training.world.reporter import Reporter
+
+HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
+"""Arms of an evaluation by which a run's best epoch is chosen, the first that was measured; the paper's choice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a run is made of.
+
+    `schedule`: what each step keeps; `online`: the selector in the loop, and `select` what it makes of the student's
+    images, None without one.
+    """
+
+    config: TrainConfig
+    world: World
+    inputs: Inputs
+    student: Student
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    set_rate: SetRate
+    schedule: KeepSchedule
+    loader: TrainLoader
+    stepper: Stepper
+    pixels: Pixels
+    online: OnlineSelector | None
+    select: Select | None
+
+    @property
+    def grid(self) -> Grid:
+        """The student's patches."""
+        return self.inputs.frame.grid
+
+    def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each step of an epoch, from step `start` on."""
+        step: list[Batch] = []
+        for batch in self.loader.epoch(epoch, start):
+            step.append(batch)
+            if batch.last:
+                yield step
+                step = []
+
+    def evaluate(self, student: Student) -> EvalResult:
+        """Measure a student on the whole validation set in each arm that there is."""
+        assert self.inputs.val is not None
+        standing_in = self.online.text if self.online is not None else ""
+        precision = self.stepper.precision
+        return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.select, standing_in)
+
+    def headline(self, table: Mapping[str, Any]) -> str:
+        """The arm of the evaluation by which this run's is judged."""
+        return next(arm for arm in HEADLINE[self.config.arm] if arm in table)
+
+    def facts(self) -> dict[str, Any]:
+        """The plan as a person would read it."""
+        config, inputs, record, views = self.config, self.inputs, self.record, self.inputs.batching.num_views
+        global_batch = inputs.batching.global_batch
+        return {
+            "model": f"{record['model']}, {record['parameters'] / 1e6:.1f} M parameters",
+            "recipe": recipe_fact(config.recipe, global_batch),
+            "arm": ", ".join(filter(None, (config.arm, record["mode"]))),
+            "tokens": str(self.schedule),
+            "images": inputs.left_out.num_trained,
+            "an epoch shows": f"{inputs.epoch_images} images in {views} view{'s' if views > 1 else ''}",
+            "validation images": inputs.num_val,
+            "steps": f"{config.epochs} epochs of {inputs.steps_per_epoch} steps of {global_batch} images",
+            "learning rate": self.optimizer.param_groups[0]["initial_lr"],
+            "device": f"{self.world.size} x {self.world.device}",
+            "out": config.out,
+            **({"selector": self.online.text} if self.online is not None else {}),
+        } | inputs.facts()
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What a result says of its run, however training goes. The mode is empty where nothing but chance is ranked in
+        the usual way; what tickets are is said in words, empty where there are none.
+        """
+        config, inputs, online = self.config, self.inputs, self.online
+        ticket_arm, in_loop = config.arm == "ticket", online.text if online is not None else ""
+        val = inputs.val.about_tickets() if inputs.val is not None else {}
+        return {
+            "arm": config.arm,
+            "mode": config.mode if ticket_arm or config.mode != "projected" else "",
+            "model": resolve(config.student),
+            "k": self.schedule.final.k,
+            "keep": "1" if config.arm == "dense" else inputs.keep,
+            "num_patches": self.grid.num_patches,
+            "seed": config.seed,
+            "tickets": inputs.identity if ticket_arm else "",
+            "tickets_are": (in_loop or inputs.tickets_are) if ticket_arm else "",
+            "val_tickets": inputs.val_identity,
+            "val_tickets_are": val.get("tickets_are", in_loop if inputs.val is not None else ""),
+            "val_tickets_view": val.get("tickets_view", ""),
+            "val_view": described(inputs.frame.eval_view) if inputs.val is not None else "",
+            "selector": online.facts() if online is not None else {},
+            "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
+            "config": config.model_dump(mode="json"),
+            "config_sha256": hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest(),
+        }
+
+    def note(self, epoch: int, step: int) -> dict[str, Any]:
+        """What a weights file says of itself: enough to build its model, make its images and find its run."""
+        config, frame = self.config, self.inputs.frame
+        how_built = {
+            "model": config.student,
+            "model_kwargs": {name: value for name, value in config.model_kwargs.items() if name not in NOT_THE_MODELS},
+            "num_classes": self.student.num_classes,
+            "img_size": config.img_size,
+            "crop_chosen": config.users_crop_pct is not None,
+        }
+        images = {name: getattr(frame, name) for name in ABOUT_IMAGES}
+        return WeightsNote(**(self.record | how_built | images), epoch=epoch, step=step).to_json()
+
+
+def fixed_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the result: paths and machine matters are not among them."""
+    values = config.model_dump(mode="json")
+    return {name: values[name] for name, field in TrainConfig.model_fields.items() if not is_free(field)}
+
+
+def recipe_fact(recipe: str, global_batch: int) -> str:
+    """The recipe's name, and what its numbers are meant for where that is another global batch than the run's."""
+    meant = RECIPE_BATCH.get(recipe, global_batch)
+    if meant == global_batch:
+        return recipe or "none"
+    return f"{recipe}, meant for {meant:,} images a step: batch size x processes x --grad-accum-steps"
+
+
+def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
+    """Open, check and build everything a run needs; ranks take each part together, so what one refuses ends them all.
+
+    Raises:
+        DlthError: what does not fit together, with both sides shown
+    """
+    agree(world, settings_of("train", config, also=("out",)) | {"device": world.device.type})
+    with world.together():
+        start = WeightsFile.find(config.init_from) if config.init_from is not None else None
+        config, images = _settled(config, start, reporter.note)
+    files = open_files(config, world)
+    with world.together():
+        model = _model(config, files.num_classes, start)
+        student = make_student(model)
+        if config.users_crop_pct is None:
+            images |= tickets_crop(files.val_store, images, reporter.note)
+        frame = Frame.of(model, student.grid, student.patch_size, **images)
+        inputs = Inputs.joined(config, world, files, frame, reporter.note)
+        pixels = Pixels(frame.mean, frame.std, config.channels_last)
+        model.to(world.device)
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
+        student.flops(inputs.k)  # a model that cannot see such an image says so here
+        ema = make_ema(model, config)
+        optimizer = make_optimizer(model, config, inputs.batching.global_batch)
+        set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
+        online = None
+        if config.mode == "online" and (config.selector or config.selector_checkpoint):
+            online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
+        select = online.ranking(pixels) if online is not None else None
+        in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
+        schedule = _keep_schedule(config, inputs, online)
+        loader = inputs.loader(schedule)
+    digest = weights_digest(model) if start is not None else ""
+    agree(world, contents(inputs, online) | {"initial weights": digest})
+    sizes = schedule.most_sizes
+    stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes)
+    return Parts(
+        config, world, inputs, student, ema, optimizer, set_rate, schedule, loader, stepper, pixels, online, select
+    )
+
+
+def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
+    """What a run has read: for its ranks to compare, and for a run that goes on from its checkpoint.
+
+    Weights drawn anew may differ in a bit between machines; the first step's rank 0 sends its own to all.
+    """
+    frame, facts = inputs.frame, online.facts() if online is not None else {}
+    return (
+        inputs.identities()
+        | {"global batch": inputs.batching.global_batch, "mean": frame.mean, "std": frame.std}
+        | {"left out": inputs.left_out.identity()}
+        | {"evaluation view": described(frame.eval_view) if inputs.val is not None else ""}
+        | {f"selector {name}": fact for name, fact in facts.items() if name != "weights_source"}
+    )
+
+
+def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> KeepSchedule:
+    """What each step keeps; a selector in the loop comes to it by its own stages."""
+    num_patches, files = inputs.frame.grid.num_patches, inputs.files
+    if config.arm == "dense" or inputs.k is None:
+        return KeepSchedule(Budget.from_keep("1", num_patches, 1))
+    if online is not None:
+        final, fuse_tokens = online.selector.budget, online.selector.info.fuse_tokens
+    else:
+        header = next((store.header for store in (files.store, files.val_store) if store is not None), None)
+        final = final_budget(inputs.k, num_patches, config.keep, header)
+        fuse_tokens = header is not None and header.selector.fuse_tokens
+    if config.keep_schedule == "none":
+        return KeepSchedule(final)
+    start, epochs = config.keep_schedule_start, config.keep_schedule_epochs
+    return KeepSchedule(final, start, epochs, inputs.steps_per_epoch, fuse_tokens)
+
+
+def _model(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:
+    torch.manual_seed(derive(config.seed, "weights"))
+    options: dict[str, Any] = {"num_classes": num_classes, "img_size": config.img_size, "drop_path": config.drop_path}
+    options |= config.model_kwargs
+    if start is not None:
+        return start.build(config.student, **options)
+    return build(config.student, pretrained=config.pretrained, **options)
+
+
+def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings with what the weights record that a run starts from, and how its images are made (`ABOUT_IMAGES`).
+
+    The head is that of the data; a recipe's crop share gives way to a recorded one.
+    """
+    said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"}
+    said["crop_pct"] = config.users_crop_pct
+    if start is not None:
+        said = start.settle(said, note)
+    images = {name: said.pop(name) for name in ABOUT_IMAGES}
+    config = config.model_copy(update=said | {"model_kwargs": said["model_kwargs"] or {}})
+    config = config.model_copy(update={"model": config.student})
+    for name in (config.student, config.selector):
+        if name is not None:
+            resolve(name)  # a name that is none is told before shards are read
+    return config, images | {"crop_pct": images["crop_pct"] or config.crop_pct}

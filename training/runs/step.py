@@ -1,0 +1,216 @@
+"""One optimizer step on one global batch: pixels in, gradients exact however the batch is cut, weights moved.
+
+The loss is the weighted mean over the *global* batch: every rank sums its weighted losses, divides by the weight of all
+ranks' images and multiplies by the number of ranks, which cancels DDP's averaging. So accumulation steps, ranks and a
+short last batch change rounding and nothing else. A step whose loss or gradient is not finite moves nothing: neither
+weights nor averages nor the optimizer's state.
+
+Randomness (drop path, dropout) is drawn anew for each (seed, step, rank): a resumed run needs no generator state.
+
+A step waits for its GPU once, for three numbers read together: loss, hidden share and the gradient's norm. Forward,
+backward, norm and clipping are queued before that wait, so the GPU works through it; the optimizer's few launches come
+after, as nothing may move before the norm is known. Rejected: looking at the loss alone, while the backward pass still
+runs (a finite loss with an infinite gradient turns all weights to NaN in one step); stepping first and undoing it on
+the device (a copy of weights and optimizer state each step); looking every N steps, as that lets a NaN into the
+weights.
+
+Under float16 the loss is scaled, and a gradient that is not finite may be the scale's doing: the scaler halves it, and
+the step counts as not moved but is no bad step, until the scale is 1 or less and can no longer be to blame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dlth.data.images.mixing import mix_images, mix_targets
+from dlth.data.images.visibility import demote, hidden_share
+from dlth.data.loading.batch import Batch
+from dlth.tickets import Budget
+from dlth.tickets.seeding import derive
+from dlth.training.models.compiled import compiled
+from dlth.training.models.pixels import Pixels
+from dlth.training.models.precision import Precision
+from dlth.training.models.student import Student
+from dlth.training.selectors.patch_ranker import Select
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.distributed import World
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`loss`: the global batch's weighted mean; `grad_norm`: of its gradient, before clipping; `weight`: its images.
+
+    `moved`: whether weights changed; `rescaled`: they did not, for a gradient that float16's loss scale may have driven
+    over the edge. `hidden`: over the images, the share of their kept patches' area that shows fill or noise; `whole`:
+    images that were shown whole, as they, or those they mix with, have no ticket. A batch without a single sound image
+    weighs 0, and its loss and norm are NaN.
+    """
+
+    loss: float
+    grad_norm: float
+    weight: float
+    moved: bool
+    rescaled: bool = False
+    hidden: float = 0.0
+    whole: float = 0.0
+
+
+class Stepper:
+    """Everything a step needs, put together once.
+
+    `select` picks patches in the online mode, None otherwise. `full_size` is the number of images of a whole
+    micro-batch: only those go through the compiled student, so that a short batch neither is dropped nor compiles anew.
+    `sizes`: at most so many numbers of patches are kept, each of which is compiled for itself.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        ema: ModelEmaV3 | None,
+        config: TrainConfig,
+        world: World,
+        pixels: Pixels,
+        num_classes: int,
+        select: Select | None = None,
+        sizes: int = 1,
+    ) -> None:
+        self.student, self.optimizer, self.ema = student, optimizer, ema
+        self.config, self.world, self.pixels, self.select = config, world, pixels, select
+        self.num_classes, self.full_size = num_classes, config.batch_size
+        self.precision = Precision.of(config.amp, config.amp_dtype, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision.dtype == torch.float16)
+        self._module = _distributed(student, world)
+        self._compiled = _compiled(self._module, config.torchcompile, sizes)
+        self.last_losses: list[tuple[Batch, Tensor]] = []
+
+    def __call__(self, batches: Sequence[Batch], step: int, budget: Budget | None) -> StepResult:
+        """Train on this rank's micro-batches of global step `step`; `budget`: what the online selector keeps in it."""
+        torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
+        self.student.train()
+        whole_batches = [batch for batch in batches if self._lacks_tickets(batch)]
+        total, whole = self.world.sums([_num_images(batches), _num_images(whole_batches)])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.last_losses = []
+        if total == 0:  # every image of the global batch is corrupt: nothing to learn from, on any rank
+            return StepResult(math.nan, math.nan, 0.0, moved=False)
+        sums = self._accumulate(batches, budget, total)
+        reading = _read_later(torch.cat([sums, self._gradient_norm()[None]]))
+        loss, hidden, norm = self.world.sums(reading())  # all ranks hold the same gradient, and judge by the same sums
+        loss, norm = loss / total, norm / self.world.size
+        moved = math.isfinite(loss) and math.isfinite(norm)
+        rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if moved:
+            self._move(step)
+        self.scaler.update()
+        return StepResult(loss, norm, total, moved, rescaled, hidden, whole)
+
+    def _lacks_tickets(self, batch: Batch) -> bool:
+        return batch.patches is None and self.config.arm == "ticket" and self.select is None
+
+    def _accumulate(self, batches: Sequence[Batch], budget: Budget | None, total: float) -> Tensor:
+        """Forward and backward of every micro-batch; gives back this rank's weighted sums of losses and of hidden
+        shares, float32 [2].
+        """
+        sums = torch.zeros(2, device=self.world.device)
+        for at, batch in enumerate(batch.to(self.world.device) for batch in batches):
+            last = at == len(batches) - 1
+            waits = isinstance(self._module, DistributedDataParallel) and not last
+            with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                losses, hidden = self._losses(batch, budget)
+                self.last_losses.append((batch, losses.detach()))
+                weighted = (losses * batch.weights).sum()
+                sums = sums + torch.stack([weighted.detach(), (hidden * batch.weights).sum()])
+                self.scaler.scale(weighted * (self.world.size / total)).backward()
+        return sums
+
+    def _gradient_norm(self) -> Tensor:
+        """Norm of the whole gradient, float32 [], left on the device; clipped by it where that is asked for."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = list(self.student.parameters())
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self.config.clip_grad is not None:
+            clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+        return norm
+
+    def _losses(self, batch: Batch, budget: Budget | None) -> tuple[Tensor, Tensor]:
+        """Of each image, float32 [B]: cross entropy, with labels smoothed and mixed as the pixels are; hidden share."""
+        images = mix_images(self.pixels(batch.images), batch.mix)
+        targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
+        with self.precision():
+            patches, unranked = batch.patches, None
+            if self.select is not None:
+                patches, unranked = self._selected(images, batch, self.select, budget)
+            forward = self._compiled if len(images) == self.full_size else self._module
+            logits = forward(images, patches)
+        losses = -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+        if unranked is not None:
+            losses = losses.masked_fill(unranked, math.nan)
+        return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)
+
+    def _selected(self, images: Tensor, batch: Batch, select: Select, budget: Budget | None) -> tuple[Tensor, Tensor]:
+        """What the online selector keeps of mixed images, int64 [B, k], hidden patches treated as everywhere; and
+        bool [B], images whose scores are no numbers: they have no ticket, so their loss is none either.
+        """
+        rankings, gap = select(images, budget)
+        if batch.hidden is not None and self.config.hidden == "demote":
+            rankings = demote(rankings, batch.hidden)
+        return (rankings if budget is None else rankings[:, : budget.k]), gap.isnan()
+
+    def _move(self, step: int) -> None:
+        self.scaler.step(self.optimizer)
+        if self.ema is not None:
+            self.ema.update(self.student.model, step=step + 1)
+
+    def bad_ids(self) -> list[int]:
+        """Ids of this rank's images whose loss in the last step was no number."""
+        return [
+            int(number) for batch, losses in self.last_losses for number in batch.ids[~torch.isfinite(losses)].tolist()
+        ]
+
+
+def _num_images(batches: Sequence[Batch]) -> float:
+    return float(sum(batch.weights.sum() for batch in batches))
+
+
+def _read_later(values: Tensor) -> Callable[[], list[float]]:
+    """Start copying a few numbers to the CPU now; the call that comes back waits for them."""
+    if values.device.type != "cuda":
+        return values.tolist
+    copied = values.to("cpu", non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def read() -> list[float]:
+        done.synchronize()
+        return copied.tolist()
+
+    return read
+
+
+def _distributed(student: Student, world: World) -> torch.nn.Module:
+    if world.size == 1:
+        return student
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def _compiled(module: torch.nn.Module, backend: str | None, sizes: int) -> Callable[..., Tensor]:
+    """The module compiled for fixed shapes, once for each number of patches that a keep schedule passes through."""
+    if backend is None:
+        return module
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, sizes + 8)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, sizes + 8)
+    return compiled(module, backend)

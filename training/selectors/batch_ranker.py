@@ -1,0 +1,107 @@
+"""Stage 1's computing side: batches of images in, rankings out, on a GPU or on all cores of a CPU.
+
+On a CPU each batch is computed by one thread and several batches run side by side. One batch over all cores would be
+no faster, and its sums would be split by the number of threads: the last bits of a score, and with them a tie, would
+depend on the machine's load or on torchrun's OMP_NUM_THREADS. This way they depend on the images alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlth.data.cores import num_cores
+from dlth.data.loading.shard_reader import ShardBatch
+from dlth.tickets.progress import Note
+from dlth.training.models.compiled import compiled
+from dlth.training.models.pixels import Pixels
+from dlth.training.models.precision import Precision
+from dlth.training.selectors.patch_ranker import PatchRanker, Selection
+
+Ranked = tuple[np.ndarray, np.ndarray]
+"""Rankings int64 [batch, patches] and gaps float32 [batch] of a batch; a gap is NaN where scores are no numbers."""
+
+
+@dataclass
+class BatchRanker:
+    """Ranks uint8 images with a ranker, batch by batch; halves the batch when the device's memory is too small."""
+
+    ranker: PatchRanker
+    amp_dtype: torch.dtype | None = None
+    torchcompile: str | None = None
+    batch_size: int | None = None
+    note: Note = lambda text: None
+
+    def __post_init__(self) -> None:
+        select, backend = self.ranker.select, self.torchcompile
+        self._select: Callable[[Tensor], Selection] = select if backend is None else compiled(select, backend)
+        self._pixels = Pixels(self.ranker.frame.mean, self.ranker.frame.std)
+        self._precision = Precision(self.amp_dtype, self.ranker.device)
+
+    def __call__(self, images: Tensor) -> Ranked:
+        """Rankings and gaps of uint8 images [batch, 3, height, width]."""
+        none = np.empty((0, self.ranker.frame.grid.num_patches), np.int64), np.empty(0, np.float32)
+        parts: list[Ranked] = [none]
+        at = 0
+        while at < len(images):
+            size = self.batch_size or len(images)
+            try:
+                parts.append(self._rank(images[at : at + size], size))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.batch_size = size // 2
+                self.note(f"batch of {size} does not fit into the device's memory: going on with {self.batch_size}")
+                continue
+            at += size
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    @torch.inference_mode()
+    def _rank(self, images: Tensor, size: int) -> Ranked:
+        count = len(images)
+        if self.torchcompile is not None and count < size:  # a compiled graph knows one batch size
+            images = torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])
+        x = self._pixels(images.to(self.ranker.device, non_blocking=True))
+        with self._precision():
+            selection = self._select(x)
+        return selection.patches[:count].cpu().numpy(), selection.gap[:count].float().cpu().numpy()
+
+
+def rank_batches(
+    batches: Iterable[ShardBatch], ranker: BatchRanker, threads: int | None = None
+) -> Iterator[tuple[ShardBatch, Ranked]]:
+    """Rank the good images of a stream of batches, in its order; on a CPU `threads` batches at a time, or as many as
+    there are cores.
+    """
+    if ranker.ranker.device.type != "cpu":
+        for batch in batches:
+            yield batch, ranker(batch.images)
+        return
+    threads = threads or num_cores()
+    waiting: deque[tuple[ShardBatch, Future[Ranked]]] = deque()
+    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(ranker, batch.images)))
+            if len(waiting) > threads:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let each Python thread compute alone, so that a result does not depend on how many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

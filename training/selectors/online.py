@@ -1,0 +1,101 @@
+"""The selector of the online mode: it ranks the student's images in the loop, seeing them as it was trained to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlth.tickets import Budget, Grid
+from dlth.tickets.errors import InputError
+from dlth.tickets.format.origin import describe_selector
+from dlth.training.models.pixels import Pixels
+from dlth.training.models.weights_note import ABOUT_IMAGES, WeightsFile
+from dlth.training.selectors.patch_ranker import PatchRanker, Select, Selection
+from dlth.training.selectors.rankers import RANKERS, Wanted
+from dlth.training.settings.train_config import TrainConfig
+from dlth.training.world.reporter import Reporter
+
+FLAGS = {"model": "--selector", "model_kwargs": "--selector-kwargs"}
+"""Flags of what a selector's weights record, where a training run gives the bare name to its student."""
+
+
+@dataclass(frozen=True)
+class OnlineSelector:
+    """A ranker in the loop, and what a result says of it."""
+
+    selector: PatchRanker
+
+    def ranking(self, students: Pixels) -> Select:
+        """Its `select` for images [B, 3, H, W] that are normalised, and sized, as the student wants them."""
+        frame = self.selector.frame
+        own = Pixels(frame.mean, frame.std)
+
+        def select(images: Tensor, budget: Budget | None = None) -> Selection:
+            images = own.renormalised(images, students)
+            if images.shape[-2:] != frame.size:  # the same grid with patches of another size
+                images = F.interpolate(images, frame.size, mode="bicubic", antialias=True)
+            return self.selector.select(images, budget)
+
+        return select
+
+    @property
+    def text(self) -> str:
+        """What it is, in one line."""
+        return f"{describe_selector(self.selector.info)}, in the loop"
+
+    def facts(self) -> dict[str, Any]:
+        """What ranks the patches: model, digest and source of its weights, blocks, and its rates."""
+        info, budget, frame = self.selector.info, self.selector.budget, self.selector.frame
+        return {
+            "model": info.model,
+            "weights_sha256": info.weights_sha256,
+            "weights_source": info.weights_source,
+            "blocks": list(info.blocks),
+            "fuse_tokens": info.fuse_tokens,
+            "stage_keep": budget.stage_keep,
+            "stage_tokens": list(budget.stage_tokens),
+            "mean": list(frame.mean),
+            "std": list(frame.std),
+            "img_size": list(frame.size),
+        }
+
+
+def open_selector(
+    config: TrainConfig, k: int | None, grid: Grid, device: torch.device, reporter: Reporter
+) -> OnlineSelector:
+    """Make the selector that the settings name, with what its weights record, on the device.
+
+    Raises:
+        InputError: no trained weights or some that are no numbers, no model, or a grid that is not the student's
+    """
+    if not (config.selector_checkpoint or config.selector_pretrained):
+        raise InputError(
+            "the online mode needs a trained selector: --selector-checkpoint FILE or --selector-pretrained"
+        )
+    said: dict[str, Any] = {"model": config.selector, "model_kwargs": config.selector_kwargs, "img_size": None}
+    said |= dict.fromkeys(ABOUT_IMAGES)
+    weights = WeightsFile.find(config.selector_checkpoint) if config.selector_checkpoint else None
+    if weights is not None:
+        said = weights.settle(said, reporter.note, FLAGS)
+    if said["model"] is None:
+        raise InputError(f"{config.selector_checkpoint} does not say of which model it is: give --selector")
+    wanted = Wanted(
+        said["model"],
+        {"img_size": said["img_size"] or config.img_size, **(said["model_kwargs"] or {})},
+        weights,
+        images={name: said[name] for name in ABOUT_IMAGES},
+        blocks=config.selector_blocks,
+        fuse_tokens=config.selector_fuse_tokens,
+        # a share says more than its k: the rates of stages and schedules
+        rates={"keep": config.keep, "tokens": k if config.keep is None else None},
+        flags="--selector-kwargs",
+    )
+    selector = RANKERS["evit"](wanted, device)
+    if selector.frame.grid != grid:
+        theirs = f"the selector ranks {selector.frame.grid} patches, the student has {grid}"
+        raise InputError(f"{theirs}: both need the same grid")
+    return OnlineSelector(selector)

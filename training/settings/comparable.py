@@ -1,0 +1,85 @@
+"""Whether results may be compared: what must be alike, for a difference between arms to be the arms'.
+
+That is the images and their order, how long and by which settings was trained, and how was evaluated; of arms that drop
+patches also how many they keep and by which way. What makes an arm (`ARMS_OWN`) may differ. Whether a difference that
+is named matters, such as more epochs for the same computation, is the reader's to say.
+
+A name is compared where results say it: a result of an older version is not refused for what it does not know. Order is
+compared among runs of one seed, as every seed has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlth.tickets.errors import shown
+from dlth.training.settings.fields import is_free
+from dlth.training.settings.train_config import TrainConfig
+
+ALIKE = {
+    "data": "the training images",
+    "data_labels": "the training images' labels",
+    "data_order": "the order of the training images in their shards",
+    "data_content": "the training images' bytes",
+    "left_out": "how many training images were left out",
+    "val": "the validation images",
+    "val_labels": "the validation images' labels",
+    "val_order": "the order of the validation images in their shards",
+    "val_content": "the validation images' bytes",
+    "val_tickets": "the validation images' tickets",
+}
+ALIKE_BY_SEED = {"visited_sha256": "which images an epoch visits, and in which order"}
+ALIKE_RUNS = {
+    "model": "the student",
+    "steps": "how many steps were taken",
+    "val_view": "how validation images are seen",
+}
+SPARSE = ("mode", "hidden", "keep_schedule", "keep_schedule_start", "keep_schedule_epochs")
+"""Settings that arms which drop patches must have alike."""
+ARMS_OWN = (
+    *("arm", "seed", "keep", "missing", "bad_images", "random_tokens", "frozen_views"),
+    *("selector", "selector_pretrained", "selector_kwargs", "selector_blocks", "selector_fuse_tokens"),
+    *("model", "crop_pct", "nan_patience", "torchcompile", "channels_last"),
+)
+"""Settings that may differ: they make the arm, or touch no result, or are compared by what came of them."""
+
+Fact = tuple[str, Any]
+"""What must be alike, and among which results: those of a seed or of a packing, or all (None)."""
+CONTENT = {"data_content": "data_order", "val_content": "val_order"}
+"""Digests of bytes, by the packing that they take their sample in: another packing's says nothing of these bytes."""
+
+
+def comparable(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps results, each a result.json, from being compared: a sentence for each difference, none if they may be.
+
+    Each is held against the first that says the same, or the first of its seed.
+    """
+    differences, said = [], [_facts(result) for result in results]
+    for place, facts in enumerate(said):
+        for fact, value in facts.items():
+            first = next((other for other in range(place) if fact in said[other]), None)
+            if first is not None and said[first][fact] != value:
+                sides = _side(results[first], said[first][fact]), _side(results[place], value)
+                differences.append(f"{fact[0]}: {', '.join(sides)}")
+    return differences
+
+
+def _facts(result: Mapping[str, Any]) -> dict[Fact, Any]:
+    """What a result says of what must be alike."""
+    data, config, drops = result["data"], result.get("config", {}), result["arm"] != "dense"
+    packing = {name: data.get(order) for name, order in CONTENT.items()}
+    facts: dict[Fact, Any] = {(text, packing.get(name)): data[name] for name, text in ALIKE.items() if name in data}
+    facts |= {(text, result["seed"]): data[name] for name, text in ALIKE_BY_SEED.items() if name in data}
+    facts |= {(text, None): result[name] for name, text in ALIKE_RUNS.items() if name in result}
+    if drops and "k" in result:
+        facts["how many patches are kept", None] = result["k"]
+    fixed = [name for name, field in TrainConfig.model_fields.items() if not is_free(field) and name not in ARMS_OWN]
+    settings = [name for name in fixed if name in config and (drops or name not in SPARSE)]
+    return facts | {(f"the setting {name}", None): config[name] for name in settings}
+
+
+def _side(result: Mapping[str, Any], value: Any) -> str:
+    digest = isinstance(value, str) and len(value) == 64
+    said = "none" if value in ("", None) else value[:12] if digest else shown(value, 60)
+    return f"{said} (arm {result['arm']}, seed {result['seed']})"

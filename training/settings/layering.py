@@ -1,0 +1,231 @@
+"""Who wins when a setting is given twice: defaults < recipe < file < flags; and where each value came from.
+
+The layers are plain dictionaries merged before the configuration is made, so a checked object exists once and what it
+holds is what runs. What dlth itself sets (a default, a recipe) gives way to what a user wrote: a recipe's five epochs
+of warm-up do not stand in the way of a run of three. Two values of the user that contradict each other are an error.
+Tables (``model_kwargs``) are taken whole, never merged: a reader of the file must see all that a table holds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from dlth.tickets.digits import ascii_only
+from dlth.tickets.errors import DlthError, InputError, shown
+from dlth.tickets.named import named_text
+from dlth.tickets.progress import Note
+from dlth.training.settings.fields import Settings
+from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml, read_toml, to_toml, toml_of
+from dlth.training.settings.train_config import RECIPES, TrainConfig
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+DEFAULT, FLAG, NO_RECIPE = "default", "flag", "none"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place, by field name; `given` if a user wrote them there, so that they never give way."""
+
+    source: str
+    values: Mapping[str, Any]
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class Layers(Generic[SettingsT]):
+    """Layers of settings of one kind, the lowest first; not checked before `config` is called."""
+
+    kind: type[SettingsT]
+    layers: tuple[Layer, ...] = ()
+
+    def over(self, source: str, values: Mapping[str, Any]) -> Layers[SettingsT]:
+        """With one more layer of dlth's own on top."""
+        return replace(self, layers=(*self.layers, Layer(source, values)))
+
+    def under(self, source: str, values: Mapping[str, Any]) -> Layers[SettingsT]:
+        """With one more layer of dlth's own below all others, just above the defaults."""
+        return replace(self, layers=(Layer(source, values), *self.layers))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the layers say, as it was written; defaults are not among it."""
+        return {name: value for layer in self.layers for name, value in layer.values.items()}
+
+    def get(self, name: str) -> Any:
+        """A setting as it was written, its default where no layer has it; None for a required one."""
+        field = self.kind.model_fields[name]
+        return self.values.get(name, None if field.is_required() else field.get_default(call_default_factory=True))
+
+    def is_given(self, name: str) -> bool:
+        """Whether the value that counts is a user's."""
+        top = self._top(name)
+        return top is not None and top.given
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each setting's value came from."""
+        tops = {name: self._top(name) for name in self.kind.model_fields}
+        return {name: DEFAULT if top is None else top.source for name, top in tops.items()}
+
+    def config(self) -> SettingsT:
+        """The checked configuration. Raises InputError as `checked`."""
+        return checked(self.kind, self.values, self.sources)
+
+    def text(self) -> str:
+        """TOML of every setting with its source; settings that are required and not given are comments.
+
+        Raises:
+            InputError: a value that its field cannot take; whether the values fit together is not asked
+        """
+        problems, values = [], {}
+        for name, field in self.kind.model_fields.items():
+            try:
+                adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
+                values[name] = None if self.get(name) is None else adapter.validate_python(self.get(name))
+            except ValidationError as error:
+                problems += [
+                    _problem({**dict(found), "loc": (name, *found["loc"])}, self.sources) for found in error.errors()
+                ]
+        if problems:
+            raise InputError("; ".join(problems))
+        return toml_of(self.kind, values, self.sources)
+
+    def _top(self, name: str) -> Layer | None:
+        return next((layer for layer in reversed(self.layers) if name in layer.values), None)
+
+
+def layered(
+    overrides: Mapping[str, Any],
+    *,
+    recipe: str | None = None,
+    config_file: str | Path | None = None,
+    note: Note = lambda text: None,
+) -> TrainConfig:
+    """Make the configuration of a run from its layers.
+
+    Args:
+        overrides: settings given as flags, by field name
+        recipe: name of the recipe; the `recipe` of the flags or of the file if absent, else none
+        config_file: a TOML file of settings, e.g. the ``config.toml`` of an earlier run
+        note: told what gave way
+    Raises:
+        InputError: an unknown recipe or key (the nearest known one is named), or a value that does not fit
+        MissingFileError: no such file
+    """
+    from_file = read_toml(Path(config_file)) if config_file is not None else {}
+    check_names(TrainConfig, from_file, f"in {shown(config_file)}")
+    check_names(TrainConfig, overrides, "among the flags")
+    flags = dict(overrides) | ({"recipe": recipe} if recipe is not None else {})
+    given = (Layer(str(config_file), from_file, given=True), Layer(FLAG, flags, given=True))
+    layers, notes = fitted(with_recipe(given))
+    for text in notes:
+        note(text)
+    return layers.config()
+
+
+def with_recipe(given: Sequence[Layer], unless_said: str = "") -> Layers[TrainConfig]:
+    """What the user gave, and below it the recipe that the highest layer names; `unless_said` is taken without one.
+
+    Raises:
+        InputError: there is no such recipe
+    """
+    said = [layer.values["recipe"] for layer in given if layer.values.get("recipe") is not None]
+    name = str(said[-1]) if said else unless_said
+    layers = Layers(TrainConfig, tuple(given))
+    if not name or name == NO_RECIPE:
+        return layers.over(layers.sources["recipe"], {"recipe": ""}) if said else layers
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {shown(name)!r}; there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+    return layers.under(f"recipe {name}", RECIPES[name]).under(DEFAULT, {"recipe": name})
+
+
+def fitted(layers: Layers[TrainConfig]) -> tuple[Layers[TrainConfig], list[str]]:
+    """Let what a recipe or a default says of epochs give way to a run's length; and what a person should know of it.
+
+    A warm-up is cut to the epochs before the last. A keep schedule that would not end within the run begins and lasts
+    for the same shares of it as the paper's does of 300 epochs.
+    """
+    epochs, warmup = _whole(layers.get("epochs")), _whole(layers.get("warmup_epochs"))
+    changes: dict[str, int] = {}
+    if warmup is not None and epochs is not None and warmup >= epochs:
+        changes["warmup_epochs"] = max(epochs - 1, 0)
+    if epochs is not None and layers.get("keep_schedule") != "none":
+        start, span = _whole(layers.get("keep_schedule_start")), _whole(layers.get("keep_schedule_epochs"))
+        if start is not None and span is not None and start + span > epochs:
+            changes |= {"keep_schedule_start": epochs * 10 // 300, "keep_schedule_epochs": max(epochs * 100 // 300, 1)}
+    changes = {name: value for name, value in changes.items() if not layers.is_given(name)}
+    notes = [
+        f"{name} is {value} in a run of {epochs} epochs, not the {layers.get(name)} of {_said_by(layers, name)}"
+        for name, value in changes.items()
+    ]
+    return (layers.over("derived", changes) if changes else layers), notes
+
+
+def _said_by(layers: Layers[TrainConfig], name: str) -> str:
+    source = layers.sources[name]
+    return "the defaults" if source == DEFAULT else source
+
+
+def _whole(value: object) -> int | None:
+    """A number of epochs, if it is one; what is none is refused when the configuration is made."""
+    try:
+        return int(ascii_only(str(value)))
+    except ValueError:
+        return None
+
+
+def checked(kind: type[SettingsT], values: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> SettingsT:
+    """Make settings, turning all that does not fit into one error that names the flags, and files they came from.
+
+    Raises:
+        InputError: unknown names, missing or impossible values
+    """
+    check_names(kind, values, "among the settings")
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise InputError("; ".join(_problem(dict(problem), sources or {}) for problem in error.errors())) from error
+
+
+def is_written(path: Path, kind: type[Settings]) -> bool:
+    """Whether a file is settings as a run writes them, each with its value, and not what a person has written."""
+    try:
+        text = named_text(path, MAX_CONFIG_BYTES, "configuration file")
+        return to_toml(checked(kind, parse_toml(text, CONFIG))) == text
+    except DlthError:
+        return False
+
+
+def check_names(kind: type[Settings], values: Mapping[str, Any], where: str) -> None:
+    """Refuse names that are no settings.
+
+    Raises:
+        InputError: names each unknown key and the nearest known one
+    """
+    unknown = [f"{shown(key)!r}{nearest(key, kind.model_fields)}" for key in values if key not in kind.model_fields]
+    if unknown:
+        raise InputError(f"unknown setting {where}: {'; '.join(unknown)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'lr'?)`` or nothing."""
+    close = difflib.get_close_matches(str(name).replace("-", "_"), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _problem(problem: dict[str, Any], sources: Mapping[str, str]) -> str:
+    flag = "--" + ".".join(map(str, problem["loc"])).replace("_", "-") if problem["loc"] else ""
+    if problem["type"] == "missing" and len(problem["loc"]) == 1:
+        name = problem["loc"][0]
+        return f"{flag} is required: as a flag, or as {name} in a file of settings (dlth.toml)"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    source = sources.get(str(problem["loc"][0]), FLAG) if problem["loc"] else FLAG
+    place = "" if source in (FLAG, DEFAULT) else f", in {shown(source)}"
+    return f"{flag}: {text}, found {shown(problem['input'])}{place}" if flag else text
