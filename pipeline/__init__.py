@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlth.pipeline.statistics import Comparison, compare_arms
+    from dlth.pipeline.studies.statistics import Comparison, compare_arms
 
 _EXPORTS = {"Comparison": "statistics", "compare_arms": "statistics"}
 """Exported name -> module of this package."""

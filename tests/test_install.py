@@ -21,7 +21,7 @@ import contextlib, importlib.util, io, json, sys
 import numpy as np
 assert all(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm", "webdataset"))
 from dlth.data import open_index
-from dlth.pipeline.last_line import main
+from dlth.pipeline.cli.last_line import main
 
 index = open_index(sys.argv[2])
 patches = np.random.default_rng(0).permuted(np.tile(np.arange(16), (len(index), 1)), axis=1)
@@ -106,7 +106,8 @@ def test_the_wheel_gives_the_command_and_the_package(wheel: Path, tmp_path: Path
     done = subprocess.run([programs / "dlth", "--help"], capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "select" in done.stdout
-    where = [programs / "python", "-c", "import dlth.tickets, dlth.pipeline.page as p; print(dlth.tickets.__file__)"]
+    script = "import dlth.tickets, dlth.pipeline.pages.page; print(dlth.tickets.__file__)"
+    where = [programs / "python", "-c", script]
     done = subprocess.run(where, capture_output=True, text=True, env=env, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "env") in done.stdout

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from dlth.training.selectors.patch_ranker import Selection
 
 _EXPORTS = {
-    "Selection": "patch_ranker",
-    "Selector": "selector",
-    "TicketViT": "ticket_vit",
+    "Selection": "selectors.patch_ranker",
+    "Selector": "selectors.evit",
+    "TicketViT": "models.ticket_vit",
 }
 """Exported name -> module of this package."""
 

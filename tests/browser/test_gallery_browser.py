@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dlth.pipeline.gallery import Card, Gallery, page
-from dlth.pipeline.report import Report, Section, Table, write_report
+from dlth.pipeline.pages.gallery import Card, Gallery, page
+from dlth.pipeline.pages.report import Report, Section, Table, write_report
 from dlth.tickets import Grid, generator
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from dlth.data.images.decode import decode
 from dlth.data.packing import imagenet
 from dlth.data.packing.imagenet import GROUND_TRUTH, META, name_and_synset, synsets_by_number, validation_labels
 from dlth.data.packing.pack import pack
-from dlth.pipeline.cli import app
+from dlth.pipeline.cli.app import app
 from dlth.tickets.errors import DamageError, InputError, LimitError, MismatchError, UnsafeError
 
 # The devkit's numbers are not in the order of the sorted synsets; number 4 stands above the leaves.

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.kill_select import prepared, tree_digest
 
-from dlth.pipeline.select_stage import SelectPlan, select
+from dlth.pipeline.selection.stage import SelectPlan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import IncompleteError, MissingFileError
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from makers.runs import select_config
 
-from dlth.pipeline.select_stage import SelectPlan, plan, select
+from dlth.pipeline.selection.stage import SelectPlan, plan, select
 from dlth.tickets import TicketStore
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

@@ -13,7 +13,7 @@ from makers.runs import select_config
 from makers.tickets import tree_bytes
 
 from dlth.data.shards.index import open_index
-from dlth.pipeline.select_stage import plan, select
+from dlth.pipeline.selection.stage import plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, MissingFileError
 

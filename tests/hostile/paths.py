@@ -30,7 +30,7 @@ from makers.pictures import make_image, make_picture, make_tar
 from makers.tickets import select_tickets
 
 from dlth.data.shards.index import open_index
-from dlth.pipeline.last_line import main as dlth
+from dlth.pipeline.cli.last_line import main as dlth
 from dlth.tickets import DatasetInfo, SelectorInfo, TicketStore
 from dlth.tickets.exchange.archive import pack
 from dlth.tickets.exchange.npz import export_npz

@@ -31,8 +31,8 @@ from makers.tampering import flipped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dlth.pipeline.select_config import SelectConfig
-from dlth.pipeline.select_stage import plan
+from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.selection.stage import plan
 from dlth.training.evaluation.evaluate import evaluate
 from dlth.training.runs import checkpoint, seal
 from dlth.training.runs.loop import Training, planned, train

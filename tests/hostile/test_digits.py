@@ -12,10 +12,10 @@ from dlth.data.packing.imagenet import name_and_synset, validation_labels
 from dlth.data.remote.addresses import patience
 from dlth.data.remote.cache import cache_limit
 from dlth.data.shards.sources import expand_braces
-from dlth.pipeline.cli import app
-from dlth.pipeline.cli_ticket_exchange import _grid
-from dlth.pipeline.cli_tickets import _part
-from dlth.pipeline.row_labels import class_number
+from dlth.pipeline.cli.app import app
+from dlth.pipeline.cli.exchange import _grid
+from dlth.pipeline.cli.tickets import _part
+from dlth.pipeline.pages.row_labels import class_number
 from dlth.tickets.errors import DlthError
 from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.settings.fields import _literal

@@ -15,9 +15,9 @@ from PIL import Image
 
 from dlth.data.packing.pack import pack
 from dlth.data.shards.index import open_index
-from dlth.pipeline.cli import app
-from dlth.pipeline.demo_config import DemoConfig
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.cli.app import app
+from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.studies.demo_config import DemoConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError

@@ -14,7 +14,7 @@ from makers.pictures import make_image, make_picture
 
 from dlth.data.packing.pack import pack
 from dlth.data.sharing.transfer import download
-from dlth.pipeline.gallery import Card, Gallery, write_gallery
+from dlth.pipeline.pages.gallery import Card, Gallery, write_gallery
 from dlth.tickets import Grid
 from dlth.tickets.errors import DamageError, UnsafeError
 from dlth.tickets.store.disk import appended
@@ -33,11 +33,11 @@ WRITERS = {
     "tickets/store/disk.py: appended": "the one that goes on with files, of one name and no link",
     "tickets/store/locks.py: _acquire": "locks; what is written to one is looked at first",
     "data/confined.py: _serve": "/dev/null",
-    "pipeline/last_line.py: _bug": "a name of mkstemp",
+    "pipeline/cli/last_line.py: _bug": "a name of mkstemp",
     "data/sharing/signing.py: check_signature": "in a folder of mkdtemp",
-    "pipeline/streams.py: _failing": "/dev/null",
-    "pipeline/streams.py: harmless": "/dev/null",
-    "pipeline/streams.py: _open_missing": "/dev/null",
+    "pipeline/cli/streams.py: _failing": "/dev/null",
+    "pipeline/cli/streams.py: harmless": "/dev/null",
+    "pipeline/cli/streams.py: _open_missing": "/dev/null",
 }
 """Functions that open a file for writing by its name, and why each may."""
 

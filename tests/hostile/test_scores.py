@@ -16,8 +16,8 @@ from makers.runs import KWARGS, select_config
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from dlth.pipeline.cli import app
-from dlth.pipeline.select_stage import SelectReport, plan, select
+from dlth.pipeline.cli.app import app
+from dlth.pipeline.selection.stage import SelectReport, plan, select
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dlth.pipeline.project_file import project_file
-from dlth.pipeline.project_record import obstacles, record_shards
+from dlth.pipeline.project.file import project_file
+from dlth.pipeline.project.record import obstacles, record_shards
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, UnsafeError
 from dlth.tickets.named import named_lines, read_named
 from dlth.training.settings.toml_text import parse_toml, read_toml
@@ -32,7 +32,7 @@ SETTINGS = {
 
 READ = """
 import json, pathlib, resource, sys
-from dlth.pipeline.project_file import project_file
+from dlth.pipeline.project.file import project_file
 from dlth.tickets.errors import DlthError
 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 200 * 2**20

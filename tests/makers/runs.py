@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.selection.config import SelectConfig
 from dlth.training.settings.layering import checked, layered
 from dlth.training.settings.train_config import TrainConfig
 from dlth.training.world.reporter import Reporter

@@ -20,7 +20,7 @@ from makers.tickets import select_tickets
 from safetensors.torch import load_file
 
 from dlth.data.shards.index import open_index
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.exchange.card import card
 from dlth.training.settings.eval_config import EvalConfig
@@ -216,7 +216,8 @@ def test_check_finds_a_damaged_shard_and_exits_with_1(dlth: Run, images: Path, t
 
 def test_help_needs_no_torch() -> None:
     """`dlth --help` answers without importing torch, timm or torchvision."""
-    script = "import sys, dlth.pipeline.cli; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
+    heavy = "[name for name in ('torch', 'timm', 'torchvision') if name in sys.modules]"
+    script = f"import sys, dlth.pipeline.cli.app; print({heavy})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlth.pipeline import cli, console
-from dlth.pipeline.demo import Demo
-from dlth.pipeline.demo_config import DemoConfig
-from dlth.pipeline.demo_report import CLAUSES, TOKENS, Runs, verdicts
+from dlth.pipeline.cli import app, console
+from dlth.pipeline.studies.demo import Demo
+from dlth.pipeline.studies.demo_config import DemoConfig
+from dlth.pipeline.studies.demo_report import CLAUSES, TOKENS, Runs, verdicts
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DamageError, InputError, MismatchError
 from dlth.training.runs.seal import sealed
@@ -111,7 +111,7 @@ def test_the_printed_commands_are_the_runs(
     for command in commands:
         monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--print-config"])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            app.main()
         assert not stop.value.code
         typed = tomllib.loads(capsys.readouterr().out)
         stored = tomllib.loads((Path(typed["out"]) / "config.toml").read_text())

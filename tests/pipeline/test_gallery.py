@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from dlth.data.shards.classes import class_names
 from dlth.data.shards.index import ShardIndex, open_index
-from dlth.pipeline import figures
-from dlth.pipeline.cli import app
-from dlth.pipeline.gallery import Card, Gallery, page, sheets
-from dlth.pipeline.report import Report, Section, Table, write_report
-from dlth.pipeline.show import Choice, gallery_of
+from dlth.pipeline.cli.app import app
+from dlth.pipeline.pages import figures
+from dlth.pipeline.pages.gallery import Card, Gallery, page, sheets
+from dlth.pipeline.pages.report import Report, Section, Table, write_report
+from dlth.pipeline.pages.show import Choice, gallery_of
 from dlth.tickets import Grid, TicketStore, ViewSpec, generator, project
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, SchemaError
 

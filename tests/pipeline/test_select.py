@@ -20,8 +20,8 @@ from torchvision.io import ImageReadMode, decode_image
 from dlth.data.images.decode import decode
 from dlth.data.images.views import render
 from dlth.data.shards.index import open_index
-from dlth.pipeline.select_config import SelectConfig
-from dlth.pipeline.select_stage import SelectReport, plan, select
+from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.selection.stage import SelectReport, plan, select
 from dlth.tickets import Budget, Grid, SelectorInfo, TicketStore, TicketWriter
 from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFileError
 from dlth.training import Selector

@@ -12,7 +12,7 @@ from makers.tickets import select_tickets
 from typer.testing import CliRunner
 
 from dlth.data.shards.index import ShardIndex, open_index
-from dlth.pipeline.cli import app
+from dlth.pipeline.cli.app import app
 from dlth.tickets import Budget, DatasetInfo, SelectorInfo, TicketStore
 from dlth.tickets.errors import DlthError, InputError, MissingTicketError
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dlth.data.images.decode import decode
 from dlth.data.images.views import render
 from dlth.data.shards.index import open_index
-from dlth.pipeline.cli_train import show_evaluation
+from dlth.pipeline.cli.training import show_evaluation
 from dlth.tickets import TicketStore, ViewSpec
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError, MismatchError

@@ -15,7 +15,7 @@ from makers.pictures import make_tar
 from makers.runs import Listener
 from safetensors.torch import load_file
 
-from dlth.pipeline.cli_train import ConsoleReporter
+from dlth.pipeline.cli.training import ConsoleReporter
 from dlth.tickets.errors import MismatchError
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import Training, train

@@ -12,32 +12,31 @@ from typing import Annotated, Any
 
 import typer
 
-from dlth.pipeline import (
-    cli_select,
-    cli_shards,
-    cli_share,
-    cli_show,
-    cli_studies,
-    cli_ticket_exchange,
-    cli_ticket_tools,
-    cli_tickets,
-    cli_train,
+from dlth.pipeline.cli import (
     console,
+    exchange,
+    selection,
+    shards,
+    sharing,
+    show,
+    studies,
+    ticket_tools,
+    tickets,
+    training,
 )
-from dlth.pipeline.last_line import main
 
 COMMANDS = (
-    (cli_select, "select"),
-    (cli_shards, "pack index"),
-    (cli_studies, "demo"),
-    (cli_train, "train evaluate"),
+    (selection, "select"),
+    (shards, "pack index"),
+    (studies, "demo"),
+    (training, "train evaluate"),
 )
 TICKETS = (
-    (cli_tickets, "info verify"),
-    (cli_ticket_tools, "stats diff merge subset union intersect inverse control"),
-    (cli_share, "shrink pack unpack push pull sign"),
-    (cli_show, "show"),
-    (cli_ticket_exchange, "export import_ match remap"),
+    (tickets, "info verify"),
+    (ticket_tools, "stats diff merge subset union intersect inverse control"),
+    (sharing, "shrink pack unpack push pull sign"),
+    (show, "show"),
+    (exchange, "export import_ match remap"),
 )
 """Module -> its commands, those of `dlth tickets` below, in the order of the help pages."""
 
@@ -68,7 +67,3 @@ def common(
 ) -> None:
     """Winning tickets for vision transformers: select each image's best patches once, train on them often."""
     console.listen()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Generic
 
 from dlth.data.shards.splits import VALIDATION
-from dlth.pipeline import derived
-from dlth.pipeline.project_file import SHARDS, TABLES, ProjectFile, project_file
-from dlth.pipeline.run_folder import RUNS, run_folder, run_name
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.project import derived
+from dlth.pipeline.project.file import SHARDS, TABLES, ProjectFile, project_file
+from dlth.pipeline.project.run_folder import RUNS, run_folder, run_name
+from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import InputError, shown
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import FLAG, Layer, Layers, SettingsT, fitted, with_recipe

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlth.pipeline import console
-from dlth.pipeline.cli_options import ConfigFile, DryRun, Json, PrintConfig, only_printed
-from dlth.pipeline.flags import with_flags
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.flags import with_flags
+from dlth.pipeline.cli.options import ConfigFile, DryRun, Json, PrintConfig, only_printed
+from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import shown
 from dlth.training.world.ranks import ranks
 
 if TYPE_CHECKING:
-    from dlth.pipeline.select_stage import SelectReport
+    from dlth.pipeline.selection.stage import SelectReport
 
 
 @with_flags(SelectConfig)
@@ -24,15 +24,15 @@ def select(
     json: Json = False,
 ) -> None:
     """Stage 1: rank the patches of every image with a trained selector and write the ticket file."""
-    from dlth.pipeline.settled import select_settings
+    from dlth.pipeline.project.settled import select_settings
 
     chosen = select_settings(overrides, config)
     if only_printed(chosen, print_config):
         return
     settings = chosen.config()
-    from dlth.pipeline import select_stage  # torch and timm: not before the settings are sound
+    from dlth.pipeline.selection import stage  # torch and timm: not before the settings are sound
 
-    plan = select_stage.plan(settings, note=console.note)
+    plan = stage.plan(settings, note=console.note)
     facts = plan.facts() | chosen.facts
     if dry_run:
         console.result("dlth select, dry run: nothing is written", facts, json)
@@ -42,7 +42,7 @@ def select(
         console.result("dlth select", facts)
     with console.counting("select", plan.index.num_samples, quiet=quiet) as counter:
         wait = console.leads() and ranks().launched  # under torchrun the first rank reports for all
-        report = select_stage.select(plan, counter.advance, counter.skip, console.note, wait)
+        report = stage.select(plan, counter.advance, counter.skip, console.note, wait)
     if json and console.leads():
         console.as_json(report.__dict__ | {"rate": counter.rate})
     else:

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dlth.pipeline import console
-from dlth.pipeline.cli_options import DryRun, File, Json, Out, Shards, Split
-from dlth.pipeline.cli_ticket_tools import opened, write
-from dlth.pipeline.flags import integer
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.flags import integer
+from dlth.pipeline.cli.options import DryRun, File, Json, Out, Shards, Split
+from dlth.pipeline.cli.ticket_tools import opened, write
 from dlth.tickets import Grid, num_kept
 from dlth.tickets.digits import is_digits
 from dlth.tickets.errors import InputError, shown

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dlth.pipeline import console
-from dlth.pipeline.cli_options import DryRun, File, Json, Out
-from dlth.pipeline.cli_ticket_tools import write
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.options import DryRun, File, Json, Out
+from dlth.pipeline.cli.ticket_tools import write
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.exchange.archive import Archive, pack_into

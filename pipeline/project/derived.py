@@ -13,8 +13,8 @@ from typing import Any
 from dlth.data.remote.addresses import is_remote
 from dlth.data.shards.splits import EVALUATION, TRAINING, VALIDATION, first_of, splits_in, words
 from dlth.data.sharing.ticket_cache import local_tickets
-from dlth.pipeline.project_file import ProjectFile
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.project.file import ProjectFile
+from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.training.settings.eval_config import EvalConfig

@@ -20,8 +20,8 @@ from dlth.data.loading.workers import Pool
 from dlth.data.shards.classes import class_names
 from dlth.data.shards.identity import content_hash, spread
 from dlth.data.shards.index import ShardIndex
-from dlth.pipeline.gallery import Card, Gallery
-from dlth.pipeline.row_labels import class_number
+from dlth.pipeline.pages.gallery import Card, Gallery
+from dlth.pipeline.pages.row_labels import class_number
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.progress import Note

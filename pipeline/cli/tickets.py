@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dlth.pipeline import console
-from dlth.pipeline.cli_options import File, Json, checked
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.options import File, Json, checked
 from dlth.tickets import TicketStore
 from dlth.tickets.digits import ascii_only
 from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown

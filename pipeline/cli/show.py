@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from dlth.pipeline import console
-from dlth.pipeline.cli_options import Classes, File, Json, Shards, Split
-from dlth.pipeline.cli_tickets import describe
-from dlth.pipeline.flags import integer
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.flags import integer
+from dlth.pipeline.cli.options import Classes, File, Json, Shards, Split
+from dlth.pipeline.cli.tickets import describe
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import shown
 
@@ -37,8 +37,8 @@ def show(
 
     stores = [TicketStore(path) for path in (file, against) if path is not None]
     index = open_index(data, split=split)
-    from dlth.pipeline.gallery import write_gallery  # images are decoded by torchvision
-    from dlth.pipeline.show import Choice, gallery_of
+    from dlth.pipeline.pages.gallery import write_gallery  # images are decoded by torchvision
+    from dlth.pipeline.pages.show import Choice, gallery_of
 
     choice = Choice(num, tuple(keys or ()), tuple(class_ or ()), keep)
     letters = ("A: ", "B: ") if against else ("",)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from dlth.pipeline.exit_codes import EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE
+from dlth.pipeline.cli.exit_codes import EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE
 
 if TYPE_CHECKING:
     from dlth.tickets.errors import DlthError
@@ -56,8 +56,8 @@ def main() -> None:
 def guarded(command: Callable[[], int]) -> int:
     """The exit code of a command, whatever it raises; what went wrong is said on standard error."""
     try:
-        from dlth.pipeline.environment import mend_environment
-        from dlth.pipeline.streams import ReaderGoneError, harmless
+        from dlth.pipeline.cli.environment import mend_environment
+        from dlth.pipeline.cli.streams import ReaderGoneError, harmless
 
         mend_environment()
 
@@ -84,7 +84,7 @@ def _command() -> int:
     from typer import rich_utils
     from typer.main import get_command
 
-    from dlth.pipeline.cli import app
+    from dlth.pipeline.cli.app import app
     from dlth.tickets.errors import plain
 
     try:

@@ -22,7 +22,7 @@ from dlth.data.images.decode import BadImageError
 from dlth.data.loading.shard_reader import ShardBatch, read_shards
 from dlth.data.shards.classes import require_images
 from dlth.data.shards.index import ShardIndex, open_index
-from dlth.pipeline.select_config import DEFAULT_MODEL, SelectConfig
+from dlth.pipeline.selection.config import DEFAULT_MODEL, SelectConfig
 from dlth.tickets import (
     DatasetInfo,
     Preprocessing,

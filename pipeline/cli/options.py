@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlth.pipeline import console
-from dlth.pipeline.exit_codes import EXIT_DAMAGE
-from dlth.pipeline.flags import integer
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.exit_codes import EXIT_DAMAGE
+from dlth.pipeline.cli.flags import integer
 from dlth.tickets.errors import DlthError
 
 if TYPE_CHECKING:
-    from dlth.pipeline.settled import Settled
+    from dlth.pipeline.project.settled import Settled
 
 ConfigFile = Annotated[
     Path | None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlth.data.shards.splits import EVALUATION, TRAINING
-from dlth.pipeline.project_file import NAME
+from dlth.pipeline.project.file import NAME
 from dlth.tickets.errors import DlthError, InputError, UnsafeError, shown
 from dlth.tickets.named import read_named
 from dlth.tickets.store.disk import write_files

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlth.pipeline import console
-from dlth.pipeline.cli_options import Json, Split, checked
-from dlth.pipeline.flags import integer
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.flags import integer
+from dlth.pipeline.cli.options import Json, Split, checked
 from dlth.tickets.errors import shown
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def pack(
 ) -> None:
     """Pack images into WebDataset shards: bytes kept exactly, order shuffled by a seed, resumable."""
     from dlth.data.packing.pack import pack as pack_images
-    from dlth.pipeline.project_record import obstacles, record_shards
+    from dlth.pipeline.project.record import obstacles, record_shards
 
     for text in obstacles(Path(out), split):
         console.note(text)

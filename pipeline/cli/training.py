@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dlth.pipeline import console
-from dlth.pipeline.cli_options import ConfigFile, DryRun, Json, PrintConfig, only_printed
-from dlth.pipeline.cli_share import fetched
-from dlth.pipeline.flags import with_flags
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.flags import with_flags
+from dlth.pipeline.cli.options import ConfigFile, DryRun, Json, PrintConfig, only_printed
+from dlth.pipeline.cli.sharing import fetched
 from dlth.tickets.errors import shown
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.train_config import RECIPES, UNLESS_SAID, TrainConfig
@@ -80,7 +80,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Stage 2: train a student on tickets, on as many random patches, or on all patches."""
-    from dlth.pipeline.settled import train_settings
+    from dlth.pipeline.project.settled import train_settings
 
     chosen = train_settings(overrides | ({"recipe": recipe} if recipe is not None else {}), config)
     if only_printed(chosen, print_config):
@@ -113,7 +113,7 @@ def evaluate(
     overrides: dict[str, Any], config: ConfigFile = None, print_config: PrintConfig = False, json: Json = False
 ) -> None:
     """Measure any checkpoint on all patches, the selector's patches and random ones, side by side."""
-    from dlth.pipeline.settled import evaluate_settings
+    from dlth.pipeline.project.settled import evaluate_settings
 
     chosen = evaluate_settings(overrides, config)
     if only_printed(chosen, print_config):

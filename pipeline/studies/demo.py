@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dlth.data.packing.digits import make_digit_shards
-from dlth.pipeline.demo_config import DemoConfig
-from dlth.pipeline.demo_report import ARMS, write_demo_report
-from dlth.pipeline.select_config import SelectConfig
-from dlth.pipeline.select_stage import plan, select
+from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.selection.stage import plan, select
+from dlth.pipeline.studies.demo_config import DemoConfig
+from dlth.pipeline.studies.demo_report import ARMS, write_demo_report
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.progress import Note

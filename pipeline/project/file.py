@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from dlth.pipeline.select_config import SelectConfig
+from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.fields import NO_PATH, Settings, path_kind

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dlth.pipeline.figures import png
-from dlth.pipeline.page import data_url, render_page
+from dlth.pipeline.pages.figures import png
+from dlth.pipeline.pages.page import data_url, render_page
 from dlth.tickets.store.disk import make_folder, write_files
 
 

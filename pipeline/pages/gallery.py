@@ -18,8 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dlth.pipeline import figures
-from dlth.pipeline.page import data_url, render_page
+from dlth.pipeline.pages import figures
+from dlth.pipeline.pages.page import data_url, render_page
 from dlth.tickets import Grid
 from dlth.tickets.errors import shown
 from dlth.tickets.ranking.ranks import num_shared

@@ -46,4 +46,4 @@ def _policy(page: str) -> str:
 
 
 def _source(name: str) -> str:
-    return (files("dlth.pipeline") / name).read_text("utf-8")
+    return (files("dlth.pipeline.pages") / "templates" / name).read_text("utf-8")
