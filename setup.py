@@ -1,7 +1,7 @@
-"""The packages, found and not listed: each folder stands at the top level and is installed as dlth.<folder>, as bare `data`
-or `training` would collide in site-packages.
+"""The packages, found and not listed: each folder stands at the top level and is installed as dlth.<folder>.
 
-All else is in pyproject.toml, which cannot put a prefix before the names that it finds.
+Bare `data` or `training` would collide in site-packages. All else is in pyproject.toml, which cannot put a prefix
+before the names that it finds.
 """
 
 from setuptools import find_packages, setup

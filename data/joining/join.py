@@ -4,8 +4,9 @@ By position first, then by key, then by content hash of the encoded image, which
 to read it. A sample of content hashes is compared in any case, of lettered keys and of running numbers (``000123``)
 apart (`dlth.tickets.store.matching` has the rule): each shard's numbers are believed only if the sample of that shard
 agrees to an image; a shard that is not believed is matched by content. Remote shards are not all fetched for that:
-while those looked at agree, the others are believed too. Where the bytes agree, the loader goes on comparing every image that it
-reads, so a wrong ticket never trains. Rejected: joining while streaming, where a missing ticket is found after hours.
+while those looked at agree, the others are believed too. Where the bytes agree, the loader goes on comparing every
+image that it reads, so a wrong ticket never trains. Rejected: joining while streaming, where a missing ticket is found
+after hours.
 """
 
 import functools
