@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -17,17 +18,40 @@ FOLDERS = ("tickets", "data", "training", "pipeline")
 TICKETS_MAY_IMPORT = {"numpy", "zarr", "numcodecs"}
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Absolute names that a file imports, at any depth of its code."""
+def imported_modules(path: Path, for_types: bool = True) -> set[str]:
+    """Absolute names that a file imports, at any depth of its code; without those for type checkers alone if asked."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    if not for_types:
+        guarded = [n for n in nodes if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        nodes = [n for n in nodes if n not in {inner for outer in guarded for inner in ast.walk(outer)}]
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import; write dlth.<folder>"
             names.add(node.module or "")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "dlth"}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.".startswith("dlth.")}
     return names
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the four folders by its dotted name, packages' own files left out."""
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    named = {"dlth." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    return {name: path for name, path in named.items() if path.name != "__init__.py"}
+
+
+def rooms(folder: str) -> dict[str, set[str]]:
+    """Each room of a folder, and those rooms of it that the last line of its docstring lets it import."""
+    allowed: dict[str, set[str]] = {}
+    for path in sorted((ROOT / folder).glob("*/__init__.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or "-"
+        line = re.fullmatch(r"May import: ([a-z, ]+)\.", text.splitlines()[-1])
+        assert line, f"{path}: its docstring must end with a line 'May import: room, room.', or 'nothing'"
+        allowed[path.parent.name] = set(line[1].split(", ")) - {"nothing"}
+    return allowed
 
 
 def third_party(folder: str) -> set[str]:
@@ -50,6 +74,39 @@ def test_folders_import_only_to_their_left(folder: str) -> None:
         or name.split(".")[0] in FOLDERS
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_rooms_import_what_they_say(folder: str) -> None:
+    """A room imports only those rooms of its folder that it names; what stands beside the rooms imports none."""
+    allowed = rooms(folder)
+    assert len(allowed) >= 5
+    wrong = []
+    for name, path in modules().items():
+        home, *inside = name.split(".")[1:]
+        room = inside[0] if len(inside) > 1 else None
+        for target in imported_modules(path) if home == folder else ():
+            parts = [*target.split(".")[1:], ""]
+            if parts[0] == folder and parts[1] in allowed and parts[1] not in {room, *allowed.get(room or "", ())}:
+                wrong.append(f"{name} imports {target}")
+            if target == f"dlth.{folder}":
+                wrong.append(f"{name} imports {target}, which holds public names of all rooms: name the module")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_rooms_have_one_direction(folder: str) -> None:
+    """No room may import, over whichever others, itself; the rooms named are there."""
+    allowed = rooms(folder)
+    assert set().union(*allowed.values()) <= set(allowed)
+    assert set(TopologicalSorter(allowed).static_order()) == set(allowed)  # CycleError names a circle
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    """Modules stand in one direction, imports inside functions included (those for type checkers are none)."""
+    known = modules()
+    graph = {name: imported_modules(path, for_types=False) & set(known) for name, path in known.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(known)  # CycleError names a circle
 
 
 def test_tickets_need_numpy_and_zarr_alone() -> None:
