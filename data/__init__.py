@@ -3,9 +3,7 @@
 Names are loaded on first use: whoever lists, packs or shares should not wait for torch and torchvision.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:

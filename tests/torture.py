@@ -167,14 +167,14 @@ def pytest_part(*arguments: str, examples: int = 0) -> list[str]:
 
 
 def machine(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
-    findings = pytest_part("--timeout=0", "tests/tickets/test_state_machine.py", examples=arguments.examples)
+    findings = pytest_part("--timeout=0", "tests/tickets/store/test_state_machine.py", examples=arguments.examples)
     return f"state machine, {arguments.examples:,} lives of up to 25 steps", {"findings": findings}
 
 
 def writers(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     findings = []
     for _ in range(arguments.rounds):
-        findings += pytest_part("tests/tickets/test_kill.py", "-k", "several_writers")
+        findings += pytest_part("tests/tickets/store/test_kill.py", "-k", "several_writers")
     return f"2, 4 and 8 writers at once, {arguments.rounds} rounds of each", {"findings": findings}
 
 

@@ -1,7 +1,7 @@
 """Stage 1's reading side: shards in order, each cut into batches that never cross a shard's edge.
 
 Batches depend on the shard and the batch size alone, never on which process or worker reads them: together with
-single-threaded arithmetic (see `ranker.py`) that is what makes the same bytes come out of any number of them.
+single-threaded arithmetic (`dlth.training.selectors.batch_ranker`) that makes the same bytes come out of any number.
 Worker processes do the rest. Requests are made in the main process, so that is where shards are claimed, a few batches
 before their images are needed.
 """
