@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlth.pipeline.studies.statistics import Comparison, compare_arms
 
-_EXPORTS = {"Comparison": "statistics", "compare_arms": "statistics"}
+_EXPORTS = {"Comparison": "studies.statistics", "compare_arms": "studies.statistics"}
 """Exported name -> module of this package."""
 
 __all__ = ["Comparison", "compare_arms"]

@@ -11,7 +11,6 @@ code is 1 with findings.
 """
 
 import faulthandler
-import importlib
 import json
 import os
 import random
@@ -31,6 +30,7 @@ import torch
 from hostile import pictures
 from makers.campaign import numbered
 
+from dlth.data.images import decode as decoding
 from dlth.data.images.decode import BadImageError, decode, image_size
 from dlth.data.images.views import render
 from dlth.tickets import ViewSpec
@@ -78,7 +78,7 @@ def work(numbers: range, told: Connection, weaken: bool) -> None:
     """Judge mutants one after the other; tell each number before and its outcome after."""
     torch.set_num_threads(1)
     if weaken:
-        importlib.import_module("dlth.data.decode").sound_png = bytes
+        decoding.sound_png = bytes
     for form in SOUND.values():  # warm: what is loaded at the first use; sound images must decode
         for data in form:
             assert judge(data) in ("decoded", "refused"), judge(data)

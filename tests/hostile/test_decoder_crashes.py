@@ -5,7 +5,6 @@ its process on images with a mark, in the way that a segmentation fault or a lac
 """
 
 import faulthandler
-import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 import torch
 from makers.pictures import make_tar
 
+from dlth.data.images import decode
 from dlth.data.images.augment import Augmentation
 from dlth.data.images.decode import BadImageError
 from dlth.data.images.mixing import Mixing
@@ -30,7 +30,6 @@ from dlth.data.loading.shard_reader import read_shards
 from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import Grid, ViewSpec
 
-decoding = importlib.import_module("dlth.data.decode")  # `dlth.data.decode` itself is the function
 MARK = b"this image crashes a decoder"
 MARKED = (4, 5, 9)
 VIEW = ViewSpec("center", 32, 32, "0.9")
@@ -54,14 +53,14 @@ def index(make_shards: Callable[..., Any]) -> ShardIndex:
 
 
 def decoder_that(on_mark: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = decoding.decode_image
+    whole = decode.decode_image
 
     def decode_image(buffer: torch.Tensor, mode: Any) -> torch.Tensor:
         if MARK in buffer.numpy().tobytes():
             on_mark()
         return whole(buffer, mode)
 
-    monkeypatch.setattr(decoding, "decode_image", decode_image)
+    monkeypatch.setattr(decode, "decode_image", decode_image)
 
 
 def crash(number: signal.Signals = signal.SIGSEGV) -> Callable[[], None]:

@@ -1,7 +1,6 @@
 """Runs that meet trouble and go on: steps without images, epochs without a loss, runs that are finished already."""
 
 import copy
-import importlib
 import json
 import os
 import signal
@@ -198,5 +197,5 @@ def test_an_image_that_crashed_at_another_rank_is_named_without_a_crash_here(
         assert os.getpid() != here, "decoded in the main process"
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(importlib.import_module("dlth.data.decode"), "decode_image", crash)
+    monkeypatch.setattr("dlth.data.images.decode.decode_image", crash)
     assert "(killed by signal: Killed)" in inputs.why_bad([3], {})[inputs.files.index.key(3)]
