@@ -109,6 +109,26 @@ def test_no_module_imports_itself_over_others() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) == len(known)  # CycleError names a circle
 
 
+def test_docs_name_what_is_there() -> None:
+    """Every source or test file that a page names exists, and docs/architecture.md has a row for each room."""
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "tickets" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]
+    named = re.compile(rf"\b(?:{'|'.join(FOLDERS)}|tests|benchmarks)/[\w/]+\.(?:py|json)\b")
+    missing = {
+        f"{page.name}: {name}"
+        for page in pages
+        for name in named.findall(page.read_text())
+        if not (ROOT / name).is_file()
+    }
+    assert missing == set()
+    rows = re.findall(r"^\| `(\w+/\w+)/` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(f"{folder}/{room}" for folder in FOLDERS for room in rooms(folder))
+
+
 def test_tickets_need_numpy_and_zarr_alone() -> None:
     """A lab that only reads tickets installs numpy and zarr: tickets/ imports nothing else from outside Python."""
     assert third_party("tickets") - TICKETS_MAY_IMPORT == set()
