@@ -1,4 +1,4 @@
-"""WebDataset shards to batches: sources, index, decoding, views, order, the join with tickets, loaders, packing.
+"""Images and their tickets: shards near and far, decoding and augmenting, the join, loaders, packing and sharing.
 
 Names are loaded on first use: whoever lists, packs or shares should not wait for torch and torchvision.
 """

@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlth.pipeline.studies.statistics import Comparison, compare_arms
+    from dlth.pipeline.studies.arm_comparison import Comparison, compare_arms
 
-_EXPORTS = {"Comparison": "studies.statistics", "compare_arms": "studies.statistics"}
+_EXPORTS = {"Comparison": "studies.arm_comparison", "compare_arms": "studies.arm_comparison"}
 """Exported name -> module of this package."""
 
 __all__ = ["Comparison", "compare_arms"]

@@ -51,7 +51,7 @@ def make_shards(tmp_path: Path) -> Callable[..., Shards]:
 @pytest.fixture
 def dlth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """``dlth("tickets", "info", path)``: the command line in this process -> exit code, standard output and error."""
-    from dlth.pipeline.cli.last_line import main
+    from dlth.pipeline.cli.error_handler import main
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dlth", *map(str, words)])

@@ -13,7 +13,7 @@ SCRIPT = """
 import contextlib, io, json, sys
 HEAVY = ("torch", "torchvision", "timm", "webdataset", "matplotlib", "jinja2", "scipy", "pyarrow")
 import dlth.data, dlth.training, dlth.tickets
-from dlth.pipeline.cli.last_line import main
+from dlth.pipeline.cli.error_handler import main
 
 for command in json.load(open(sys.argv[1])):
     sys.argv[1:], before, text = command, set(sys.modules), io.StringIO()

@@ -21,7 +21,7 @@ import contextlib, importlib.util, io, json, sys
 import numpy as np
 assert all(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm", "webdataset"))
 from dlth.data import open_index
-from dlth.pipeline.cli.last_line import main
+from dlth.pipeline.cli.error_handler import main
 
 index = open_index(sys.argv[2])
 patches = np.random.default_rng(0).permuted(np.tile(np.arange(16), (len(index), 1)), axis=1)

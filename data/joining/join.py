@@ -20,9 +20,9 @@ from dlth.data.joining.matcher import Matcher
 from dlth.data.remote.addresses import is_remote
 from dlth.data.shards.identity import SAMPLE_SHARDS, by_shard, content_hashes, spread, spread_over_shards
 from dlth.data.shards.index import ShardIndex
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
 from dlth.tickets.format.header import TicketHeader
-from dlth.tickets.progress import Progress
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.store.matching import NO_TICKET, Flags, Rows, same_bytes, stored_hashes
 from dlth.tickets.store.ticket_store import TicketStore

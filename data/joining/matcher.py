@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dlth.data.shards.identity import content_hashes
 from dlth.data.shards.shard_index import ShardIndex
-from dlth.tickets.progress import Progress
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.store.keyindex import KeyIndex, key_hashes
 from dlth.tickets.store.matching import NO_TICKET, Flags, Hashes, Rows, base_name, rows_by_content, running_numbers
 from dlth.tickets.store.ticket_store import TicketStore

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from dlth.data.joining.matcher import WAYS, Matcher, Way
 from dlth.data.shards.identity import spread
 from dlth.data.shards.index import ShardIndex
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.derive.draft import Draft, made_header
 from dlth.tickets.derive.reorder import Reordered
 from dlth.tickets.errors import MismatchError, MissingTicketError, shown
 from dlth.tickets.format.manifest import ShardSpec
 from dlth.tickets.format.rows import ShardTickets
-from dlth.tickets.progress import Progress
 from dlth.tickets.store.matching import NO_TICKET, Flags, Hashes, Rows, believed, same_bytes, stored_hashes
 from dlth.tickets.store.ticket_store import TicketStore
 

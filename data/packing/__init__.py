@@ -1,4 +1,4 @@
 """Making shards: of folders, archives, ImageNet as it is published, and the digits of the demo.
 
-May import: remote, shards.
+May import: shards.
 """

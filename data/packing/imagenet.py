@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import IO
 
 from dlth.data.confined import confined
-from dlth.tickets.digits import is_digits
+from dlth.tickets.ascii_digits import is_digits
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
-from dlth.tickets.named import read_named
 from dlth.tickets.store.disk import open_regular
+from dlth.tickets.user_files import read_named
 
 GROUND_TRUTH, META, DEVKIT = (
     "ILSVRC2012_validation_ground_truth.txt",

@@ -42,8 +42,8 @@ from dlth.data.shards.split_info import (
 )
 from dlth.data.shards.tar import pread
 from dlth.data.shards.tar_header import BLOCK
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, InputError, SpaceError, shown
-from dlth.tickets.progress import Progress
 from dlth.tickets.seeding import generator
 from dlth.tickets.store.disk import published, reading, space_errors, user_path, write_files
 

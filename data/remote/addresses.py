@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from dlth.tickets.digits import ascii_only
+from dlth.tickets.ascii_digits import ascii_only
 from dlth.tickets.errors import InputError, shown
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "memory")

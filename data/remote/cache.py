@@ -26,8 +26,8 @@ from pathlib import Path
 
 from dlth.data.remote.addresses import is_remote
 from dlth.data.remote.fetch import discard, fetch
-from dlth.data.remote.opening import Facts, facts
-from dlth.tickets.digits import ascii_only
+from dlth.data.remote.storage import Facts, facts
+from dlth.tickets.ascii_digits import ascii_only
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, TransferError, shown
 from dlth.tickets.store.disk import fresh, open_regular, space_errors
 from dlth.tickets.store.locks import locked

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dlth.data.remote.addresses import is_http, patience
-from dlth.data.remote.opening import WAITS, read_range, retried
-from dlth.data.remote.waiting import watched
+from dlth.data.remote.stall_log import watched
+from dlth.data.remote.storage import WAITS, read_range, retried
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, DlthError, MissingFileError, SpaceError, TransferError, shown
-from dlth.tickets.progress import Progress
 
 BLOCK = 16 * 2**20
 """Bytes asked for at a time, and kept in memory."""
@@ -57,7 +57,7 @@ def fetch(url: str, file: BinaryIO, part: Path, size: int, progress: Progress | 
 def blocks(url: str, start: int, size: int, progress: Progress | None = None) -> Iterator[bytes]:
     """Bytes [start, size) of a remote file of `size` bytes: blocks of `BLOCK` bytes, the last may be shorter.
 
-    `progress(done, total)` hears of bytes as they come; without it, the log does (`waiting.py`). Raises
+    `progress(done, total)` hears of bytes as they come; without it, the log does (`stall_log.py`). Raises
     MissingFileError, DamageError (the server answers another question), and TransferError (no whole answer in several
     tries), with a TimeoutError as its cause where the server stalls.
     """

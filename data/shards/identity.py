@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dlth.tickets.progress import Progress
+from dlth.tickets.callbacks import Progress
 
 if TYPE_CHECKING:
     from dlth.data.shards.shard_index import ShardIndex

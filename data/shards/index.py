@@ -21,15 +21,15 @@ import numpy as np
 
 from dlth.data.remote.addresses import is_remote
 from dlth.data.remote.cache import cache_root, holding, is_content, open_shard, refetch, stamped
-from dlth.data.remote.opening import Facts, facts
+from dlth.data.remote.storage import Facts, facts
 from dlth.data.shards.classes import check_declared
 from dlth.data.shards.index_file import read_index, write_index
 from dlth.data.shards.index_trust import contradiction
 from dlth.data.shards.scan import Rows, scan
 from dlth.data.shards.shard_index import ShardIndex, ShardInfo
 from dlth.data.shards.sources import INFO_NAME, Listing, Source, resolve
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, DlthError, InputError, MismatchError, shown
-from dlth.tickets.progress import Progress
 
 __all__ = ["ShardIndex", "ShardInfo", "check_shards", "open_index"]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from dlth.data.remote.addresses import is_remote
 from dlth.data.remote.cache import open_shard
-from dlth.data.remote.opening import Facts
+from dlth.data.remote.storage import Facts
 from dlth.data.shards.scan import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIX,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.data.remote.cache import cache_root, open_shard
-from dlth.data.remote.opening import Facts
+from dlth.data.remote.storage import Facts
 from dlth.data.shards.identity import DataIdentity, data_identity
 from dlth.data.shards.tar import check_header, pread
 from dlth.data.shards.tar_header import BLOCK

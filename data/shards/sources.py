@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from dlth.data.remote.addresses import SCHEMES, filesystem, is_http, is_remote
-from dlth.data.remote.opening import reaching, read_small
+from dlth.data.remote.storage import reaching, read_small
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, SchemaError, UnsafeError, shown
 from dlth.tickets.format.jsontext import parse
 from dlth.tickets.store.disk import user_path

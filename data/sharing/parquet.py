@@ -17,13 +17,13 @@ import numpy as np
 
 from dlth.data.confined import Confined
 from dlth.data.sharing.parquet_rows import HEADER_KEY, SHARDS_KEY, ParquetRows, arrow
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.derive.draft import specs
 from dlth.tickets.errors import shown
 from dlth.tickets.exchange.imports import ForeignRows
 from dlth.tickets.exchange.npz import file_digest
 from dlth.tickets.format.jsontext import canonical
 from dlth.tickets.format.layout import HASH_BYTES
-from dlth.tickets.progress import Progress
 from dlth.tickets.store.disk import new_file
 from dlth.tickets.store.ticket_store import TicketStore
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from dlth.data.remote.addresses import filesystem, is_remote
 from dlth.data.remote.fetch import discard
-from dlth.data.remote.opening import reaching, read_small
+from dlth.data.remote.storage import reaching, read_small
 from dlth.data.shards.sources import check_address
 from dlth.data.sharing.transfer import check_free, download, upload
+from dlth.tickets.callbacks import Note, Progress
 from dlth.tickets.errors import (
     DlthError,
     InputError,
@@ -31,10 +32,9 @@ from dlth.tickets.errors import (
 )
 from dlth.tickets.exchange.archive import Archive, pack, unpack
 from dlth.tickets.exchange.card import card
-from dlth.tickets.named import read_named
-from dlth.tickets.progress import Note, Progress
 from dlth.tickets.store.disk import new_file, new_place, refuse_existing, user_path
 from dlth.tickets.store.ticket_store import TicketStore
+from dlth.tickets.user_files import read_named
 
 CARD = "README.md"
 SIGNATURE = ".sig"

@@ -17,13 +17,13 @@ from pathlib import Path
 from dlth.data.remote.addresses import is_remote
 from dlth.data.remote.cache import cache_root, holding, make_room, used
 from dlth.data.remote.fetch import discard
-from dlth.data.remote.opening import Facts, facts
+from dlth.data.remote.storage import Facts, facts
 from dlth.data.sharing.share import check_identity, check_packed, pinned
 from dlth.data.sharing.transfer import download
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DlthError
 from dlth.tickets.exchange.archive import Archive, unpack
 from dlth.tickets.format.jsontext import canonical, parse
-from dlth.tickets.progress import Progress
 from dlth.tickets.store.disk import read_file, reading, write_files
 from dlth.tickets.store.ticket_store import TicketStore
 

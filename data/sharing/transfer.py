@@ -14,11 +14,11 @@ from fsspec.callbacks import Callback
 
 from dlth.data.remote.addresses import filesystem, is_remote
 from dlth.data.remote.fetch import BLOCK, discard, fetch, note_of
-from dlth.data.remote.opening import Facts, facts, reaching, retried
-from dlth.data.remote.waiting import watched
+from dlth.data.remote.stall_log import watched
+from dlth.data.remote.storage import Facts, facts, reaching, retried
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, TransferError, shown
 from dlth.tickets.format.jsontext import canonical
-from dlth.tickets.progress import Progress
 from dlth.tickets.store.disk import appended, fresh, new_file, read_file, space_errors
 from dlth.tickets.store.locks import locked
 

@@ -1,5 +1,5 @@
 """`python -m dlth.pipeline.cli`, as torchrun starts it."""
 
-from dlth.pipeline.cli.last_line import main
+from dlth.pipeline.cli.error_handler import main
 
 main()

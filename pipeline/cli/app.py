@@ -2,7 +2,7 @@
 
 Everything heavy is imported inside the commands, so that `dlth --help` and `dlth tickets info` answer at once.
 Exit codes: 0 done, 1 damage found by a check, 2 bad input or a machine that refuses, 70 a mistake of dlth's, 75 stopped
-on request and resumable, 130 interrupted, 141 nobody reads the result; `last_line` keeps them.
+on request and resumable, 130 interrupted, 141 nobody reads the result; `error_handler` keeps them.
 """
 
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ from dlth.pipeline.cli import (
     sharing,
     show,
     studies,
+    ticket_info,
     ticket_tools,
-    tickets,
     training,
 )
 
@@ -32,7 +32,7 @@ COMMANDS = (
     (training, "train evaluate"),
 )
 TICKETS = (
-    (tickets, "info verify"),
+    (ticket_info, "info verify"),
     (ticket_tools, "stats diff merge subset union intersect inverse control"),
     (sharing, "shrink pack unpack push pull sign"),
     (show, "show"),

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from dlth.tickets.errors import plain, shown
 from dlth.tickets.format.jsontext import strict
-from dlth.training.world.ranks import ranks
+from dlth.training.distributed.ranks import ranks
 
 LONGEST = 1_000
 """Characters of a value in a table, at most: names in a header may be far longer."""

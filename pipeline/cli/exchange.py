@@ -10,7 +10,7 @@ from dlth.pipeline.cli.flags import integer
 from dlth.pipeline.cli.options import DryRun, File, Json, Out, Shards, Split
 from dlth.pipeline.cli.ticket_tools import opened, write
 from dlth.tickets import Grid, num_kept
-from dlth.tickets.digits import is_digits
+from dlth.tickets.ascii_digits import is_digits
 from dlth.tickets.errors import InputError, shown
 
 FORMATS = {".npz": "npz", ".parquet": "parquet", ".json": "coco"}

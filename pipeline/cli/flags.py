@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dlth.tickets.digits import ascii_only
+from dlth.tickets.ascii_digits import ascii_only
 
 Number = TypeVar("Number", int, float)
 

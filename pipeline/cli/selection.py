@@ -9,7 +9,7 @@ from dlth.pipeline.cli.flags import with_flags
 from dlth.pipeline.cli.options import ConfigFile, DryRun, Json, PrintConfig, only_printed
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import shown
-from dlth.training.world.ranks import ranks
+from dlth.training.distributed.ranks import ranks
 
 if TYPE_CHECKING:
     from dlth.pipeline.selection.stage import SelectReport

@@ -8,7 +8,7 @@ import typer
 from dlth.pipeline.cli import console
 from dlth.pipeline.cli.flags import integer
 from dlth.pipeline.cli.options import Classes, File, Json, Shards, Split
-from dlth.pipeline.cli.tickets import describe
+from dlth.pipeline.cli.ticket_info import describe
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import shown
 

@@ -17,8 +17,8 @@ from dlth.pipeline.cli.options import Classes, DryRun, File, Files, Json, Keep, 
 from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.derive.draft import Draft
 from dlth.tickets.errors import InputError, MissingFileError, shown
-from dlth.tickets.format.origin import all_alike
-from dlth.tickets.named import named_lines
+from dlth.tickets.format.provenance import all_alike
+from dlth.tickets.user_files import named_lines
 
 _CLASSES_SHOWN = 20
 
@@ -146,7 +146,7 @@ def subset(
     elif keys_of is not None:
         draft = edit.common_rows(store, opened(keys_of))
     else:
-        from dlth.pipeline.pages.row_labels import class_number
+        from dlth.data.joining.row_labels import class_number
 
         classes = _classes(data, split, store)
         if classes is None:
@@ -246,7 +246,7 @@ def _count(store: TicketStore, keep: str | None, tokens: int | None) -> int | No
 def _classes(data: str | None, split: str | None, store: TicketStore) -> Any:
     if data is None:
         return None
-    from dlth.pipeline.pages.row_labels import row_classes
+    from dlth.data.joining.row_labels import row_classes
 
     classes = row_classes(data, split, store)
     console.note(classes.coverage)

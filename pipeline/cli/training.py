@@ -12,9 +12,9 @@ from dlth.pipeline.cli.flags import with_flags
 from dlth.pipeline.cli.options import ConfigFile, DryRun, Json, PrintConfig, only_printed
 from dlth.pipeline.cli.sharing import fetched
 from dlth.tickets.errors import shown
+from dlth.training.reporter import Reporter
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.train_config import RECIPES, UNLESS_SAID, TrainConfig
-from dlth.training.world.reporter import Reporter
 
 
 class ConsoleReporter(Reporter):

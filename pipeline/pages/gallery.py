@@ -24,7 +24,7 @@ from dlth.tickets import Grid
 from dlth.tickets.errors import shown
 from dlth.tickets.ranking.ranks import num_shared
 from dlth.tickets.store.disk import make_folder, space_errors
-from dlth.training.publish import published, write_text
+from dlth.training.run_files import published, write_text
 
 SHEET = 24
 """Images on one PNG sheet."""

@@ -15,16 +15,16 @@ from torchvision.transforms.v2 import functional as F
 from dlth.data.images.decode import BadImageError, image_size
 from dlth.data.images.views import check_view, render
 from dlth.data.joining.join import Join, join
+from dlth.data.joining.row_labels import class_number
 from dlth.data.loading.crashes import Crashed, decode_sample
 from dlth.data.loading.workers import Pool
 from dlth.data.shards.classes import class_names
 from dlth.data.shards.identity import content_hash, spread
 from dlth.data.shards.index import ShardIndex
 from dlth.pipeline.pages.gallery import Card, Gallery
-from dlth.pipeline.pages.row_labels import class_number
 from dlth.tickets import TicketHeader, TicketStore, View, ViewSpec, num_kept, project
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, shown
-from dlth.tickets.progress import Note
 from dlth.tickets.ranking.ranks import num_shared
 
 MAX_COMPARED = 20_000

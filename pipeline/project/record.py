@@ -14,8 +14,8 @@ from typing import Any
 from dlth.data.shards.splits import EVALUATION, TRAINING
 from dlth.pipeline.project.file import NAME
 from dlth.tickets.errors import DlthError, InputError, UnsafeError, shown
-from dlth.tickets.named import read_named
 from dlth.tickets.store.disk import write_files
+from dlth.tickets.user_files import read_named
 from dlth.training.settings.toml_text import MAX_CONFIG_BYTES, parse_toml, toml_value
 
 _BOM = "\ufeff"

@@ -32,18 +32,18 @@ from dlth.tickets import (
     TicketStore,
     TicketWriter,
 )
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.progress import Note
+from dlth.training.distributed.process_group import pick_device
+from dlth.training.distributed.ranks import ranks
 from dlth.training.models.compiled import check_backend
 from dlth.training.models.frame import described
 from dlth.training.models.registry import resolve
-from dlth.training.models.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
-from dlth.training.runs.outcome import versions
+from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.runs.result import versions
 from dlth.training.selectors.batch_ranker import BatchRanker, Ranked, rank_batches
 from dlth.training.selectors.patch_ranker import PatchRanker
 from dlth.training.selectors.rankers import RANKERS, Wanted
-from dlth.training.world.distributed import pick_device
-from dlth.training.world.ranks import ranks
 
 Advance = Callable[[int], None]
 

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlth.data.packing.digits import make_digit_shards
+from dlth.data.packing.demo_digits import make_digit_shards
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.stage import plan, select
 from dlth.pipeline.studies.demo_config import DemoConfig
 from dlth.pipeline.studies.demo_report import ARMS, write_demo_report
 from dlth.tickets import TicketStore
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, shown
-from dlth.tickets.progress import Note
 from dlth.tickets.store.locks import LOCK, owned
-from dlth.training.publish import write_text
+from dlth.training.reporter import Reporter
+from dlth.training.run_files import write_text
 from dlth.training.runs.loop import train
 from dlth.training.runs.runlog import RESULT
 from dlth.training.settings.layering import checked, layered
 from dlth.training.settings.toml_text import CONFIG, to_toml
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.reporter import Reporter
 
 MODEL = {
     "model": "vit_tiny_patch16_224",

@@ -18,7 +18,7 @@ from dlth.data.images.decode import decode
 from dlth.data.shards.index import ShardIndex, open_index
 from dlth.pipeline.pages import figures
 from dlth.pipeline.pages.report import Picture, Report, Section, Table, Verdict, write_report
-from dlth.pipeline.studies.statistics import Comparison, compare_arms
+from dlth.pipeline.studies.arm_comparison import Comparison, compare_arms
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import MismatchError
 from dlth.training import Selector, TicketViT
@@ -26,9 +26,9 @@ from dlth.training.models.frame import Frame
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build
 from dlth.training.models.weights import load_weights
-from dlth.training.runs.outcome import MAX_RESULT_BYTES
+from dlth.training.runs.result import MAX_RESULT_BYTES
 from dlth.training.runs.runlog import RESULT, logged_epochs
-from dlth.training.runs.seal import read_sealed
+from dlth.training.runs.sealed_json import read_sealed
 from dlth.training.settings.comparable import comparable
 
 ARMS = ("ticket", "random", "dense")

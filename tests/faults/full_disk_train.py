@@ -25,9 +25,9 @@ from makers.runs import train_config
 from dlth.tickets.errors import SpaceError
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import train
-from dlth.training.runs.outcome import RunResult
+from dlth.training.runs.result import RunResult
 from dlth.training.runs.resume import CHECKPOINTS
-from dlth.training.runs.seal import read_sealed
+from dlth.training.runs.sealed_json import read_sealed
 
 
 def run(data: str, out: Path) -> RunResult:

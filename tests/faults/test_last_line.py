@@ -18,12 +18,12 @@ from typer.main import get_command
 
 from dlth.pipeline.cli.app import app
 from dlth.pipeline.cli.environment import mend_environment
+from dlth.pipeline.cli.error_handler import guarded
 from dlth.pipeline.cli.exit_codes import EXIT_BUG, EXIT_DAMAGE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_READER_GONE
-from dlth.pipeline.cli.last_line import guarded
 from dlth.tickets import TicketStore
-from dlth.training.world.signals import EXIT_RESUMABLE
+from dlth.training.distributed.signals import EXIT_RESUMABLE
 
-DLTH = [sys.executable, "-c", "from dlth.pipeline.cli.last_line import main; main()"]
+DLTH = [sys.executable, "-c", "from dlth.pipeline.cli.error_handler import main; main()"]
 
 Run = Callable[..., tuple[int, str, str]]
 

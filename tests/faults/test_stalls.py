@@ -11,7 +11,7 @@ from makers.servers import FolderServer
 from makers.tickets import make_store
 
 from dlth.data.remote.cache import open_shard
-from dlth.data.remote.opening import Facts
+from dlth.data.remote.storage import Facts
 from dlth.data.shards.sources import resolve
 from dlth.data.sharing.share import pull
 from dlth.data.sharing.transfer import BLOCK, download
@@ -27,8 +27,8 @@ WHOLE = 2 * BLOCK + 1_000
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderServer]:
     """A server of `served/`; minutes are tenths of a second."""
     monkeypatch.setenv("DLTH_TIMEOUT", SHORT)
-    monkeypatch.setattr("dlth.data.remote.opening.WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr("dlth.data.remote.waiting.FIRST_WORD", 0.1)
+    monkeypatch.setattr("dlth.data.remote.storage.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dlth.data.remote.stall_log.FIRST_WORD", 0.1)
     monkeypatch.setattr("dlth.data.sharing.share._SIGNATURE_SECONDS", 0.3)
     (tmp_path / "served").mkdir()
     found = FolderServer(tmp_path / "served")
@@ -80,7 +80,7 @@ def test_a_small_file_that_drips_comes_to_an_end(
 ) -> None:
     """A list that comes byte by byte is given up after the seconds for a whole file; nobody says that nothing moved."""
     monkeypatch.setattr(
-        "dlth.data.remote.waiting.FIRST_WORD", 0.25
+        "dlth.data.remote.stall_log.FIRST_WORD", 0.25
     )  # a byte comes every 0.05 seconds, five times as often
     (tmp_path / "served/_info.json").write_bytes(bytes(1_000))
     server.stalls["/_info.json"] = "drip"

@@ -30,7 +30,7 @@ from makers.pictures import make_image, make_picture, make_tar
 from makers.tickets import select_tickets
 
 from dlth.data.shards.index import open_index
-from dlth.pipeline.cli.last_line import main as dlth
+from dlth.pipeline.cli.error_handler import main as dlth
 from dlth.tickets import DatasetInfo, SelectorInfo, TicketStore
 from dlth.tickets.exchange.archive import pack
 from dlth.tickets.exchange.npz import export_npz
@@ -220,7 +220,7 @@ def _weights(path: Path) -> None:
     import torch
 
     from dlth.training.models.registry import build as build_model
-    from dlth.training.models.weights_note import WeightsNote
+    from dlth.training.models.weights_metadata import WeightsNote
     from dlth.training.runs.checkpoint import write_tensors
 
     torch.manual_seed(0)

@@ -33,15 +33,15 @@ from safetensors.torch import load_file, save_file
 
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.stage import plan
+from dlth.training.distributed.process_group import World
+from dlth.training.distributed.signals import StopRequest
 from dlth.training.evaluation.evaluate import evaluate
-from dlth.training.runs import checkpoint, seal
+from dlth.training.reporter import Reporter
+from dlth.training.runs import checkpoint, sealed_json
 from dlth.training.runs.loop import Training, planned, train
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import layered
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
-from dlth.training.world.reporter import Reporter
-from dlth.training.world.signals import StopRequest
 
 ALONE = World(0, 1, torch.device("cpu"))
 STEP = "checkpoints/step-00000005"
@@ -97,7 +97,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def forged(path: Path, rng: random.Random) -> str:
     """A field of state.json becomes another value, and the digest that of the new content."""
     head = json.loads(path.read_text())
-    head.pop(seal.SEAL)
+    head.pop(sealed_json.SEAL)
     state = head["state"]
     part = rng.choice(("head", "progress", "progress", "progress", "optimizer", "scaler", "log", "must_agree"))
     within = head if part == "head" else {part: state[part]}
@@ -116,7 +116,7 @@ def forged(path: Path, rng: random.Random) -> str:
     else:
         inner[place[-1]] = value
     content = within if part == "head" else head | {"state": state | within}
-    path.write_text(json.dumps(seal.sealed(content)))
+    path.write_text(json.dumps(sealed_json.sealed(content)))
     return f"{'.'.join(map(str, place))} = {value!r}"
 
 
@@ -176,7 +176,7 @@ def readers(config: TrainConfig, folder: Path) -> dict[str, Callable[[], Any]]:
 
 def weaken(path: Path) -> None:
     """Digests are not looked at any more, nor those in a state.json."""
-    seal._digest = lambda content: ""
+    sealed_json._digest = lambda content: ""
     checkpoint._entry = lambda path: {"bytes": path.stat().st_size, "sha256": ""}
     head = json.loads(path.read_text())
     for entry in (head, *head["files"].values()):

@@ -18,7 +18,7 @@ from makers.tickets import make_store
 
 from dlth.data.remote.cache import open_shard
 from dlth.data.remote.fetch import blocks
-from dlth.data.remote.opening import Facts, facts, read_small
+from dlth.data.remote.storage import Facts, facts, read_small
 from dlth.data.shards.sources import resolve
 from dlth.data.sharing.transfer import BLOCK, download
 from dlth.tickets import TicketStore
@@ -46,7 +46,7 @@ def player() -> Iterator[Callable[..., Player]]:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another try comes at once."""
-    monkeypatch.setattr("dlth.data.remote.opening.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dlth.data.remote.storage.WAITS", (0.0, 0.0, 0.0))
 
 
 def said(start: int, stop: int, total: object = SIZE) -> str:

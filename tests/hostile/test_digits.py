@@ -8,14 +8,14 @@ from makers import ROOT
 from typer.testing import CliRunner
 
 from dlth.data.images.rand_augment import RandAugment
+from dlth.data.joining.row_labels import class_number
 from dlth.data.packing.imagenet import name_and_synset, validation_labels
 from dlth.data.remote.addresses import patience
 from dlth.data.remote.cache import cache_limit
 from dlth.data.shards.sources import expand_braces
 from dlth.pipeline.cli.app import app
 from dlth.pipeline.cli.exchange import _grid
-from dlth.pipeline.cli.tickets import _part
-from dlth.pipeline.pages.row_labels import class_number
+from dlth.pipeline.cli.ticket_info import _part
 from dlth.tickets.errors import DlthError
 from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.settings.fields import _literal

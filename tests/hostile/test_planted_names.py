@@ -20,20 +20,20 @@ from dlth.tickets.errors import DamageError, UnsafeError
 from dlth.tickets.store.disk import appended
 from dlth.tickets.store.locks import owned
 from dlth.tickets.store.partial import Partial
-from dlth.training.publish import write_text
+from dlth.training.run_files import write_text
 from dlth.training.runs import checkpoint
 from dlth.training.runs.runlog import RunLog
 
 WRITERS = {
     "tickets/store/disk.py: fresh": "the one that makes temporary files",
-    "data/packing/digits.py: make_digit_shards": "tempfile's own names",
+    "data/packing/demo_digits.py: make_digit_shards": "tempfile's own names",
     "data/shards/index_file.py: write_index": "a file that `published` has just made",
     "training/runs/checkpoint.py: write_tensors": "a file that `published` has just made",
     "tickets/exchange/npz.py: _member": "a member of a zip archive in a `new_file`",
     "tickets/store/disk.py: appended": "the one that goes on with files, of one name and no link",
     "tickets/store/locks.py: _acquire": "locks; what is written to one is looked at first",
     "data/confined.py: _serve": "/dev/null",
-    "pipeline/cli/last_line.py: _bug": "a name of mkstemp",
+    "pipeline/cli/error_handler.py: _bug": "a name of mkstemp",
     "data/sharing/signing.py: check_signature": "in a folder of mkdtemp",
     "pipeline/cli/streams.py: _failing": "/dev/null",
     "pipeline/cli/streams.py: harmless": "/dev/null",

@@ -10,8 +10,8 @@ import pytest
 
 from dlth.tickets.errors import DamageError
 from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint
-from dlth.training.runs.metrics import RunProgress, RunSize, Totals
 from dlth.training.runs.resume import mark_of
+from dlth.training.runs.run_progress import RunProgress, RunSize, Totals
 from dlth.training.runs.runlog import RunLog
 
 SIZE = RunSize(epochs=3, steps_per_epoch=4, num_images=10, global_batch=3, tokens_per_image=17)

@@ -34,8 +34,8 @@ from safetensors.numpy import load_file, save_file
 from typer.main import get_command
 
 from dlth.pipeline.cli.app import app
-from dlth.pipeline.cli.last_line import main
-from dlth.training.runs.seal import SEAL, sealed
+from dlth.pipeline.cli.error_handler import main
+from dlth.training.runs.sealed_json import SEAL, sealed
 from dlth.training.settings.toml_text import toml_value
 
 EVIL = "x\x1b[31m\x9b2J\u202e\x7f\U000e0041\r\nFORGED :100: [bold]b[/bold] $\\frac{"
@@ -44,7 +44,7 @@ NAME = EVIL.replace("/", "")
 LITERAL = ":100: [bold]b[/bold] $"
 MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
 SMALL = (*MODEL, "--img-size", "32")
-DLTH = [sys.executable, "-c", "from dlth.pipeline.cli.last_line import main; main()"]
+DLTH = [sys.executable, "-c", "from dlth.pipeline.cli.error_handler import main; main()"]
 HERE = Path(__file__).parent
 
 

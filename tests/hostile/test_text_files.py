@@ -13,7 +13,7 @@ import pytest
 from dlth.pipeline.project.file import project_file
 from dlth.pipeline.project.record import obstacles, record_shards
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, UnsafeError
-from dlth.tickets.named import named_lines, read_named
+from dlth.tickets.user_files import named_lines, read_named
 from dlth.training.settings.toml_text import parse_toml, read_toml
 
 DEEP = "nested more than 16 deep"

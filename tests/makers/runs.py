@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from dlth.pipeline.selection.config import SelectConfig
+from dlth.training.reporter import Reporter
 from dlth.training.settings.layering import checked, layered
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.reporter import Reporter
 
 KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 

@@ -50,7 +50,7 @@ TRAIN = """
 import os, signal, sys
 from dlth.training.settings.layering import layered
 from dlth.training.runs.loop import train
-from dlth.training.world.reporter import Reporter
+from dlth.training.reporter import Reporter
 
 class Signals(Reporter):
     def stepped(self, record):

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import InputError, LockedError, MismatchError, shown
 from dlth.tickets.format.header import SelectorInfo, TicketHeader, differences
 from dlth.tickets.format.jsontext import Json
 from dlth.tickets.format.manifest import ShardSpec
 from dlth.tickets.format.rows import ShardTickets
-from dlth.tickets.progress import Progress
 from dlth.tickets.ranking.budget import Budget
 from dlth.tickets.store.ticket_store import TicketStore
 from dlth.tickets.store.writer import TicketWriter

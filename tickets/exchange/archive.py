@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, LimitError, MismatchError, UnsafeError, shown
 from dlth.tickets.format.layout import (
     MANIFEST_FILE,
@@ -29,7 +30,6 @@ from dlth.tickets.format.layout import (
     manifest_meta_text,
 )
 from dlth.tickets.format.manifest import FileDigest, Manifest, check_digest, digest_of
-from dlth.tickets.progress import Progress
 from dlth.tickets.store.disk import (
     fresh,
     new_file,

@@ -11,7 +11,7 @@ import re
 
 from dlth.tickets.errors import shown
 from dlth.tickets.format.header import TicketHeader
-from dlth.tickets.format.origin import describe
+from dlth.tickets.format.provenance import describe
 from dlth.tickets.store.ticket_store import TicketStore, open_store
 
 _LICENSES = (

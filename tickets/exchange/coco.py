@@ -13,8 +13,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.progress import Progress
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.ranking.ranks import kept_sets
 from dlth.tickets.store.disk import new_file

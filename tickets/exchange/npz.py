@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.derive.draft import specs
 from dlth.tickets.errors import (
     DamageError,
@@ -42,7 +43,6 @@ from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.jsontext import canonical, parse
 from dlth.tickets.format.layout import MAX_CHUNK_BYTES, MAX_META_BYTES, MAX_SHARDS
 from dlth.tickets.format.manifest import MAX_ROWS, ShardSpec
-from dlth.tickets.progress import Progress
 from dlth.tickets.store.disk import new_file, open_regular, reading, user_path
 from dlth.tickets.store.ticket_store import TicketStore, open_store
 

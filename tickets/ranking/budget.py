@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from dlth.tickets.digits import ascii_only
+from dlth.tickets.ascii_digits import ascii_only
 from dlth.tickets.errors import InputError, shown
 
 Rate = str | float | Decimal | Fraction

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.arguments import listed, whole_number
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.derive.draft import check_same_frame
 from dlth.tickets.derive.pairing import Pairing
 from dlth.tickets.errors import InputError
-from dlth.tickets.progress import Progress
 from dlth.tickets.ranking.budget import num_kept
 from dlth.tickets.ranking.ranks import rank_matrix
 from dlth.tickets.store.labels import NO_LABEL, Labels, RowLabels

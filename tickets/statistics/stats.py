@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.arguments import whole_number
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.format.rows import ShardTickets
-from dlth.tickets.progress import Progress
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.ranking.projection import covered
 from dlth.tickets.store.labels import Labels, RowLabels

@@ -1,4 +1,4 @@
 """A ticket file on the disk: reading, writing, resuming and verifying it, its locks, and finding rows by key.
 
-May import: ranking, format.
+May import: format.
 """

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dlth.tickets.digits import is_digits
+from dlth.tickets.ascii_digits import is_digits
 from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError, UnsafeError, shown
 from dlth.tickets.store.disk import make_folder, read_file, refuse_read_only, refuse_shared, space_errors
 

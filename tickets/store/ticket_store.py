@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.arguments import listed
+from dlth.tickets.callbacks import Note, Progress
 from dlth.tickets.errors import DamageError, InputError, MissingTicketError, shown
 from dlth.tickets.format.layout import MANIFEST_FILE, MANIFEST_META_FILE, identity_of, manifest_meta_text
 from dlth.tickets.format.rows import Rankings
-from dlth.tickets.progress import Note, Progress
 from dlth.tickets.store.keyindex import KeyIndex, key_hashes
 from dlth.tickets.store.reader import StoredShards
 from dlth.tickets.store.verify import verify_store

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.tickets.callbacks import Note, Progress
 from dlth.tickets.errors import DamageError, InputError, shown
 from dlth.tickets.format.manifest import content_id
-from dlth.tickets.format.origin import all_alike
-from dlth.tickets.progress import Note, Progress
+from dlth.tickets.format.provenance import all_alike
 from dlth.tickets.store.keyindex import KeyIndex, key_hashes
 from dlth.tickets.store.reader import StoredShards
 

@@ -19,8 +19,9 @@ from dlth.data.loading.evaluation import EvalLoader
 from dlth.data.loading.patches import Arm
 from dlth.data.shards.index import ShardIndex
 from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
-from dlth.tickets.format.origin import describe
-from dlth.tickets.progress import Note
+from dlth.tickets.callbacks import Note
+from dlth.tickets.format.provenance import describe
+from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.measure import EvalResult, ImageResults, scores
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.pixels import Pixels
@@ -29,7 +30,6 @@ from dlth.training.models.student import Student
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
 
 
 @dataclass(frozen=True)

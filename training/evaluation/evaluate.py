@@ -12,9 +12,11 @@ from dlth.data.shards.classes import check_labels, require_labels
 from dlth.data.shards.index import open_index
 from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.tickets import Grid, TicketStore, num_kept
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.progress import Note
 from dlth.tickets.store.locks import owned
+from dlth.training.distributed.agreement import agree, settings_of
+from dlth.training.distributed.process_group import joined
 from dlth.training.evaluation.evalset import EvalSet, tickets_crop, tokens_kept
 from dlth.training.evaluation.measure import EvalResult
 from dlth.training.models.frame import Frame, described
@@ -24,10 +26,8 @@ from dlth.training.models.registry import resolve
 from dlth.training.models.student import Student
 from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
-from dlth.training.models.weights_note import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 from dlth.training.settings.eval_config import DEFAULT_SEED, EvalConfig
-from dlth.training.world.agreement import agree, settings_of
-from dlth.training.world.distributed import joined
 
 
 def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dlth.tickets.errors import shown
-from dlth.training.publish import published
+from dlth.training.run_files import published
 
 
 @dataclass(frozen=True)

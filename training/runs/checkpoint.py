@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 
 from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError, shown
 from dlth.tickets.store.disk import read_file, refuse_linked, sync
-from dlth.training.publish import published, write_errors, write_text
-from dlth.training.runs.seal import SEAL, read_sealed, sealed
+from dlth.training.run_files import published, write_errors, write_text
+from dlth.training.runs.sealed_json import SEAL, read_sealed, sealed
 
 FORMAT = "dlth-checkpoint"
 VERSION, FIRST_VERSION = 2, 1

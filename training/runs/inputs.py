@@ -29,14 +29,14 @@ from dlth.data.shards.index import ShardIndex, open_index
 from dlth.data.shards.splits import EVALUATION
 from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.tickets import TicketHeader, TicketStore
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.format.origin import describe
-from dlth.tickets.progress import Note
+from dlth.tickets.format.provenance import describe
+from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import EvalSet, moved_text, tokens_kept
 from dlth.training.models.frame import Frame, described
-from dlth.training.runs.schedule import KeepSchedule
+from dlth.training.runs.keep_schedule import KeepSchedule
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
 
 
 @dataclass(frozen=True)

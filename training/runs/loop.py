@@ -23,14 +23,17 @@ import torch
 
 from dlth.tickets.errors import shown
 from dlth.tickets.store.locks import owned
+from dlth.training.distributed.agreement import agree
+from dlth.training.distributed.process_group import World, joined
+from dlth.training.distributed.signals import StopRequest, stop_on_signals
 from dlth.training.evaluation.measure import EvalResult
 from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
-from dlth.training.models.weights_note import EMA_FILE, MODEL_FILE
-from dlth.training.publish import write_text
+from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
+from dlth.training.reporter import Reporter
+from dlth.training.run_files import write_text
 from dlth.training.runs import checkpoint
-from dlth.training.runs.metrics import RunProgress, Totals, device_name, peak_memory
-from dlth.training.runs.outcome import DivergedError, RunResult, diverged, read_result, write_result
+from dlth.training.runs.result import DivergedError, RunResult, diverged, read_result, write_result
 from dlth.training.runs.resume import (
     BEST,
     CHECKPOINTS,
@@ -41,15 +44,12 @@ from dlth.training.runs.resume import (
     resume_path,
     take_over,
 )
+from dlth.training.runs.run_progress import RunProgress, Totals, device_name, peak_memory
 from dlth.training.runs.runlog import METRICS, RESULT, Mark, RunLog
 from dlth.training.runs.setup import Parts, prepare
 from dlth.training.runs.step import StepResult
 from dlth.training.settings.toml_text import CONFIG, to_toml
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.agreement import agree
-from dlth.training.world.distributed import World, joined
-from dlth.training.world.reporter import Reporter
-from dlth.training.world.signals import StopRequest, stop_on_signals
 
 
 def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult:

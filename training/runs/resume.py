@@ -18,10 +18,10 @@ import torch
 from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
 from dlth.tickets.store.disk import refuse_linked
 from dlth.training.models.weights import check_fits
-from dlth.training.models.weights_note import EMA_FILE, MODEL_FILE
+from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
 from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
-from dlth.training.runs.metrics import RunProgress, RunSize
-from dlth.training.runs.outcome import versions
+from dlth.training.runs.result import versions
+from dlth.training.runs.run_progress import RunProgress, RunSize
 from dlth.training.runs.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
 from dlth.training.runs.setup import Parts, contents, fixed_settings
 from dlth.training.settings.layering import is_written

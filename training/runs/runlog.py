@@ -29,7 +29,7 @@ from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeErro
 from dlth.tickets.format.jsontext import parse, strict
 from dlth.tickets.store.disk import appended
 from dlth.training.drawing import own_style
-from dlth.training.publish import published, write_errors, write_text
+from dlth.training.run_files import published, write_errors, write_text
 
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"

@@ -18,8 +18,10 @@ from timm.utils import ModelEmaV3
 from dlth.data.loading.batch import Batch
 from dlth.data.loading.loader import TrainLoader
 from dlth.tickets import Budget, Grid
-from dlth.tickets.progress import Note
+from dlth.tickets.callbacks import Note
 from dlth.tickets.seeding import derive
+from dlth.training.distributed.agreement import agree, settings_of
+from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import tickets_crop
 from dlth.training.evaluation.measure import EvalResult
 from dlth.training.models.frame import Frame, described
@@ -28,18 +30,16 @@ from dlth.training.models.registry import build, resolve
 from dlth.training.models.student import Student
 from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
-from dlth.training.models.weights_note import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
+from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
+from dlth.training.reporter import Reporter
 from dlth.training.runs.inputs import Inputs, open_files
+from dlth.training.runs.keep_schedule import KeepSchedule, final_budget
 from dlth.training.runs.optim import SetRate, make_ema, make_optimizer, make_schedule
-from dlth.training.runs.schedule import KeepSchedule, final_budget
 from dlth.training.runs.step import Stepper
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.fields import is_free
 from dlth.training.settings.train_config import RECIPE_BATCH, TrainConfig
-from dlth.training.world.agreement import agree, settings_of
-from dlth.training.world.distributed import World
-from dlth.training.world.reporter import Reporter
 
 HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
 """Arms of an evaluation by which a run's best epoch is chosen, the first that was measured; the paper's choice."""

@@ -38,13 +38,13 @@ from dlth.data.images.visibility import demote, hidden_share
 from dlth.data.loading.batch import Batch
 from dlth.tickets import Budget
 from dlth.tickets.seeding import derive
+from dlth.training.distributed.process_group import World
 from dlth.training.models.compiled import compiled
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
 from dlth.training.models.student import Student
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dlth.data.cores import num_cores
 from dlth.data.loading.shard_reader import ShardBatch
-from dlth.tickets.progress import Note
+from dlth.tickets.callbacks import Note
 from dlth.training.models.compiled import compiled
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision

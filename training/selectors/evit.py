@@ -1,6 +1,6 @@
 """The selector: a trained ViT whose class token says which patches of an image matter.
 
-EViT's rule (METHOD in docs): at a selection block, run the attention; score each patch by the attention that the class
+EViT's rule (`docs/method.md`): at a selection block, run the attention; score each patch by the attention that the class
 token pays to it; add the residual; keep the best; run the MLP on what is left. What a ticket needs and no more is
 computed: at the last selection block only norm, keys and one query, and nothing after.
 

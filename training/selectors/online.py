@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dlth.tickets import Budget, Grid
 from dlth.tickets.errors import InputError
-from dlth.tickets.format.origin import describe_selector
+from dlth.tickets.format.provenance import describe_selector
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.weights_note import ABOUT_IMAGES, WeightsFile
+from dlth.training.models.weights_metadata import ABOUT_IMAGES, WeightsFile
+from dlth.training.reporter import Reporter
 from dlth.training.selectors.patch_ranker import PatchRanker, Select, Selection
 from dlth.training.selectors.rankers import RANKERS, Wanted
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.reporter import Reporter
 
 FLAGS = {"model": "--selector", "model_kwargs": "--selector-kwargs"}
 """Flags of what a selector's weights record, where a training run gives the bare name to its student."""

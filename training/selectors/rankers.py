@@ -12,7 +12,7 @@ from torch import nn
 from dlth.tickets.errors import InputError, shown
 from dlth.training.models.frame import Frame
 from dlth.training.models.registry import build, default_blocks, on_black_image, resolve
-from dlth.training.models.weights_note import WeightsFile
+from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.selectors.evit import Selector
 from dlth.training.selectors.patch_ranker import PatchRanker
 
@@ -21,7 +21,7 @@ from dlth.training.selectors.patch_ranker import PatchRanker
 class Wanted:
     """What is asked of a ranker, by whichever flags, settled with what its weights record.
 
-    model, options: the model, and what `models.build` takes besides
+    model, options: the model, and what `registry.build` takes besides
     weights: a file; None for timm's released ones, or, with a `seed`, for random ones
     images: arguments of `Frame.of`; None is the model's own
     blocks, fuse_tokens, rates: as `Selector` takes them; no blocks are the paper's

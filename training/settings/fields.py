@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
-from dlth.tickets.digits import ascii_only
+from dlth.tickets.ascii_digits import ascii_only
 from dlth.tickets.ranking.budget import exact_rate
 
 WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."

@@ -16,10 +16,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from dlth.tickets.digits import ascii_only
+from dlth.tickets.ascii_digits import ascii_only
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import DlthError, InputError, shown
-from dlth.tickets.named import named_text
-from dlth.tickets.progress import Note
+from dlth.tickets.user_files import named_text
 from dlth.training.settings.fields import Settings
 from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml, read_toml, to_toml, toml_of
 from dlth.training.settings.train_config import RECIPES, TrainConfig

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dlth.tickets.errors import InputError, LimitError, UnsafeError, shown
-from dlth.tickets.named import named_text
+from dlth.tickets.user_files import named_text
 from dlth.training.settings.fields import Settings
 
 CONFIG = "config.toml"

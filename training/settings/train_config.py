@@ -1,7 +1,7 @@
 """The settings of stage 2, under timm's names where timm has them, and its two recipes.
 
-Checked when made, so that a run with an impossible setting ends before data are opened. `recipe` holds the paper's
-numbers as *differences from the defaults* (see `layers.py` for who wins); the defaults are plain: no augmentation but
+Checked when made, so that a run with an impossible setting ends before data are opened. `RECIPES` hold the paper's
+numbers as *differences from the defaults* (see `layering.py` for who wins); the defaults are plain: no augmentation but
 crop and flip, nothing averaged, so that what a recipe adds can be read in its few lines.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlth.data.images.decode import decode
-from dlth.data.packing.digits import CANVAS, GRID, PATCH, DigitImages, draw_digits, make_digit_shards
+from dlth.data.packing.demo_digits import CANVAS, GRID, PATCH, DigitImages, draw_digits, make_digit_shards
 from dlth.tickets.errors import InputError
 
 

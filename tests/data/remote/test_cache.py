@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dlth.data.remote.cache import holding, open_shard
-from dlth.data.remote.opening import Facts, facts
+from dlth.data.remote.storage import Facts, facts
 from dlth.data.shards.index import ShardIndex, check_shards, open_index
 from dlth.data.shards.tar import pread
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, UnsafeError

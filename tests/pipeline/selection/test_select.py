@@ -27,7 +27,7 @@ from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFil
 from dlth.training import Selector
 from dlth.training.models.frame import Frame
 from dlth.training.models.registry import build
-from dlth.training.models.weights_note import WeightsNote
+from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.runs.checkpoint import write_tensors
 from dlth.training.selectors.batch_ranker import BatchRanker
 from dlth.training.selectors.patch_ranker import Selection

@@ -19,9 +19,9 @@ from dlth.pipeline.studies.demo_config import DemoConfig
 from dlth.pipeline.studies.demo_report import CLAUSES, TOKENS, Runs, verdicts
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DamageError, InputError, MismatchError
-from dlth.training.runs.seal import sealed
+from dlth.training.reporter import Reporter
+from dlth.training.runs.sealed_json import sealed
 from dlth.training.settings.layering import checked
-from dlth.training.world.reporter import Reporter
 
 
 @pytest.fixture(scope="module")

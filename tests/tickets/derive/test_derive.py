@@ -17,7 +17,7 @@ from dlth.tickets.derive.controls import KINDS, control, edges_first
 from dlth.tickets.derive.draft import Draft, unscored
 from dlth.tickets.derive.edit import common_rows, merge, subset_by_classes, subset_by_keys, taken
 from dlth.tickets.errors import DlthError, InputError, LockedError, MismatchError, MissingTicketError
-from dlth.tickets.format.origin import describe
+from dlth.tickets.format.provenance import describe
 
 P, K = 16, 6
 Header = Callable[..., TicketHeader]

@@ -24,7 +24,7 @@ from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError, MismatchError
 from dlth.training.evaluation.evaluate import evaluate
 from dlth.training.models.ticket_vit import TicketViT
-from dlth.training.models.weights_note import WeightsNote
+from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.runs.checkpoint import write_tensors
 from dlth.training.runs.loop import planned, train
 from dlth.training.settings.eval_config import EvalConfig

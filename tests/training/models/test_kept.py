@@ -12,7 +12,7 @@ from dlth.data.shards.index import open_index
 from dlth.tickets import Budget, TicketStore, ViewSpec, num_kept
 from dlth.tickets.errors import InputError
 from dlth.training.evaluation.evaluate import evaluate
-from dlth.training.models.weights_note import WeightsNote
+from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import planned, train
 from dlth.training.settings.eval_config import EvalConfig

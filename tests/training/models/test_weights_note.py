@@ -13,17 +13,17 @@ from makers.runs import Listener
 from safetensors.torch import save_file
 
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError
+from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evaluate import evaluate
 from dlth.training.models import weights
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build
 from dlth.training.models.weights import load_weights
-from dlth.training.models.weights_note import WeightsFile, WeightsNote
+from dlth.training.models.weights_metadata import WeightsFile, WeightsNote
 from dlth.training.runs.loop import train
 from dlth.training.runs.setup import Parts, prepare
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.train_config import RECIPES, TrainConfig
-from dlth.training.world.distributed import World
 
 MakeRun = Callable[..., TrainConfig]
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

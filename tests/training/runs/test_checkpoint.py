@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 
 from dlth.tickets.errors import DamageError, DlthError, InputError, MissingFileError
 from dlth.training.runs import checkpoint
-from dlth.training.runs.seal import sealed
+from dlth.training.runs.sealed_json import sealed
 
 PARTS = {"model": {"weight": torch.arange(6.0).reshape(2, 3).T}, "optimizer": {"count": torch.tensor(3)}}
 

@@ -19,19 +19,19 @@ from safetensors.torch import load_file
 from dlth.data.images.decode import BadImageError
 from dlth.data.shards.index import open_index
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
+from dlth.training.distributed.process_group import World
+from dlth.training.distributed.signals import StopRequest
 from dlth.training.evaluation.evaluate import evaluate
+from dlth.training.reporter import Reporter
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import Training, planned, train
-from dlth.training.runs.outcome import DivergedError, RunResult
-from dlth.training.runs.seal import read_sealed
+from dlth.training.runs.result import DivergedError, RunResult
+from dlth.training.runs.sealed_json import read_sealed
 from dlth.training.runs.setup import recipe_fact
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import layered
 from dlth.training.settings.toml_text import to_toml
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
-from dlth.training.world.reporter import Reporter
-from dlth.training.world.signals import StopRequest
 
 MakeRun = Callable[..., TrainConfig]
 TIMES = {"images_per_second", "tokens_per_second", "data_seconds", "compute_seconds", "peak_memory_bytes"}

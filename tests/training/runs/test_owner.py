@@ -12,13 +12,13 @@ import torch.distributed as dist
 
 from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError
 from dlth.tickets.store.locks import owned
+from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evaluate import evaluate
 from dlth.training.runs.loop import planned, train
 from dlth.training.runs.resume import WRITTEN
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.toml_text import to_toml
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
 
 MakeRun = Callable[..., TrainConfig]
 DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None, "epochs": 1}

@@ -9,7 +9,7 @@ from makers.models import tiny_vit
 
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
-from dlth.training.runs.schedule import KeepSchedule
+from dlth.training.runs.keep_schedule import KeepSchedule
 from dlth.training.selectors.evit import Selector
 
 TABLE = {

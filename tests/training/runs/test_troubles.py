@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 
 from dlth.pipeline.cli.training import ConsoleReporter
 from dlth.tickets.errors import MismatchError
+from dlth.training.distributed.process_group import World
+from dlth.training.distributed.signals import stop_on_signals
+from dlth.training.reporter import Reporter
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import Training, train
-from dlth.training.runs.outcome import DivergedError
+from dlth.training.runs.result import DivergedError
 from dlth.training.runs.setup import Parts, prepare
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
-from dlth.training.world.reporter import Reporter
-from dlth.training.world.signals import stop_on_signals
 
 MakeRun = Callable[..., TrainConfig]
 DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
+from dlth.training.distributed.process_group import World
 from dlth.training.models.pixels import Pixels
+from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
 from dlth.training.runs.setup import Parts, prepare
 from dlth.training.selectors.batch_ranker import BatchRanker
@@ -22,8 +24,6 @@ from dlth.training.selectors.evit import Selector
 from dlth.training.selectors.online import OnlineSelector
 from dlth.training.selectors.patch_ranker import Selection
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import World
-from dlth.training.world.reporter import Reporter
 
 ERASED: dict[str, Any] = {
     "reprob": 1.0,

@@ -12,11 +12,11 @@ from timm.optim import OptimInfo
 from timm.optim._optim_factory import default_registry
 
 from dlth.tickets.errors import InputError, MissingFileError
+from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.registry import build
 from dlth.training.models.weights import read_weights
 from dlth.training.runs.loop import planned, train
 from dlth.training.settings.train_config import TrainConfig
-from dlth.training.world.distributed import pick_device
 
 MakeRun = Callable[..., TrainConfig]
 DENSE: dict[str, Any] = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}

@@ -70,7 +70,7 @@ from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.evaluation.evaluate import evaluate
 from dlth.training.settings.layering import layered
 from dlth.training.runs.loop import train
-from dlth.training.world.reporter import Reporter
+from dlth.training.reporter import Reporter
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 (folder / f"pid{rank}").write_text(str(os.getpid()))

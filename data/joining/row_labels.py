@@ -9,7 +9,7 @@ from dlth.data.joining.join import join
 from dlth.data.shards.classes import class_names
 from dlth.data.shards.index import open_index
 from dlth.tickets import TicketStore
-from dlth.tickets.digits import is_digits
+from dlth.tickets.ascii_digits import is_digits
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.store.labels import NO_LABEL
 

@@ -9,9 +9,9 @@ import typer
 from dlth.pipeline.cli import console
 from dlth.pipeline.cli.options import File, Json, checked
 from dlth.tickets import TicketStore
-from dlth.tickets.digits import ascii_only
+from dlth.tickets.ascii_digits import ascii_only
 from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown
-from dlth.tickets.format import origin
+from dlth.tickets.format import provenance
 
 
 def info(
@@ -86,7 +86,7 @@ def describe(store: TicketStore) -> dict[str, Any]:
     patches = header.grid.num_patches
     return {
         "identity": store.identity,
-        "tickets are": origin.describe(header),
+        "tickets are": provenance.describe(header),
         "format": f"{header.format} {header.version}, form {header.form}",
         "dataset": " ".join(part for part in (header.dataset.name, header.dataset.split) if part) or "-",
         "coverage": f"{store.num_rows - skipped:,} of {store.num_rows:,} images have a ticket, {skipped:,} skipped",

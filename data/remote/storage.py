@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dlth.data.remote.addresses import SlowError, filesystem, is_http, is_remote, patience
-from dlth.data.remote.waiting import watched
+from dlth.data.remote.stall_log import watched
 from dlth.tickets.errors import (
     DlthError,
     InputError,

@@ -14,10 +14,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, shown
 from dlth.tickets.format.jsontext import strict
-from dlth.training.publish import write_text
+from dlth.training.distributed.signals import EXIT_RESUMABLE
+from dlth.training.run_files import write_text
 from dlth.training.runs.runlog import RESULT
-from dlth.training.runs.seal import read_sealed, sealed
-from dlth.training.world.signals import EXIT_RESUMABLE
+from dlth.training.runs.sealed_json import read_sealed, sealed
 
 PACKAGES = ("dlth", "torch", "torchvision", "timm", "numpy", "zarr")
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
-from dlth.tickets.progress import Note
 from dlth.tickets.store.disk import reading
 from dlth.training.models.registry import build, same_model
 from dlth.training.models.weights import check_fits, head_classes, read_weights
@@ -175,10 +175,10 @@ class WeightsFile:
         A note may name a model of any size: without that look, four numbers in a small file take all memory.
 
         Args:
-            name, options: as `models.build` takes them
+            name, options: as `registry.build` takes them
             num_classes: classes of the head; absent means those of the file's linear head, if it has one
         Raises:
-            DlthError: as `models.build` and `load_weights`
+            DlthError: as `registry.build` and `load_weights`
         """
         found = read_weights(self.path, self.use_ema)
         classes = head_classes(found) if num_classes is None else num_classes

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from typing import Any
 
 from dlth.tickets.errors import MismatchError, shown
+from dlth.training.distributed.process_group import World
 from dlth.training.settings.fields import Settings, path_kind
-from dlth.training.world.distributed import World
 
 LOCAL = ("device", "workers", "resume")
 """Settings of a machine; whether ranks go on from one checkpoint is compared by what it holds."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from dlth.tickets.digits import is_digits
+from dlth.tickets.ascii_digits import is_digits
 from dlth.tickets.errors import InputError, shown
 
 MAX_RANKS = 1_000_000

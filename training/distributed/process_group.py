@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 from dlth.tickets.errors import DlthError, InputError, MismatchError, shown
+from dlth.training.distributed.ranks import ranks
 from dlth.training.machine_errors import RankError
-from dlth.training.world.ranks import ranks
 
 _OF_ANOTHER_RANK = re.compile(r"gloo|nccl|\b(closed|reset) by peer\b", re.I)
 """What torch's plain RuntimeErrors say of one: "[…gloo/transport/tcp/pair.cc:547] Connection closed by peer"."""
