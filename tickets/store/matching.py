@@ -3,8 +3,8 @@
 A lettered key is believed as it is. A running number (`000123`) names an image only within its own packing, so a pair
 with such a key counts only when the content hashes agree. It is judged key by key: lettered keys beside the numbers
 change nothing for them. Unknown hashes (zeros) agree with nothing. Believing look-alike numbers would give every image
-another's ticket, and raise no error ever. Who cannot read all images at once (`dlth.data.joining.join`) asks the same of
-a sample of each shard, and of every image when it is loaded.
+another's ticket, and raise no error ever. Who cannot read all images at once (`dlth.data.joining.join`) asks the same
+of a sample of each shard, and of every image when it is loaded.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The selector: a trained ViT whose class token says which patches of an image matter.
 
-EViT's rule (`docs/method.md`): at a selection block, run the attention; score each patch by the attention that the class
-token pays to it; add the residual; keep the best; run the MLP on what is left. What a ticket needs and no more is
+EViT's rule (`docs/method.md`): at a selection block, run the attention; score each patch by the attention that the
+class token pays to it; add the residual; keep the best; run the MLP on what is left. What a ticket needs and no more is
 computed: at the last selection block only norm, keys and one query, and nothing after.
 
 The ranking holds every patch: those that reached the last selection block by its score, then those that fell at the
