@@ -134,18 +134,19 @@ def test_each_view_of_an_image_is_drawn_for_itself(index: ShardIndex, store: Tic
             assert len({tuple(patches) for _, patches in views}) > 1
 
 
+def shown(one: TrainLoader, epoch: int) -> dict[int, list[bytes]]:
+    """The pixels of each image of an epoch, as often as it is shown."""
+    found: dict[int, list[bytes]] = {}
+    for batch in one.epoch(epoch):
+        for image, pixels in zip(batch.ids.tolist(), batch.images, strict=True):
+            found.setdefault(image, []).append(pixels.numpy().tobytes())
+    return found
+
+
 def test_frozen_views_are_replayed_one_after_the_other_as_an_image_is_shown(
     index: ShardIndex, store: TicketStore
 ) -> None:
     """Two frozen views, three times shown in an epoch: views 0, 1, 0 in epoch 0 and 1, 0, 1 in epoch 1."""
-
-    def shown(one: TrainLoader, epoch: int) -> dict[int, list[bytes]]:
-        found: dict[int, list[bytes]] = {}
-        for batch in one.epoch(epoch):
-            for image, pixels in zip(batch.ids.tolist(), batch.images, strict=True):
-                found.setdefault(image, []).append(pixels.numpy().tobytes())
-        return found
-
     first, second = (shown(loader(index, store), epoch) for epoch in (0, 1))
     frozen = loader(index, store, view_epochs=2, batching=Batching(6, aug_repeats=3))
     for epoch, turns in ((0, (first, second, first)), (1, (second, first, second))):
@@ -171,12 +172,11 @@ def test_every_rank_takes_every_step(index: ShardIndex, store: TicketStore) -> N
 def test_resume_is_exact_across_an_epoch_edge(index: ShardIndex, store: TicketStore) -> None:
     """A new loader started at (epoch, step) goes on with exactly the batches the first would have given."""
     first = loader(index, store, mixing=MIXED)
-    expected = {(epoch, step): batch for epoch in (0, 1) for step, batch in by_step([first], epoch).items()}
+    before, after = by_step([first], 0), by_step([first], 1)
     for workers in (0, 1):
         resumed = loader(index, store, mixing=MIXED, workers=workers)
-        for epoch, start in ((0, 2), (1, 0)):
-            for step, batch in by_step([resumed], epoch, start).items():
-                assert all(torch.equal(batch[name], expected[epoch, step][name]) for name in batch)
+        assert same({2: before[2]}, by_step([resumed], 0, 2))
+        assert same(after, by_step([resumed], 1))
 
 
 def test_an_epoch_broken_off_leaves_no_trace(index: ShardIndex, store: TicketStore) -> None:
@@ -217,7 +217,7 @@ def test_join_costs_one_read_per_ticket_shard(index: ShardIndex, store: TicketSt
     before = store.chunk_reads
     list(one.epoch(0))
     list(one.epoch(1))
-    assert store.chunk_reads - before <= 2 * len(store.shards)
+    assert 0 < store.chunk_reads - before <= 2 * len(store.shards)
 
 
 def test_arms_differ_in_patches_alone(index: ShardIndex, store: TicketStore) -> None:
@@ -242,26 +242,21 @@ def _patches_by_key(one: TrainLoader, epoch: int, index: ShardIndex) -> dict[str
 
 def test_random_tokens_are_named_by_seed_epoch_and_key(index: ShardIndex) -> None:
     """The random arm needs no ticket file; it draws anew each epoch, or, fixed, keeps the patches of a whole image."""
-    per_epoch = loader(index, None, arm="random", augmentation=WHOLE_IMAGES)
-    fixed = loader(index, None, arm="random", augmentation=WHOLE_IMAGES, random_tokens="fixed")
-    other_order = loader(index, None, arm="random", augmentation=WHOLE_IMAGES, batching=Batching(3), window=1)
-    first = _patches_by_key(per_epoch, 0, index)
-    assert first == _patches_by_key(other_order, 0, index)
-    assert first != _patches_by_key(per_epoch, 1, index)
-    assert _patches_by_key(fixed, 0, index) == _patches_by_key(fixed, 1, index)
+
+    def drawn(epoch: int, **changes: Any) -> dict[str, list[int]]:
+        one = loader(index, None, arm="random", augmentation=WHOLE_IMAGES, **changes)
+        return _patches_by_key(one, epoch, index)
+
+    first = drawn(0)
+    assert first == drawn(0, batching=Batching(3), window=1)
+    assert first != drawn(1)
+    assert first != drawn(0, seed=6)
+    assert drawn(0, random_tokens="fixed") == drawn(1, random_tokens="fixed")
     assert all(len(set(patches)) == 6 for patches in first.values())
 
 
 def test_frozen_views_are_replayed(index: ShardIndex, store: TicketStore) -> None:
     """With view_epochs=2 every image has two seeded views: epochs 0 and 2 show the same pixels, 0 and 1 do not."""
-
-    def shown(one: TrainLoader, epoch: int) -> dict[int, bytes]:
-        return {
-            i: image.numpy().tobytes()
-            for batch in one.epoch(epoch)
-            for i, image in zip(batch.ids.tolist(), batch.images, strict=True)
-        }
-
     frozen = loader(index, store, view_epochs=2)
     assert shown(frozen, 0) == shown(frozen, 2)
     assert all(shown(frozen, 0)[i] != image for i, image in shown(frozen, 1).items())
@@ -417,19 +412,7 @@ def test_global_random_state_is_untouched(index: ShardIndex, store: TicketStore)
         ({"hidden": "drop"}, InputError, "hidden is 'demote' or 'keep', got 'drop'"),
         ({"drawn_in": "crop"}, InputError, "drawn in the 'image' or the 'view', got 'crop'"),
     ],
-    ids=[
-        "no k",
-        "k above grid",
-        "no tickets",
-        "rank",
-        "odd batch",
-        "grid",
-        "arm",
-        "bad images",
-        "views",
-        "hidden",
-        "drawn",
-    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_wrong_settings_are_refused(
     changes: dict[str, Any], error: type[Exception], message: str, index: ShardIndex, store: TicketStore

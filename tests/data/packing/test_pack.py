@@ -362,6 +362,7 @@ def test_one_run_at_a_time(make_folder: MakeFolder, tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(LockedError, match="another dlth pack writes to"):
             pack(source, out)
+        assert [path.name for path in out.iterdir()] == [".pack.lock"]
     assert pack(source, out).num_samples == 12
 
 

@@ -81,7 +81,8 @@ def test_damaged_metadata_is_refused_at_open(store_path: Path, name: str) -> Non
             file.write_bytes(broken)
         with pytest.raises(DlthError) as caught:
             TicketStore(store_path)
-        assert name in str(caught.value) or name.startswith("manifest"), str(caught.value)
+        lost = name.startswith("manifest") and broken is None  # how an unfinished file looks
+        assert ("has no manifest" if lost else name) in str(caught.value)
 
 
 def test_one_flipped_bit_in_any_byte_is_refused(tmp_path: Path) -> None:

@@ -110,9 +110,13 @@ def test_every_arm_and_mode_says_how_much_of_what_it_trained_on_was_hidden(
 
 
 def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRun, online: dict[str, Any]) -> None:
-    """Under a keep schedule it is asked for each step's own budget, and ranks as one made for that rate does."""
+    """Under a keep schedule it is asked for each step's own budget, and ranks as one made for that rate does.
+
+    It ranks the mixed images that the student is shown, its patches are trained on, and it gets no gradient.
+    """
     schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 1}
-    parts = prepare(make_run("online", epochs=2, **online | schedule), World(0, 1, torch.device("cpu")), Reporter())
+    config = make_run("online", epochs=2, mixup=0.8, **online | schedule)
+    parts = prepare(config, World(0, 1, torch.device("cpu")), Reporter())
     assert parts.online is not None
     assert parts.select is not None
     asked: list[tuple[Budget, torch.Tensor, Selection]] = []
@@ -124,6 +128,8 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
         return asked[-1][2]
 
     parts.stepper.select = listening
+    trained: list[tuple[torch.Tensor, torch.Tensor]] = []
+    parts.student.register_forward_pre_hook(lambda _, shown: trained.append(shown))
     for epoch in (0, 1):
         for step, batches in enumerate(parts.train_steps(epoch, 0)):
             parts.stepper(batches, 3 * epoch + step, parts.schedule.budget(epoch, step))
@@ -133,6 +139,10 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
     for budget, images, ranked in asked:
         made = Selector(parts.online.selector.vit, budget.stage_keep, (0, 1))
         assert torch.equal(ranked.patches, made.rank(images))
+    for (budget, images, ranked), (seen, patches) in zip(asked, trained, strict=True):
+        assert torch.equal(seen, images)
+        assert torch.equal(patches, ranked.patches[:, : budget.k])
+    assert all(weight.grad is None for weight in parts.online.selector.vit.parameters())
     assert any(not torch.equal(ranked.patches, parts.select(images).patches) for _, images, ranked in asked)
 
 

@@ -104,15 +104,8 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
     What one is refused for ends both; the same data elsewhere are no difference; and a rank that is killed among its
     steps ends the other with an error of the family.
     """
-    alike = {
-        "arm": "dense",
-        "tickets": None,
-        "val": None,
-        "val_tickets": None,
-        "batch_size": 4,
-        "epochs": 1,
-        "warmup_epochs": 0,
-    }
+    alike = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}
+    alike |= {"batch_size": 4, "epochs": 1, "warmup_epochs": 0}
     ours, out = make_run("run", **alike).model_dump(mode="json"), str(tmp_path / "run")
     shutil.copytree(tmp_path / "train", tmp_path / "copy")
     ticket = ours | {"arm": "ticket", "tickets": str(tmp_path / "train.zarr")}
