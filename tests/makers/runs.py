@@ -9,6 +9,9 @@ from dlth.training.settings.layering import checked, layered
 from dlth.training.settings.train_config import TrainConfig
 
 KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
+SMALL = (*MODEL, "--img-size", "32")
+"""A model of two blocks and 16 patches, as words of the command line."""
 
 
 class Listener(Reporter):

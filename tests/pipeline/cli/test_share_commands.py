@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from makers.keys import write_keys
+from makers.runs import SMALL
 
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.shrink import shrink
-
-MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
-SMALL = (*MODEL, "--img-size", "32")
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,16 +37,6 @@ def file(dlth: Run, shards: Any, tmp_path: Path) -> Path:
     )
     assert code == 0, err
     return tmp_path / "t.zarr"
-
-
-def write_keys(folder: Path, name: str = "key") -> tuple[Path, Path]:
-    """A private and a public key in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return private, public
 
 
 def test_shrink_says_what_is_lost(dlth: Run, file: Path) -> None:
