@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from makers.campaign import HangError, within
+from makers.keys import write_keys
 from makers.pictures import make_image, make_picture, make_tar
 from makers.tickets import select_tickets
 
@@ -205,7 +206,7 @@ def build(root: Path, models: bool = True) -> None:
     (root / "settings.toml").write_text("batch_size = 3\n")
     if models:
         _weights(root / "w.safetensors")
-    _keys(root)
+    write_keys(root, "lab")
     os.mkfifo(root / "fifo")
     os.symlink("nowhere", root / "dangling")
     os.symlink("loop", root / "loop")
@@ -228,16 +229,6 @@ def _weights(path: Path) -> None:
     about = WeightsNote(model="vit_tiny_patch16_224", model_kwargs=kwargs, num_classes=4, img_size=32)
     model = build_model("vit_tiny_patch16_224", num_classes=4, img_size=32, **kwargs)
     write_tensors(path, model.state_dict(), about.to_json())
-
-
-def _keys(root: Path) -> None:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key, pem = ec.generate_private_key(ec.SECP256R1()), serialization.Encoding.PEM
-    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (root / "lab.pem").write_bytes(key.private_bytes(pem, *private))
-    (root / "lab.pub").write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
 
 
 def call(words: tuple[str, ...]) -> tuple[int, str, str]:

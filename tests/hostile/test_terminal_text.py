@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+from makers.keys import write_keys
 from makers.pictures import make_image, make_picture, make_tar
+from makers.runs import SMALL
 from makers.servers import Handler, Server
 from makers.tampering import put, signed_anew
 from makers.tickets import tree_bytes
@@ -42,8 +44,6 @@ EVIL = "x\x1b[31m\x9b2J\u202e\x7f\U000e0041\r\nFORGED :100: [bold]b[/bold] $\\fr
 NAME = EVIL.replace("/", "")
 """The same as a file's name."""
 LITERAL = ":100: [bold]b[/bold] $"
-MODEL = ("--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=8,embed_dim=32,depth=2,num_heads=2")
-SMALL = (*MODEL, "--img-size", "32")
 DLTH = [sys.executable, "-c", "from dlth.pipeline.cli.error_handler import main; main()"]
 HERE = Path(__file__).parent
 
@@ -194,13 +194,7 @@ def odd_path(lab: Lab) -> Path:
 
 def signed(lab: Lab) -> Path:
     """The signature of the ticket file, by a new key whose public half lies beside it."""
-    from cryptography.hazmat.primitives import serialization as forms
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = lab.root / "lab.pem", lab.root / "lab.pub"
-    private.write_bytes(key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo))
+    private, _ = write_keys(lab.root, "lab")
     assert dlth("tickets", "sign", lab.tickets, "--key", private)[0] == 0
     return lab.root / "t.zarr.sig"
 
