@@ -4,8 +4,6 @@ That file may come from others with the folder. It can have every text typeset b
 figures hold keys and names from outside; two labs' figures of the same run would also differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ The command line draws progress from these calls, a notebook may plot, a test ma
 them. All methods do nothing here, so a reporter says only what it wants to hear. Only the leading rank reports.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

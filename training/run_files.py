@@ -3,8 +3,6 @@
 `dlth.tickets.store.disk` does it; here is what a run says where it fails.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

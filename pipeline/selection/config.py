@@ -1,8 +1,6 @@
 """The settings of stage 1, checked before a file is opened or a weight is loaded."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -98,7 +96,7 @@ class SelectConfig(Settings):
     created: str = setting("", WHAT, "A date for the header; absent, so that the same run gives the same bytes.")
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> SelectConfig:
+    def _one_of_each(self) -> Self:
         budgets = [name for name in ("keep", "stage_keep", "tokens") if getattr(self, name) is not None]
         if len(budgets) > 1:
             flags = " and ".join("--" + name.replace("_", "-") for name in budgets)

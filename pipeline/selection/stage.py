@@ -7,8 +7,6 @@ kernel drops when its owner dies, so there is no lead process, nothing is done t
 all the recovery there is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace

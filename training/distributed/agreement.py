@@ -5,8 +5,6 @@ seeds add up as well, and where the numbers of steps differ the ranks wait for e
 has as JSON, every rank compares the same texts, and all end alike.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version

@@ -9,8 +9,6 @@ A rank that ends leaves the others in the middle of an exchange, which torch tel
 place that all of them pass, so there they become one error.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

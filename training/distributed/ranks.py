@@ -3,8 +3,6 @@
 Without torch, so that the command line may ask who speaks before anything heavy is imported.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ at once, which costs no more than a kill would. Under torchrun the agent reports
 exit code, is the mark of a finished run.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

@@ -3,12 +3,10 @@
 Every image is decoded once and run once per arm. Ranks fill in the results of their images, and the tables are summed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -55,7 +53,7 @@ class EvalSet:
         seed: int,
         batch_size: int,
         note: Note,
-    ) -> EvalSet:
+    ) -> Self:
         """The set with every image's ticket found, where there is a ticket file.
 
         Raises:

@@ -1,7 +1,5 @@
 """Measure any checkpoint on dense, ticket and random tokens, with the same code as a run's own evaluation."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any

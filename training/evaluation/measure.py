@@ -4,13 +4,11 @@ What is kept is the result *per image*, at the image's own place: so nothing is 
 the number of ranks, and paired statistics between arms need no second run.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -31,7 +29,7 @@ class ImageResults:
     seen: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, table: torch.Tensor) -> ImageResults:
+    def of(cls, table: torch.Tensor) -> Self:
         """The results that a table float64 [N, 4] holds, each image's `scores` in its row and zeros for none."""
         top1, top5, loss, seen = table.numpy().T
         if seen.max(initial=0) > 1:

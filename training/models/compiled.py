@@ -1,7 +1,5 @@
 """torch.compile with a backend that a user named: one that torch does not have is a user's mistake, said as one."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 from typing import Any

@@ -1,8 +1,7 @@
 """What a model looks at: how many patches of how many pixels, made from an image how."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import timm.data
 import torch
@@ -37,7 +36,7 @@ class Frame:
         std: tuple[float, float, float] | None = None,
         crop_pct: float | None = None,
         interpolation: str | None = None,
-    ) -> Frame:
+    ) -> Self:
         """As was said, otherwise as the model, and timm's configuration of it, have it.
 
         Raises:

@@ -4,10 +4,9 @@ A score that differs in its last bit may break a tie the other way. So stage 1, 
 evaluation all divide, subtract and divide alike, and the same pixels give the same ranking, whoever asks.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class Pixels:
         floats = images.to(torch.float32, memory_format=memory).div_(255)
         return floats.sub_(_on(self.mean, images.device)).div_(_on(self.std, images.device))
 
-    def renormalised(self, images: Tensor, ours: Pixels) -> Tensor:
+    def renormalised(self, images: Tensor, ours: Self) -> Tensor:
         """What these pixels would have been, float32 [B, 3, H, W], of images that `ours` normalised."""
         if (self.mean, self.std) == (ours.mean, ours.std):
             return images

@@ -1,10 +1,8 @@
 """Under what precision a model runs: training, evaluation and stage 1 ask alike."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -17,7 +15,7 @@ class Precision:
     device: torch.device
 
     @classmethod
-    def of(cls, amp: bool, amp_dtype: str, device: torch.device) -> Precision:
+    def of(cls, amp: bool, amp_dtype: str, device: torch.device) -> Self:
         """The precision that the settings ask for."""
         return cls(getattr(torch, amp_dtype) if amp else None, device)
 

@@ -5,8 +5,6 @@ network at all. So the hub is asked once, for a few seconds, whether it answers;
 call fetched are taken, and without those there is an error at once.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import huggingface_hub

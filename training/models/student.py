@@ -4,8 +4,6 @@ The loop, the evaluation and what results say ask a `Student`, never the model i
 convolutions) is one file with one subclass, and one line in `students.py`.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

@@ -1,7 +1,5 @@
 """Which kinds of students there are; a new one is a file of its own and a line here."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from dlth.training.models.student import Student

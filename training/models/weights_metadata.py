@@ -9,8 +9,6 @@ A stranger may have written the file, so types, lengths and ranges are checked, 
 files or fetch weights are refused. Names that are not known here are left alone: other versions may say more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +126,7 @@ class WeightsFile:
     use_ema: bool = False
 
     @classmethod
-    def find(cls, name: str, use_ema: bool = False) -> WeightsFile:
+    def find(cls, name: str, use_ema: bool = False) -> Self:
         """The weights that a path means: a file, or a run's folder (with `use_ema` its averaged weights).
 
         Raises:

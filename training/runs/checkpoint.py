@@ -13,8 +13,6 @@ so nested state (an optimizer's) is taken apart into named tensors and a JSON tr
 loop draws it anew for each (seed, step, rank), so nothing of it has to be carried over.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -5,12 +5,10 @@ name (fingerprints of the images, identities of the ticket files, k). Opening an
 that stands between them takes its head from the images' classes, and gives its grid to the join.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -70,7 +68,7 @@ class Inputs:
     val: EvalSet | None
 
     @classmethod
-    def joined(cls, config: TrainConfig, world: World, files: Files, frame: Frame, note: Note) -> Inputs:
+    def joined(cls, config: TrainConfig, world: World, files: Files, frame: Frame, note: Note) -> Self:
         """Fix k, and find every image's ticket.
 
         Raises:

@@ -6,8 +6,6 @@ cosine on the number of patches itself is up to 13 of 196 off. The budget of a s
 resumed run needs no state, and it is the selector's too where that runs in the loop.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ optimizer and two numbers, and on one CPU it is exact to the bit. An epoch's che
 evaluated: a run that is killed while evaluating evaluates again and trains nothing twice.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -4,8 +4,6 @@ The schedule is a pure function of (epoch, step), so a checkpoint need not carry
 because they are not: they depend on what was measured on the way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

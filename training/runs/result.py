@@ -1,7 +1,5 @@
 """How a run ends: with a result, or in divergence."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ optimizer itself: it takes one step on zero gradients, on weights that the check
 it comes, a wrong shape would fail in the middle of a step.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

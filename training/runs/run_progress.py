@@ -4,14 +4,12 @@ A checkpoint holds it as JSON; what comes back is checked like anything from out
 and the run, so that a wrong one is refused even where no digest covers it.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -45,7 +43,7 @@ class Totals:
     data_seconds: float = 0.0
     compute_seconds: float = 0.0
 
-    def add(self, other: Totals) -> None:
+    def add(self, other: Self) -> None:
         """Add another's sums to these."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
@@ -123,7 +121,7 @@ class RunProgress:
     in_run: Totals = field(default_factory=Totals)
 
     @classmethod
-    def from_json(cls, values: Any, size: RunSize) -> RunProgress:
+    def from_json(cls, values: Any, size: RunSize) -> Self:
         """The progress that `asdict` took apart, of a run of that size.
 
         Raises:

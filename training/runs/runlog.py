@@ -13,8 +13,6 @@ it, so that a number which changed since is told. Lines are read and copied one 
 alone stay in memory: a log of every step of a long run has gigabytes. Only the leading rank has a log.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

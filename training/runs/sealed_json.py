@@ -4,8 +4,6 @@ Under "sha256" stands the digest of everything else, as one canonical text: keys
 whoever may write the file may write its digest, so what is read is checked for types and ranges all the same.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 The order is that of cost: settings, index, model, tickets, and only then the optimizer and the loaders.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

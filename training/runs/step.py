@@ -18,8 +18,6 @@ Under float16 the loss is scaled, and a gradient that is not finite may be the s
 the step counts as not moved but is no bad step, until the scale is 1 or less and can no longer be to blame.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ no faster, and its sums would be split by the number of threads: the last bits o
 depend on the machine's load or on torchrun's OMP_NUM_THREADS. This way they depend on the images alone.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

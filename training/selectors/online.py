@@ -1,7 +1,5 @@
 """The selector of the online mode: it ranks the student's images in the loop, seeing them as it was trained to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

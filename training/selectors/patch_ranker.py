@@ -5,8 +5,6 @@ a class in a file of its own, and one line in `rankers.py`. Scores are float32, 
 lower patch: then the same pixels give the same ticket on any machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 

@@ -1,7 +1,5 @@
 """Which rankers there are, and how each is made from what a user asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -8,8 +8,6 @@ A name is compared where results say it: a result of an older version is not ref
 compared among runs of one seed, as every seed has its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

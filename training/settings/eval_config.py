@@ -1,7 +1,5 @@
 """The settings of `dlth evaluate`, apart from its code so that the command line needs no torch to know its flags."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import model_validator

@@ -4,8 +4,6 @@ Settings are pydantic models because a wrong value must be refused before a GPU 
 description serves the flag's help, the TOML file and the error.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -159,7 +157,6 @@ def _share(value: str) -> str:
 
 Keep = Annotated[str, BeforeValidator(_exact), AfterValidator(_share)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]
 # Of values in [0, 1]: means of 0 to 255, as other programs have them, would blacken every image without a word.
 Mean = Annotated[float, Field(ge=0, le=1)]

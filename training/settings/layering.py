@@ -6,13 +6,11 @@ of warm-up do not stand in the way of a run of three. Two values of the user tha
 Tables (``model_kwargs``) are taken whole, never merged: a reader of the file must see all that a table holds.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -45,11 +43,11 @@ class Layers(Generic[SettingsT]):
     kind: type[SettingsT]
     layers: tuple[Layer, ...] = ()
 
-    def over(self, source: str, values: Mapping[str, Any]) -> Layers[SettingsT]:
+    def over(self, source: str, values: Mapping[str, Any]) -> Self:
         """With one more layer of dlth's own on top."""
         return replace(self, layers=(*self.layers, Layer(source, values)))
 
-    def under(self, source: str, values: Mapping[str, Any]) -> Layers[SettingsT]:
+    def under(self, source: str, values: Mapping[str, Any]) -> Self:
         """With one more layer of dlth's own below all others, just above the defaults."""
         return replace(self, layers=(Layer(source, values), *self.layers))
 

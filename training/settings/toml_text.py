@@ -4,8 +4,6 @@ TOML and not YAML: Python reads it itself, and it has one way to write a number.
 because the text is for people: a line a setting, under its panel, with where its value came from behind it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -5,8 +5,6 @@ numbers as *differences from the defaults* (see `layering.py` for who wins); the
 crop and flip, nothing averaged, so that what a recipe adds can be read in its few lines.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
