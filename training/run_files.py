@@ -59,5 +59,5 @@ def _is_full(error: Exception) -> bool:
     """safetensors tells the system's error as text alone."""
     if isinstance(error, OSError):
         return error.errno in FULL
-    found = re.search(r"(?:os error|code:) ([0-9]+)", str(error))
-    return found is not None and int(found[1]) in FULL
+    number = re.search(r"(?:os error|code:) ([0-9]+)", str(error))
+    return number is not None and int(number[1]) in FULL

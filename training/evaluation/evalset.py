@@ -60,16 +60,17 @@ class EvalSet:
             MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
             MissingTicketError: images without a ticket, if that is an error
         """
-        found = None
+        tickets = None
         if store is not None:
-            tickets, seen, split = store.header.view, frame.eval_view, config.val_split or ""
-            moved, patch_size = tickets != seen, frame.patch_size
-            check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split, patch_size=patch_size)
-            found = join(index, store, config.missing)
-            note(f"validation: {found.coverage}")
-            if text := moved_text(tickets, seen):
-                note(f"validation: {text}")
-        return cls(config, index, frame, k, found, seed, batch_size)
+            moved, split = moved_text(store.header.view, frame.eval_view), config.val_split or ""
+            check_compatible(
+                store.header, grid=frame.grid, k=k, moved=bool(moved), split=split, patch_size=frame.patch_size
+            )
+            tickets = join(index, store, config.missing)
+            note(f"validation: {tickets.coverage}")
+            if moved:
+                note(f"validation: {moved}")
+        return cls(config, index, frame, k, tickets, seed, batch_size)
 
     def arms(self, has_selector: bool = False) -> tuple[Arm, ...]:
         """Arms to measure: dense always; with k, random, and ticket where tickets can be had."""
@@ -94,7 +95,33 @@ class EvalSet:
             select: a selector that gives the tickets where there is no ticket file
             selected_by: which selector that is, in words
         """
-        loader = EvalLoader(
+        loader = self._loader(world)
+        if self.join is not None:
+            select = None
+        arms, was_training = self.arms(select is not None), student.training
+        tables = {arm: torch.zeros(self.index.num_samples, 4, dtype=torch.float64) for arm in arms}
+        student.eval()
+        with torch.inference_mode():
+            for batch in (batch.to(world.device) for batch in loader):
+                images = pixels(batch.images)
+                for arm in arms:
+                    with precision():
+                        selection = select(images) if arm == "ticket" and select is not None else None
+                        patches = batch.patches[arm] if selection is None else selection.patches[:, : self.k]
+                        logits = student(images, patches).float()
+                    if selection is not None:  # where the selector's scores are no numbers, what it kept is no ticket
+                        logits = logits.masked_fill(selection.gap.isnan()[:, None], math.nan)
+                    tables[arm].index_add_(0, batch.ids.cpu(), scores(logits, batch.labels).cpu())
+        student.train(was_training)
+        results: dict[str, ImageResults] = {arm: ImageResults.of(world.sum_(table)) for arm, table in tables.items()}
+        every = self.frame.grid.num_patches
+        keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
+        tokens: dict[str, int] = {arm: every if arm == "dense" else self.k or every for arm in arms}
+        about = self.about_tickets() or {"tickets_are": selected_by}
+        return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
+
+    def _loader(self, world: World) -> EvalLoader:
+        return EvalLoader(
             self.index,
             view=self.frame.eval_view,
             grid=self.frame.grid,
@@ -108,29 +135,6 @@ class EvalSet:
             workers=self.config.workers,
             bad_images=self.config.bad_images,
         )
-        if self.join is not None:
-            select = None
-        arms, was_training = self.arms(select is not None), student.training
-        tables = {arm: torch.zeros(self.index.num_samples, 4, dtype=torch.float64) for arm in arms}
-        student.eval()
-        with torch.inference_mode():
-            for batch in (batch.to(world.device) for batch in loader):
-                images = pixels(batch.images)
-                for arm in arms:
-                    with precision():
-                        found = select(images) if arm == "ticket" and select is not None else None
-                        patches = batch.patches[arm] if found is None else found.patches[:, : self.k]
-                        logits = student(images, patches).float()
-                    if found is not None:  # where the selector's scores are no numbers, what it kept is no ticket
-                        logits = logits.masked_fill(found.gap.isnan()[:, None], math.nan)
-                    tables[arm].index_add_(0, batch.ids.cpu(), scores(logits, batch.labels).cpu())
-        student.train(was_training)
-        results: dict[str, ImageResults] = {arm: ImageResults.of(world.sum_(table)) for arm, table in tables.items()}
-        every = self.frame.grid.num_patches
-        keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
-        tokens: dict[str, int] = {arm: every if arm == "dense" else self.k or every for arm in arms}
-        about = self.about_tickets() or {"tickets_are": selected_by}
-        return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
 
     def _stand_ins(self) -> tuple[NDArray[np.bool_] | None, Literal["whole", "random"]]:
         """Which images stand under "ticket" without one, and on what they are shown."""

@@ -34,11 +34,13 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
     `note` is told, on the leading rank, how images and tickets met.
 
     Raises:
+        InputError: a name that results do not have
         LockedError: another process writes the results of `config.out`
         RankError: another rank ended
         DlthError: weights, model, images and tickets do not fit together
     """
-    _check_out(config.out)
+    if config.out is not None and Path(config.out).suffix != ".npz":  # it could take any other file's place
+        raise InputError(f"--out {shown(config.out)}: per-image results are a .npz file, and their name must end so")
     with joined(config.device) as world, ExitStack() as stack:
         agree(world, settings_of("evaluate", config) | {"device": world.device.type})
         with world.together():
@@ -61,20 +63,20 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
 
 def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note: Note) -> tuple[Student, EvalSet]:
     """The model with its weights, on the device, and what to measure it on."""
-    said = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}, note)
-    if said["model"] is None:
+    settings = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}, note)
+    if settings["model"] is None:
         raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
-    resolve(said["model"])  # a name that is none is told before shards are read
+    resolve(settings["model"])  # a name that is none is told before shards are read
     index = open_index(config.val, split=config.val_split)
     require_labels(index)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
-    options = {"num_classes": said["num_classes"], "img_size": said["img_size"]} | (said["model_kwargs"] or {})
-    student = make_student(weights.build(said["model"], **options)).eval().to(device)
+    options = {name: settings[name] for name in ("num_classes", "img_size")} | (settings["model_kwargs"] or {})
+    student = make_student(weights.build(settings["model"], **options)).eval().to(device)
     check_labels(student.num_classes, index)
     chosen = weights.note is not None and weights.note.crop_chosen
     if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
-        said |= tickets_crop(store, said, note)
-    images = {name: said[name] for name in ABOUT_IMAGES}
+        settings |= tickets_crop(store, settings, note)
+    images = {name: settings[name] for name in ABOUT_IMAGES}
     frame = Frame.of(student.model, student.grid, student.patch_size, **images)
     k = _trained_k(weights, frame.grid) if config.keep is None else None
     k = k or tokens_kept(config.keep, frame.grid, store)
@@ -93,16 +95,6 @@ def _contents(student: Student, images: EvalSet) -> dict[str, Any]:
     view = {"view": described(frame.eval_view), "mean": frame.mean, "std": frame.std}
     chosen = {"k": images.k, "seed": images.seed, "val_tickets": tickets}
     return {"weights": weights_digest(student.model)} | images.index.identity.named("val") | chosen | view
-
-
-def _check_out(out: str | None) -> None:
-    """Refuse a file of results that would take another file's place: earlier results alone may be replaced.
-
-    Raises:
-        InputError: a name that results do not have
-    """
-    if out is not None and Path(out).suffix != ".npz":
-        raise InputError(f"--out {shown(out)}: per-image results are a .npz file, and their name must end so")
 
 
 def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:

@@ -33,14 +33,14 @@ def source(timm_name: str) -> dict[str, Any]:
     try:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=SECONDS)
     except Exception as error:  # of whichever HTTP client the hub's library has; all mean that it cannot be reached
-        found = (huggingface_hub.try_to_load_from_cache(repository, name) for name in _FILES)
-        kept = next((path for path in found if isinstance(path, str)), None)
-        if kept is None:
+        cached = (huggingface_hub.try_to_load_from_cache(repository, name) for name in _FILES)
+        file = next((path for path in cached if isinstance(path, str)), None)
+        if file is None:
             raise InputError(
                 f"the released weights of {timm_name} could not be fetched: {shown(constants.ENDPOINT)} does not answer"
                 f" ({type(error).__name__}: {shown(error)}), and they are not on this machine. {ADVICE}"
             ) from error
-        return {"pretrained_cfg_overlay": {"file": kept}}
+        return {"pretrained_cfg_overlay": {"file": file}}
     return {}
 
 

@@ -204,10 +204,7 @@ ARGUMENTS = "--model-kwargs and --img-size"
 
 
 def on_black_image(
-    forward: Callable[[Tensor], Result],
-    size: tuple[int, int],
-    device: torch.device | None = None,
-    flags: str = ARGUMENTS,
+    forward: Callable[[Tensor], Result], size: tuple[int, int], device: torch.device, flags: str = ARGUMENTS
 ) -> Result:
     """What `forward` makes of a black image float32 [1, 3, *size]: a model's arguments may still not fit an image.
 
@@ -226,13 +223,11 @@ def on_black_image(
         ) from error
 
 
-def flops_of(
-    forward: Callable[[Tensor], object], size: tuple[int, int], device: torch.device, flags: str = ARGUMENTS
-) -> int:
+def flops_of(forward: Callable[[Tensor], object], size: tuple[int, int], device: torch.device) -> int:
     """Floating-point operations of `forward` on one image of `size`, counted by torch; raises as `on_black_image`."""
     counter = FlopCounterMode(display=False)
     with counter:
-        on_black_image(forward, size, device, flags)
+        on_black_image(forward, size, device)
     return int(counter.get_total_flops())
 
 

@@ -72,12 +72,11 @@ def check_fits(vit: nn.Module, weights: dict[str, Tensor], name: str) -> dict[st
     Raises:
         MismatchError: missing, unexpected or misshapen entries, all named
     """
-    wanted = vit.state_dict()
-    found = _renamed(weights, wanted)
-    problems = _differences(wanted, found)
-    if problems:
+    own = vit.state_dict()
+    renamed = {_timm_name(name, own): tensor for name, tensor in weights.items()}
+    if problems := _differences(own, renamed):
         raise MismatchError(f"{name} does not fit this {type(vit).__name__}: {' '.join(problems)}")
-    return found
+    return renamed
 
 
 def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
@@ -222,33 +221,29 @@ def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _renamed(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _timm_name(name: str, own: Mapping[str, Tensor]) -> str:
     """DeiT III's releases call layer scale gamma_1 and gamma_2, timm's models ls1.gamma and ls2.gamma."""
-
-    def timm_name(name: str) -> str:
-        other = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
-        return other if name not in wanted and other in wanted else name
-
-    return {timm_name(name): value for name, value in found.items()}
+    other = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
+    return other if name not in own and other in own else name
 
 
-def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _differences(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
     """Sentences on what does not agree; none if all does."""
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
-    misshapen = [name for name in wanted if name in found and wanted[name].shape != found[name].shape]
+    missing = [name for name in own if name not in loaded]
+    unexpected = [name for name in loaded if name not in own]
+    misshapen = [name for name in own if name in loaded and own[name].shape != loaded[name].shape]
     problems = []
     if missing:
         problems.append(f"missing in the file: {_named(missing)}.")
     if unexpected:
         problems.append(f"not in the model: {_named(unexpected)}.")
     if misshapen:
-        shapes = [f"{name} (file {_shape(found[name])}, model {_shape(wanted[name])})" for name in misshapen]
+        shapes = [f"{name} (file {_shape(loaded[name])}, model {_shape(own[name])})" for name in misshapen]
         problems.append(f"of another shape: {_named(shapes)}.")
     if "pos_embed" in misshapen:
         problems.append("Position embeddings of another size: build the model with the file's img_size and patch_size.")
     if "head.weight" in misshapen:
-        problems.append(f"Another head: build the model with num_classes={found['head.weight'].shape[0]}.")
+        problems.append(f"Another head: build the model with num_classes={loaded['head.weight'].shape[0]}.")
     return problems
 
 

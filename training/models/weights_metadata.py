@@ -11,12 +11,13 @@ files or fetch weights are refused. Names that are not known here are left alone
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
@@ -155,17 +156,18 @@ class WeightsFile:
             flags: the flag of a name, where it is not the name itself
         """
         recorded = {} if self.note is None else dict(self.note)
-        settled, against = {}, []
+        values, against = {}, []
         for name, value in given.items():
             own = recorded.get(name)
-            said = value is not None and value != {}
-            settled[name] = value if said else own
-            if said and own is not None and not _agree(name, value, own):
+            is_given = value is not None and value != {}
+            values[name] = value if is_given else own
+            same = same_model(value, own) if name == "model" and value and own else value == own
+            if is_given and own is not None and not same:
                 flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
                 against.append(f"{flag} {_text(value)} (recorded: {_text(own)})")
         if against:
             note(f"against what {shown(self.name)} records of itself: {', '.join(against)}; the flags win")
-        return settled
+        return values
 
     def build(self, name: str, num_classes: int | None = None, **options: Any) -> nn.Module:
         """The model with the file's weights, which are read once; it is in memory only when its shapes are the file's.
@@ -178,22 +180,15 @@ class WeightsFile:
         Raises:
             DlthError: as `registry.build` and `load_weights`
         """
-        found = read_weights(self.path, self.use_ema)
-        classes = head_classes(found) if num_classes is None else num_classes
+        loaded = read_weights(self.path, self.use_ema)
+        classes = head_classes(loaded) if num_classes is None else num_classes
         depth = options.get("depth")
-        if isinstance(depth, int) and depth > len(found):  # each block would have weights
-            raise MismatchError(f"{shown(self.name)} holds {len(found)} tensors, too few for a model of depth {depth}")
-
-        def fitting(vit: nn.Module) -> dict[str, Tensor]:
-            return check_fits(vit, found, self.path.name)
-
+        if isinstance(depth, int) and depth > len(loaded):  # each block would have weights
+            raise MismatchError(f"{shown(self.name)} holds {len(loaded)} tensors, too few for a model of depth {depth}")
+        fitting = partial(check_fits, weights=loaded, name=self.path.name)
         vit = build(name, classes, check=fitting, **options)
         vit.load_state_dict(fitting(vit), strict=True)
         return vit
-
-
-def _agree(name: str, value: Any, own: Any) -> bool:
-    return same_model(value, own) if name == "model" else bool(value == own)
 
 
 def _text(value: Any) -> str:

@@ -149,13 +149,15 @@ def load(path: Path) -> Checkpoint:
     if not os.path.lexists(path / STATE):
         raise MissingFileError(f"{shown(path)} is no checkpoint of dlth: it has no {STATE}")
     head, is_sealed = read_sealed(path / STATE, MAX_STATE_BYTES)
-    found = head.get("format"), head.get("version")
-    if found[0] != FORMAT or found[1] not in (FIRST_VERSION, VERSION):
-        raise InputError(f"{path} is {shown(found)}; this dlth reads {FORMAT} versions {FIRST_VERSION} to {VERSION}")
+    kind, version = head.get("format"), head.get("version")
+    if kind != FORMAT or version not in (FIRST_VERSION, VERSION):
+        raise InputError(
+            f"{path} is {shown((kind, version))}; this dlth reads {FORMAT} versions {FIRST_VERSION} to {VERSION}"
+        )
     files, state = head.get("files"), head.get("state")
-    if not isinstance(files, dict) or not isinstance(state, dict) or (found[1] == VERSION and not is_sealed):
+    if not isinstance(files, dict) or not isinstance(state, dict) or (version == VERSION and not is_sealed):
         raise DamageError(f"{path / STATE} cannot be read: files, state or its {SEAL} are missing", file=STATE)
-    return Checkpoint({part: _part(path, part, entry) for part, entry in files.items()}, state, path, found[1])
+    return Checkpoint({part: _part(path, part, entry) for part, entry in files.items()}, state, path, version)
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -170,9 +172,9 @@ def _part(path: Path, part: str, entry: Any) -> dict[str, torch.Tensor]:
         raise DamageError(f"{path / STATE} names a part {shown(part)!r}, which no checkpoint has", file=STATE)
     if not file.is_file():
         raise MissingFileError(f"{file}, a part of the checkpoint, is missing")
-    wanted = entry if isinstance(entry, dict) else {"sha256": entry}
-    same_size = wanted.get("bytes", file.stat().st_size) == file.stat().st_size  # before what may be endless is read
-    if not same_size or _entry(file)["sha256"] != wanted.get("sha256"):
+    recorded = entry if isinstance(entry, dict) else {"sha256": entry}
+    same_size = recorded.get("bytes", file.stat().st_size) == file.stat().st_size  # before what may be endless is read
+    if not same_size or _entry(file)["sha256"] != recorded.get("sha256"):
         raise DamageError(f"{file} is damaged: its sha256 is not the one in {STATE}", file=file.name)
     return read_tensors(file)
 

@@ -79,20 +79,20 @@ class Inputs:
         index, val_index, store = files.index, files.val_index, files.store
         k = tokens_kept(config.keep, frame.grid, store, files.val_store)
         check_labels(files.num_classes, index, val_index)
-        found = val = None
+        train_join = val = None
         if store is not None and config.mode != "online":
             split, moved = config.split or "", config.arm == "ticket"
             check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split, patch_size=frame.patch_size)
             if config.arm == "ticket" and (text := made_for_evaluation(store.header)):
                 note(f"training: {text}")
-            found = join(index, store, config.missing)
-            note(f"training: {found.coverage}")
+            train_join = join(index, store, config.missing)
+            note(f"training: {train_join.coverage}")
         if val_index is not None:
             if val_index.fingerprint == index.fingerprint:
                 note("the validation images are the training images, by their keys: accuracies say nothing of new ones")
             batch_size = config.validation_batch_size or config.batch_size
             val = EvalSet.joined(config, val_index, files.val_store, frame, k, config.seed, batch_size, note)
-        return cls(config, world, files, frame, k, found, val)
+        return cls(config, world, files, frame, k, train_join, val)
 
     @cached_property
     def left_out(self) -> LeftOut:
@@ -107,19 +107,14 @@ class Inputs:
         return Batching(global_batch, size, config.grad_accum_steps, config.aug_repeats, config.drop_last)
 
     @property
-    def num_train(self) -> int:
-        """Images of an epoch's order: those left out for want of a ticket are not counted, corrupt ones are."""
-        return self.left_out.num_ordered
-
-    @property
     def epoch_images(self) -> int:
         """Images that one epoch shows: fewer than there are with repeated views, or where the last batch is dropped."""
-        return self.batching.num_shown(self.num_train)
+        return self.batching.num_shown(self.left_out.num_ordered)
 
     @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, the same on every rank; the last two may be short."""
-        return self.batching.num_steps(self.num_train)
+        return self.batching.num_steps(self.left_out.num_ordered)
 
     @property
     def num_val(self) -> int:
@@ -155,11 +150,11 @@ class Inputs:
         Raises:
             DlthError: augmentation, batches, tickets or workers that do not fit
         """
-        config, parts, steps = self.config, self.batching.num_parts, self.config.grad_accum_steps
-        if steps > 1 and parts > self.num_train:
+        config, parts, num_images = self.config, self.batching.num_parts, self.left_out.num_ordered
+        if config.grad_accum_steps > 1 and parts > num_images:
             raise InputError(
-                f"--grad-accum-steps {steps} cuts a step into {parts} forwards, and an epoch has {self.num_train}"
-                f" images for them: give at most {max(1, self.num_train // self.world.size)}"
+                f"--grad-accum-steps {config.grad_accum_steps} cuts a step into {parts} forwards, and an epoch has"
+                f" {num_images} images for them: give at most {max(1, num_images // self.world.size)}"
             )
         picked_later = config.mode == "online" and config.arm == "ticket"
         arm: Arm = "dense" if picked_later else config.arm
@@ -244,7 +239,7 @@ class Inputs:
     def _coverage(self) -> dict[str, str]:
         """How images and tickets met, as the join reports it, by set; and where validation tickets were moved."""
         joins = {"data": self.join, "val": self.val.join if self.val is not None else None}
-        texts = {name: str(found.coverage) for name, found in joins.items() if found is not None}
+        texts = {name: str(each.coverage) for name, each in joins.items() if each is not None}
         if self.files.val_store is not None:
             moved = moved_text(self.files.val_store.header.view, self.frame.eval_view)
             texts["val"] += "\n" + moved if moved else ""

@@ -24,7 +24,6 @@ from dlth.tickets.store.locks import owned
 from dlth.training.distributed.agreement import agree
 from dlth.training.distributed.process_group import World, joined
 from dlth.training.distributed.signals import StopRequest, stop_on_signals
-from dlth.training.evaluation.measure import EvalResult
 from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
@@ -44,7 +43,7 @@ from dlth.training.runs.resume import (
 )
 from dlth.training.runs.run_progress import RunProgress, Totals, device_name, peak_memory
 from dlth.training.runs.runlog import METRICS, RESULT, Mark, RunLog
-from dlth.training.runs.setup import Parts, prepare
+from dlth.training.runs.setup import HEADLINE, Parts, prepare
 from dlth.training.runs.step import StepResult
 from dlth.training.settings.toml_text import CONFIG, to_toml
 from dlth.training.settings.train_config import TrainConfig
@@ -216,7 +215,10 @@ class Training:
             }
             self._keep_best(table)
             if last:
-                self._save_images(result)
+                for text in result.notes():
+                    self.reporter.note(text)
+                if self.world.leads:
+                    result.save(self.out / VAL_RESULTS)
         if self.config.bad_images == "skip":
             row["bad_images"] = len(at.bad_images)
         row["lr"] = self.parts.set_rate(at.epoch, max(at.step - 1, 0))
@@ -239,18 +241,12 @@ class Training:
         self.progress.bad_images = sorted([*known, *new])
 
     def _keep_best(self, table: Mapping[str, Mapping[str, Any]]) -> None:
-        arm = self.parts.headline(table)
+        arm = next(arm for arm in HEADLINE[self.config.arm] if arm in table)
         best = {"epoch": self.progress.epoch, "tokens": arm, "top1": table[arm]["top1"]}
         if best["top1"] > self.progress.best.get("top1", -1.0):
             self.progress.best = best
             if self.world.leads:
                 checkpoint.write_tensors(self.out / BEST, self.parts.student.model.state_dict(), self._note())
-
-    def _save_images(self, result: EvalResult) -> None:
-        for text in result.notes():
-            self.reporter.note(text)
-        if self.world.leads:
-            result.save(self.out / VAL_RESULTS)
 
     def _finish(self) -> RunResult:
         """Evaluate the averaged weights, write the weights, and last of all the result."""

@@ -48,12 +48,11 @@ def resume_path(config: TrainConfig) -> Path | None:
     """
     out = Path(config.out)
     refuse_linked(out / CHECKPOINTS)
-    found = newest(out / CHECKPOINTS)
-    if config.resume is None and found is not None:
+    path = newest(out / CHECKPOINTS)
+    if config.resume is None and path is not None:
         raise InputError(
-            f"{config.out} holds a run already ({found.name}): --resume auto goes on with it; or take another --out"
+            f"{config.out} holds a run already ({path.name}): --resume auto goes on with it; or take another --out"
         )
-    path = found
     if config.resume not in (None, "auto"):
         named = Path(str(config.resume))
         path = newest(named / CHECKPOINTS) or named
@@ -157,12 +156,12 @@ def mark_of(saved: Checkpoint) -> Mark | None:
 
     Raises DamageError for what is no mark.
     """
-    said = saved.state.get(LOG) or {}
-    if not said and saved.version == FIRST_VERSION:
+    mark = saved.state.get(LOG) or {}
+    if not mark and saved.version == FIRST_VERSION:
         return None
-    if {name: type(value) for name, value in said.items()} != {"lines": int, "sha256": str}:
+    if {name: type(value) for name, value in mark.items()} != {"lines": int, "sha256": str}:
         raise DamageError(f"{saved.path}: what it says of the log cannot be read")
-    return Mark(**said)
+    return Mark(**mark)
 
 
 def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:

@@ -72,14 +72,9 @@ class Totals:
         """Mean share of the kept patches' area that shows fill or noise, or None where there was no image."""
         return self.hidden / self.images if self.images else None
 
-    @property
-    def seconds(self) -> float:
-        """Time in data and compute together."""
-        return self.data_seconds + self.compute_seconds
-
     def rates(self) -> dict[str, float]:
         """Images and tokens per second over all ranks, and the seconds that this rank waited for data and computed."""
-        seconds = max(self.seconds, 1e-9)
+        seconds = max(self.data_seconds + self.compute_seconds, 1e-9)
         return {
             "images_per_second": self.images / seconds,
             "tokens_per_second": self.tokens / seconds,
@@ -121,33 +116,33 @@ class RunProgress:
     in_run: Totals = field(default_factory=Totals)
 
     @classmethod
-    def from_json(cls, values: Any, size: RunSize) -> Self:
+    def from_json(cls, values: Any, size: RunSize) -> "RunProgress":
         """The progress that `asdict` took apart, of a run of that size.
 
         Raises:
             DamageError: a field that is missing, foreign or of another type; a place or sums that this run cannot have
         """
         try:
-            found: RunProgress = _CHECK.validate_json(json.dumps(values))
+            progress = _CHECK.validate_json(json.dumps(values))
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
             raise DamageError(f"the checkpoint's progress cannot be read: {shown(wrong)}") from error
-        if asdict(found) != values:
+        if asdict(progress) != values:
             raise DamageError(f"the checkpoint's progress lacks fields: it has {shown(values)}")
-        at = f"epoch {found.epoch}, step {found.batch} of it, step {found.step} of the run"
+        at = f"epoch {progress.epoch}, step {progress.batch} of it, step {progress.step} of the run"
         steps = size.steps_per_epoch
-        fits = found.epoch < size.epochs and found.batch <= steps and found.bad_steps <= found.step
-        if not fits or found.step != found.epoch * steps + found.batch:
+        fits = progress.epoch < size.epochs and progress.batch <= steps and progress.bad_steps <= progress.step
+        if not fits or progress.step != progress.epoch * steps + progress.batch:
             raise DamageError(f"the checkpoint stands at {at}; a run of {size.epochs} x {steps} steps never does")
-        rising = all(low < high for low, high in zip(found.bad_images, found.bad_images[1:], strict=False))
-        if not rising or (found.bad_images and found.bad_images[-1] >= size.num_images):
+        rising = all(low < high for low, high in zip(progress.bad_images, progress.bad_images[1:], strict=False))
+        if not rising or (progress.bad_images and progress.bad_images[-1] >= size.num_images):
             raise DamageError(f"the checkpoint's corrupt images are none of the {size.num_images} training images")
-        if not _is_best(found.best, found.epoch):
-            raise DamageError(f"the checkpoint's best epoch cannot be read: {shown(found.best)}")
-        for totals, num_steps in ((found.in_epoch, found.batch), (found.in_run, found.step)):
+        if not _is_best(progress.best, progress.epoch):
+            raise DamageError(f"the checkpoint's best epoch cannot be read: {shown(progress.best)}")
+        for totals, num_steps in ((progress.in_epoch, progress.batch), (progress.in_run, progress.step)):
             if not totals.can_be_of(num_steps * size.global_batch, size.tokens_per_image):
                 raise DamageError(f"the checkpoint's sums are not of {num_steps} steps: {shown(asdict(totals))}")
-        return found
+        return progress
 
 
 _CHECK: TypeAdapter[RunProgress] = TypeAdapter(RunProgress)

@@ -98,8 +98,8 @@ class RunLog:
             os.fsync(self._file.fileno())
         return Mark(self._lines, self._digest.hexdigest())
 
-    def add(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
-        """Append a record and give it back; numbers go to TensorBoard as well."""
+    def add(self, kind: str, step: int, **values: Any) -> None:
+        """Append a record; numbers go to TensorBoard as well."""
         record = {"kind": kind, "step": step, **strict(values)}
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         with write_errors(self.folder / METRICS):
@@ -110,7 +110,6 @@ class RunLog:
                     if isinstance(value, int | float) and name != "epoch":
                         self._board.add_scalar(f"{kind}/{name}", value, step)
         self._count(line, record)
-        return record
 
     def _follows(self, record: dict[str, Any], after: int) -> bool:
         """Whether an epoch read back comes after those before it, and in the steps that were done: so they are few."""

@@ -5,7 +5,7 @@ The order is that of cost: settings, index, model, tickets, and only then the op
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,10 +85,6 @@ class Parts:
         standing_in = self.online.text if self.online is not None else ""
         precision = self.stepper.precision
         return self.inputs.val.evaluate(student, self.world, self.pixels, precision, self.select, standing_in)
-
-    def headline(self, table: Mapping[str, Any]) -> str:
-        """The arm of the evaluation by which this run's is judged."""
-        return next(arm for arm in HEADLINE[self.config.arm] if arm in table)
 
     def facts(self) -> dict[str, Any]:
         """The plan as a person would read it."""

@@ -97,7 +97,8 @@ class Stepper:
         """Train on this rank's micro-batches of global step `step`; `budget`: what the online selector keeps in it."""
         torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
         self.student.train()
-        whole_batches = [batch for batch in batches if self._lacks_tickets(batch)]
+        by_file = self.config.arm == "ticket" and self.select is None
+        whole_batches = [batch for batch in batches if by_file and batch.patches is None]
         total, whole = self.world.sums([_num_images(batches), _num_images(whole_batches)])
         self.optimizer.zero_grad(set_to_none=True)
         self.last_losses = []
@@ -110,12 +111,11 @@ class Stepper:
         moved = math.isfinite(loss) and math.isfinite(norm)
         rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if moved:
-            self._move(step)
+            self.scaler.step(self.optimizer)
+            if self.ema is not None:
+                self.ema.update(self.student.model, step=step + 1)
         self.scaler.update()
         return StepResult(loss, norm, total, moved, rescaled, hidden, whole)
-
-    def _lacks_tickets(self, batch: Batch) -> bool:
-        return batch.patches is None and self.config.arm == "ticket" and self.select is None
 
     def _accumulate(self, batches: Sequence[Batch], budget: Budget | None, total: float) -> Tensor:
         """Forward and backward of every micro-batch; gives back this rank's weighted sums of losses and of hidden
@@ -165,11 +165,6 @@ class Stepper:
         if batch.hidden is not None and self.config.hidden == "demote":
             rankings = demote(rankings, batch.hidden)
         return (rankings if budget is None else rankings[:, : budget.k]), gap.isnan()
-
-    def _move(self, step: int) -> None:
-        self.scaler.step(self.optimizer)
-        if self.ema is not None:
-            self.ema.update(self.student.model, step=step + 1)
 
     def bad_ids(self) -> list[int]:
         """Ids of this rank's images whose loss in the last step was no number."""
