@@ -59,14 +59,11 @@ class Counter:
         return (self.count - self._skipped) / max(time.monotonic() - self._start, 1e-9)
 
     def _draw(self) -> None:
+        """Print one plain line when it is time to: count, share, rate, time left."""
         now = time.monotonic()
         if now - self._last < PLAIN_INTERVAL and self.count < self.total:
             return
         self._last = now
-        self.line()
-
-    def line(self) -> None:
-        """Print one plain line: count, share, rate, time left."""
         left = max(self.total - self.count, 0) / self.rate if self.rate > 0 else 0.0
         share = 100 * self.count / self.total if self.total else 100.0
         note(

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 _SHOWN = 10
 """Files without an image, and renamed keys, that are named."""
 
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Labels of ImageNet's validation images: the development kit, packed or not; its ground-truth file"
+        " with meta.mat beside it; a text of one synset a line; or LOC_val_solution.csv."
+    ),
+]
+
 
 def pack(
     source: Annotated[
@@ -34,13 +42,7 @@ def pack(
     workers: Annotated[
         int | None, typer.Option(parser=integer, help="Shards written side by side; one a core, at most 8.")
     ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="Labels of ImageNet's validation images: the development kit, packed or not; its ground-truth file"
-            " with meta.mat beside it; a text of one synset a line; or LOC_val_solution.csv."
-        ),
-    ] = None,
+    labels: Labels = None,
     restart: Annotated[bool, typer.Option("--restart", help="Write the split anew instead of going on.")] = False,
     json: Json = False,
 ) -> None:

@@ -48,7 +48,10 @@ def order_shade(image: np.ndarray, ranking: np.ndarray, k: int, grid: Grid) -> n
     """An image [height, width, 3] in grey, its kept patches shaded by order: the deepest green is the best patch."""
     strength = np.zeros(grid.num_patches)
     strength[ranking[:k]] = 0.92 - 0.8 * np.arange(k) / k
-    return _tinted(image, strength, COLOURS["ticket"], kept_sets(ranking[:k], grid.num_patches), grid)
+    grey = 150 + 0.4 * np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)  # pale, so that depth is order alone
+    weight = _on_pixels(strength, image, grid)
+    mixed = (1 - weight) * grey + weight * _rgb(COLOURS["ticket"])
+    return np.where(weight > 0, mixed, _faded(grey)).astype(np.uint8)
 
 
 def difference(image: np.ndarray, one: np.ndarray, two: np.ndarray, k: int, grid: Grid) -> np.ndarray:
@@ -110,13 +113,6 @@ def _on_pixels(values: np.ndarray, image: np.ndarray, grid: Grid) -> np.ndarray:
 def _faded(image: np.ndarray) -> np.ndarray:
     """An image under a pale grey veil, which neither a white sky nor a black ground can be mistaken for."""
     return (0.2 * image + 0.8 * np.array(VEIL)).astype(np.uint8)
-
-
-def _tinted(image: np.ndarray, strength: np.ndarray, colour: str, kept: np.ndarray, grid: Grid) -> np.ndarray:
-    grey = 150 + 0.4 * np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)  # pale, so that depth is order alone
-    weight = _on_pixels(strength, image, grid)
-    mixed = (1 - weight) * grey + weight * _rgb(colour)
-    return np.where(_on_pixels(kept, image, grid), mixed, _faded(grey)).astype(np.uint8)
 
 
 def _rgb(colour: str) -> np.ndarray:

@@ -145,10 +145,8 @@ def _rankings(index: ShardIndex, joined: Join, ids: Ids, frame: TicketHeader) ->
 
 
 def _same_view(one: TicketHeader, two: TicketHeader) -> bool:
-    if one.view.kind == two.view.kind == "whole":
-        return True
-    frames = [(view.kind, view.height, view.width, view.crop_pct) for view in (one.view, two.view)]
-    return frames[0] == frames[1]
+    first, second = ((view.kind, view.height, view.width, view.crop_pct) for view in (one.view, two.view))
+    return first == second or one.view.kind == two.view.kind == "whole"
 
 
 def _cards(index: ShardIndex, joins: Sequence[Join], ids: Ids, names: Sequence[str], note: Note) -> Iterator[Card]:

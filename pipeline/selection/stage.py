@@ -60,16 +60,12 @@ class SelectPlan:
         """The file's shards: those of the dataset, in the index's order."""
         return [ShardSpec(shard.name, shard.rows) for shard in self.index.shards]
 
-    @property
-    def file_bytes(self) -> int:
-        """Upper bound of the ticket file's size: indices, keys, hashes, gaps; keys shrink in compression."""
-        width = 1 if self.header.grid.num_patches < 256 else 2
-        return self.index.num_samples * (self.header.ranked * width + self.index.key_width + 16 + 4)
-
     def facts(self) -> dict[str, object]:
         """The plan as a person would read it."""
         header, pixels = self.header, self.header.preprocessing
         gflops, dense = (flops / 1e9 for flops in self.ranker.flops)
+        # indices, keys, hashes and gaps; keys shrink in compression
+        row_bytes = header.ranked * (1 if header.grid.num_patches < 256 else 2) + self.index.key_width + 16 + 4
         return {
             "selector": f"{header.selector.model} ({header.selector.weights_source})",
             "weights sha256": header.selector.weights_sha256[:16],
@@ -82,7 +78,7 @@ class SelectPlan:
             f" stage keep {_rounded(header.stage_keep)})",
             "images": self.index.num_samples,
             "shards": len(self.index.shards),
-            "file": f"{self.config.out}, at most {self.file_bytes / 1e6:,.1f} MB",
+            "file": f"{self.config.out}, at most {self.index.num_samples * row_bytes / 1e6:,.1f} MB",
             "cost": f"{gflops:.3f} GFLOP per image (dense forward {dense:.3f}),"
             f" {gflops * self.index.num_samples / 1e3:,.1f} TFLOP in all",
             "device": f"{self.ranker.device}, {header.selector.block_dtype} blocks, float32 scores",

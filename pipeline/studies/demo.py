@@ -6,7 +6,7 @@ would type it. Finished steps are kept: run it again and it goes on where it was
 """
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,33 +51,34 @@ class Demo:
         """The demo's folder."""
         return Path(self.config.out)
 
+    @property
+    def weights(self) -> Path:
+        """The selector's."""
+        return self.out / "selector" / "model.safetensors"
+
     def run(self) -> Path:
         """All steps in order; gives the report's path. Raises LockedError while another demo works in the folder."""
         with owned(self.out):
-            return self._run()
+            self._claim_folder()
+            self.note("\n# handwritten digits among clutter, as WebDataset shards")
+            make_digit_shards(self.out / "shards", self.config.images, self.config.val_images)
+            steps = list(self._steps())
+            for what, command, values in steps:
+                self.note(f"\n# {what}\n{as_command(command, values)}")
+                (self._train if command == "train" else self._select)(values)
+            self.note("\n# the report")
+            commands = [as_command(command, values) for _, command, values in steps]
+            return write_demo_report(self.out, self.config.seeds, self.weights, MODEL, commands)
 
-    def _run(self) -> Path:
-        self._claim_folder()
-        shards = self.out / "shards"
-        self.note("\n# handwritten digits among clutter, as WebDataset shards")
-        make_digit_shards(shards, self.config.images, self.config.val_images)
-        selector = self._train("selector", "a small selector, trained on all patches", arm="dense", seed=100)
-        weights = selector / "model.safetensors"
-        for split, view in SPLITS:
-            self._select(split, view, weights)
+    def _steps(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """What each step is, its command, and the settings of that."""
+        yield "a small selector, trained on all patches", "train", self._train_values("selector", arm="dense", seed=100)
+        for split, view in (("train", "whole"), ("val", "center")):
+            yield f"the tickets of the {split} images", "select", self._select_values(split, view)
         for seed in self.config.seeds:
             for arm in ARMS:
-                self._train(f"{arm}-{seed}", f"a student, arm {arm}, seed {seed}", arm=arm, seed=seed)
-        self.note("\n# the report")
-        return write_demo_report(self.out, self.config.seeds, weights, MODEL, self.commands())
-
-    def commands(self) -> list[str]:
-        """Every command of the demo as a user would type it."""
-        lines = [as_command("train", self._train_values("selector", arm="dense", seed=100))]
-        weights = self.out / "selector" / "model.safetensors"
-        lines += [as_command("select", self._select_values(*split, weights)) for split in SPLITS]
-        runs = [(f"{arm}-{seed}", arm, seed) for seed in self.config.seeds for arm in ARMS]
-        return lines + [as_command("train", self._train_values(name, arm=arm, seed=seed)) for name, arm, seed in runs]
+                values = self._train_values(f"{arm}-{seed}", arm=arm, seed=seed)
+                yield f"a student, arm {arm}, seed {seed}", "train", values
 
     def _claim_folder(self) -> None:
         record, text = self.out / "demo.toml", to_toml(self.config)
@@ -110,21 +111,18 @@ class Demo:
             values |= {"tickets": str(tickets / "train.zarr"), "val_tickets": str(tickets / "val.zarr")}
         return values
 
-    def _train(self, name: str, what: str, *, arm: str, seed: int) -> Path:
-        values = self._train_values(name, arm=arm, seed=seed)
+    def _train(self, values: dict[str, Any]) -> None:
         config: TrainConfig = layered(values | {"resume": "auto"}, recipe="smoke")
         folder = Path(config.out)
-        self.note(f"\n# {what}\n{as_command('train', values)}")
         if (folder / RESULT).exists() and (folder / CONFIG).read_text() == to_toml(config):
             self.note(f"done before: {folder}")
         elif (result := train(config, reporter=self.reporter)).status != "finished":
             raise SystemExit(result.exit_code)
-        return folder
 
-    def _select_values(self, split: str, view: str, weights: Path) -> dict[str, Any]:
+    def _select_values(self, split: str, view: str) -> dict[str, Any]:
         return {
             **MODEL,
-            "checkpoint": str(weights),
+            "checkpoint": str(self.weights),
             "data": str(self.out / "shards" / f"{split}-*.tar"),
             "split": split,
             "dataset": "dlth digits",
@@ -135,18 +133,12 @@ class Demo:
             "out": str(self.out / "tickets" / f"{split}.zarr"),
         }
 
-    def _select(self, split: str, view: str, weights: Path) -> None:
-        values = self._select_values(split, view, weights)
-        self.note(f"\n# the tickets of the {split} images\n{as_command('select', values)}")
+    def _select(self, values: dict[str, Any]) -> None:
         prepared = plan(checked(SelectConfig, values))
-        with self.counting(f"select {split}", prepared.index.num_samples) as counter:
+        with self.counting(f"select {values['split']}", prepared.index.num_samples) as counter:
             report = select(prepared, counter.advance, counter.skip, self.note)
         store = TicketStore(values["out"])
         self.note(f"{store.num_rows} tickets of {store.header.k} patches, identity {report.identity[:16]}")
-
-
-SPLITS = (("train", "whole"), ("val", "center"))
-"""Splits and the view in which the selector sees them."""
 
 
 def as_command(command: str, values: Mapping[str, Any]) -> str:

@@ -67,10 +67,6 @@ class Runs:
         """Accuracies in percent of an arm's seeds, evaluated on the tokens of an arm."""
         return [run["evaluation"]["model"][tokens]["top1"] for run in self.results[arm]]
 
-    def own_top1(self, arm: str) -> list[float]:
-        """The accuracies that an arm is judged by."""
-        return self.top1(arm, judged_on(arm))
-
     def compare(self, first: str, second: str) -> Comparison:
         """Two arms, each on the tokens it is judged by."""
         hits = [np.stack([run[f"{judged_on(arm)}_top1"] for run in self.images[arm]]) for arm in (first, second)]
@@ -172,7 +168,7 @@ def verdicts(runs: Runs) -> tuple[Verdict, ...]:
 
 def _verdict(runs: Runs, first: str, claim: str, second: str) -> Verdict:
     came, as_good = runs.compare(first, second), claim == "as good as"
-    one, two = (f"{np.mean(runs.own_top1(arm)):.1f} %" for arm in (first, second))
+    one, two = (f"{np.mean(runs.top1(arm, judged_on(arm))):.1f} %" for arm in (first, second))
     within = f" within {MARGIN:g} points" if as_good else ""
     tested = f"equivalence p = {came.equivalence_p_value:.2g}" if as_good else f"p = {came.p_value:.2g}"
     figures = f"{one} against {two}, {came.difference:+.1f} points, 95 % interval {_interval(came)}, {tested}"

@@ -26,13 +26,12 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
     """
     if world.size == 1:
         return
-    first, *others = (json.loads(text) for text in world.texts(json.dumps(facts)))
+    ranks = [json.loads(text) for text in world.texts(json.dumps(facts))]
     lines = []
-    for name in dict.fromkeys(name for said in (first, *others) for name in said):
-        theirs = next(((rank, said) for rank, said in enumerate(others, 1) if _other(said, first, name)), None)
-        if theirs is not None:
-            rank, said = theirs
-            lines.append(f"{shown(name)}: rank 0 has {_text(first, name)}, rank {rank} {_text(said, name)}")
+    for name in dict.fromkeys(name for theirs in ranks for name in theirs):
+        if other := next((rank for rank, theirs in enumerate(ranks) if _differ(theirs, ranks[0], name)), 0):
+            texts = _text(ranks[0], name), _text(ranks[other], name)
+            lines.append(f"{shown(name)}: rank 0 has {texts[0]}, rank {other} {texts[1]}")
     if lines:
         raise MismatchError(
             "the ranks of this run do not agree:\n  " + "\n  ".join(lines) + "\nStart all of them with the same"
@@ -55,10 +54,10 @@ def settings_of(command: str, config: Settings, also: Iterable[str] = ()) -> dic
     return {"command": command, "dlth": version("dlth")} | config.model_dump(mode="json", exclude=left_out)
 
 
-def _other(said: Mapping[str, Any], first: Mapping[str, Any], name: str) -> bool:
-    return name not in said or name not in first or said[name] != first[name]
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
+    return name not in one or name not in other or one[name] != other[name]
 
 
-def _text(said: Mapping[str, Any], name: str) -> str:
-    value = said.get(name)
+def _text(facts: Mapping[str, Any], name: str) -> str:
+    value = facts.get(name)
     return "nothing" if value in (None, "") else shown(value)

@@ -66,7 +66,7 @@ class World:
         longest = max(int(length) for length in lengths)
         padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(padded, torch.cat([mine, mine.new_zeros(longest - len(mine))]))
-        return [bytes(said[: int(length)].tolist()).decode() for said, length in zip(padded, lengths, strict=True)]
+        return [bytes(each[: int(length)].tolist()).decode() for each, length in zip(padded, lengths, strict=True)]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -158,11 +158,7 @@ def joined(device_name: str) -> Iterator[World]:
 
 @contextmanager
 def _others_end() -> Iterator[None]:
-    """A block of exchanges, in which the end of another rank is told as that.
-
-    Raises:
-        RankError: an exchange failed
-    """
+    """A block of exchanges, in which the end of another rank is told as that: RankError."""
     try:
         yield
     except RuntimeError as error:

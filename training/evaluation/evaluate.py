@@ -99,9 +99,7 @@ def _contents(student: Student, images: EvalSet) -> dict[str, Any]:
 
 def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
     """Patches that the run of a weights file kept, on the grid of now; None if it says none, or kept all as dense.
-
-    Raises:
-        InputError: a number that the grid cannot have
+    Raises InputError for a number that the grid cannot have.
     """
     note = weights.note
     if note is None or note.k is None or note.arm == "dense":

@@ -143,11 +143,7 @@ to build, even without memory."""
 
 
 def _check_sizes(kwargs: Mapping[str, Any]) -> None:
-    """Refuse numbers that no model's argument is, before any of them is multiplied with another.
-
-    Raises:
-        InputError: names the argument, its value and the bound
-    """
+    """Raises InputError for numbers that no model's argument is, before any of them is multiplied with another."""
     for name, value in kwargs.items():
         most = MAX_DEPTH if name == "depth" else MAX_ARGUMENT
         numbers = value if isinstance(value, list | tuple) else [value]
@@ -165,11 +161,7 @@ def _shapes(timm_name: str, options: Mapping[str, Any]) -> nn.Module | None:
 
 
 def _check_memory(shapes: nn.Module, timm_name: str, options: Mapping[str, Any]) -> None:
-    """Refuse a model whose weights alone are more than the machine's memory, before any of it is taken.
-
-    Raises:
-        InputError: says what is needed and what there is
-    """
+    """Raises InputError for a model whose weights alone are more than the machine's memory, before any is taken."""
     needed = sum(weight.numel() * weight.element_size() for weight in shapes.state_dict().values())
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:

@@ -127,13 +127,8 @@ def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
 
 
 def _check_alike(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Compare a checkpoint with the run that wants to go on from it; gives back what changed without doing harm.
-
-    Raises:
-        MismatchError: names every setting, file or number that differs
-    """
-    wrong = _differences(saved.state[STRICT], ours[STRICT])
-    if wrong:
+    """What changed since a checkpoint without doing harm. Raises MismatchError for whatever does, all of it by name."""
+    if wrong := _differences(saved.state[STRICT], ours[STRICT]):
         raise MismatchError(
             f"{saved.path} is of another run:\n  " + "\n  ".join(wrong) + "\nResume with the same settings and files,"
             " or start anew in another --out (--init-from takes over the weights alone)."
