@@ -8,8 +8,6 @@ arise, and this module stays without knowledge of any of them.
 It imports next to nothing, so that Ctrl-C during the second that the other imports take ends as it does later.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -108,7 +106,7 @@ def _told(error: BaseException) -> int:
     return EXIT_BUG if isinstance(known, BugError) else EXIT_INPUT
 
 
-def meant(error: BaseException) -> DlthError | None:
+def meant(error: BaseException) -> "DlthError | None":
     """The error of the family that an exception is to a user; None for one that nobody foresaw."""
     from dlth.tickets import errors
     from dlth.training import machine_errors
@@ -134,7 +132,7 @@ def meant(error: BaseException) -> DlthError | None:
     return _refused(error)
 
 
-def _refused(error: BaseException) -> DlthError | None:
+def _refused(error: BaseException) -> "DlthError | None":
     """An error of the operating system's, or of a library that hands one on as text."""
     from dlth.tickets import errors
     from dlth.training import machine_errors
@@ -179,7 +177,7 @@ def _has_folder() -> bool:
     return True
 
 
-def _bug(error: BaseException) -> DlthError:
+def _bug(error: BaseException) -> "DlthError":
     """An unforeseen error, its traceback written to a file for a report."""
     import platform
     import tempfile

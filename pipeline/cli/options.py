@@ -1,7 +1,5 @@
 """The options and arguments that several commands have, each written once, and what they share in acting on them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +40,7 @@ Keep = Annotated[
 Tokens = Annotated[int | None, typer.Option(parser=integer, help="The same as a number of patches.")]
 
 
-def only_printed(chosen: Settled[Any], print_config: bool) -> bool:
+def only_printed(chosen: "Settled[Any]", print_config: bool) -> bool:
     """Say what was worked out; with `print_config` print the settings as TOML instead of using them, and give True."""
     for note in chosen.notes:
         console.lead_note(note)

@@ -1,7 +1,5 @@
 """`dlth select`: stage 1, from flags to a plan, and from a report to what a person should know."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from dlth.pipeline.cli import console
@@ -49,7 +47,7 @@ def select(
         _say(report, counter.rate, settings.out)
 
 
-def _say(report: SelectReport, rate: float, out: str) -> None:
+def _say(report: "SelectReport", rate: float, out: str) -> None:
     """What this process did, and, from the first one, what became of the ticket file, whoever worked on it."""
     here = " here" if ranks().launched else ""
     who = "" if console.leads() else f"rank {ranks().rank}: "

@@ -1,7 +1,5 @@
 """`dlth pack` and `dlth index`: images into shards, and what the shards hold."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,7 +75,7 @@ def pack(
         console.note(text)
 
 
-def _facts(report: PackReport) -> dict[str, object]:
+def _facts(report: "PackReport") -> dict[str, object]:
     return {
         "folder": str(report.out),
         "images": report.num_samples,

@@ -75,8 +75,8 @@ def for_train(layers: Layers[TrainConfig], file: ProjectFile | None) -> tuple[La
     layers = layers.under(DERIVED, values)
     tickets = layers.get("tickets")
     if tickets and layers.get("val") and layers.get("val_tickets") is None:
-        twin, said = twin_of(str(tickets))
-        notes += said
+        twin, about = twin_of(str(tickets))
+        notes += about
         if twin is not None:
             layers = layers.under(DERIVED, {"val_tickets": str(twin)})
     return layers, notes

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import numpy as np
-import torch
 
 from dlth.data.cores import check_workers
 from dlth.data.images.decode import BadImageError
@@ -147,8 +146,7 @@ def select(
             image whose scores are no numbers
     """
     config, index = plan.config, plan.index
-    amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
-    ranker = BatchRanker(plan.ranker, amp_dtype, config.torchcompile, config.batch_size, note)
+    ranker = BatchRanker(plan.ranker, config.amp, config.amp_dtype, config.torchcompile, config.batch_size, note)
     writer = TicketWriter(config.out, plan.header, plan.shards, index.key_width)
     todo = writer.missing()
     report = SelectReport(complete=writer.complete, shards_before=len(index.shards) - len(todo))
@@ -268,10 +266,10 @@ def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> Shard
 def _wanted(config: SelectConfig, note: Note) -> Wanted:
     """The ranker that the settings ask for, with what its weights record; a contradiction is told."""
     weights = WeightsFile.find(config.checkpoint, config.use_ema) if config.checkpoint else None
-    said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}
+    settings = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}
     if weights is not None:
-        said = weights.settle(said, note)
-    model = said["model"] or DEFAULT_MODEL
+        settings = weights.settle(settings, note)
+    model = settings["model"] or DEFAULT_MODEL
     if resolve(model) != model:
         note(f"{shown(model)} is timm's {resolve(model)}")
     rates = {name: getattr(config, name) for name in ("stage_keep", "keep", "tokens")}
@@ -279,9 +277,9 @@ def _wanted(config: SelectConfig, note: Note) -> Wanted:
         rates["keep"] = "0.7"
     return Wanted(
         model,
-        {"num_classes": said["num_classes"], "img_size": said["img_size"], **(said["model_kwargs"] or {})},
+        {"num_classes": settings["num_classes"], "img_size": settings["img_size"], **(settings["model_kwargs"] or {})},
         weights,
-        images={name: said[name] for name in ABOUT_IMAGES},
+        images={name: settings[name] for name in ABOUT_IMAGES},
         blocks=config.blocks,
         fuse_tokens=config.fuse_tokens,
         rates=rates,

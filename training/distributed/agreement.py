@@ -42,12 +42,8 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
 def settings_of(command: str, config: Settings, also: Iterable[str] = ()) -> dict[str, Any]:
     """The settings on which ranks must agree: not what a machine may have elsewhere or otherwise.
 
-    What is read may lie elsewhere on each machine: it is compared by what it holds, once it is open.
-
-    Args:
-        command: which one it is
-        config: its settings
-        also: names of paths that must agree all the same
+    What is read may lie elsewhere on each machine: it is compared by what it holds, once it is open. `also` names paths
+    that must agree all the same.
     """
     kinds = type(config).model_fields
     left_out = {name for name, kind in kinds.items() if path_kind(kind)} - set(also) | set(LOCAL)

@@ -90,9 +90,7 @@ class World:
 
 def pick_device(name: str) -> torch.device:
     """The device that `name` means here; under torchrun "cuda" is the GPU of the local rank.
-
-    Raises:
-        InputError: no such device on this machine
+    Raises InputError where this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -156,9 +156,7 @@ def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> in
     """How many patches are kept: the share asked for, else the number of the first ticket file; None without either.
 
     The number is never worked out from a file's share, which has six digits: 7 of 9 patches would become 8.
-
-    Raises:
-        InputError: a share that makes no sense
+    Raises InputError for a share that makes no sense.
     """
     if keep is not None:
         return num_kept(keep, grid.num_patches)
@@ -169,11 +167,7 @@ def tickets_crop(store: TicketStore | None, images: Mapping[str, Any], note: Not
     """Crop share and interpolation of validation tickets that were made on a centre crop; nothing for others.
 
     An evaluation that sees more than the tickets' selector saw hardly ever keeps the patches at its border.
-
-    Args:
-        store: the validation tickets
-        images: the crop share and interpolation that would hold without them (None: the model's own)
-        note: told when the tickets change them
+    `images` has the two as they would hold without tickets (None: the model's own); `note` is told of a change.
     """
     if store is None or store.header.view.kind != "center":
         return {}
@@ -186,15 +180,9 @@ def tickets_crop(store: TicketStore | None, images: Mapping[str, Any], note: Not
 
 
 def moved_text(tickets: ViewSpec, seen: ViewSpec) -> str:
-    """What a person should know where validation images are not seen as their tickets were made; empty where they are.
-
-    Args:
-        tickets: the view of the ticket file
-        seen: the view of the evaluation
-    """
+    """What a person should know where validation images are not `seen` in the view of their `tickets`; else empty."""
     if tickets == seen:
         return ""
-    border = ""
-    if tickets.kind == "center" and float(tickets.crop_pct) < float(seen.crop_pct):
-        border = "; the selector never saw what lies at the border, so patches there are hardly ever kept"
+    hides = tickets.kind == "center" and float(tickets.crop_pct) < float(seen.crop_pct)
+    border = "; the selector never saw what lies at the border, so patches there are hardly ever kept" if hides else ""
     return f"tickets made on {described(tickets)} are moved to the evaluation's {described(seen)}{border}"

@@ -16,11 +16,7 @@ def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
 
 
 def check_backend(backend: str) -> None:
-    """Refuse a backend that torch does not have.
-
-    Raises:
-        InputError: those that there are, and the nearest
-    """
+    """Raises InputError for a backend that torch does not have; says which there are, and the nearest."""
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         close = difflib.get_close_matches(backend, known, n=1)

@@ -112,13 +112,8 @@ def build(
     timm_name = resolve(name)
     _check_sizes(kwargs)
     changed = FRIENDLY[name][1] if name in FRIENDLY else {}
-    options: dict[str, Any] = {**changed, **kwargs}
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    if img_size is not None:
-        options["img_size"] = img_size
-    if drop_path:
-        options["drop_path_rate"] = drop_path
+    own = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path or None}
+    options: dict[str, Any] = changed | kwargs | {key: value for key, value in own.items() if value is not None}
     if (shapes := _shapes(timm_name, options)) is not None:
         check(shapes)
         _check_memory(shapes, timm_name, options)

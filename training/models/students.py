@@ -10,10 +10,6 @@ STUDENTS: list[type[Student]] = [TicketViT]
 
 
 def make_student(model: nn.Module) -> Student:
-    """A model as the student that it can be.
-
-    Raises:
-        InputError: its patches cannot be left out: why not, and what can
-    """
+    """A model as the student that it can be. Raises InputError, with what can, if its patches cannot be left out."""
     kind = next((kind for kind in STUDENTS if kind.takes(model)), STUDENTS[0])  # the first says why none does
     return kind(model)

@@ -181,9 +181,7 @@ def _part(path: Path, part: str, entry: Any) -> dict[str, torch.Tensor]:
 
 def take_apart(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
     """A nested state as a JSON tree; its tensors go into `tensors` under names that begin with `prefix`.
-
-    Raises:
-        InputError: the state holds something that is neither a tensor, a container, a dtype, a number, text nor None
+    Raises InputError for what is neither a tensor, a container, a dtype, a number, text nor None.
     """
     if isinstance(value, torch.Tensor):
         tensors[prefix] = value.detach()
@@ -203,11 +201,7 @@ def take_apart(value: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any
 
 
 def put_together(tree: Any, tensors: Tensors) -> Any:
-    """The nested state that `take_apart` took apart.
-
-    Raises:
-        DamageError: no such tree, or a tensor that it names is not there
-    """
+    """The nested state that `take_apart` took apart. Raises DamageError for no such tree, or a missing tensor."""
     try:
         return _put_together(tree, tensors)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -251,11 +245,7 @@ def _umask() -> int:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file, on the CPU.
-
-    Raises:
-        DamageError: the file is no safetensors file
-    """
+    """Every tensor of a safetensors file, on the CPU. Raises DamageError where the file is none."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -146,9 +146,7 @@ class Inputs:
 
     def loader(self, schedule: KeepSchedule) -> TrainLoader:
         """This rank's training batches; where a selector in the loop picks the patches, images come with none.
-
-        Raises:
-            DlthError: augmentation, batches, tickets or workers that do not fit
+        Raises DlthError for augmentation, batches, tickets or workers that do not fit.
         """
         config, parts, num_images = self.config, self.batching.num_parts, self.left_out.num_ordered
         if config.grad_accum_steps > 1 and parts > num_images:

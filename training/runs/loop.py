@@ -90,11 +90,7 @@ class Training:
         self.train_loss: float | None = None
 
     def run(self, stop: StopRequest) -> RunResult:
-        """Train to the end, or until a signal asks to stop, as the one owner of the run's folder.
-
-        Raises:
-            LockedError: another run owns it
-        """
+        """Train to the end, or until a signal asks to stop. Raises LockedError if another run owns the folder."""
         with self._owned():
             self._resume()
             return self._run(stop)

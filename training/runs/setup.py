@@ -249,12 +249,12 @@ def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tupl
 
     The head is that of the data; a recipe's crop share gives way to a recorded one.
     """
-    said = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"}
-    said["crop_pct"] = config.users_crop_pct
+    settings = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"}
+    settings["crop_pct"] = config.users_crop_pct
     if start is not None:
-        said = start.settle(said, note)
-    images = {name: said.pop(name) for name in ABOUT_IMAGES}
-    config = config.model_copy(update=said | {"model_kwargs": said["model_kwargs"] or {}})
+        settings = start.settle(settings, note)
+    images = {name: settings.pop(name) for name in ABOUT_IMAGES}
+    config = config.model_copy(update=settings | {"model_kwargs": settings["model_kwargs"] or {}})
     config = config.model_copy(update={"model": config.student})
     for name in (config.student, config.selector):
         if name is not None:

@@ -32,7 +32,8 @@ class BatchRanker:
     """Ranks uint8 images with a ranker, batch by batch; halves the batch when the device's memory is too small."""
 
     ranker: PatchRanker
-    amp_dtype: torch.dtype | None = None
+    amp: bool = False
+    amp_dtype: str = "bfloat16"
     torchcompile: str | None = None
     batch_size: int | None = None
     note: Note = lambda text: None
@@ -41,7 +42,7 @@ class BatchRanker:
         select, backend = self.ranker.select, self.torchcompile
         self._select: Callable[[Tensor], Selection] = select if backend is None else compiled(select, backend)
         self._pixels = Pixels(self.ranker.frame.mean, self.ranker.frame.std)
-        self._precision = Precision(self.amp_dtype, self.ranker.device)
+        self._precision = Precision.of(self.amp, self.amp_dtype, self.ranker.device)
 
     def __call__(self, images: Tensor) -> Ranked:
         """Rankings and gaps of uint8 images [batch, 3, height, width]."""

@@ -74,18 +74,18 @@ def open_selector(
         raise InputError(
             "the online mode needs a trained selector: --selector-checkpoint FILE or --selector-pretrained"
         )
-    said: dict[str, Any] = {"model": config.selector, "model_kwargs": config.selector_kwargs, "img_size": None}
-    said |= dict.fromkeys(ABOUT_IMAGES)
+    settings: dict[str, Any] = {"model": config.selector, "model_kwargs": config.selector_kwargs}
+    settings |= dict.fromkeys(("img_size", *ABOUT_IMAGES))
     weights = WeightsFile.find(config.selector_checkpoint) if config.selector_checkpoint else None
     if weights is not None:
-        said = weights.settle(said, reporter.note, FLAGS)
-    if said["model"] is None:
+        settings = weights.settle(settings, reporter.note, FLAGS)
+    if settings["model"] is None:
         raise InputError(f"{config.selector_checkpoint} does not say of which model it is: give --selector")
     wanted = Wanted(
-        said["model"],
-        {"img_size": said["img_size"] or config.img_size, **(said["model_kwargs"] or {})},
+        settings["model"],
+        {"img_size": settings["img_size"] or config.img_size, **(settings["model_kwargs"] or {})},
         weights,
-        images={name: said[name] for name in ABOUT_IMAGES},
+        images={name: settings[name] for name in ABOUT_IMAGES},
         blocks=config.selector_blocks,
         fuse_tokens=config.selector_fuse_tokens,
         # a share says more than its k: the rates of stages and schedules

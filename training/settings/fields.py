@@ -17,7 +17,6 @@ from dlth.tickets.ranking.budget import exact_rate
 
 WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."
 
-
 MAX_SIDE = 1 << 16
 """Pixels of a view's side: a hundred times what models take, and below what a slip of the key makes."""
 MAX_BATCH = 1 << 16
@@ -123,14 +122,7 @@ def _finite_pairs(pairs: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_own_flags(kwargs: Mapping[str, Any] | None, flag: str, own: Mapping[str, str]) -> None:
-    """Refuse model arguments that have a flag of their own, as timm would be given them twice.
-
-    Args:
-        kwargs: what `flag` holds
-        own: argument -> what to use instead
-    Raises:
-        ValueError: names the argument and what to use instead
-    """
+    """Raises ValueError for model arguments of `flag` that have a flag of their `own`: timm would get them twice."""
     for name in own.keys() & (kwargs or {}):
         raise ValueError(f"{flag} {name} has a flag of its own: {own[name]}")
 

@@ -88,9 +88,7 @@ class Layers(Generic[SettingsT]):
                 adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
                 values[name] = None if self.get(name) is None else adapter.validate_python(self.get(name))
             except ValidationError as error:
-                problems += [
-                    _problem({**dict(found), "loc": (name, *found["loc"])}, self.sources) for found in error.errors()
-                ]
+                problems += [_problem(dict(each, loc=(name, *each["loc"])), self.sources) for each in error.errors()]
         if problems:
             raise InputError("; ".join(problems))
         return toml_of(self.kind, values, self.sources)
@@ -130,15 +128,13 @@ def layered(
 
 def with_recipe(given: Sequence[Layer], unless_said: str = "") -> Layers[TrainConfig]:
     """What the user gave, and below it the recipe that the highest layer names; `unless_said` is taken without one.
-
-    Raises:
-        InputError: there is no such recipe
+    Raises InputError if there is no such recipe.
     """
-    said = [layer.values["recipe"] for layer in given if layer.values.get("recipe") is not None]
-    name = str(said[-1]) if said else unless_said
+    recipes = [layer.values["recipe"] for layer in given if layer.values.get("recipe") is not None]
+    name = str(recipes[-1]) if recipes else unless_said
     layers = Layers(TrainConfig, tuple(given))
     if not name or name == NO_RECIPE:
-        return layers.over(layers.sources["recipe"], {"recipe": ""}) if said else layers
+        return layers.over(layers.sources["recipe"], {"recipe": ""}) if recipes else layers
     if name not in RECIPES:
         raise InputError(f"there is no recipe {shown(name)!r}; there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
     return layers.under(f"recipe {name}", RECIPES[name]).under(DEFAULT, {"recipe": name})
@@ -180,11 +176,7 @@ def _whole(value: object) -> int | None:
 
 
 def checked(kind: type[SettingsT], values: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> SettingsT:
-    """Make settings, turning all that does not fit into one error that names the flags, and files they came from.
-
-    Raises:
-        InputError: unknown names, missing or impossible values
-    """
+    """Make settings. Raises InputError for all that does not fit, with the flags and the files that it came from."""
     check_names(kind, values, "among the settings")
     try:
         return kind(**values)
@@ -202,11 +194,7 @@ def is_written(path: Path, kind: type[Settings]) -> bool:
 
 
 def check_names(kind: type[Settings], values: Mapping[str, Any], where: str) -> None:
-    """Refuse names that are no settings.
-
-    Raises:
-        InputError: names each unknown key and the nearest known one
-    """
+    """Raises InputError for names that are no settings; each with the nearest known one."""
     unknown = [f"{shown(key)!r}{nearest(key, kind.model_fields)}" for key in values if key not in kind.model_fields]
     if unknown:
         raise InputError(f"unknown setting {where}: {'; '.join(unknown)}")

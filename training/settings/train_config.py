@@ -32,7 +32,6 @@ Mode = Literal["projected", "frozen", "online"]
 WHAT, TOKENS, MODEL, OPTIM, SCHEDULE = "What is trained", "Tokens", "Model", "Optimizer", "Learning rate"
 AUGMENT, SELECTOR, RUN, OUTPUT = "Augmentation", "Selector (online mode)", "How it runs", "Output and checkpoints"
 
-
 DEFAULT_MODEL = "deit_small"
 OWN_FLAGS = {
     "name": "--model",
