@@ -12,7 +12,7 @@ from dlth.pipeline.cli.flags import integer
 from dlth.tickets.errors import DlthError
 
 if TYPE_CHECKING:
-    from dlth.pipeline.project.settled import Settled
+    from dlth.pipeline.project.settings import CommandSettings
 
 ConfigFile = Annotated[
     Path | None,
@@ -40,7 +40,7 @@ Keep = Annotated[
 Tokens = Annotated[int | None, typer.Option(parser=integer, help="The same as a number of patches.")]
 
 
-def only_printed(chosen: "Settled[Any]", print_config: bool) -> bool:
+def only_printed(chosen: "CommandSettings[Any]", print_config: bool) -> bool:
     """Say what was worked out; with `print_config` print the settings as TOML instead of using them, and give True."""
     for note in chosen.notes:
         console.lead_note(note)

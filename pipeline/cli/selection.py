@@ -22,7 +22,7 @@ def select(
     json: Json = False,
 ) -> None:
     """Stage 1: rank the patches of every image with a trained selector and write the ticket file."""
-    from dlth.pipeline.project.settled import select_settings
+    from dlth.pipeline.project.settings import select_settings
 
     chosen = select_settings(overrides, config)
     if only_printed(chosen, print_config):

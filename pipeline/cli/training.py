@@ -80,7 +80,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Stage 2: train a student on tickets, on as many random patches, or on all patches."""
-    from dlth.pipeline.project.settled import train_settings
+    from dlth.pipeline.project.settings import train_settings
 
     chosen = train_settings(overrides | ({"recipe": recipe} if recipe is not None else {}), config)
     if only_printed(chosen, print_config):
@@ -113,7 +113,7 @@ def evaluate(
     overrides: dict[str, Any], config: ConfigFile = None, print_config: PrintConfig = False, json: Json = False
 ) -> None:
     """Measure any checkpoint on all patches, the selector's patches and random ones, side by side."""
-    from dlth.pipeline.project.settled import evaluate_settings
+    from dlth.pipeline.project.settings import evaluate_settings
 
     chosen = evaluate_settings(overrides, config)
     if only_printed(chosen, print_config):

@@ -41,22 +41,22 @@ class ProjectFile:
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def project_file(command: str, given: Path | None = None) -> ProjectFile | None:
+def project_file(command: str, config_file: Path | None = None) -> ProjectFile | None:
     """The file of settings that a command takes; None where there is none.
 
     Args:
         command: select, train or evaluate
-        given: the path of ``--config``; ``$DLTH_CONFIG`` or ``./dlth.toml`` if absent
+        config_file: the path of ``--config``; ``$DLTH_CONFIG`` or ``./dlth.toml`` if absent
     Raises:
         MissingFileError: a file that was named is not there
         InputError: no TOML, or keys and tables that do not exist, with the nearest that do
     """
-    if given is not None:
-        content = read_toml(given)
+    if config_file is not None:
+        content = read_toml(config_file)
         if content.keys() - {*TOP, *TABLES} and not content.keys() & TABLES.keys():
-            check_names(TABLES[command], content, f"in {shown(given)}")
-            return ProjectFile(given, {}, {command: content})
-        return _of(given, content)
+            check_names(TABLES[command], content, f"in {shown(config_file)}")
+            return ProjectFile(config_file, {}, {command: content})
+        return _of(config_file, content)
     if named := os.environ.get(VARIABLE):
         if not Path(named).is_file():
             raise MissingFileError(f"${VARIABLE} names {shown(named)}, which is no file")

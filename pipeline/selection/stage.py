@@ -40,7 +40,7 @@ from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, Wei
 from dlth.training.runs.result import versions
 from dlth.training.selectors.batch_ranker import BatchRanker, Ranked, rank_batches
 from dlth.training.selectors.patch_ranker import PatchRanker
-from dlth.training.selectors.rankers import RANKERS, Wanted
+from dlth.training.selectors.rankers import RANKERS, RankerSpec
 
 Advance = Callable[[int], None]
 
@@ -118,10 +118,10 @@ def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str = "ev
     check_workers(config.workers)
     if config.torchcompile is not None:
         check_backend(config.torchcompile)
-    wanted = _wanted(config, note)
+    spec = _ranker_spec(config, note)
     index = open_index(config.data, split=config.split or None)
     require_images(index)
-    made = RANKERS[ranker](wanted, device)
+    made = RANKERS[ranker](spec, device)
     return SelectPlan(config, _header(config, made, index), index, made)
 
 
@@ -263,7 +263,7 @@ def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> Shard
     return ShardTickets(keys, hashes, patches, gap, skipped=~good)
 
 
-def _wanted(config: SelectConfig, note: Note) -> Wanted:
+def _ranker_spec(config: SelectConfig, note: Note) -> RankerSpec:
     """The ranker that the settings ask for, with what its weights record; a contradiction is told."""
     weights = WeightsFile.find(config.checkpoint, config.use_ema) if config.checkpoint else None
     settings = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}
@@ -275,7 +275,7 @@ def _wanted(config: SelectConfig, note: Note) -> Wanted:
     rates = {name: getattr(config, name) for name in ("stage_keep", "keep", "tokens")}
     if all(rate is None for rate in rates.values()):
         rates["keep"] = "0.7"
-    return Wanted(
+    return RankerSpec(
         model,
         {"num_classes": settings["num_classes"], "img_size": settings["img_size"], **(settings["model_kwargs"] or {})},
         weights,

@@ -160,9 +160,9 @@ def _check_memory(shapes: nn.Module, timm_name: str, options: Mapping[str, Any])
     needed = sum(weight.numel() * weight.element_size() for weight in shapes.state_dict().values())
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
-        given = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
+        built = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
         raise InputError(
-            f"{timm_name} with {given} has {needed / 1e9:,.0f} GB of weights; this machine has {there / 1e9:,.0f} GB"
+            f"{timm_name} with {built} has {needed / 1e9:,.0f} GB of weights; this machine has {there / 1e9:,.0f} GB"
         )
 
 
@@ -170,8 +170,8 @@ def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(timm_name, **options)
     except Exception as error:  # a model's code meets its arguments unchecked: whatever it raises, they do not fit
-        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        text = f"{timm_name} cannot be built with {shown(given)}: {shown(error)}"
+        built = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
+        text = f"{timm_name} cannot be built with {built}: {shown(error)}"
         raise InputError(f"{text}. {why}" if (why := _why_not(timm_name)) else text) from error
 
 

@@ -170,7 +170,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     agree(world, settings_of("train", config, also=("out",)) | {"device": world.device.type})
     with world.together():
         start = WeightsFile.find(config.init_from) if config.init_from is not None else None
-        config, images = _settled(config, start, reporter.note)
+        config, images = _with_recorded(config, start, reporter.note)
     files = open_files(config, world)
     with world.together():
         model = _model(config, files.num_classes, start)
@@ -244,7 +244,7 @@ def _model(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> 
     return build(config.student, pretrained=config.pretrained, **options)
 
 
-def _settled(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:
+def _with_recorded(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings with what the weights record that a run starts from, and how its images are made (`ABOUT_IMAGES`).
 
     The head is that of the data; a recipe's crop share gives way to a recorded one.

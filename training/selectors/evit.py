@@ -138,16 +138,16 @@ class Selector:
         if self.vit.training:
             raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
 
-    def _budget_of(self, num_patches: int, given: Budget | None = None) -> Budget:
+    def _budget_of(self, num_patches: int, budget: Budget | None = None) -> Budget:
         """The budget for images of that many patches; another number than the model's own needs dynamic_img_size."""
-        if given is None:
+        if budget is None:
             return self.budget if num_patches == self.budget.num_patches else self._new_budget(num_patches)
-        if (given.num_patches, len(given.stage_tokens)) != (num_patches, len(self.blocks)):
+        if (budget.num_patches, len(budget.stage_tokens)) != (num_patches, len(self.blocks)):
             raise InputError(
-                f"a budget for {given.num_patches} patches in {len(given.stage_tokens)} stages does not fit"
+                f"a budget for {budget.num_patches} patches in {len(budget.stage_tokens)} stages does not fit"
                 f" {num_patches} patches and {len(self.blocks)} selection blocks"
             )
-        return given
+        return budget
 
     def _new_budget(self, num_patches: int) -> Budget:
         stage_keep, keep, tokens = self._rates

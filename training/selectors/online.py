@@ -14,7 +14,7 @@ from dlth.training.models.pixels import Pixels
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, WeightsFile
 from dlth.training.reporter import Reporter
 from dlth.training.selectors.patch_ranker import PatchRanker, Select, Selection
-from dlth.training.selectors.rankers import RANKERS, Wanted
+from dlth.training.selectors.rankers import RANKERS, RankerSpec
 from dlth.training.settings.train_config import TrainConfig
 
 FLAGS = {"model": "--selector", "model_kwargs": "--selector-kwargs"}
@@ -81,7 +81,7 @@ def open_selector(
         settings = weights.settle(settings, reporter.note, FLAGS)
     if settings["model"] is None:
         raise InputError(f"{config.selector_checkpoint} does not say of which model it is: give --selector")
-    wanted = Wanted(
+    spec = RankerSpec(
         settings["model"],
         {"img_size": settings["img_size"] or config.img_size, **(settings["model_kwargs"] or {})},
         weights,
@@ -92,7 +92,7 @@ def open_selector(
         rates={"keep": config.keep, "tokens": k if config.keep is None else None},
         flags="--selector-kwargs",
     )
-    selector = RANKERS["evit"](wanted, device)
+    selector = RANKERS["evit"](spec, device)
     if selector.frame.grid != grid:
         theirs = f"the selector ranks {selector.frame.grid} patches, the student has {grid}"
         raise InputError(f"{theirs}: both need the same grid")

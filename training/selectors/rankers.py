@@ -16,7 +16,7 @@ from dlth.training.selectors.patch_ranker import PatchRanker
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RankerSpec:
     """What is asked of a ranker, by whichever flags, settled with what its weights record.
 
     model, options: the model, and what `registry.build` takes besides
@@ -46,28 +46,28 @@ class Wanted:
         return build(self.model, **self.options), f"random weights, seed {self.seed}"
 
 
-def evit(wanted: Wanted, device: torch.device) -> Selector:
+def evit(spec: RankerSpec, device: torch.device) -> Selector:
     """EViT's selector, which has seen a black image on its device.
 
     Raises:
         DlthError: weights, model, image size, blocks or rates that cannot serve
     """
-    vit, source = wanted.load()
+    vit, source = spec.load()
     selector = Selector(
         vit,
-        blocks=wanted.blocks or default_blocks(vit),
-        fuse_tokens=wanted.fuse_tokens,
-        **wanted.rates,
-        frame=Frame.of(vit, **wanted.images),
-        model=resolve(wanted.model),
+        blocks=spec.blocks or default_blocks(vit),
+        fuse_tokens=spec.fuse_tokens,
+        **spec.rates,
+        frame=Frame.of(vit, **spec.images),
+        model=resolve(spec.model),
         source=source,
     )
     _check_weights(vit, source, selector.info.weights_sha256)
-    on_black_image(selector.to(device).rank, selector.frame.size, device, wanted.flags)
+    on_black_image(selector.to(device).rank, selector.frame.size, device, spec.flags)
     return selector
 
 
-RANKERS: dict[str, Callable[[Wanted, torch.device], PatchRanker]] = {"evit": evit}
+RANKERS: dict[str, Callable[[RankerSpec, torch.device], PatchRanker]] = {"evit": evit}
 """Each ranker's name, and what makes it."""
 
 

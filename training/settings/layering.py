@@ -155,16 +155,12 @@ def fitted(layers: Layers[TrainConfig]) -> tuple[Layers[TrainConfig], list[str]]
         if start is not None and span is not None and start + span > epochs:
             changes |= {"keep_schedule_start": epochs * 10 // 300, "keep_schedule_epochs": max(epochs * 100 // 300, 1)}
     changes = {name: value for name, value in changes.items() if not layers.is_given(name)}
+    whose = {name: "the defaults" if source == DEFAULT else source for name, source in layers.sources.items()}
     notes = [
-        f"{name} is {value} in a run of {epochs} epochs, not the {layers.get(name)} of {_said_by(layers, name)}"
+        f"{name} is {value} in a run of {epochs} epochs, not the {layers.get(name)} of {whose[name]}"
         for name, value in changes.items()
     ]
     return (layers.over("derived", changes) if changes else layers), notes
-
-
-def _said_by(layers: Layers[TrainConfig], name: str) -> str:
-    source = layers.sources[name]
-    return "the defaults" if source == DEFAULT else source
 
 
 def _whole(value: object) -> int | None:

@@ -13,7 +13,7 @@ from dlth.pipeline.project.derived import twin_of
 from dlth.pipeline.project.file import ProjectFile, beside, project_file
 from dlth.pipeline.project.record import brace_range, record_shards
 from dlth.pipeline.project.run_folder import run_folder
-from dlth.pipeline.project.settled import evaluate_settings, select_settings, train_settings
+from dlth.pipeline.project.settings import evaluate_settings, select_settings, train_settings
 from dlth.tickets.errors import InputError, MissingFileError
 from dlth.training.settings.fields import is_free
 from dlth.training.settings.toml_text import CONFIG, to_toml

@@ -17,7 +17,7 @@ from dlth.training.settings.train_config import UNLESS_SAID, TrainConfig
 
 
 @dataclass(frozen=True)
-class Settled(Generic[SettingsT]):
+class CommandSettings(Generic[SettingsT]):
     """The settings of one call of a command.
 
     notes: what a person should know of them; file: the file of settings that was read; problem: why they cannot be used
@@ -42,26 +42,26 @@ class Settled(Generic[SettingsT]):
         return ({"settings": str(self.file)} if self.file is not None else {}) | shards
 
 
-def select_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settled[SelectConfig]:
+def select_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[SelectConfig]:
     """The settings of ``dlth select``. Raises DlthError for what no setting can be."""
     file = project_file("select", config_file)
-    given = _given("select", file, flags)
-    split = Layers(SelectConfig, given).get("split")
+    written = _given("select", file, flags)
+    split = Layers(SelectConfig, written).get("split")
     if file is not None and "val" in file.top and str(split).lower() in VALIDATION:
-        given = (given[0], Layer(str(file.path), {"data": file.top["val"]}, given=True), *given[1:])
-    layers, notes = derived.for_select(Layers(SelectConfig, given), file)
-    return _settled(layers, notes, file)
+        written = (written[0], Layer(str(file.path), {"data": file.top["val"]}, given=True), *written[1:])
+    layers, notes = derived.for_select(Layers(SelectConfig, written), file)
+    return _command_settings(layers, notes, file)
 
 
-def train_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settled[TrainConfig]:
+def train_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[TrainConfig]:
     """The settings of ``dlth train``. Raises DlthError for what no setting can be."""
     file = project_file("train", config_file)
     layers, notes = derived.for_train(with_recipe(_given("train", file, flags), UNLESS_SAID), file)
     layers, shortened = fitted(layers)
     notes += shortened
     if layers.get("out") is not None:
-        return _settled(layers, notes, file)
-    named = _settled(layers.under(derived.DERIVED, {"out": str(RUNS)}), notes, file)
+        return _command_settings(layers, notes, file)
+    named = _command_settings(layers.under(derived.DERIVED, {"out": str(RUNS)}), notes, file)
     if named.problem is not None:
         return replace(named, layers=layers)
     config = named.config()
@@ -69,14 +69,14 @@ def train_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settle
     folder, name = run_folder(config, header), run_name(config, header)
     if folder.name != name:
         notes.append(f"{shown(RUNS / name)} holds a run of other settings: this one is {shown(folder)}")
-    return _settled(layers.under(derived.DERIVED, {"out": str(folder)}), notes, file)
+    return _command_settings(layers.under(derived.DERIVED, {"out": str(folder)}), notes, file)
 
 
-def evaluate_settings(flags: Mapping[str, Any], config_file: Path | None) -> Settled[EvalConfig]:
+def evaluate_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[EvalConfig]:
     """The settings of ``dlth evaluate``. Raises DlthError for what no setting can be."""
     file = project_file("evaluate", config_file)
     layers, notes = derived.for_evaluate(Layers(EvalConfig, _given("evaluate", file, flags)), file)
-    return _settled(layers, notes, file)
+    return _command_settings(layers, notes, file)
 
 
 def _given(command: str, file: ProjectFile | None, flags: Mapping[str, Any]) -> tuple[Layer, ...]:
@@ -90,10 +90,12 @@ def _given(command: str, file: ProjectFile | None, flags: Mapping[str, Any]) -> 
     return (Layer(source, top, given=True), Layer(source, table, given=True), Layer(FLAG, flags, given=True))
 
 
-def _settled(layers: Layers[SettingsT], notes: list[str], file: ProjectFile | None) -> Settled[SettingsT]:
+def _command_settings(
+    layers: Layers[SettingsT], notes: list[str], file: ProjectFile | None
+) -> CommandSettings[SettingsT]:
     problem = None
     try:
         layers.config()
     except InputError as error:
         problem = error
-    return Settled(layers, tuple(notes), file.path if file is not None else None, problem)
+    return CommandSettings(layers, tuple(notes), file.path if file is not None else None, problem)
