@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dlth.tickets.ascii_digits import ascii_only
+from dlth.training.settings.fields import panel_of
 
 Number = TypeVar("Number", int, float)
 
@@ -67,14 +68,13 @@ def _number(kind: type[Number], text: object, name: str) -> Number:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     kind = _flag_type(field.annotation)
     flag = "--" + name.replace("_", "-")
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     option = typer.Option(
         None,
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=_help(field),
         show_default=False,
         parser={int: integer, float: number}.get(kind),
-        rich_help_panel=str(extra.get("panel", "Options")),
+        rich_help_panel=panel_of(field),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind | None)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from dlth.tickets import TicketHeader, num_kept
 from dlth.tickets.errors import InputError
-from dlth.training.settings.fields import is_free, path_kind
+from dlth.training.settings.fields import is_free, panel_of, path_kind
 from dlth.training.settings.layering import checked
 from dlth.training.settings.toml_text import CONFIG, read_toml
 from dlth.training.settings.train_config import DEFAULT_MODEL, WHAT, TrainConfig
@@ -50,12 +50,8 @@ def _decisive(config: TrainConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.model_dump(exclude=set(_OWN_TO_A_START)).items()
-        if not is_free(field := TrainConfig.model_fields[name]) or path_kind(field) or _panel(field) == WHAT
+        if not is_free(field := TrainConfig.model_fields[name]) or path_kind(field) or panel_of(field) == WHAT
     }
-
-
-def _panel(field: Any) -> str:
-    return str(field.json_schema_extra["panel"])
 
 
 def _kept(keep: str | None, header: TicketHeader | None) -> str:

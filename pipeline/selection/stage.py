@@ -62,6 +62,7 @@ class SelectPlan:
     def facts(self) -> dict[str, object]:
         """The plan as a person would read it."""
         header, pixels = self.header, self.header.preprocessing
+        stage_keep = f"{float(header.stage_keep):.4g}" if header.stage_keep else "-"
         gflops, dense = (flops / 1e9 for flops in self.ranker.flops)
         # indices, keys, hashes and gaps; keys shrink in compression
         row_bytes = header.ranked * (1 if header.grid.num_patches < 256 else 2) + self.index.key_width + 16 + 4
@@ -73,8 +74,7 @@ class SelectPlan:
             "grid": f"{header.grid.rows}x{header.grid.cols} patches of {header.patch_size} px",
             "selection blocks": ", ".join(map(str, header.selector.blocks)),
             "tokens after each stage": " -> ".join(map(str, (header.grid.num_patches, *header.stage_tokens))),
-            "kept": f"{header.k} of {header.grid.num_patches} patches (keep {header.keep},"
-            f" stage keep {_rounded(header.stage_keep)})",
+            "kept": f"{header.k} of {header.grid.num_patches} patches (keep {header.keep}, stage keep {stage_keep})",
             "images": self.index.num_samples,
             "shards": len(self.index.shards),
             "file": f"{self.config.out}, at most {self.index.num_samples * row_bytes / 1e6:,.1f} MB",
@@ -313,7 +313,3 @@ def _header(config: SelectConfig, ranker: PatchRanker, index: ShardIndex) -> Tic
 
 def _channels(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _rounded(stage_keep: str) -> str:
-    return f"{float(stage_keep):.4g}" if stage_keep else "-"

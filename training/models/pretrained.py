@@ -26,8 +26,7 @@ def source(timm_name: str) -> dict[str, Any]:
     Raises:
         InputError: the hub does not answer, and no earlier call has left the weights on this machine
     """
-    config = get_pretrained_cfg(timm_name)
-    repository = getattr(config, "hf_hub_id", None)
+    repository = getattr(get_pretrained_cfg(timm_name), "hf_hub_id", None)
     if not repository:
         return {}
     try:

@@ -47,12 +47,21 @@ def setting(
 
 def is_free(field: FieldInfo) -> bool:
     """Whether a field may differ between a checkpoint and the run that resumes it."""
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("free"))
+    return bool(_extra(field).get("free"))
 
 
 def path_kind(field: FieldInfo) -> str:
     """What a field names: ``file`` (or folder), ``shards``, or nothing of a file system."""
-    return str(field.json_schema_extra.get("path") or "") if isinstance(field.json_schema_extra, dict) else ""
+    return str(_extra(field).get("path") or "")
+
+
+def panel_of(field: FieldInfo) -> str:
+    """The heading that a field stands under, in help pages and files of settings."""
+    return str(_extra(field)["panel"])
+
+
+def _extra(field: FieldInfo) -> JsonDict:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 class Settings(BaseModel):

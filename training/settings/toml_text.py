@@ -14,7 +14,7 @@ from typing import Any
 
 from dlth.tickets.errors import InputError, LimitError, UnsafeError, shown
 from dlth.tickets.user_files import named_text
-from dlth.training.settings.fields import Settings
+from dlth.training.settings.fields import Settings, panel_of
 
 CONFIG = "config.toml"
 """The settings of a run, in its folder."""
@@ -56,9 +56,8 @@ def toml_of(kind: type[Settings], values: Mapping[str, Any], sources: Mapping[st
     lines: list[str] = []
     panel = ""
     for name, field in kind.model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("panel") != panel:
-            panel = str(extra.get("panel"))
+        if panel_of(field) != panel:
+            panel = panel_of(field)
             lines += ["", f"# {panel}"]
         if values.get(name) is None:
             lines.append(f"# {name} is not set")
