@@ -149,9 +149,10 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]
     from matplotlib.figure import Figure  # half a second, and only the leading rank draws
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
+    columns = dict.fromkeys(name for row in rows for name in row if row[name] is not None)
     panels = {
-        "loss": [name for name in _columns(rows) if name.endswith("loss")],
-        "top-1 accuracy, %": [name for name in _columns(rows) if name.endswith("top1")],
+        "loss": [name for name in columns if name.endswith("loss")],
+        "top-1 accuracy, %": [name for name in columns if name.endswith("top1")],
         "learning rate": ["lr"],
     }
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
@@ -168,10 +169,6 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]
         figure.suptitle(title, fontsize="small", parse_math=False)
     with published(path) as file:
         figure.savefig(file, format="png", dpi=120)
-
-
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row if row[name] is not None))
 
 
 def _kept(path: Path, after: int, mark: Mark | None) -> Iterator[bytes]:
