@@ -19,7 +19,7 @@ _CODE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 def render_page(template: str, **values: object) -> str:
     """The text of one self-contained HTML page.
 
-    `template` is the name of a template beside this file; it extends `page.html` and writes its style and script as
+    `template` is the name of a file in `templates`; it extends `page.html` and writes its style and script as
     bare `<style>` and `<script>` elements. Every value is escaped where it is put in.
     """
     environment = Environment(autoescape=True, loader=FunctionLoader(_source), undefined=StrictUndefined)
