@@ -57,8 +57,8 @@ def _making(name: str) -> Iterator[None]:
 
 def _options(config: TrainConfig) -> dict[str, Any]:
     """What timm is asked for, but for the learning rate."""
-    own = {"eps": config.opt_eps, "betas": config.opt_betas}
-    options = {name: value for name, value in own.items() if value is not None}
+    optional = {"eps": config.opt_eps, "betas": config.opt_betas}
+    options = {name: value for name, value in optional.items() if value is not None}
     return options | {"momentum": config.momentum, "opt": config.opt.lower(), "weight_decay": config.weight_decay}
 
 
