@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlth.pipeline.cli import app, console
+from dlth.pipeline.cli import console, error_handler
 from dlth.pipeline.studies.demo import Demo
 from dlth.pipeline.studies.demo_config import DemoConfig
 from dlth.pipeline.studies.demo_report import CLAUSES, TOKENS, Runs, verdicts
@@ -111,7 +111,7 @@ def test_the_printed_commands_are_the_runs(
     for command in commands:
         monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--print-config"])
         with pytest.raises(SystemExit) as stop:
-            app.main()
+            error_handler.main()
         assert not stop.value.code
         typed = tomllib.loads(capsys.readouterr().out)
         stored = tomllib.loads((Path(typed["out"]) / "config.toml").read_text())
