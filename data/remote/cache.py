@@ -121,12 +121,12 @@ def _lock_of(entry: Path) -> Path:
 
 
 def _remove(entry: Path) -> bool:
-    """Remove an entry, with its lock, unless somebody holds it."""
-    with locked(_lock_of(entry)) as mine:
+    """Remove an entry, with its lock, unless somebody holds it or it is another user's; whether it is gone."""
+    with suppress(OSError, InputError), locked(_lock_of(entry)) as mine:
         if mine:
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else discard(entry)
             _lock_of(entry).unlink(missing_ok=True)
-        return mine
+    return not os.path.lexists(entry)
 
 
 def _size(entry: Path) -> int:
@@ -239,4 +239,6 @@ def _checked(url: str, known: Facts, part: Path, sha256: str) -> Facts:
         found = Facts(found.size, _CONTENT + digest)
     if found != (known if known.stamp else Facts(known.size, found.stamp)):
         raise _changed(url, known, found)
+    if (size := part.stat().st_size) != known.size:
+        raise DamageError(f"{shown(url)}: {size:,} of {known.size:,} bytes are in the cache: run again", shard=url)
     return found

@@ -132,12 +132,26 @@ def _owner(lock: Path) -> str:
     return f" (number {number} on its machine)" if is_digits(number) else ""
 
 
+def _open(path: Path) -> int:
+    """A lock file, made by the umask. One that another member of a group made is opened as far as it may be: to hold it
+    takes no right to write it.
+    """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError as error:
+        try:
+            return os.open(path, flags | os.O_RDONLY)
+        except OSError:
+            raise error from None
+
+
 def _acquire(path: Path, wait: bool, shared: bool = False) -> int | None:
     """The locked file's descriptor; None when another owns it or its folder is gone."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            handle = _open(path)
         except FileNotFoundError:
             return None
         except OSError as error:
