@@ -58,7 +58,7 @@ def bare(tmp_path: Path) -> Path:
     """
     folder = tmp_path / "site"
     (folder / "dlth").mkdir(parents=True)
-    (folder / "dlth" / "tickets").symlink_to(Path(dlth.tickets.__file__).parents[1])
+    (folder / "dlth" / "tickets").symlink_to(Path(dlth.tickets.__file__).parent)
     for name in needs("zarr", set()) | {"numpy"}:
         package = distribution(name)
         for top in {file.parts[0] for file in package.files or [] if file.parts[0] not in ("..", "__pycache__")}:
