@@ -118,8 +118,8 @@ def decode(encoded: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> torch
         cause = re.sub(r"(?s)^.*\.cpp:[0-9]+, ", "", str(error)).split("\n")[0]
         raise BadImageError(f"{shown(where)}: the image is damaged: {shown(cause)}") from None
     if pixels.shape != (3, height, width):
-        found = " x ".join(str(size) for size in pixels.shape)
-        raise BadImageError(f"{shown(where)}: decoded to {found}, its header claims 3 x {height} x {width}")
+        shape = " x ".join(str(size) for size in pixels.shape)
+        raise BadImageError(f"{shown(where)}: decoded to {shape}, its header claims 3 x {height} x {width}")
     return pixels
 
 
@@ -135,9 +135,9 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int]:
 def _jpeg_scans(encoded: bytes, position: int) -> int:
     """Number of scans from a marker on; what looks like a scan inside another segment (a thumbnail's) is not one."""
     scans = 0
-    while (found := _MARKER.search(encoded, position)) and found[0] != b"\xff\xd9":
-        scans += found[0] == b"\xff\xda"
-        position = found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], "big")
+    while (marker := _MARKER.search(encoded, position)) and marker[0] != b"\xff\xd9":
+        scans += marker[0] == b"\xff\xda"
+        position = marker.end() + int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
     return scans
 
 

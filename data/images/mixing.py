@@ -89,8 +89,8 @@ class BatchMix:
     def groups(self) -> list[tuple[slice, MixPlan]]:
         """The rows of each plan that has any."""
         stops = np.cumsum(self.sizes).tolist()
-        found = zip(self.plans, self.sizes, stops, strict=True)
-        return [(slice(stop - size, stop), plan) for plan, size, stop in found if size]
+        parts = zip(self.plans, self.sizes, stops, strict=True)
+        return [(slice(stop - size, stop), plan) for plan, size, stop in parts if size]
 
 
 def batch_mix(

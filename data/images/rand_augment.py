@@ -52,17 +52,17 @@ class RandAugment:
             )
         values: dict[str, float | int | bool] = {}
         for section in sections:
-            found = re.fullmatch(r"(m|mstd|mmax|n|p|inc)([0-9]{1,9}(?:\.[0-9]{1,17})?|inf)", section)
-            if not found:
+            match = re.fullmatch(r"(m|mstd|mmax|n|p|inc)([0-9]{1,9}(?:\.[0-9]{1,17})?|inf)", section)
+            if not match:
                 raise InputError(
                     f"part {shown(section)!r} of {shown(text)!r} is not known: use m, mstd, mmax, n, p and inc, "
                     "each with a number"
                 )
-            field, kind, most = _SECTIONS[found[1]]
-            number = float(found[2])
+            field, kind, most = _SECTIONS[match[1]]
+            number = float(match[2])
             if number > most or (kind is not float and number % 1):
                 whole = " in whole numbers" if kind is not float else ""
-                raise InputError(f"part {shown(section)!r} of {shown(text)!r}: {found[1]} goes from 0 to {most}{whole}")
+                raise InputError(f"part {shown(section)!r} of {shown(text)!r}: {match[1]} goes from 0 to {most}{whole}")
             values[field] = kind(number)
         return cls(**values)  # type: ignore[arg-type]
 

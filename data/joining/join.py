@@ -59,11 +59,11 @@ class Coverage:
     examples: tuple[str, ...]
 
     def __str__(self) -> str:
-        found = self.by_position + self.by_key + self.by_content
+        matched = self.by_position + self.by_key + self.by_content
         how = ((self.by_position, "position"), (self.by_key, "key"), (self.by_content, "content"))
         ways = ", ".join(f"{count:,} by {way}" for count, way in how if count)
         lines = [
-            f"tickets for {found - self.bad:,} of {self.num_images:,} images ({ways or 'none matched'}); "
+            f"tickets for {matched - self.bad:,} of {self.num_images:,} images ({ways or 'none matched'}); "
             f"the file has {self.num_rows:,} rows"
         ]
         if self.bad:
@@ -72,7 +72,7 @@ class Coverage:
             rest = self.missing - len(self.examples)
             listed = ", ".join(shown(key, 60) for key in self.examples) + (f" and {rest:,} more" if rest > 0 else "")
             lines.append(f"{self.missing:,} images without a ticket ({_POLICY[self.policy]}): {listed}")
-        if found and not self.identical:
+        if matched and not self.identical:
             lines.append(
                 "the images' bytes are not those the tickets were made from (re-encoded?): matched by key alone"
             )

@@ -108,9 +108,9 @@ def remap(
     images were matched in which way and how many are re-encoded copies; those have the ticket of the original, in the
     original's view. Raises MissingTicketError; MismatchError when nothing matches.
     """
-    found = match(index, store, read_all=True, progress=progress)
-    lost = np.flatnonzero(found.ticket_row == NO_TICKET)
-    if not found.num_matched:
+    matched = match(index, store, read_all=True, progress=progress)
+    lost = np.flatnonzero(matched.ticket_row == NO_TICKET)
+    if not matched.num_matched:
         raise MismatchError(
             f"no image of {shown(index.name)} has a ticket in {shown(store.path.name)}, by key, base name or content: "
             "it was made for other images"
@@ -121,30 +121,30 @@ def remap(
             f"{len(lost)} of {index.num_samples} images have no ticket in {shown(store.path.name)}: {named}; "
             "--allow-missing leaves them out"
         )
-    return _draft(index, store, found), found
+    return _draft(index, store, matched), matched
 
 
-def _draft(index: ShardIndex, store: TicketStore, found: Match) -> Draft:
-    kept = np.flatnonzero(found.ticket_row != NO_TICKET)
+def _draft(index: ShardIndex, store: TicketStore, matched: Match) -> Draft:
+    kept = np.flatnonzero(matched.ticket_row != NO_TICKET)
     starts = np.searchsorted(kept, index.row_start)
     shards = tuple(
         ShardSpec(shard.name, int(count)) for shard, count in zip(index.shards, np.diff(starts), strict=True)
     )
     complete = len(kept) == index.num_samples
     details: dict[str, Any] = {
-        "matched": {way.replace(" ", "_"): count for way, count in found.counts.items() if count},
-        "re_encoded": found.re_encoded,
+        "matched": {way.replace(" ", "_"): count for way, count in matched.counts.items() if count},
+        "re_encoded": matched.re_encoded,
     }
-    if found.re_encoded:
+    if matched.re_encoded:
         details["view_of"] = "the originals; re-encoded copies must show the same frame"
     dataset = replace(store.header.dataset, count=len(kept), fingerprint=index.fingerprint if complete else "")
     header = made_header([store], "remap", details, dataset=dataset)
-    reordered = Reordered(store, found.ticket_row[kept])
+    reordered = Reordered(store, matched.ticket_row[kept])
 
     def rows(shard_index: int) -> ShardTickets:
         start, stop = starts[shard_index : shard_index + 2].tolist()
         samples = kept[start:stop]
         keys = tuple(map(index.key, samples.tolist()))
-        return replace(reordered.rows(start, stop), keys=keys, images=found.hashes[samples])
+        return replace(reordered.rows(start, stop), keys=keys, images=matched.hashes[samples])
 
     return Draft(header, shards, index.key_width, rows)

@@ -45,16 +45,16 @@ def crashing(index: ShardIndex, ids: Sequence[int]) -> dict[int, str]:
 
     Damaged images and shards are no crash: whoever reads them next says what is wrong.
     """
-    found: dict[int, str] = {}
+    crashed: dict[int, str] = {}
     left, suspect = list(ids), -1
     while left:
         done, ended = _decoded(index, left)
         left = left[done:]
         if left and left[0] == suspect:
-            found[suspect] = f"decoding it ends the process that does so ({ended})"
+            crashed[suspect] = f"decoding it ends the process that does so ({ended})"
             left = left[1:]
         suspect = left[0] if left else -1
-    return found
+    return crashed
 
 
 def how_it_ended(process: BaseProcess) -> str:

@@ -128,19 +128,19 @@ class Pool:
         asked = self._workers[place].asked
         ids = {number for request, told in asked for number in self._job.images(request) if number not in told}
         try:
-            found = crashing(self._job.index, sorted(ids))
+            crashed = crashing(self._job.index, sorted(ids))
         except OSError as error:
             raise WorkerError(
                 f"a process that reads images died ({death}), and none could be started to try the images that it had "
                 f"in hand ({error.strerror}): use fewer --workers, or raise the limits (ulimit -u, ulimit -n)"
             ) from error
-        if not found:
+        if not crashed:
             raise WorkerError(
                 f"a process that reads images died ({death}), and none of the images that it had in hand is the cause."
                 " Usually memory ran out (look for 'killed' in the system's log) or /dev/shm is too small: use fewer "
                 "--workers or a smaller batch; --workers 0 reads in the main process and shows more"
             )
-        self._crashed = {**self._crashed, **found}  # anew, as workers remember what they were told
+        self._crashed = {**self._crashed, **crashed}  # anew, as workers remember what they were told
         self._workers[place] = _Worker(self._job)
         for request, _ in asked:
             self._ask(place, request)

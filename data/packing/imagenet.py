@@ -84,8 +84,8 @@ def synsets_by_number(meta: bytes, where: str) -> dict[int, str]:
     """ILSVRC2012's class numbers (1 to 1000) to synsets, from the devkit's ``meta.mat``, in a process of its own."""
     import dlth.data.packing.matfile  # noqa: F401 (scipy, which most runs do without; here, or the child would pay for it)
 
-    found: dict[int, str] = confined(partial(_leaves, meta, where), _DEVKIT_MEMORY, shown(where))
-    return found
+    synsets: dict[int, str] = confined(partial(_leaves, meta, where), _DEVKIT_MEMORY, shown(where))
+    return synsets
 
 
 def _leaves(meta: bytes, where: str) -> dict[int, str]:
@@ -139,13 +139,13 @@ def _from_devkit(path: Path) -> dict[str, bytes]:
 
     Whoever unpacks a tar of a stranger reads its name records whole, whatever size they say they have.
     """
-    found: dict[str, bytes] = confined(partial(_unpacked, path), _DEVKIT_MEMORY, shown(path))
-    return found
+    files: dict[str, bytes] = confined(partial(_unpacked, path), _DEVKIT_MEMORY, shown(path))
+    return files
 
 
 def _unpacked(path: Path) -> dict[str, bytes]:
     """The two files of a devkit's archive, read as a stream and never extracted."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     try:
         descriptor = open_regular(path)
     except MissingFileError as error:
@@ -159,12 +159,12 @@ def _unpacked(path: Path) -> dict[str, bytes]:
                 if name not in (GROUND_TRUTH, META) or not member.isreg():
                     continue
                 stream = devkit.extractfile(member)
-                found[name] = _bounded(stream, f"{path}: {name}") if stream else b""
+                files[name] = _bounded(stream, f"{path}: {name}") if stream else b""
     except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise DamageError(f"{shown(path)} cannot be read: {shown(error)}") from error
-    if missing := [name for name in (GROUND_TRUTH, META) if name not in found]:
+    if missing := [name for name in (GROUND_TRUTH, META) if name not in files]:
         raise InputError(f"{shown(path)} holds no {' and no '.join(missing)}: give {DEVKIT}")
-    return found
+    return files
 
 
 def _content(path: Path) -> bytes:

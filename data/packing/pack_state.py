@@ -73,8 +73,8 @@ def finished_shards(out: Path, work: Path, split: str, settings: Json, resume: b
     write_files({work / _PLAN: json.dumps(settings).encode()})
     if entry is not None:
         return {record.name: record for record in shard_records(entry, str(out / INFO))}
-    found = {path: _json(path) for path in sorted(work.glob(f"*{_RECORD}"))}
-    records = [shard_record(value, str(path)) for path, value in found.items() if value is not None]
+    values = {path: _json(path) for path in sorted(work.glob(f"*{_RECORD}"))}
+    records = [shard_record(value, str(path)) for path, value in values.items() if value is not None]
     return {record.name: record for record in records}
 
 

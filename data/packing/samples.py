@@ -81,16 +81,16 @@ def source_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
     Raises MissingFileError, InputError (no path, or one that cannot be read), UnsafeError (FIFO, socket, device).
     """
-    given = [source] if isinstance(source, str | Path) else list(source)
+    sources = [source] if isinstance(source, str | Path) else list(source)
     paths: list[Path] = []
-    for one in map(str, given):
+    for one in map(str, sources):
         with reading(one):
-            found = [one] if user_path(one).exists() else sorted(glob.glob(one))
-            if not found:
+            matches = [one] if user_path(one).exists() else sorted(glob.glob(one))
+            if not matches:
                 raise MissingFileError(f"{shown(one)}: no such folder or archive")
-            if odd := [path for path in found if not (os.path.isdir(path) or os.path.isfile(path))]:
+            if odd := [path for path in matches if not (os.path.isdir(path) or os.path.isfile(path))]:
                 raise UnsafeError(f"{shown(odd[0])} is not a regular file, nor a folder")
-        paths += map(Path, found)
+        paths += map(Path, matches)
     if not paths:
         raise InputError("no source was named: give a folder of class folders, or archives")
     if len(paths) > 1 and (folders := [path for path in paths if path.is_dir()]):

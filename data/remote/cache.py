@@ -144,17 +144,17 @@ def open_shard(url: str, known: Facts, root: Path, sha256: str = "") -> int:
         return _open_cached(url, known, root, sha256)
     descriptor = open_regular(url)
     status = os.fstat(descriptor)
-    found = Facts(status.st_size, str(status.st_mtime_ns))
-    if found != known:
+    now = Facts(status.st_size, str(status.st_mtime_ns))
+    if now != known:
         os.close(descriptor)
-        raise _changed(url, known, found)
+        raise _changed(url, known, now)
     return descriptor
 
 
-def _changed(url: str, known: Facts, found: Facts) -> DamageError:
+def _changed(url: str, known: Facts, now: Facts) -> DamageError:
     return DamageError(
         f"{shown(url)} changed after its index was made: it had {known.size} bytes and stamp {shown(known.stamp)}, "
-        f"it has {found.size} and {shown(found.stamp)}. Start again: the index will be made anew.",
+        f"it has {now.size} and {shown(now.stamp)}. Start again: the index will be made anew.",
         shard=url,
     )
 
@@ -181,9 +181,9 @@ def refetch(url: str, known: Facts, root: Path, sha256: str = "") -> Facts:
         return known
     part = _part(root, f"{url} anew", known)
     with holding(part):
-        found, descriptor = _fetch(url, known, part, sha256)
+        now, descriptor = _fetch(url, known, part, sha256)
     os.close(descriptor)
-    return found
+    return now
 
 
 def _open_cached(url: str, known: Facts, root: Path, sha256: str) -> int:
@@ -212,9 +212,9 @@ def _fetch(url: str, known: Facts, part: Path, sha256: str) -> tuple[Facts, int]
     try:
         with space_errors(folder, known.size), fresh(part) as file:
             fetch(url, file, part, known.size)
-        found = _checked(url, known, part, sha256)
+        now = _checked(url, known, part, sha256)
         descriptor = open_regular(part)
-        os.replace(part, _part(folder.parent, url, found).with_suffix(".tar"))
+        os.replace(part, _part(folder.parent, url, now).with_suffix(".tar"))
     except TransferError as error:
         if isinstance(error.__cause__, TimeoutError):  # a server that stalls says nothing of the shard
             raise
@@ -222,23 +222,23 @@ def _fetch(url: str, known: Facts, part: Path, sha256: str) -> tuple[Facts, int]
     finally:
         part.unlink(missing_ok=True)
     make_room(folder, 0, url)  # again, as others may have come at the same time
-    return found, descriptor
+    return now, descriptor
 
 
 def _checked(url: str, known: Facts, part: Path, sha256: str) -> Facts:
     """What a fetched shard is known by, with a stamp, after digest and facts were compared."""
-    found, digest = facts(url), ""
-    if sha256 or not found.stamp:
+    now, digest = facts(url), ""
+    if sha256 or not now.stamp:
         with open(part, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and digest != sha256:
         raise DamageError(
             f"{shown(url)}: sha256 {digest}, declared is {shown(sha256)}. Ask whoever made it.", shard=url
         )
-    if not found.stamp:
-        found = Facts(found.size, _CONTENT + digest)
-    if found != (known if known.stamp else Facts(known.size, found.stamp)):
-        raise _changed(url, known, found)
+    if not now.stamp:
+        now = Facts(now.size, _CONTENT + digest)
+    if now != (known if known.stamp else Facts(known.size, now.stamp)):
+        raise _changed(url, known, now)
     if (size := part.stat().st_size) != known.size:
         raise DamageError(f"{shown(url)}: {size:,} of {known.size:,} bytes are in the cache: run again", shard=url)
-    return found
+    return now

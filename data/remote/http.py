@@ -170,13 +170,13 @@ def _range_total(url: str, response: aiohttp.ClientResponse, start: int, end: in
 
     Raises DamageError where the answer is to another question.
     """
-    said, length = response.headers.get("Content-Range", ""), _length(response)
-    match = _RANGE.fullmatch(said)
+    stated, length = response.headers.get("Content-Range", ""), _length(response)
+    match = _RANGE.fullmatch(stated)
     first, last = (int(match[1]), int(match[2]) + 1) if match else (-1, -1)
     total = int(match[3]) if match and match[3] != "*" else None
     if first != start or last != min(end, total or end) or length not in (None, last - first):
         raise DamageError(
-            f"{shown(url)}: bytes {start}-{end - 1} were asked for, the server says it sends {shown(said, 80)!r} in "
+            f"{shown(url)}: bytes {start}-{end - 1} were asked for, the server says it sends {shown(stated, 80)!r} in "
             f"{'an unknown number of' if length is None else length} bytes",
             file=url,
         )

@@ -123,8 +123,8 @@ def _shards_now(listing: Listing, root: Path, anew: bool) -> list[ShardInfo]:
         known = stamped(told, source.sha256)
         return refetch(source.url, known, root, source.sha256) if anew or not known.stamp else known
 
-    found = list(_each(now, listing.sources, None))
-    untold = [s.url for s, known in zip(listing.sources, found, strict=True) if is_content(known) and not s.sha256]
+    facts_now = list(_each(now, listing.sources, None))
+    untold = [s.url for s, known in zip(listing.sources, facts_now, strict=True) if is_content(known) and not s.sha256]
     if untold:
         LOG.warning(
             "%d shards, the first %s, come from a server that tells neither an ETag nor a date of them: they are "
@@ -135,7 +135,7 @@ def _shards_now(listing: Listing, root: Path, anew: bool) -> list[ShardInfo]:
         )
     return [
         ShardInfo(name, source.url, known.size, known.stamp, 0, source.sha256)
-        for name, source, known in zip(listing.names, listing.sources, found, strict=True)
+        for name, source, known in zip(listing.names, listing.sources, facts_now, strict=True)
     ]
 
 
@@ -190,10 +190,10 @@ def _check_shard(source: Source, root: Path) -> None:
     if source.sha256:
         descriptor = open_shard(source.url, now, root)
         with os.fdopen(descriptor, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != source.sha256:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != source.sha256:
             raise DamageError(
-                f"{shown(source.url)}: sha256 is {found}, declared is {shown(source.sha256)}. Fetch the shard again.",
+                f"{shown(source.url)}: sha256 is {digest}, declared is {shown(source.sha256)}. Fetch the shard again.",
                 shard=source.url,
             )
 

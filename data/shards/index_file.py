@@ -94,13 +94,13 @@ def read_index(path: Path, name: str, shards: list[ShardInfo], cache_dir: Path) 
 
 def _filled(entries: list[Any], shards: list[ShardInfo]) -> list[ShardInfo] | None:
     """The shards with their rows, if the entries (name, size, stamp, rows) are of these and can be so many rows."""
-    if [[found.name, found.size, found.stamp] for found in shards] != [entry[:3] for entry in entries]:
+    if [[shard.name, shard.size, shard.stamp] for shard in shards] != [entry[:3] for entry in entries]:
         return None
     rows = [count for entry in entries for count in entry[3:]]
     if len(rows) != len(shards) or any(type(count) is not int for count in rows):
         return None
-    possible = all(0 <= count <= found.size // BLOCK for count, found in zip(rows, shards, strict=True))
-    return [replace(found, rows=count) for found, count in zip(shards, rows, strict=True)] if possible else None
+    possible = all(0 <= count <= shard.size // BLOCK for count, shard in zip(rows, shards, strict=True))
+    return [replace(shard, rows=count) for shard, count in zip(shards, rows, strict=True)] if possible else None
 
 
 def _has_shapes(file: Any, count: int) -> bool:

@@ -75,14 +75,14 @@ def resolve(spec: str, split: str | None = None) -> Listing:
     commands, foreign schemes and JSON files that point elsewhere.
     """
     exists = os.path.exists(spec)  # then its commas, braces and stars are just its name
-    found: list[Source] = []
+    named: list[Source] = []
     for part in [spec] if exists else _split_commas(spec):
         check_address(part)
         for address in [part] if exists else expand_braces(part):
-            found += _expand_one(address if is_remote(address) else _local(address), split)
-            if len(found) > MAX_SHARDS:
+            named += _expand_one(address if is_remote(address) else _local(address), split)
+            if len(named) > MAX_SHARDS:
                 raise LimitError(f"{shown(spec)!r} means more than {MAX_SHARDS} shards. Name them in parts.")
-    sources = sorted(_declared_beside(found), key=lambda source: source.url)
+    sources = sorted(_declared_beside(named), key=lambda source: source.url)
     for first, second in itertools.pairwise(sources):
         if first.url == second.url:
             raise InputError(f"{shown(first.url)} is named twice in {shown(spec)!r}")
@@ -194,10 +194,10 @@ def _expand_one(address: str, split: str | None) -> list[Source]:
     if plain.endswith(".json"):
         return _from_json(address, split)
     if any(mark in address for mark in ("*[" if is_remote(address) else "*?[")) and not os.path.exists(address):
-        found = [match for match in _glob(address) if match.endswith(".tar")]
-        if not found:
+        matches = [match for match in _glob(address) if match.endswith(".tar")]
+        if not matches:
             raise MissingFileError(f"{shown(address)!r} matches no .tar file")
-        return [Source(match) for match in found]
+        return [Source(match) for match in matches]
     if plain.endswith(".tar") and not os.path.isdir(address):
         return [Source(address)]
     return _from_folder(address.rstrip("/"), split)
@@ -226,8 +226,8 @@ def _listed(pattern: str) -> list[str]:
     if len(matches) > _MAX_LINKS:
         raise LimitError(f"{shown(folder)}/ lists more than {_MAX_LINKS} links. Name the shards in a brace range.")
     links = {_joined(f"{folder}/", html.unescape(match[1])) for match in matches}
-    found = {link for link in links if link.rpartition("/")[0] == folder}
-    return sorted(link for link in found if fnmatch.fnmatchcase(link.rpartition("/")[2], last.replace("?", "[?]")))
+    inside = {link for link in links if link.rpartition("/")[0] == folder}
+    return sorted(link for link in inside if fnmatch.fnmatchcase(link.rpartition("/")[2], last.replace("?", "[?]")))
 
 
 def _joined(base: str, link: str) -> str:
@@ -248,14 +248,14 @@ def _from_folder(folder: str, split: str | None) -> list[Source]:
         raise InputError(f"{shown(folder)}: a folder behind http cannot be listed: name its tars or its _info.json")
     if split and (inside := _glob(f"{_escaped(folder)}/{_escaped(split)}/*.tar")):
         return [Source(match) for match in inside]
-    found = _glob(f"{_escaped(folder)}/*.tar")
-    words = {match: set(re.split(r"[^a-z]+", posixpath.basename(match).lower())) for match in found}
+    tars = _glob(f"{_escaped(folder)}/*.tar")
+    words = {match: set(re.split(r"[^a-z]+", posixpath.basename(match).lower())) for match in tars}
     if split:
-        chosen = [match for match in found if split.lower() in words[match]]
-        if not chosen and found and posixpath.basename(folder) == split:
-            chosen = found
+        chosen = [match for match in tars if split.lower() in words[match]]
+        if not chosen and tars and posixpath.basename(folder) == split:
+            chosen = tars
     else:
-        chosen = found
+        chosen = tars
         if len(mixed := set().union(*words.values()) & _SPLIT_WORDS) > 1:
             raise InputError(f"{shown(folder)} holds several splits ({', '.join(sorted(mixed))}): say which one")
     if not chosen:
@@ -332,8 +332,8 @@ def _info_split(name: str, entry: Any, folder: str) -> list[Source]:
     names: list[str] = []
     num_characters = 0
     for spelling in entry["filenames"]:
-        names += (found := expand_braces(str(spelling)))
-        num_characters += sum(map(len, found))
+        names += (spelled := expand_braces(str(spelling)))
+        num_characters += sum(map(len, spelled))
         if len(names) > MAX_SHARDS:
             raise LimitError(f"{shown(where)}: more than {MAX_SHARDS} shards are named")
         if num_characters > _MAX_SPELLED:

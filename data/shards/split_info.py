@@ -81,14 +81,14 @@ def shard_record(value: Json, where: str) -> ShardRecord:
     return ShardRecord(**value)
 
 
-def class_order(folder: Path, split: str, found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+def class_order(folder: Path, split: str, used: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
     """Class names in label order: as asked, else as other splits in the folder have them, else sorted.
 
     Raises `MismatchError` where the three disagree or an image's class is not among them.
     """
     known_names, counts = _read_classes(folder)
     there = known_names if set(counts) - {split} else ()
-    names = tuple(asked) if asked is not None else there or tuple(sorted(found))
+    names = tuple(asked) if asked is not None else there or tuple(sorted(used))
     if len(set(names)) != len(names):
         raise InputError("a class name stands twice in the list of classes")
     if there and names != there:
@@ -96,7 +96,7 @@ def class_order(folder: Path, split: str, found: set[str], asked: Sequence[str] 
             f"{shown(folder / CLASSES)} has {len(there)} classes ({_some(there)}), asked for are {len(names)} "
             f"({_some(names)}): labels would not mean the same in both splits. Give another folder or those classes."
         )
-    if unknown := sorted(found - set(names)):
+    if unknown := sorted(used - set(names)):
         source = "the list of classes" if asked is not None else str(folder / CLASSES)
         raise MismatchError(
             f"{len(unknown)} classes of the images are not in {shown(source)} ({len(names)} classes: {_some(names)}): "

@@ -225,13 +225,13 @@ def _name(reader: _Reader, offset: int, raw: bytes) -> str:
     return name
 
 
-def _size(reader: _Reader, offset: int, name: str, length: int, given: bytes | None) -> int:
+def _size(reader: _Reader, offset: int, name: str, length: int, by_pax: bytes | None) -> int:
     """The size that pax gives, which must be the header's; from 8 GiB on writers leave that at zero."""
-    if given is None:
+    if by_pax is None:
         return length
-    if not given.isdigit() or len(given) > _MAX_SIZE_DIGITS:
-        reader.damaged(offset, f"a pax header gives the size {shown(ascii(given))}")
-    size = int(given)
+    if not by_pax.isdigit() or len(by_pax) > _MAX_SIZE_DIGITS:
+        reader.damaged(offset, f"a pax header gives the size {shown(ascii(by_pax))}")
+    size = int(by_pax)
     if size != length and not (length == 0 and size >= OCTAL_LIMIT):
         reader.disputed(offset, f"{shown(name)} has {size} bytes by its pax header and {length} by its own")
     return size

@@ -108,8 +108,8 @@ class ParquetRows:
             lengths = np.asarray(chunk.value_lengths())
             wrong = np.flatnonzero(lengths != width)
             if len(wrong):
-                found = f"row {start + int(wrong[0])} has {int(lengths[wrong[0]])} entries, the first row {width}"
-                raise InputError(f"{self.name}: '{self.ranking}': {found}")
+                problem = f"row {start + int(wrong[0])} has {int(lengths[wrong[0]])} entries, the first row {width}"
+                raise InputError(f"{self.name}: '{self.ranking}': {problem}")
             values = chunk.flatten()
             if values.null_count:
                 raise InputError(f"{self.name}: '{self.ranking}' has missing entries")

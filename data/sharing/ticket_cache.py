@@ -46,8 +46,8 @@ def local_tickets(spec: str, progress: Progress | None = None) -> Path:
             check_identity(TicketStore(local).identity, wanted, local.name)
         return local
     cache = _Cache(cache_root() / "tickets")
-    if wanted and (found := cache.find(wanted)):
-        return found
+    if wanted and (folder := cache.find(wanted)):
+        return folder
     if not is_remote(address):
         return cache.take(local, wanted)
     check_packed(address)
@@ -79,9 +79,9 @@ class _Cache:
         part = self.root / f"{name}.download"
         with holding(part):
             known = facts(url)
-            if found := self._noted(name, known):
-                check_identity(found.name, wanted, url)
-                return found
+            if folder := self._noted(name, known):
+                check_identity(folder.name, wanted, url)
+                return folder
             make_room(self.root, known.size, url)
             download(url, part, progress, known)
             try:
@@ -98,8 +98,8 @@ class _Cache:
             check_identity(identity, wanted, packed.name)
             path, part = self.root / identity, self.root / f"{identity}.part"
             with holding(part):
-                if found := self.find(identity):
-                    return found
+                if folder := self.find(identity):
+                    return folder
                 make_room(self.root, archive.size, packed.name)
                 self._hold(identity)
                 for leftover in (path, part):

@@ -105,9 +105,9 @@ def upload(local: Path, target: str, progress: Progress | None = None) -> None:
         except Exception as error:  # every file system has its own errors for a cut connection
             cause = f"{type(error).__name__}: {error}"
             raise TransferError(f"{shown(target)} was not sent: {shown(cause)}; run the same command again") from error
-    if (found := facts(target).size) != size:
+    if (there := facts(target).size) != size:
         raise TransferError(
-            f"{shown(target)} has {found:,} bytes after {size:,} were sent; remove it and send it again"
+            f"{shown(target)} has {there:,} bytes after {size:,} were sent; remove it and send it again"
         )
     if progress is not None:
         progress(size, size)

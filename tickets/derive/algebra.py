@@ -115,8 +115,8 @@ def _fused(stores: Sequence[TicketStore], operation: str, k: int | None) -> Draf
     def rows(shard_index: int) -> ShardTickets:
         parts = [base.read(shard_index)]
         for pairing in pairings:
-            tickets, found = pairing.rows(shard_index)
-            check_all_found(base, pairing.other, shard_index, found)
+            tickets, paired = pairing.rows(shard_index)
+            check_all_found(base, pairing.other, shard_index, paired)
             parts.append(tickets)
         skipped = np.any([part.skipped for part in parts], axis=0)
         good = ~skipped

@@ -131,10 +131,10 @@ def check_same_frame(stores: Sequence[TicketStore]) -> None:
     for other in stores[1:]:
         here, there = first.header, other.header
         if any(getattr(here, name) != getattr(there, name) for name in _FRAME):
-            found = [text for text in differences(here, there) if text.split(":")[0].split(".")[0] in _FRAME]
+            differing = [text for text in differences(here, there) if text.split(":")[0].split(".")[0] in _FRAME]
             raise MismatchError(
                 f"{shown(first.path.name)} and {shown(other.path.name)} lie in different frames, so their patches are "
-                "not the same places:\n  " + "\n  ".join(found)
+                "not the same places:\n  " + "\n  ".join(differing)
             )
 
 

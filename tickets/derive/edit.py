@@ -65,21 +65,21 @@ def subset_by_keys(store: TicketStore, keys: Collection[str]) -> Draft:
 
     Raises MissingTicketError, naming the first ten, when the file lacks a key; InputError when `keys` is empty.
     """
-    given = listed(keys, "keys")
-    if not given:
+    keys = listed(keys, "keys")
+    if not keys:
         raise InputError("no key was given; a subset needs at least one")
-    for key in given:
+    for key in keys:
         if not isinstance(key, str):
             raise InputError(f"a key is text, found {shown(key)!r}")
-    wanted = list(dict.fromkeys(given))
-    found = open_store(store).find_rows(wanted)
-    lost = [wanted[item] for item in np.flatnonzero(found < 0)]
+    wanted = list(dict.fromkeys(keys))
+    numbers = open_store(store).find_rows(wanted)
+    lost = [wanted[item] for item in np.flatnonzero(numbers < 0)]
     if lost:
         raise MissingTicketError(
             f"{shown(store.path.name)} lacks {len(lost)} of {len(wanted)} keys: "
             + ", ".join(shown(key, 60) for key in lost[:10])
         )
-    by_shard = {shard_index: rows for shard_index, _, rows in store.by_shard(found)}
+    by_shard = {shard_index: rows for shard_index, _, rows in store.by_shard(numbers)}
 
     def chosen(shard_index: int) -> NDArray[np.int64]:
         return by_shard.get(shard_index, np.empty(0, dtype=np.int64))
@@ -152,11 +152,11 @@ def taken(tickets: ShardTickets, at: NDArray[np.int64]) -> ShardTickets:
 
 
 def _check_mergeable(first: TicketStore, other: TicketStore) -> None:
-    found = differences(_bare(first.header), _bare(other.header))
-    if found:
+    differing = differences(_bare(first.header), _bare(other.header))
+    if differing:
         raise MismatchError(
             f"{shown(other.path.name)} was made in another way than {shown(first.path.name)} ('file' is the latter): "
-            "they cannot be one ticket file\n  " + "\n  ".join(found)
+            "they cannot be one ticket file\n  " + "\n  ".join(differing)
         )
 
 

@@ -49,11 +49,11 @@ class Pairing:
         )
 
 
-def check_all_found(base: TicketStore, other: TicketStore, shard_index: int, found: NDArray[np.bool_]) -> None:
+def check_all_found(base: TicketStore, other: TicketStore, shard_index: int, paired: NDArray[np.bool_]) -> None:
     """Raises MismatchError, naming rows, unless every row of a shard was found."""
-    if found.all():
+    if paired.all():
         return
-    missing = [shown(key, 60) for key, there in zip(base.keys(shard_index), found, strict=True) if not there]
+    missing = [shown(key, 60) for key, there in zip(base.keys(shard_index), paired, strict=True) if not there]
     raise MismatchError(
         f"{shown(other.path.name)} has no row for {len(missing)} keys of shard "
         f"{shown(base.shards[shard_index].name)} of {shown(base.path.name)}: {', '.join(missing[:10])}; "

@@ -83,12 +83,12 @@ def _title(header: TicketHeader) -> str:
 
 
 def _front_matter(header: TicketHeader, num_rows: int) -> str:
-    said = header.license.strip()
-    known = said.lower() in _LICENSES
+    license_text = header.license.strip()
+    known = license_text.lower() in _LICENSES
     fields: dict[str, object] = {
         "pretty_name": _clean(_title(header)),
-        "license": said.lower() if known else "other" if said else "unknown",
-        **({"license_name": _clean(said)} if said and not known else {}),
+        "license": license_text.lower() if known else "other" if license_text else "unknown",
+        **({"license_name": _clean(license_text)} if license_text and not known else {}),
         "task_categories": ["image-classification"],
         "tags": list(_TAGS),
         "size_categories": [next((text for bound, text in _SIZES if num_rows < bound), "n>10M")],

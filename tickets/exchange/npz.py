@@ -112,8 +112,8 @@ class NpzTable:
         self._arrays = {info.filename: info for info in self._archive.infolist()}
         rankings = [name for name in ("patches", "masks") if f"{name}.npy" in self._arrays]
         if "keys.npy" not in self._arrays or len(rankings) != 1:
-            found = ", ".join(shown(name, 40) for name in list(self._arrays)[:10])
-            raise InputError(f"{self.name} must hold 'keys' and either 'patches' or 'masks'; it holds {found}")
+            held = ", ".join(shown(name, 40) for name in list(self._arrays)[:10])
+            raise InputError(f"{self.name} must hold 'keys' and either 'patches' or 'masks'; it holds {held}")
         self.kind = rankings[0]
         self._columns = {"keys": self._column("keys", "SU", (1,)), self.kind: self._ranking()}
         for name, kinds, axes in (("images", "u", (2,)), ("gap", "f", (1,)), ("skipped", "b", (1,))):

@@ -135,9 +135,9 @@ def _stages(num_stages: int) -> int:
     return num_stages
 
 
-def _text(share: Fraction, given: Rate) -> str:
+def _text(share: Fraction, rate: Rate) -> str:
     """The rate as plain decimal text: exact unless it was given as a fraction without a short decimal form."""
-    return _decimal_text(share) if isinstance(given, Fraction) else f"{_decimal(given).normalize():f}"
+    return _decimal_text(share) if isinstance(rate, Fraction) else f"{_decimal(rate).normalize():f}"
 
 
 def _decimal_text(share: Fraction) -> str:

@@ -118,10 +118,10 @@ def compare(
     pairing = Pairing(first, second)
     for shard_index, shard in enumerate(first.shards):
         ours = first.read(shard_index)
-        theirs, found = pairing.rows(shard_index)
-        both = np.flatnonzero(found & ~ours.skipped & ~theirs.skipped)
-        state.matched += int(found.sum())
-        state.other_bytes += int((found & (ours.images != theirs.images).any(axis=1)).sum())
+        theirs, paired = pairing.rows(shard_index)
+        both = np.flatnonzero(paired & ~ours.skipped & ~theirs.skipped)
+        state.matched += int(paired.sum())
+        state.other_bytes += int((paired & (ours.images != theirs.images).any(axis=1)).sum())
         groups = np.full(len(both), NO_LABEL) if row_labels is None else row_labels.of(shard_index)[both]
         keys = [ours.keys[row] for row in both]
         state.add(ours.patches[both], theirs.patches[both], groups, keys, shard.name)

@@ -28,8 +28,7 @@ class RowLabels:
     def of(self, shard_index: int) -> NDArray[np.int64]:
         """Int64 [rows] of one shard; raises InputError for labels below -1 or from MAX_CLASSES on."""
         start, stop = self._starts[shard_index : shard_index + 2]
-        given = self._labels(shard_index) if callable(self._labels) else self._labels[start:stop]
-        labels = np.asarray(given)
+        labels = np.asarray(self._labels(shard_index) if callable(self._labels) else self._labels[start:stop])
         if labels.shape != (stop - start,) or labels.dtype.kind not in "iu":
             raise InputError(
                 f"shard {self._shards[shard_index].name} needs {stop - start} whole numbers as labels, "

@@ -74,12 +74,12 @@ class Partial:
     def committed(self) -> set[int]:
         """Indices of the shards that are wholly there. Raises DamageError where the records cannot be read."""
         try:
-            found = map(_COMMIT.fullmatch, os.listdir(self.root / "commits"))
+            matches = map(_COMMIT.fullmatch, os.listdir(self.root / "commits"))
         except FileNotFoundError:
             return set()
         except OSError as error:
             raise DamageError(f"commits is no folder that can be read ({error.strerror})", file="commits") from error
-        return {int(name[1]) for name in found if name}  # other names stand for no shard
+        return {int(name[1]) for name in matches if name}  # other names stand for no shard
 
     def is_committed(self, shard_index: int) -> bool:
         """Whether one shard is wholly there."""

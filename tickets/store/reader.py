@@ -303,10 +303,10 @@ class StoredShards:
         wrong = [name for name, size in expected.items() if sizes.get(name) != size]
         if wrong:
             name = wrong[0]
-            found = f"has {sizes[name]} bytes instead of {expected[name]}" if name in sizes else "is missing"
+            damage = f"has {sizes[name]} bytes instead of {expected[name]}" if name in sizes else "is missing"
             shard = self._shard_of(name)
             place = f"{name} (shard {shown(shard)})" if shard else name
-            raise DamageError(f"{place} {found}; {len(wrong)} files in all are damaged: fetch them again", shard, name)
+            raise DamageError(f"{place} {damage}; {len(wrong)} files in all are damaged: fetch them again", shard, name)
 
     def _shard_of(self, name: str) -> str:
         parts = name.partition("/c.")[2].split(".")

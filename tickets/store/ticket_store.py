@@ -124,11 +124,11 @@ class TicketStore(StoredShards):
 
 def open_stores(stores: Iterable[TicketStore]) -> tuple[TicketStore, ...]:
     """A list of open ticket files; raises InputError for anything else."""
-    given = listed(stores, "open ticket files")
-    for store in given:
+    opened = listed(stores, "open ticket files")
+    for store in opened:
         if not isinstance(store, TicketStore):
             raise InputError(f"an open ticket file is needed, found {shown(store)!r}: open it, TicketStore(path)")
-    return given
+    return opened
 
 
 def open_store(store: TicketStore) -> TicketStore:

@@ -75,8 +75,8 @@ def _repeated_keys(store: StoredShards, hashes: list[NDArray[np.uint64]]) -> Ite
 
 
 def _content(store: StoredShards, images: list[NDArray[np.uint8]]) -> Iterator[DamageError]:
-    found = content_id(images)
-    if found != store.content:
+    content = content_id(images)
+    if content != store.content:
         yield DamageError(
-            f"the image hashes give the content {found}, the manifest says {store.content}", file="images"
+            f"the image hashes give the content {content}, the manifest says {store.content}", file="images"
         )

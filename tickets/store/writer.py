@@ -203,20 +203,20 @@ class TicketWriter:
         self._compare(store.header, shards, store.layout.key_width)
 
     def _compare(self, header: TicketHeader, shards: Sequence[ShardSpec], key_width: int) -> None:
-        found = differences(header, self.header)
+        differing = differences(header, self.header)
         if len(shards) != len(self.shards):
-            found.append(f"number of shards: file has {len(shards)}, asked {len(self.shards)}")
+            differing.append(f"number of shards: file has {len(shards)}, asked {len(self.shards)}")
         for index, (theirs, ours) in enumerate(zip(shards, self.shards, strict=False)):
             if theirs != ours:
                 sides = (f"{shown(side.name, 80)} with {side.rows} rows" for side in (theirs, ours))
-                found.append("shard {}: file has {}, asked {}".format(index, *sides))
+                differing.append("shard {}: file has {}, asked {}".format(index, *sides))
                 break
         if key_width != self.layout.key_width:
-            found.append(f"key width: file has {key_width}, asked {self.layout.key_width}")
-        if found:
+            differing.append(f"key width: file has {key_width}, asked {self.layout.key_width}")
+        if differing:
             raise MismatchError(
                 f"{shown(self.path)} was begun with other settings; use them, or another name for this run:\n  "
-                + "\n  ".join(found)
+                + "\n  ".join(differing)
             )
 
     def _rows(self, tickets: ShardTickets) -> list[tuple[ArraySpec, Array]]:
@@ -277,8 +277,8 @@ class TicketWriter:
 
 
 def _specs(shards: Sequence[ShardSpec | ShardEntry]) -> tuple[ShardSpec, ...]:
-    given = listed(shards, "shards")
-    for shard in given:
+    shards = listed(shards, "shards")
+    for shard in shards:
         if not isinstance(shard, ShardSpec | ShardEntry):
             raise InputError(f"a shard is ShardSpec(name, rows), found {shown(shard)!r}")
-    return tuple(ShardSpec(shard.name, shard.rows) for shard in given)
+    return tuple(ShardSpec(shard.name, shard.rows) for shard in shards)
