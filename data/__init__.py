@@ -21,40 +21,23 @@ if TYPE_CHECKING:
     from dlth.data.shards.index import ShardIndex, ShardInfo, check_shards, open_index
     from dlth.data.shards.sources import Listing, Source, expand, resolve
 
-_EXPORTS = {
-    "Augmentation": "images.augment",
-    "BadImageError": "images.decode",
-    "Batch": "loading.batch",
-    "BatchMix": "images.mixing",
-    "Batching": "loading.order",
-    "Coverage": "joining.join",
-    "DataIdentity": "shards.identity",
-    "EvalBatch": "loading.batch",
-    "EvalLoader": "loading.evaluation",
-    "Join": "joining.join",
-    "Listing": "shards.sources",
-    "MixPlan": "images.mixing",
-    "Mixing": "images.mixing",
-    "ShardIndex": "shards.index",
-    "ShardInfo": "shards.index",
-    "Source": "shards.sources",
-    "TrainLoader": "loading.loader",
-    "WorkerError": "loading.workers",
-    "augment": "images.augment",
-    "check_compatible": "joining.join",
-    "check_shards": "shards.index",
-    "content_hash": "shards.identity",
-    "decode": "images.decode",
-    "expand": "shards.sources",
-    "image_size": "images.decode",
-    "join": "joining.join",
-    "mix_images": "images.mixing",
-    "mix_targets": "images.mixing",
-    "open_index": "shards.index",
-    "render": "images.views",
-    "resolve": "shards.sources",
+_MODULES = {
+    "images.augment": "Augmentation augment",
+    "images.decode": "BadImageError decode image_size",
+    "images.mixing": "BatchMix MixPlan Mixing mix_images mix_targets",
+    "images.views": "render",
+    "joining.join": "Coverage Join check_compatible join",
+    "loading.batch": "Batch EvalBatch",
+    "loading.evaluation": "EvalLoader",
+    "loading.loader": "TrainLoader",
+    "loading.order": "Batching",
+    "loading.workers": "WorkerError",
+    "shards.identity": "DataIdentity content_hash",
+    "shards.index": "ShardIndex ShardInfo check_shards open_index",
+    "shards.sources": "Listing Source expand resolve",
 }
-"""Exported name -> module of this package."""
+"""Module of this package -> names that it exports."""
+_EXPORTS = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "Augmentation",

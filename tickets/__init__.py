@@ -5,14 +5,7 @@ Needs numpy and zarr alone, so a lab without a GPU stack can read, check and pro
 is the format's specification.
 """
 
-from dlth.tickets.format.header import (
-    DatasetInfo,
-    Preprocessing,
-    SelectorInfo,
-    TicketHeader,
-    ViewSpec,
-    differences,
-)
+from dlth.tickets.format.header import DatasetInfo, Preprocessing, SelectorInfo, TicketHeader, ViewSpec, differences
 from dlth.tickets.format.manifest import ShardEntry, ShardSpec
 from dlth.tickets.format.rows import Rankings, ShardTickets
 from dlth.tickets.ranking.budget import Budget, exact_rate, num_kept

@@ -79,12 +79,7 @@ class Coverage:
         return "\n".join(lines)
 
 
-_POLICY = {
-    "error": "an error",
-    "dense": "shown whole",
-    "random": "shown on random patches",
-    "skip": "left out",
-}
+_POLICY = {"error": "an error", "dense": "shown whole", "random": "shown on random patches", "skip": "left out"}
 
 
 @dataclass(frozen=True, eq=False)

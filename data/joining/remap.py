@@ -97,10 +97,7 @@ def match(index: ShardIndex, store: TicketStore, read_all: bool = False, progres
 
 
 def remap(
-    index: ShardIndex,
-    store: TicketStore,
-    allow_missing: bool = False,
-    progress: Progress | None = None,
+    index: ShardIndex, store: TicketStore, allow_missing: bool = False, progress: Progress | None = None
 ) -> tuple[Draft, Match]:
     """The draft of the ticket file for the packing of `index`: its shards, order, keys and content hashes.
 

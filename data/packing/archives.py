@@ -20,15 +20,7 @@ from typing import NamedTuple
 
 from dlth.data.packing.imagenet import WNID
 from dlth.data.shards.tar import members
-from dlth.tickets.errors import (
-    DamageError,
-    InputError,
-    LimitError,
-    MissingFileError,
-    SpaceError,
-    UnsafeError,
-    shown,
-)
+from dlth.tickets.errors import DamageError, InputError, LimitError, SpaceError, UnsafeError, shown
 from dlth.tickets.store.disk import fresh, open_regular
 
 _GZIP = b"\x1f\x8b"
@@ -64,11 +56,7 @@ def folder_files(root: Path) -> Iterator[Located]:
 
 def archive_files(path: Path, spool: Path) -> Iterator[Located]:
     """Every file in a tar, and in the class archives inside it; a gzip one is decompressed into the folder `spool`."""
-    try:
-        descriptor = open_regular(path)
-    except MissingFileError:
-        raise MissingFileError(f"{shown(path)} is not there") from None
-    with os.fdopen(descriptor, "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         packed = file.read(2) == _GZIP
     yield from _in_tar(_decompressed(path, spool) if packed else path, str(path), ())
 

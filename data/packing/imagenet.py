@@ -25,11 +25,7 @@ from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFile
 from dlth.tickets.store.disk import open_regular
 from dlth.tickets.user_files import read_named
 
-GROUND_TRUTH, META, DEVKIT = (
-    "ILSVRC2012_validation_ground_truth.txt",
-    "meta.mat",
-    "ILSVRC2012_devkit_t12.tar.gz",
-)
+GROUND_TRUTH, META, DEVKIT = ("ILSVRC2012_validation_ground_truth.txt", "meta.mat", "ILSVRC2012_devkit_t12.tar.gz")
 MAX_TEXT = 64 * 1024 * 1024
 MAX_DEVKIT = 1024 * 1024 * 1024
 _DEVKIT_MEMORY = 512 * 1024 * 1024  # bytes to read the devkit with; its files have three million

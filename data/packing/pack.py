@@ -103,7 +103,9 @@ def pack(
     """
     settings = _Settings(split, samples_per_shard, seed, classes)
     if workers is not None:
-        _check_threads(workers)
+        if workers < 1:
+            raise InputError(f"{workers} workers write no shard: give at least 1, or none for one a core")
+        check_workers(workers)
     user_path(out)
     paths = source_paths(source)
     known = None if labels is None else validation_labels(user_path(labels))
@@ -223,13 +225,6 @@ def _in_threads(
     finally:
         pool.shutdown(cancel_futures=True)
     return made
-
-
-def _check_threads(workers: int) -> None:
-    """Raises InputError for a number of threads that is none, or more than this machine's other workers may be."""
-    if workers < 1:
-        raise InputError(f"{workers} workers write no shard: give at least 1, or none for one a core")
-    check_workers(workers)
 
 
 class _Digesting:

@@ -11,8 +11,8 @@ listed and remembered by the stage that decodes it, and bytes that were left out
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise, takewhile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,17 +48,16 @@ class Contents(NamedTuple):
     renamed: tuple[tuple[str, str], ...]
 
 
-def list_samples(source: str | Path | Sequence[str | Path], labels: Mapping[str, str] | None, spool: Path) -> Contents:
-    """Find every image of a folder, or of one or more archives (several: a sequence, or a glob).
+def list_samples(paths: Sequence[Path], labels: Mapping[str, str] | None, spool: Path) -> Contents:
+    """Find every image of a folder, or of one or more archives, as `source_paths` gives them.
 
     labels: class by base name, for images that lie in no class folder; it must speak of these images and no others
     spool: folder for the decompressed copies of gzip archives
     Raises `InputError` (no images, no class, unusable or repeated key), `MismatchError` (labels of other images), and
     what the walk over folders and archives raises.
     """
-    paths = source_paths(source)
     is_folder = paths[0].is_dir()
-    files = folder_files(paths[0]) if is_folder else _all_files(paths, spool)
+    files = folder_files(paths[0]) if is_folder else chain.from_iterable(archive_files(path, spool) for path in paths)
     images, ignored = list[Located](), list[str]()
     for file in files:
         hidden = any(part.startswith(".") for part in (*file.folders, file.name))
@@ -96,11 +95,6 @@ def source_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
     if len(paths) > 1 and (folders := [path for path in paths if path.is_dir()]):
         raise InputError(f"{shown(folders[0])}: a folder can be packed alone, several sources must be archives")
     return paths
-
-
-def _all_files(paths: Iterable[Path], spool: Path) -> Iterator[Located]:
-    for path in paths:
-        yield from archive_files(path, spool)
 
 
 def _class_depth(images: list[Located]) -> int:

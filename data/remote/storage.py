@@ -15,14 +15,7 @@ from typing import Any, TypeVar
 
 from dlth.data.remote.addresses import SlowError, filesystem, is_http, is_remote, patience
 from dlth.data.remote.stall_log import watched
-from dlth.tickets.errors import (
-    DlthError,
-    InputError,
-    LimitError,
-    MissingFileError,
-    TransferError,
-    shown,
-)
+from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, TransferError, shown
 from dlth.tickets.store.disk import open_regular
 
 Result = TypeVar("Result")

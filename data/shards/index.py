@@ -229,13 +229,8 @@ def _place(index: ShardIndex, sample: int) -> str:
 
 
 def _raise_duplicate(index: ShardIndex, key: str) -> None:
-    first, second = [i for s in range(len(index.shards)) for i in _samples_named(index, s, key)][:2]
+    first, second = itertools.islice((row for row in range(index.num_samples) if index.key(row) == key), 2)
     raise InputError(
         f"key {shown(key)!r} names two samples: {_place(index, first)}, and {_place(index, second)}. Tickets are found "
         "by key: rename one, or pack the images again (dlth pack)."
     )
-
-
-def _samples_named(index: ShardIndex, shard: int, key: str) -> list[int]:
-    start = int(index.row_start[shard])
-    return [start + row for row, name in enumerate(index.keys(shard)) if name == key]

@@ -72,15 +72,16 @@ class ParquetRows:
         if start == stop:
             return ForeignRows((), np.zeros((0, self.width), np.int64), None, None, None)
         columns = self._rows.columns(start, stop)
-        image, gap, skipped = (columns.get(name) for name in ("image", "gap", "skipped"))
+        flat = {
+            name: np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in columns[name]])
+            for name in columns.keys() & {"gap", "skipped"}
+        }
         return ForeignRows(
             keys=self._decoded(columns["key"], start),
             ranking=self._lists(columns[self.ranking], start),
-            images=None if image is None else self._hashes(image),
-            gap=None if gap is None else np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in gap]),
-            skipped=None
-            if skipped is None
-            else np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in skipped]),
+            images=self._hashes(columns["image"]) if "image" in columns else None,
+            gap=flat.get("gap"),
+            skipped=flat.get("skipped"),
         )
 
     def keys(self, start: int, stop: int) -> tuple[str, ...]:

@@ -133,9 +133,8 @@ def pull(spec: str, out: str | os.PathLike[str], progress: Progress | None = Non
 
     `out`: where it gets its name, packed if that ends in .zip, else as a folder; `<out>.download` is what came so far,
     and a second call goes on from there. A signature beside it (`.sig`) comes along where it can be had at once; `note`
-    is told why it could not. Raises InputError when something
-    stands at `out`, MismatchError for another identity than `spec` asks for, and what `download`, `Archive` and
-    `unpack` raise.
+    is told why it could not. Raises InputError when something stands at `out`, MismatchError for another identity than
+    `spec` asks for, and what `download`, `Archive` and `unpack` raise.
     """
     url, wanted = pinned(spec)
     check_packed(url)

@@ -47,9 +47,7 @@ def intersection(stores: Sequence[TicketStore], k: int | None = None) -> Draft:
 
 
 def inverse(store: TicketStore) -> Draft:
-    """Each image's patches that its ticket leaves out, worst first; raises InputError unless all patches are ranked
-    and some are left out.
-    """
+    """Each image's patches that its ticket leaves out, worst first; InputError unless all are ranked, some left out."""
     header = open_store(store).header
     num_patches = header.grid.num_patches
     require_full(store, "the inverse")

@@ -51,7 +51,9 @@ def control(store: TicketStore, kind: Kind, seed: int = 0) -> Draft:
     if kind == "inverse":
         require_full(store, "an inverse control")
     seeded = {"seed": str(seed)} if kind in ("random", "other-image") else {}
-    header = made_header([store], "control", {"kind": kind, **seeded}, **_fields(store.header, kind))
+    # no selection stage chose these; k and keep stay what they are
+    fields = {"selector": unscored(f"control: {kind}", "derived"), "stage_keep": store.header.keep, "stage_tokens": ()}
+    header = made_header([store], "control", {"kind": kind, **seeded}, **fields)
     rows = _other_image(store, seed) if kind == "other-image" else _made(store, kind, seed)
     return Draft(header, specs(store), store.layout.key_width, rows)
 
@@ -74,15 +76,6 @@ def _from_middle(header: TicketHeader) -> NDArray[np.float64]:
     down = (2 * rows + 1 - grid.rows) * (header.view.height / grid.rows)
     across = (2 * cols + 1 - grid.cols) * (header.view.width / grid.cols)
     return down**2 + across**2
-
-
-def _fields(header: TicketHeader, kind: Kind) -> dict[str, object]:
-    """No selection stage chose these; k and keep stay what they are."""
-    return {
-        "selector": unscored(f"control: {kind}", "derived"),
-        "stage_keep": header.keep,
-        "stage_tokens": (),
-    }
 
 
 def _made(store: TicketStore, kind: Kind, seed: int) -> Callable[[int], ShardTickets]:

@@ -76,22 +76,19 @@ def made_header(
         name: getattr(first, name) if all(getattr(header, name) == getattr(first, name) for header in headers) else ""
         for name in ("creator", "license", "created")
     }
-    versions = {
-        name: text
-        for name, text in first.versions.items()
-        if all(header.versions.get(name) == text for header in headers)
-    }
     record: dict[str, Json] = {
         "operation": operation,
         **(details or {}),
         "parents": [parent_record(parent) for parent in parents],
     }
-    extensions = {
-        name: value
-        for name, value in first.extensions.items()
-        if all(header.extensions.get(name) == value for header in headers)
-    }
-    return replace(first, **{**agreed, "versions": versions, "extensions": extensions | {"derived": record}, **changes})
+    versions = _shared([header.versions for header in headers])
+    extensions = _shared([header.extensions for header in headers]) | {"derived": record}
+    return replace(first, **{**agreed, "versions": versions, "extensions": extensions, **changes})
+
+
+def _shared(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all records say alike."""
+    return {name: value for name, value in records[0].items() if all(one.get(name) == value for one in records)}
 
 
 def parent_record(store: TicketStore) -> dict[str, Json]:
@@ -115,9 +112,7 @@ def unscored(name: str, source: str = "") -> SelectorInfo:
 
 
 def cut_to(k: int, num_patches: int, ranked: int) -> dict[str, Any]:
-    """Header fields of a file without selection stages that holds `ranked` patches a row and whose ticket is the
-    first k; raises InputError.
-    """
+    """Header fields of a file without selection stages: `ranked` patches a row, the ticket the first k; InputError."""
     if k > ranked:
         raise InputError(f"{k} patches were asked for, the rows hold {ranked}")
     budget = Budget.from_tokens(k, num_patches, 1)

@@ -19,7 +19,8 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,7 +107,7 @@ class NpzTable:
         self.path = user_path(path)
         self.name = shown(self.path.name)
         self.digest = file_digest(self.path)
-        with self._guarded():
+        with _guarded(self.name):
             _check_directory(self.path)
             self._archive = zipfile.ZipFile(self.path)
         self._arrays = {info.filename: info for info in self._archive.infolist()}
@@ -115,10 +116,17 @@ class NpzTable:
             held = ", ".join(shown(name, 40) for name in list(self._arrays)[:10])
             raise InputError(f"{self.name} must hold 'keys' and either 'patches' or 'masks'; it holds {held}")
         self.kind = rankings[0]
-        self._columns = {"keys": self._column("keys", "SU", (1,)), self.kind: self._ranking()}
-        for name, kinds, axes in (("images", "u", (2,)), ("gap", "f", (1,)), ("skipped", "b", (1,))):
-            if f"{name}.npy" in self._arrays:
-                self._columns[name] = self._column(name, kinds, axes)
+        kinds = {
+            "keys": ("SU", (1,)),
+            "patches": ("iu", (2,)),
+            "masks": ("b", (2, 3)),  # [rows, patches] or [rows, grid rows, grid columns]
+            "images": ("u", (2,)),
+            "gap": ("f", (1,)),
+            "skipped": ("b", (1,)),
+        }
+        self._columns = {
+            name: self._column(name, *kind) for name, kind in kinds.items() if f"{name}.npy" in self._arrays
+        }
         self.num_rows = self._columns["keys"].shape[0]
         for column in self._columns.values():
             if column.shape[0] != self.num_rows:
@@ -142,13 +150,8 @@ class NpzTable:
         """The keys of rows [start, stop)."""
         return decode_keys(self._columns["keys"].read(start, stop).tolist(), start, self.name)
 
-    def _ranking(self) -> "_Column":
-        if self.kind == "patches":
-            return self._column("patches", "iu", (2,))
-        return self._column("masks", "b", (2, 3))  # [rows, patches] or [rows, grid rows, grid columns]
-
     def _column(self, name: str, kinds: str, axes: tuple[int, ...]) -> "_Column":
-        with self._guarded():
+        with _guarded(self.name):
             return _Column(self._archive, self._arrays[f"{name}.npy"], self.name, kinds, axes)
 
     def _whole(self, name: str, kinds: str, limit: int) -> NDArray[Any] | None:
@@ -173,22 +176,16 @@ class NpzTable:
         decoded = decode_keys(names.tolist(), 0, self.name)
         return tuple(ShardSpec(name, int(count)) for name, count in zip(decoded, rows, strict=True))
 
-    def _guarded(self) -> "_Guard":
-        return _Guard(self.name)
 
-
-class _Guard:
+@contextmanager
+def _guarded(name: str) -> Iterator[None]:
     """Turns what zipfile and numpy raise on a broken file into DamageError naming it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _ZIP_ERRORS) and not isinstance(error, DlthError):
-            raise DamageError(f"{self.name} cannot be read as .npz: {shown(error)}", file=self.name) from error
+    try:
+        yield
+    except DlthError:
+        raise
+    except _ZIP_ERRORS as error:
+        raise DamageError(f"{name} cannot be read as .npz: {shown(error)}", file=name) from error
 
 
 class _Column:
@@ -231,7 +228,7 @@ class _Column:
         wanted = (stop - start) * self._row_bytes
         if wanted > 4 * MAX_CHUNK_BYTES:
             raise LimitError(f"{self._where}: {stop - start} rows of '{self.name}' at once; use smaller shards")
-        with _Guard(self._where):
+        with _guarded(self._where):
             if self._file.tell() != (offset := self._start + start * self._row_bytes):
                 self._file.seek(offset)
             raw = self._file.read(wanted)

@@ -103,9 +103,7 @@ class ViewSpec:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What was done to pixel values: channel mean and standard deviation (of values in [0, 1]), decoder, colour,
-    EXIF.
-    """
+    """What was done to pixels: channel mean and standard deviation (of values in [0, 1]), decoder, colour, EXIF."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

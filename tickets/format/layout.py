@@ -149,24 +149,16 @@ class Layout:
         """All arrays, in the order in which a shard is written."""
         return self.choice, self.keys, self.images, self.gap
 
-    def chunk_files(self, shard_index: int) -> list[str]:
-        """Paths of one shard's chunks."""
-        return [spec.chunk_file(shard_index) for spec in self.arrays]
-
     def meta_files(self, header: TicketHeader) -> dict[str, bytes]:
         """Path and text of every metadata file but the manifest's."""
         files = {f"{spec.name}/zarr.json": canonical(spec.meta(self.num_shards)) for spec in self.arrays}
-        return {GROUP_FILE: group_text(header), **files}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: header.to_json()}}
+        return {GROUP_FILE: canonical(group), **files}
 
     def digested_files(self) -> list[str]:
         """Every file that the manifest lists."""
         meta = [GROUP_FILE, *(f"{spec.name}/zarr.json" for spec in self.arrays)]
-        return [*meta, *(name for shard in range(self.num_shards) for name in self.chunk_files(shard))]
-
-
-def group_text(header: TicketHeader) -> bytes:
-    """The group's zarr.json."""
-    return canonical({"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: header.to_json()}})
+        return [*meta, *(spec.chunk_file(shard) for shard in range(self.num_shards) for spec in self.arrays)]
 
 
 def manifest_meta_text(manifest: bytes) -> bytes:

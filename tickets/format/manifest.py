@@ -104,9 +104,7 @@ def digest_of(raw: bytes) -> FileDigest:
 
 
 def content_id(images: Iterable[Array]) -> str:
-    """sha256 over the sorted image hashes, from arrays uint8 [rows, 16]: the same for every packing of the same
-    images.
-    """
+    """sha256 over the sorted image hashes, from arrays uint8 [rows, 16]: the same for every packing of the images."""
     stacked = np.concatenate([np.asarray(rows, dtype=np.uint8).reshape(-1, HASH_BYTES) for rows in images])
     stacked.view(f"S{HASH_BYTES}").ravel().sort()  # in place: a million hashes are 16 MB
     return hashlib.sha256(stacked.data).hexdigest()
@@ -127,9 +125,7 @@ def check_digest(raw: bytes, expected: FileDigest, name: str, shard: str = "") -
 
 
 def check_shard_specs(shards: Iterable[tuple[str, int]]) -> None:
-    """Shard names are short, unique text; rows are bounded; at least one row in all. Raises SchemaError or
-    LimitError.
-    """
+    """Names are short, unique text; rows bounded, at least one in all. Raises SchemaError or LimitError."""
     names: set[str] = set()
     total = 0
     for name, rows in shards:

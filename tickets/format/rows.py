@@ -105,9 +105,7 @@ def check_gap(gap: NDArray[np.floating], skipped: NDArray[np.bool_]) -> None:
 
 
 def encoded_keys(keys: Sequence[str], key_width: int) -> NDArray[np.uint8]:
-    """Keys as uint8 [rows, key_width], NUL-padded; raises RuleError for an empty, too long, repeated or unstorable
-    key.
-    """
+    """Keys as uint8 [rows, key_width], NUL-padded; RuleError for an empty, too long, repeated or unstorable one."""
     raws: list[bytes] = []
     for row, key in enumerate(keys):
         try:
@@ -143,10 +141,9 @@ def _check_unique(keys: Sequence[str]) -> None:
 
 
 def check_tickets(tickets: ShardTickets, num_rows: int, layout: Layout) -> None:
-    """All rules of one shard's rows, as they are given to the writer, but for the keys; raises RuleError naming the
-    row.
+    """All rules of one shard's rows but those of keys (`encoded_keys` has them); raises RuleError naming the row.
 
-    `encoded_keys` has the rules for keys. Patches and gaps of skipped rows may be anything: the writer fills them.
+    Patches and gaps of skipped rows may be anything: the writer fills them.
     """
     check_shapes(tickets, num_rows, layout.ranked)
     check_patches(tickets.patches[~tickets.skipped], layout.num_patches)

@@ -133,9 +133,7 @@ def _aligned(ranks_BP: Ranking, matrix_B23: Matrix, source: Grid, target: Grid) 
 
 
 def _overlap(scale_B: Floats, shift_B: Floats, num_source: int, num_target: int) -> Floats:
-    """Float64 [B, num_target, num_source]: the share of each target interval's length that lies in each source
-    interval.
-    """
+    """Float64 [B, num_target, num_source]: the share of each target interval's length that each source interval has."""
     edges = np.linspace(0.0, 1.0, num_target + 1)[None] * scale_B[:, None] + shift_B[:, None]
     edges = edges * num_source
     low, high = np.minimum(edges[:, :-1], edges[:, 1:]), np.maximum(edges[:, :-1], edges[:, 1:])

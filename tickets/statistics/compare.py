@@ -112,7 +112,7 @@ def compare(
     held = min(first.num_patches_stored, second.num_patches_stored)
     counts = _chosen(ks, first, second, held)
     main_k = first.header.k if first.header.k in counts else counts[-1]
-    ranked = first.header.form == second.header.form == "full"
+    ranked = first.header.form == second.header.form == "full" and first.header.grid.num_patches > 1
     state = _State(counts, main_k, first.header.grid.num_patches, ranked, num_worst)
     row_labels = None if labels is None else RowLabels(labels, first)
     pairing = Pairing(first, second)
@@ -189,7 +189,7 @@ class _State:
         common = {k: (later < k).sum(axis=1) for k in self.ks}
         for k, counts in common.items():
             self.overlaps[k].add(counts)
-        rho = _rank_correlation(left, right) if self.ranked and self.num_patches > 1 else None
+        rho = _rank_correlation(left, right) if self.ranked else None
         if rho is not None:
             self.rho.add(_rho_place(rho))
         main = common[self.main_k]
@@ -220,7 +220,6 @@ class _State:
             result: Floats = common / (2 * k - common)
             return result
 
-        has_rho = self.ranked and self.num_patches > 1
         return Comparison(
             num_matched=self.matched,
             num_compared=self.seen,
@@ -232,11 +231,11 @@ class _State:
                 Overlap(k, k / self.num_patches, tally.spread(), tally.spread(iou(k)))
                 for k, tally in self.overlaps.items()
             ),
-            rank_correlation=self.rho.spread() if has_rho else None,
+            rank_correlation=self.rho.spread() if self.ranked else None,
             classes={
                 label: ClassAgreement(
                     self.class_overlap[label].spread(iou(self.main_k)),
-                    self.class_rho[label].spread() if has_rho else None,
+                    self.class_rho[label].spread() if self.ranked else None,
                 )
                 for label in sorted(self.class_overlap)
             },

@@ -37,9 +37,7 @@ class KeyIndex:
         return np.where(self._hashes[place] == hashes, self._rows[place], -1)
 
     def repeated(self) -> list[list[int]]:
-        """Groups of row numbers with one hash: the same key several times, or (one in 10^7 for a million keys)
-        chance.
-        """
+        """Groups of row numbers with one hash: one key several times, or chance (one in 10^7 for a million keys)."""
         _, starts, counts = np.unique(self._hashes, return_index=True, return_counts=True)
         several = counts > 1
         groups = zip(starts[several].tolist(), counts[several].tolist(), strict=True)

@@ -30,9 +30,7 @@ def base_name(key: str) -> str:
 
 
 def running_numbers(keys: Sequence[str]) -> Flags:
-    """Bool [keys]: whose base name has no letter (`000123`, `07-000123`), so that another packing may use it for
-    another image.
-    """
+    """Bool [keys]: whose base name has no letter (`000123`, `07-000123`): elsewhere it may name another image."""
     return np.fromiter((not any(map(str.isalpha, base_name(key))) for key in keys), dtype=bool, count=len(keys))
 
 

@@ -117,9 +117,7 @@ class Partial:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def clear_leftovers(self) -> None:
-        """`clear`, unless somebody else does it or the place is read-only; a kill between rename and removal leaves
-        some.
-        """
+        """`clear` what a kill between rename and removal left, unless somebody else does or the place is read-only."""
         if self.root.exists():
             with suppress(OSError, InputError):
                 (self.root / "locks").mkdir(exist_ok=True)  # a kill within `clear` may have taken it

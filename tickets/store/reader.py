@@ -134,9 +134,7 @@ class StoredShards:
         return self._cached("images", shard_index, lambda: self._rows(self.layout.images, shard_index))
 
     def gap(self, shard_index: int) -> NDArray[np.float32]:
-        """Float32 [rows]: score of the k-th patch minus that of the next; NaN on skipped rows. Reads two chunks at
-        most.
-        """
+        """Float32 [rows]: score of the k-th patch minus the next's; NaN on skipped rows. Reads at most two chunks."""
 
         def load() -> NDArray[np.float32]:
             gap: NDArray[np.float32] = self._rows(self.layout.gap, shard_index)

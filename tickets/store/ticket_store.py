@@ -16,9 +16,7 @@ from dlth.tickets.store.verify import verify_store
 
 
 class TicketStore(StoredShards):
-    """A finished ticket file, open for reading: its shards one by one, attributes and errors as `StoredShards` says,
-    and its rows by key.
-    """
+    """A finished ticket file, open for reading: its rows by key; shards, attributes, errors as `StoredShards` says."""
 
     _key_index: KeyIndex | None = None
 

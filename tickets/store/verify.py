@@ -1,6 +1,4 @@
-"""The full check of a ticket file: reads every byte, believes nothing, lists all findings instead of stopping at the
-first.
-"""
+"""The full check of a ticket file: reads every byte, believes nothing, lists all findings and not only the first."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -14,15 +14,7 @@ from typing import NoReturn
 import numpy as np
 
 from dlth.tickets.arguments import listed, whole_number
-from dlth.tickets.errors import (
-    DamageError,
-    DlthError,
-    InputError,
-    LockedError,
-    MismatchError,
-    MissingFileError,
-    shown,
-)
+from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, MissingFileError, shown
 from dlth.tickets.format.chunks import decode, encode, padded
 from dlth.tickets.format.header import VERSION, TicketHeader, checked_header, differences
 from dlth.tickets.format.jsontext import Json
@@ -35,14 +27,7 @@ from dlth.tickets.format.layout import (
     Layout,
     manifest_meta_text,
 )
-from dlth.tickets.format.manifest import (
-    Manifest,
-    ShardEntry,
-    ShardSpec,
-    check_shard_specs,
-    content_id,
-    digest_of,
-)
+from dlth.tickets.format.manifest import Manifest, ShardEntry, ShardSpec, check_shard_specs, content_id, digest_of
 from dlth.tickets.format.masks import ticket_sets, to_bits
 from dlth.tickets.format.rows import RuleError, ShardTickets, check_tickets, encoded_keys
 from dlth.tickets.store.disk import read_file, reading, refuse_inside, space_errors, sync, user_path
