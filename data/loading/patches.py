@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from dlth.data.images.mixing import BatchMix, MixPlan, mix_patches, mix_rankings
 from dlth.data.images.visibility import demote
 from dlth.data.joining.join import NO_TICKET, Join
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import InputError, MissingTicketError, shown
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.ranking.projection import project
 from dlth.tickets.ranking.view import View
@@ -126,6 +126,9 @@ class PatchChoice:
         if self.arm != "ticket" or self.join is None:
             return self._drawn(showings, epoch)
         rows, store = _rows(showings, self.join), self.join.store
+        if self.join.coverage.policy in ("error", "skip") and (rows == NO_TICKET).any():
+            key = shown(showings[int(np.argmax(rows == NO_TICKET))].key)
+            raise MissingTicketError(f"a ticket was asked for an image that has none: key {key}")
         rankings = np.empty((len(showings), store.header.ranked), dtype=np.int64)
         for there in (rows >= 0, rows < 0):
             if some := list(compress(showings, there)):

@@ -102,6 +102,8 @@ def upload(local: Path, target: str, progress: Progress | None = None) -> None:
 
         try:
             retried(lambda: system.put_file(str(local), path, callback=_Reported(size, told)), (Exception,))
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(f"{shown(target)} cannot be written to: {shown(error)}") from error
         except Exception as error:  # every file system has its own errors for a cut connection
             cause = f"{type(error).__name__}: {error}"
             raise TransferError(f"{shown(target)} was not sent: {shown(cause)}; run the same command again") from error

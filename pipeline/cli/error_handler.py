@@ -214,4 +214,5 @@ def _is_left_out(error: ModuleNotFoundError) -> bool:
     from importlib.metadata import requires
 
     needed = {re.split(r"[^\w-]", need)[0].lower() for need in requires("dlth") or () if "extra ==" not in need}
-    return (error.name or "").partition(".")[0].lower() in needed
+    missing = (error.name or "").partition(".")[0].lower()
+    return {"pil": "pillow"}.get(missing, missing) in needed

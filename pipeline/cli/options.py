@@ -32,7 +32,7 @@ Labelled = Annotated[str | None, typer.Option(help="Shards of the images, for fi
 Split = Annotated[str | None, typer.Option(help="Split to take from an _info.json.")]
 Classes = Annotated[
     list[str] | None,
-    typer.Option("--class", help="A class of the shards, by name or number; may be given several times."),
+    typer.Option("--class", help="A class of the shards, by name or number; needs --data, may be given several times."),
 ]
 Keep = Annotated[
     str | None, typer.Option(help="Share of all patches that a ticket keeps; the file's own if not given.")

@@ -120,7 +120,7 @@ def recall_by_block(
     index: ShardIndex, known: Mapping[str, Sequence[int]], weights: Path, model: Mapping[str, Any], keep: str
 ) -> dict[str, float]:
     """Recall of the known patches when the selector scores at one block, or at three in a row."""
-    vit = build(model["model"], model["num_classes"], model["img_size"], **model["model_kwargs"])
+    vit = build(model["model"], num_classes=model["num_classes"], img_size=model["img_size"], **model["model_kwargs"])
     load_weights(vit, weights)
     count = min(SCORED_IMAGES, index.num_samples)
     keys = [index.key(i) for i in range(count)]
@@ -143,7 +143,7 @@ def recall_by_block(
 
 def step_gflops(model: Mapping[str, Any], k: int | None) -> float:
     """GFLOP of one image's forward and backward, keeping k patches (None: all)."""
-    vit = build(model["model"], model["num_classes"], model["img_size"], **model["model_kwargs"])
+    vit = build(model["model"], num_classes=model["num_classes"], img_size=model["img_size"], **model["model_kwargs"])
     student, side = TicketViT(vit), model["img_size"]
     patches = None if k is None else torch.arange(k)[None]
     counter = FlopCounterMode(display=False)

@@ -227,7 +227,7 @@ def write_files(files: dict[Path, bytes], temporary: Path | None = None) -> None
     SpaceError when the disk is full.
     """
     first = next(iter(files))
-    temporary = temporary or first.with_name(f"{first.name}.partial")
+    temporary = temporary or first.with_name(f".{first.name}.partial")
     moves = {temporary.with_name(f"{temporary.name}.{number}"): path for number, path in enumerate(files)}
     with space_errors(first.parent, sum(map(len, files.values()))):
         try:
@@ -235,13 +235,13 @@ def write_files(files: dict[Path, bytes], temporary: Path | None = None) -> None
                 with fresh(name) as file:
                     file.write(files[path])
                 sync(name)
-        except OSError:
+            for name, path in moves.items():
+                os.replace(name, path)
+        except BaseException:
             for name in moves:  # give a full disk its space back
                 with suppress(OSError):
                     name.unlink()
             raise
-        for name, path in moves.items():
-            os.replace(name, path)
         for folder in {path.parent: None for path in files}:
             sync(folder)
 

@@ -89,22 +89,24 @@ def same_model(one: str, other: str) -> bool:
 
 def build(
     name: str,
+    check: Callable[[nn.Module], object] | None = None,
+    /,
+    *,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
     pretrained: bool = False,
-    check: Callable[[nn.Module], object] = lambda shapes: None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a timm model, in training mode, its random weights drawn from torch's global generator.
 
     Args:
         name: friendly or timm name
+        check: called with the model on the meta device, before any memory is taken; what it raises is raised
         num_classes: classes of the head; absent means the model's own number
         img_size: image side or (height, width) in pixels; absent means the model's own
         drop_path: stochastic depth rate of the last block
         pretrained: fetch timm's released weights
-        check: called with the model on the meta device, before any memory is taken; what it raises is raised
         kwargs: what timm's `create_model` takes besides, such as `embed_dim`, `patch_size`, `dynamic_img_size`
     Raises:
         InputError: no such model, arguments that it does not take, or weights that are not there or cannot be fetched
@@ -114,9 +116,11 @@ def build(
     changed = FRIENDLY[name][1] if name in FRIENDLY else {}
     own = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path or None}
     options: dict[str, Any] = changed | kwargs | {key: value for key, value in own.items() if value is not None}
-    if (shapes := _shapes(timm_name, options)) is not None:
+    with torch.device("meta"):
+        shapes = _create(timm_name, options)
+    if check is not None:
         check(shapes)
-        _check_memory(shapes, timm_name, options)
+    _check_memory(shapes, timm_name, options)
     if not pretrained:
         return _create(timm_name, options)
     config = get_pretrained_cfg(timm_name)
@@ -140,19 +144,13 @@ to build, even without memory."""
 def _check_sizes(kwargs: Mapping[str, Any]) -> None:
     """Raises InputError for numbers that no model's argument is, before any of them is multiplied with another."""
     for name, value in kwargs.items():
-        most = MAX_DEPTH if name == "depth" else MAX_ARGUMENT
-        numbers = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(number, int | float) and not -most <= number <= most for number in numbers):
+        values = value if isinstance(value, list | tuple) else [value]
+        numbers = [number for number in values if isinstance(number, int | float)]
+        most = MAX_ARGUMENT
+        if name.startswith("depth"):  # of all stages together
+            numbers, most = [sum(map(abs, numbers))], MAX_DEPTH
+        if any(not -most <= number <= most for number in numbers):
             raise InputError(f"the model's argument {shown(name)} is {shown(value)}; it ends at {most}")
-
-
-def _shapes(timm_name: str, options: Mapping[str, Any]) -> nn.Module | None:
-    """The model on the meta device, without memory or time; None where building it fails, which then says why."""
-    try:
-        with torch.device("meta"):
-            return timm.create_model(timm_name, **options)
-    except Exception:  # whatever a model's code meets with its arguments unchecked
-        return None
 
 
 def _check_memory(shapes: nn.Module, timm_name: str, options: Mapping[str, Any]) -> None:
@@ -177,12 +175,13 @@ def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:
 
 def _why_not(timm_name: str) -> str:
     """Why a model could not serve with any arguments, so that nobody looks for the right ones; empty if it could."""
-    shapes = _shapes(timm_name, {})
     try:
-        if shapes is not None:  # else nothing is known of its family, and the arguments' own error has to do
-            check_family(shapes, "drop")
+        with torch.device("meta"):
+            check_family(timm.create_model(timm_name), "drop")
     except InputError as error:
         return str(error)
+    except Exception:  # nothing is known of its family then, and the arguments' own error has to do
+        return ""
     return ""
 
 

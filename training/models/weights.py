@@ -242,8 +242,8 @@ def _differences(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> lis
         problems.append(f"of another shape: {_named(shapes)}.")
     if "pos_embed" in misshapen:
         problems.append("Position embeddings of another size: build the model with the file's img_size and patch_size.")
-    if "head.weight" in misshapen:
-        problems.append(f"Another head: build the model with num_classes={loaded['head.weight'].shape[0]}.")
+    if "head.weight" in misshapen and (classes := head_classes(loaded)):
+        problems.append(f"Another head: build the model with num_classes={classes}.")
     return problems
 
 

@@ -186,7 +186,7 @@ class WeightsFile:
         if isinstance(depth, int) and depth > len(loaded):  # each block would have weights
             raise MismatchError(f"{shown(self.name)} holds {len(loaded)} tensors, too few for a model of depth {depth}")
         fitting = partial(check_fits, weights=loaded, name=self.path.name)
-        vit = build(name, classes, check=fitting, **options)
+        vit = build(name, fitting, num_classes=classes, **options)
         vit.load_state_dict(fitting(vit), strict=True)
         return vit
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dlth.data.remote.storage import Facts, facts
 from dlth.data.shards.index import ShardIndex, check_shards, open_index
 from dlth.data.shards.tar import pread
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, UnsafeError
+from dlth.tickets.store.locks import locked
 
 
 @pytest.fixture
@@ -292,3 +294,27 @@ def test_only_regular_local_files_are_opened(tmp_path: Path, cache: Path) -> Non
     (tmp_path / "gone.tar").symlink_to(tmp_path / "nowhere")
     with pytest.raises(MissingFileError, match=r"gone.tar is missing"):
         open_index(str(tmp_path / "gone.tar"))
+
+
+def test_a_lock_of_another_member_of_the_group_is_held_all_the_same() -> None:
+    """Locks of a shared cache are made by the umask; one that may only be read can be held as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        theirs, before = Path(folder) / "theirs", os.umask(0o002)
+        try:
+            with locked(theirs):
+                assert theirs.stat().st_mode & 0o777 == 0o664
+            theirs.chmod(0o444)
+            child = os.fork()
+            if child == 0:
+                held = False
+                try:
+                    if os.geteuid() == 0:
+                        os.setuid(65_534)
+                    with locked(theirs) as mine, locked(theirs) as again:
+                        held = mine and not again
+                finally:
+                    os._exit(0 if held else 1)
+        finally:
+            os.umask(before)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -71,7 +71,15 @@ def test_a_student_of_another_family_trains_and_is_measured(
 def test_flops_are_those_of_the_kept_patches() -> None:
     """Of a ViT: the embedding of k patches, twelve products of width² a token and block, attention of all with all."""
     width, depth, pixels, classes = 32, 2, 3 * 8 * 8, 5
-    vit = build("vit_tiny_patch16_224", classes, 32, patch_size=8, embed_dim=width, depth=depth, num_heads=2)
+    vit = build(
+        "vit_tiny_patch16_224",
+        num_classes=classes,
+        img_size=32,
+        patch_size=8,
+        embed_dim=width,
+        depth=depth,
+        num_heads=2,
+    )
     student = make_student(vit).train()
     assert isinstance(student, TicketViT)
     for k in (16, 8, 1):

@@ -146,8 +146,9 @@ def test_a_namespace_is_not_even_built(tmp_path: Path) -> None:
             lambda state: state.update({"head.weight": torch.zeros(9, 32), "head.bias": torch.zeros(9)}),
             "build the model with num_classes=9",
         ),
+        (lambda state: state.update({"head.weight": torch.zeros(())}), r"head\.weight \(file scalar, model"),
     ],
-    ids=["missing", "unexpected", "shape", "positions", "head"],
+    ids=["missing", "unexpected", "shape", "positions", "head", "no head"],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, spoil: Callable, message: str) -> None:
     """Nothing is loaded in part: the model keeps its weights, and the message says what to do."""

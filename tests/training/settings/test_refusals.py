@@ -129,6 +129,19 @@ def _is_told(arguments: dict[str, Any]) -> bool:
     return False
 
 
+@pytest.mark.parametrize("name", ["check", "name", "nobody_knows"])
+def test_arguments_that_no_model_has_are_refused_whatever_their_name(name: str) -> None:
+    """A weights file may name any argument: those of our own functions are no more than others."""
+    with pytest.raises(InputError, match=r"cannot be built with.*unexpected keyword"):
+        build("vit_tiny_patch16_224", **{name: 1})
+
+
+def test_the_depths_of_all_stages_are_bounded_together() -> None:
+    """Every block takes time to build, in whichever stage."""
+    with pytest.raises(InputError, match=r"depths is .* ends at 1000"):
+        build("swin_tiny_patch4_window7_224", depths=(600, 600, 2, 2))
+
+
 def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path) -> None:
     """Sparse, quantised, complex, nested and meta tensors in a .pth: named, before torch fails on them somewhere."""
     sound = {"weight": torch.ones(2, 2)}
