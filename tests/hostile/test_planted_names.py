@@ -31,7 +31,7 @@ WRITERS = {
     "training/runs/checkpoint.py: write_tensors": "a file that `published` has just made",
     "tickets/exchange/npz.py: _member": "a member of a zip archive in a `new_file`",
     "tickets/store/disk.py: appended": "the one that goes on with files, of one name and no link",
-    "tickets/store/locks.py: _acquire": "locks; what is written to one is looked at first",
+    "tickets/store/locks.py: _open": "locks; what is written to one is looked at first",
     "data/confined.py: _serve": "/dev/null",
     "pipeline/cli/error_handler.py: _bug": "a name of mkstemp",
     "data/sharing/signing.py: check_signature": "in a folder of mkdtemp",
