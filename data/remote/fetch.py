@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dlth.data.remote.addresses import is_http, patience
+from dlth.data.remote.retry import WAITS, retried
 from dlth.data.remote.stall_log import watched
-from dlth.data.remote.storage import WAITS, read_range, retried
+from dlth.data.remote.storage import read_range
 from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, DlthError, MissingFileError, SpaceError, TransferError, shown
 

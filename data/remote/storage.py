@@ -11,18 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from dlth.data.remote.addresses import SlowError, filesystem, is_http, is_remote, patience
+from dlth.data.remote.retry import retried
 from dlth.data.remote.stall_log import watched
 from dlth.tickets.errors import DlthError, InputError, LimitError, MissingFileError, TransferError, shown
 from dlth.tickets.store.disk import open_regular
 
-Result = TypeVar("Result")
-
 _STAMPS = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
-WAITS = (0.1, 0.5, 2.0)
-"""Seconds before another try, of whatever is asked for or sent; then the error is the user's."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +78,6 @@ def _info(url: str) -> dict[str, Any]:
     system.invalidate_cache()
     info: dict[str, Any] = system.info(path)
     return info
-
-
-def retried(
-    ask: Callable[[], Result], passing: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
-) -> Result:
-    """What `ask` returns, in another try after each of `WAITS` while it fails in a way that may pass.
-
-    What is refused, or is not there, is told at once.
-    """
-    for wait in WAITS:
-        try:
-            return ask()
-        except (DlthError, FileNotFoundError):
-            raise
-        except passing:
-            time.sleep(wait)
-    return ask()
 
 
 def read_small(url: str, limit: int, within: float | None = None) -> bytes | None:

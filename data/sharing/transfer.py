@@ -14,8 +14,9 @@ from fsspec.callbacks import Callback
 
 from dlth.data.remote.addresses import filesystem, is_remote
 from dlth.data.remote.fetch import BLOCK, discard, fetch, note_of
+from dlth.data.remote.retry import retried
 from dlth.data.remote.stall_log import watched
-from dlth.data.remote.storage import Facts, facts, reaching, retried
+from dlth.data.remote.storage import Facts, facts, reaching
 from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, TransferError, shown
 from dlth.tickets.format.jsontext import canonical

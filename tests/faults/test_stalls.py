@@ -27,7 +27,7 @@ WHOLE = 2 * BLOCK + 1_000
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderServer]:
     """A server of `served/`; minutes are tenths of a second."""
     monkeypatch.setenv("DLTH_TIMEOUT", SHORT)
-    monkeypatch.setattr("dlth.data.remote.storage.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dlth.data.remote.retry.WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setattr("dlth.data.remote.stall_log.FIRST_WORD", 0.1)
     monkeypatch.setattr("dlth.data.sharing.share._SIGNATURE_SECONDS", 0.3)
     (tmp_path / "served").mkdir()

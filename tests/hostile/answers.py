@@ -22,7 +22,7 @@ from makers.campaign import Tally, numbered
 from makers.servers import Headers, Player
 
 import dlth.data.remote.fetch
-import dlth.data.remote.storage
+import dlth.data.remote.retry
 from dlth.data.remote.cache import open_shard
 from dlth.data.remote.storage import Facts, facts, read_small
 from dlth.data.sharing.transfer import download
@@ -86,7 +86,7 @@ def ask(url: str, number: int, folder: Path) -> str:
 def main() -> int:
     arguments = numbered(__doc__, 5_000).parse_args()
     os.environ["DLTH_TIMEOUT"] = "0.5"
-    dlth.data.remote.fetch.WAITS = dlth.data.remote.storage.WAITS = (0.0, 0.0)
+    dlth.data.remote.fetch.WAITS = dlth.data.remote.retry.WAITS = (0.0, 0.0)
     server = Player(lambda method, path, wanted: answer(int(path.strip("/") or 0), method, wanted))
     tally, before = Tally(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder, server.running():

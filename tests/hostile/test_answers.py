@@ -46,7 +46,7 @@ def player() -> Iterator[Callable[..., Player]]:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another try comes at once."""
-    monkeypatch.setattr("dlth.data.remote.storage.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dlth.data.remote.retry.WAITS", (0.0, 0.0, 0.0))
 
 
 def said(start: int, stop: int, total: object = SIZE) -> str:
