@@ -153,19 +153,16 @@ def mix_images(images_B3HW: torch.Tensor, mix: MixPlan | BatchMix) -> torch.Tens
 
 def mix_rankings(rankings_BP: Ranking, grid: Grid, mix: MixPlan | BatchMix) -> Ranking:
     """Rankings int64 [batch, patches] (all patches, best first) mixed as the pixels are, by each patch's rank."""
-    ranks_BP = rank_matrix(rankings_BP, grid.num_patches)
-    mixed_BP = mix_patches(ranks_BP, grid, mix)
-    return rankings_BP if mixed_BP is ranks_BP else best_first(mixed_BP)
+
+    def mixed(rankings: Ranking, plan: MixPlan) -> Ranking:
+        return best_first(_weighed(rank_matrix(rankings, grid.num_patches), grid, plan))
+
+    return _by_group(rankings_BP, mix, mixed)
 
 
 def mix_patches(values_BP: NDArray[Any], grid: Grid, mix: MixPlan | BatchMix) -> NDArray[Any]:
     """What each patch has, [batch, patches], after mixing: pasted or averaged as its pixels are, by area."""
-
-    def mixed(values: NDArray[Any], plan: MixPlan) -> NDArray[Any]:
-        own = plan.weight if plan.kind == "mixup" else 1.0 - covered(np.array([plan.box]), grid)
-        return values * own + values[partners(len(values))] * (1.0 - own)
-
-    return _by_group(values_BP, mix, mixed)
+    return _by_group(values_BP, mix, lambda values, plan: _weighed(values, grid, plan))
 
 
 def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, mix: MixPlan | BatchMix) -> torch.Tensor:
@@ -185,6 +182,12 @@ def _by_group(rows: Rows, mix: MixPlan | BatchMix, mixed: Callable[[Rows, MixPla
     join: Any = torch.cat if isinstance(rows, torch.Tensor) else np.concatenate
     result: Rows = parts[0] if len(parts) == 1 else join(parts)
     return result
+
+
+def _weighed(values_BP: NDArray[Any], grid: Grid, plan: MixPlan) -> NDArray[Any]:
+    """Each patch's value and its partner's, by the share of the patch's area that each has."""
+    own = plan.weight if plan.kind == "mixup" else 1.0 - covered(np.array([plan.box]), grid)
+    return values_BP * own + values_BP[partners(len(values_BP))] * (1.0 - own)
 
 
 def _averaged(rows: torch.Tensor, plan: MixPlan) -> torch.Tensor:

@@ -126,14 +126,16 @@ class PatchChoice:
         if self.arm != "ticket" or self.join is None:
             return self._drawn(showings, epoch)
         rows, store = _rows(showings, self.join), self.join.store
-        if self.join.coverage.policy in ("error", "skip") and (rows == NO_TICKET).any():
-            key = shown(showings[int(np.argmax(rows == NO_TICKET))].key)
+        lost = np.flatnonzero(rows == NO_TICKET)
+        if lost.size and self.join.coverage.policy in ("error", "skip"):
+            key = shown(showings[lost[0]].key)
             raise MissingTicketError(f"a ticket was asked for an image that has none: key {key}")
         rankings = np.empty((len(showings), store.header.ranked), dtype=np.int64)
-        for there in (rows >= 0, rows < 0):
-            if some := list(compress(showings, there)):
-                moved = _stored(store, rows[there], some) if rows[there][0] >= 0 else self._drawn(some, epoch)
-                rankings[there] = moved[:, : store.header.ranked]
+        has = rows >= 0
+        if has.any():
+            rankings[has] = _stored(store, rows[has], list(compress(showings, has)))
+        if not has.all():
+            rankings[~has] = self._drawn(list(compress(showings, ~has)), epoch)[:, : store.header.ranked]
         return rankings
 
     def _drawn(self, showings: Sequence[Showing], epoch: int) -> Ranking:
