@@ -1,8 +1,8 @@
 """One family of errors, each with a stable code, each also a builtin.
 
 Why: the command line turns every `DlthError` into one line and exit code 2, scripts match on `code`, and callers who
-know nothing of dlth still catch `ValueError` or `FileNotFoundError`. Messages are made where the
-values are known; they say what was wrong, where, what was expected and found, and what to do.
+know nothing of dlth still catch `ValueError` or `FileNotFoundError`. Messages are made where the values are known; they
+say what was wrong, where, what was expected and found, and what to do.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """The folder of a run that nobody named: ``runs/ARM-MODEL-MODE-kK-seedS``, and never that of another run.
 
 A folder that holds a run of the same settings is the run's own: ``--resume auto`` goes on in it. One that holds any
-other run is left alone, and the next free number is taken. A name holds no date: a command
-given again after a kill must find its run.
+other run is left alone, and the next free number is taken. A name holds no date: a
+command given again after a kill must find its run.
 """
 
 import itertools

@@ -39,8 +39,8 @@ class Rankings:
     """The tickets of some keys, in their order.
 
     `patches` unsigned [keys, ranked], best first, the fill value throughout where there is no ticket; `row` int64
-    [keys], the row number in the file, -1 where the key does not stand in it; `skipped` bool [keys]: it
-    stands there without a ticket, as the image could not be read.
+    [keys], the row number in the file, -1 where the key does not stand in it; `skipped` bool [keys]: it stands there
+    without a ticket, as the image could not be read.
     """
 
     patches: NDArray[np.integer]

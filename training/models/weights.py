@@ -3,8 +3,8 @@
 A .pth is a pickle, and a pickle is a program. It is read by torch's restricted reader alone (`weights_only=True`, given
 explicitly so that no environment variable switches it off); the one foreign type that DeiT's and EViT's releases need,
 `argparse.Namespace`, is replaced by an empty stand-in. Loading is strict: every missing, unexpected or misshapen entry
-is named, since a model with half of its weights still runs and still gives tickets. Not timm's
-`load_checkpoint` and its filters, which resample position embeddings and drop heads without a word.
+is named, since a model with half of its weights still runs and still gives tickets. Not timm's `load_checkpoint`
+and its filters, which resample position embeddings and drop heads without a word.
 """
 
 import hashlib
