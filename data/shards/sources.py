@@ -275,7 +275,7 @@ def _from_json(address: str, split: str | None) -> list[Source]:
     folder = posixpath.dirname(address)
     value = parse(raw, shown(address))
     if isinstance(value, dict) and "splits" in value:
-        return _of_split(_read_info(raw, folder), split, folder, address)
+        return _of_split(_splits(value, folder), split, folder, address)
     if not isinstance(value, dict) or not isinstance(value.get("shardlist"), list):
         raise SchemaError(f"{shown(address)} is neither timm's _info.json ('splits') nor a wids index ('shardlist')")
     if len(value["shardlist"]) > MAX_SHARDS:
@@ -316,11 +316,13 @@ def _inside(name: Any, folder: str, where: str) -> str:
 
 def _read_info(raw: bytes, folder: str) -> dict[str, Any]:
     """Splits of timm's ``_info.json`` as they stand there: `_info_split` reads the one that is asked for."""
-    where = f"{folder}/{INFO_NAME}"
-    value = parse(raw, shown(where))
+    return _splits(parse(raw, shown(f"{folder}/{INFO_NAME}")), folder)
+
+
+def _splits(value: Any, folder: str) -> dict[str, Any]:
     splits = value.get("splits") if isinstance(value, dict) else None
     if not isinstance(splits, dict):
-        raise SchemaError(f"{shown(where)}: 'splits' must map the splits' names to objects")
+        raise SchemaError(f"{shown(f'{folder}/{INFO_NAME}')}: 'splits' must map the splits' names to objects")
     return splits
 
 

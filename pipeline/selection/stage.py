@@ -35,7 +35,7 @@ from dlth.training.distributed.process_group import pick_device
 from dlth.training.distributed.ranks import ranks
 from dlth.training.models.compiled import check_backend
 from dlth.training.models.frame import described
-from dlth.training.models.registry import resolve
+from dlth.training.models.registry import ARGUMENTS, resolve
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
 from dlth.training.runs.result import versions
 from dlth.training.selectors.batch_ranker import BatchRanker, Ranked, rank_batches
@@ -283,7 +283,7 @@ def _ranker_spec(config: SelectConfig, note: Note) -> RankerSpec:
         blocks=config.blocks,
         fuse_tokens=config.fuse_tokens,
         rates=rates,
-        flags="--model-kwargs and --img-size",
+        flags=ARGUMENTS,
         seed=None if config.pretrained else config.seed,
     )
 
