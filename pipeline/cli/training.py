@@ -14,7 +14,8 @@ from dlth.pipeline.cli.sharing import fetched
 from dlth.tickets.errors import shown
 from dlth.training.reporter import Reporter
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.train_config import RECIPES, UNLESS_SAID, TrainConfig
+from dlth.training.settings.recipes import RECIPES, UNLESS_SAID
+from dlth.training.settings.train_config import TrainConfig
 
 
 class ConsoleReporter(Reporter):

@@ -13,7 +13,8 @@ from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import InputError, shown
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import FLAG, Layer, Layers, SettingsT, fitted, with_recipe
-from dlth.training.settings.train_config import UNLESS_SAID, TrainConfig
+from dlth.training.settings.recipes import UNLESS_SAID
+from dlth.training.settings.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

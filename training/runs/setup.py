@@ -37,7 +37,8 @@ from dlth.training.runs.step import Stepper
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.fields import is_free
-from dlth.training.settings.train_config import RECIPE_BATCH, TrainConfig
+from dlth.training.settings.recipes import RECIPE_BATCH
+from dlth.training.settings.train_config import TrainConfig
 
 HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
 """Arms of an evaluation by which a run's best epoch is chosen, the first that was measured; the paper's choice."""

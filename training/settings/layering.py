@@ -19,8 +19,9 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.user_files import named_text
 from dlth.training.settings.fields import Settings
+from dlth.training.settings.recipes import RECIPES
 from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml, read_toml, to_toml, toml_of
-from dlth.training.settings.train_config import RECIPES, TrainConfig
+from dlth.training.settings.train_config import TrainConfig
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

@@ -1,11 +1,10 @@
-"""The settings of stage 2, under timm's names where timm has them, and its two recipes.
+"""The settings of stage 2, under timm's names where timm has them.
 
-Checked when made, so that a run with an impossible setting ends before data are opened. `RECIPES` hold the paper's
-numbers as *differences from the defaults* (see `layering.py` for who wins); the defaults are plain: no augmentation but
-crop and flip, nothing averaged, so that what a recipe adds can be read in its few lines.
+Checked when made, so that a run with an impossible setting ends before data are opened. The papers' numbers stand in
+`recipes.py`.
 """
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -25,6 +24,7 @@ from dlth.training.settings.fields import (
     refuse_own_flags,
     setting,
 )
+from dlth.training.settings.recipes import RECIPES
 
 Arm = Literal["ticket", "random", "dense"]
 Mode = Literal["projected", "frozen", "online"]
@@ -288,42 +288,3 @@ class TrainConfig(Settings):
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise ValueError(f"{self.warmup_epochs} epochs of warm-up do not fit in {self.epochs} epochs")
         return self
-
-
-RECIPES: dict[str, dict[str, Any]] = {
-    # DeiT's, which is the paper's: 4 processes of 256 images make its global batch of 1,024.
-    "deit": {
-        "batch_size": 256,
-        "drop_path": 0.1,
-        "smoothing": 0.1,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-        "aa": "rand-m9-mstd0.5-inc1",
-        "reprob": 0.25,
-        "aug_repeats": 3,
-        "drop_last": True,
-        "crop_pct": 0.875,
-        "model_ema": True,
-        "model_ema_decay": 0.99996,
-    },
-    # A minute on a CPU for a few thousand small images.
-    "smoke": {
-        "epochs": 6,
-        "batch_size": 128,
-        "lr": 2e-3,
-        "warmup_epochs": 1,
-        "sched_on_updates": True,
-        "scale": (0.8, 1.0),
-        "hflip": 0.0,
-        "workers": 1,
-        "shuffle_window": 1024,
-        "log_interval": 10,
-    },
-}
-"""What each recipe sets otherwise than the defaults."""
-
-RECIPE_BATCH = {"deit": 1024}
-"""Images of a step that a recipe's numbers are meant for."""
-
-UNLESS_SAID = "deit"
-"""The recipe of a run on the command line that names none: the paper's."""

@@ -23,7 +23,8 @@ from dlth.training.models.weights_metadata import WeightsFile, WeightsNote
 from dlth.training.runs.loop import train
 from dlth.training.runs.setup import Parts, prepare
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.train_config import RECIPES, TrainConfig
+from dlth.training.settings.recipes import RECIPES
+from dlth.training.settings.train_config import TrainConfig
 
 MakeRun = Callable[..., TrainConfig]
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

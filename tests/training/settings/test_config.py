@@ -10,8 +10,9 @@ from dlth.tickets.errors import InputError, MissingFileError
 from dlth.training.runs.optim import learning_rate
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import checked, layered
+from dlth.training.settings.recipes import RECIPES
 from dlth.training.settings.toml_text import to_toml
-from dlth.training.settings.train_config import RECIPES, TrainConfig
+from dlth.training.settings.train_config import TrainConfig
 
 NEEDED = {"data": "train", "out": "run", "tickets": "tickets.zarr"}
 

@@ -1,0 +1,45 @@
+"""The recipes of stage 2: the numbers that papers trained with, as *differences from the defaults* of `TrainConfig`.
+
+The defaults are plain (no augmentation but crop and flip, nothing averaged), so that what a recipe adds can be read in
+its few lines; `layering.py` says who wins. Where a recipe deviates from its source is said beside it.
+"""
+
+from typing import Any
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # DeiT's, which is the paper's: 4 processes of 256 images make its global batch of 1,024.
+    "deit": {
+        "batch_size": 256,
+        "drop_path": 0.1,
+        "smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "aa": "rand-m9-mstd0.5-inc1",
+        "reprob": 0.25,
+        "aug_repeats": 3,
+        "drop_last": True,
+        "crop_pct": 0.875,
+        "model_ema": True,
+        "model_ema_decay": 0.99996,
+    },
+    # A minute on a CPU for a few thousand small images.
+    "smoke": {
+        "epochs": 6,
+        "batch_size": 128,
+        "lr": 2e-3,
+        "warmup_epochs": 1,
+        "sched_on_updates": True,
+        "scale": (0.8, 1.0),
+        "hflip": 0.0,
+        "workers": 1,
+        "shuffle_window": 1024,
+        "log_interval": 10,
+    },
+}
+"""What each recipe sets otherwise than the defaults."""
+
+RECIPE_BATCH = {"deit": 1024}
+"""Images of a step that a recipe's numbers are meant for."""
+
+UNLESS_SAID = "deit"
+"""The recipe of a run on the command line that names none: the paper's."""
