@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dlth.training.models.students import make_student
     from dlth.training.models.ticket_vit import TicketViT
     from dlth.training.selectors.evit import Selector
     from dlth.training.selectors.patch_ranker import Selection
@@ -15,10 +16,11 @@ _EXPORTS = {
     "Selection": "selectors.patch_ranker",
     "Selector": "selectors.evit",
     "TicketViT": "models.ticket_vit",
+    "make_student": "models.students",
 }
 """Exported name -> module of this package."""
 
-__all__ = ["Selection", "Selector", "TicketViT"]
+__all__ = ["Selection", "Selector", "TicketViT", "make_student"]
 
 
 def __getattr__(name: str) -> object:

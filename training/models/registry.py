@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import timm
+import timm.data
 import torch
 from timm.models import get_pretrained_cfg
 from timm.models.deit import VisionTransformerDistilled
@@ -234,6 +235,24 @@ def patch_size_of(vit: nn.Module) -> int:
     if rows != cols:
         raise InputError(f"tickets need square patches; this model's are {rows}x{cols} pixels")
     return int(rows)
+
+
+def one_patch_size_of(model: nn.Module) -> int | None:
+    """Side in pixels of the patches that a model embeds, where its tokens stay of that size; None for all others.
+
+    timm says of Swin and its like, which merge tokens on the way, that features come in several reductions.
+    """
+    if not hasattr(getattr(model, "patch_embed", None), "feat_ratio"):
+        return None
+    stages = getattr(model, "feature_info", [])
+    return patch_size_of(model) if len({stage["reduction"] for stage in stages}) <= 1 else None
+
+
+def image_size_of(model: nn.Module) -> tuple[int, int]:
+    """Height and width in pixels of the images that a model was built for, 224 where it does not say."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = size or timm.data.resolve_model_data_config(model)["input_size"][1:]
+    return int(height), int(width)
 
 
 def default_blocks(vit: nn.Module) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """What a student is: a model that can be trained on some patches of its images, and says what that takes.
 
 The loop, the evaluation and what results say ask a `Student`, never the model inside it. So another family (windows,
-convolutions) is one file with one subclass, and one line in `students.py`.
+convolutions), or another way to leave patches out, is one file with one subclass, and one line in `students.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -9,20 +9,29 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.grid import Grid
-from dlth.training.models.registry import flops_of, grid_of, patch_size_of
+from dlth.training.models.registry import flops_of, grid_of, image_size_of, one_patch_size_of, patch_size_of
+
+PATCH_SIZE = 16
+"""Side of a ticket's patch in pixels for models that have no patches of one size: that of the paper's selectors."""
 
 
 class Student(nn.Module, ABC):
     """Runs `model`, which is saved under its own names, on the patches of a ticket.
 
-    Its grid and patches are those that the model embeds; a subclass says otherwise where the model has none.
-    Raises InputError for a model whose patches cannot be left out.
+    Its grid and patches are those that the model embeds; `ImageStudent` is for models that have none of one size.
+    Raises InputError for a model whose patches cannot be left out, or whose patches are not of `patch_size` pixels.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
         super().__init__()
         self.model = model
+        if patch_size not in (None, self.patch_size):
+            raise InputError(
+                f"{type(model).__name__} runs on its own patches of {self.patch_size} pixels, not of {patch_size}:"
+                " tickets of another grid are moved to it"
+            )
 
     @classmethod
     @abstractmethod
@@ -51,6 +60,10 @@ class Student(nn.Module, ABC):
         """Size of the head, 0 where the model does not say."""
         return int(getattr(self.model, "num_classes", 0))
 
+    def most_kept(self, k: int) -> int:
+        """How many patches are run where k are kept: all of them, unless a subclass cannot take any number."""
+        return k
+
     def num_tokens(self, k: int) -> int:
         """Tokens that the model computes for an image of which k patches are kept: prefix tokens too."""
         return k + int(getattr(self.model, "num_prefix_tokens", 0))
@@ -70,3 +83,35 @@ class Student(nn.Module, ABC):
         flops = flops_of(lambda image: self.eval()(image, patches), size, device)
         self.train(training)
         return flops
+
+
+class ImageStudent(Student):
+    """A student whose patches are squares of the image, whatever the model makes of its pixels.
+
+    `patch_size`: their side, that of the tickets; None is the model's own where all its tokens are of one size, else
+    16. Patches are counted in the image that is given, `grid` in one of the model's size.
+    """
+
+    def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
+        self._patch_size = patch_size or one_patch_size_of(model) or PATCH_SIZE
+        super().__init__(model)
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of patches in an image of the model's size; raises InputError as `patch_grid`."""
+        return patch_grid(image_size_of(self.model), self.patch_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self._patch_size
+
+
+def patch_grid(size: tuple[int, int], patch_size: int) -> Grid:
+    """Rows and columns of patches of an image of `size` (height, width) pixels; InputError where they do not fit."""
+    if patch_size < 1 or size[0] % patch_size or size[1] % patch_size:
+        raise InputError(
+            f"images of {size[0]}x{size[1]} pixels are not whole patches of {patch_size}x{patch_size}: give a"
+            " --patch-size, or an --img-size, that fits"
+        )
+    return Grid(size[0] // patch_size, size[1] // patch_size)

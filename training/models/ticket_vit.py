@@ -23,8 +23,8 @@ from dlth.training.models.student import Student
 class TicketViT(Student):
     """Run `vit` on the patches of a ticket; raises InputError for a model whose patches cannot be left out."""
 
-    def __init__(self, vit: nn.Module) -> None:
-        super().__init__(check_can_drop(vit))
+    def __init__(self, vit: nn.Module, patch_size: int | None = None) -> None:
+        super().__init__(check_can_drop(vit), patch_size)
         self.embeds_kept_only = embeds_kept_only(self.vit.patch_embed)
 
     @classmethod

@@ -55,7 +55,7 @@ def test_a_student_of_another_family_trains_and_is_measured(
     make_run: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that timm learned of elsewhere and a class of a few lines: trained, saved, evaluated in all arms."""
-    monkeypatch.setattr("dlth.training.models.students.STUDENTS", [ColourStudent, *STUDENTS])
+    monkeypatch.setitem(STUDENTS, "sparse", (ColourStudent, *STUDENTS["sparse"]))
     config = make_run(model="colours", model_kwargs={}, img_size=None, model_ema=True)
     result = train(config)
     assert (result.model, result.k, result.parameters) == ("colours", 8, 3 * 4 + 4)
