@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from dlth.training.models.ticket_vit import TicketViT
     from dlth.training.selectors.evit import Selector
     from dlth.training.selectors.patch_ranker import Selection
+    from dlth.training.selectors.trainable import EViT
 
 _EXPORTS = {
+    "EViT": "selectors.trainable",
     "Selection": "selectors.patch_ranker",
     "Selector": "selectors.evit",
     "TicketViT": "models.ticket_vit",
@@ -20,7 +22,7 @@ _EXPORTS = {
 }
 """Exported name -> module of this package."""
 
-__all__ = ["Selection", "Selector", "TicketViT", "make_student"]
+__all__ = ["EViT", "Selection", "Selector", "TicketViT", "make_student"]
 
 
 def __getattr__(name: str) -> object:

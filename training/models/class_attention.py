@@ -71,19 +71,23 @@ def value_of(attn: TimmAttention, x: Tensor) -> Tensor:
 
 
 def attend(block: TimmBlock, x: Tensor, rotary: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
-    """The attention branch [B, M, D] of normed tokens x [B, M, D] that look at `key` and `value` [B, h, N, d]."""
+    """The attention branch [B, M, D] of normed tokens x [B, M, D] that look at `key` and `value` [B, h, N, d].
+
+    In training mode with the block's dropout and drop path, as `feed_forward` has them, too.
+    """
     attn = block.attn
     query = _rotated(attn, attn.q_norm(_heads(attn, x, QUERY)), rotary)
-    out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, dropout_p=dropout)
     out = attn.norm(out.transpose(1, 2).flatten(2))
     if getattr(attn, "gate", None) is not None:
         out = out * attn.gate(x).sigmoid()
-    return _scaled(block, "1", attn.proj(out))
+    return block.drop_path1(_scaled(block, "1", attn.proj_drop(attn.proj(out))))
 
 
 def feed_forward(block: TimmBlock, tokens: Tensor) -> Tensor:
     """The block's MLP branch added to tokens [B, N, D]."""
-    return tokens + _scaled(block, "2", block.mlp(block.norm2(tokens)))
+    return tokens + block.drop_path2(_scaled(block, "2", block.mlp(block.norm2(tokens))))
 
 
 def _heads(attn: TimmAttention, x: Tensor, part: int) -> Tensor:

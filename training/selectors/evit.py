@@ -1,8 +1,7 @@
 """The selector: a trained ViT whose class token says which patches of an image matter.
 
-EViT's rule (`docs/method.md`): at a selection block, run the attention; score each patch by the attention that the
-class token pays to it; add the residual; keep the best; run the MLP on what is left. What a ticket needs and no more is
-computed: at the last selection block only norm, keys and one query, and nothing after.
+It drops patches by EViT's rule (`stages.py`). What a ticket needs and no more is computed: at the last selection block
+only norm, keys and one query, and nothing after.
 
 The ranking holds every patch: those that reached the last selection block by its score, then those that fell at the
 stage before by that stage's score, and so on back to the first. So the ticket of a smaller budget, and the refill of a
@@ -10,35 +9,24 @@ crop, are prefixes of one ordering. Ties go to the lowest patch index: tokens ar
 not of their rank, and sorting is stable. Rejected: `topk`, which promises no order among ties, and keeping tokens best
 first, which would break ties by an earlier stage's rank.
 
-Axes: B images, P patches of the grid, N tokens, n prefix tokens, m patch tokens still there, D width.
+Axes: B images, P patches of the grid, N tokens, D width.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
-from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from dlth.tickets import SelectorInfo
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.budget import Budget, Rate
-from dlth.training.models.class_attention import (
-    TimmBlock,
-    attend,
-    class_row,
-    class_row_only,
-    feed_forward,
-    key_of,
-    value_of,
-)
-from dlth.training.models.embedding import embed, rotary_of_block, take, take_rotary
+from dlth.training.models.embedding import embed
 from dlth.training.models.frame import Frame
-from dlth.training.models.registry import check_can_select, flops_of, grid_of
+from dlth.training.models.registry import flops_of, grid_of
 from dlth.training.models.weights import weights_digest
 from dlth.training.selectors.patch_ranker import Selection
+from dlth.training.selectors.stages import Stage, check_budget, check_dropping, run_stages
 
 
 class Selector:
@@ -74,12 +62,9 @@ class Selector:
     ) -> None:
         if keep is not None and tokens is not None:
             raise InputError("give keep or tokens, not both")
-        self.vit = check_can_select(vit)
+        self.vit, self.blocks = check_dropping(vit, blocks, fuse_tokens)
         self.vit.eval()
-        self.blocks = _checked_blocks(blocks, len(self.vit.blocks))
         self.fuse_tokens = fuse_tokens
-        if fuse_tokens and getattr(self.vit, "rope", None) is not None:
-            raise InputError("this model's positions are rotary, and a fused token has no position: use no fuse_tokens")
         self._rates = stage_keep, keep, tokens
         self.grid = grid_of(self.vit)
         self.budget = self._new_budget(self.grid.num_patches)
@@ -142,12 +127,7 @@ class Selector:
         """The budget for images of that many patches; another number than the model's own needs dynamic_img_size."""
         if budget is None:
             return self.budget if num_patches == self.budget.num_patches else self._new_budget(num_patches)
-        if (budget.num_patches, len(budget.stage_tokens)) != (num_patches, len(self.blocks)):
-            raise InputError(
-                f"a budget for {budget.num_patches} patches in {len(budget.stage_tokens)} stages does not fit"
-                f" {num_patches} patches and {len(self.blocks)} selection blocks"
-            )
-        return budget
+        return check_budget(budget, num_patches, len(self.blocks))
 
     def _new_budget(self, num_patches: int) -> Budget:
         stage_keep, keep, tokens = self._rates
@@ -160,97 +140,16 @@ class Selector:
             raise InputError("give stage_keep, keep or tokens: one of them must say how many patches to keep")
         return Budget.from_stage_keep(stage_keep, num_patches, stages, self.fuse_tokens)
 
-    def _forward(self, images: Tensor, to_the_end: bool, budget: Budget | None = None) -> tuple[list["_Stage"], Tensor]:
-        """Every stage's scores, and the last tokens [B, N, D]: those before the last stage unless `to_the_end`."""
-        vit, n = self.vit, self.vit.num_prefix_tokens
-        tokens, table = embed(vit, images)
-        num_patches = tokens.shape[1] - n
-        patches = torch.arange(num_patches, device=tokens.device).expand(len(tokens), -1)
-        stage_tokens = self._budget_of(num_patches, budget).stage_tokens
-        rotary = table
-        stages: list[_Stage] = []
-        blocks: list[TimmBlock] = [*vit.blocks]
-        last = self.blocks[-1]
-        for index, block in enumerate(blocks if to_the_end else blocks[:last]):
-            rope = rotary_of_block(vit, rotary, index)
-            if index not in self.blocks:
-                tokens = block(tokens, rope=rope) if isinstance(vit, Eva) else block(tokens)
-                continue
-            x = block.norm1(tokens)
-            key, value = key_of(block.attn, x, rope), value_of(block.attn, x)
-            stage = _Stage.of(class_row(block.attn, x, key)[:, n:], patches, stage_tokens[len(stages)])
-            stages.append(stage)
-            if self.fuse_tokens:  # the dropped tokens are needed too
-                tokens = tokens + attend(block, x, rope, key, value)
-                tokens, patches = stage.fuse(tokens, patches, n, number=num_patches + len(stages) - 1)
-            else:
-                kept_at = stage.kept_at()
-                patches = patches.gather(1, kept_at)
-                tokens, x = _take_patches(tokens, kept_at, n), _take_patches(x, kept_at, n)
-                rotary = None if table is None else take_rotary(vit, table, tokens, patches)
-                tokens = tokens + attend(block, x, rotary_of_block(vit, rotary, index), key, value)
-            tokens = feed_forward(block, tokens)
-        if not to_the_end:
-            x, rope = blocks[last].norm1(tokens), rotary_of_block(vit, rotary, last)
-            stages.append(_Stage.of(class_row_only(blocks[last].attn, x, rope)[:, n:], patches, stage_tokens[-1]))
-        return stages, tokens
-
-
-def _checked_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
-    numbers = tuple(blocks)
-    rising = all(earlier < later for earlier, later in pairwise(numbers))
-    if not numbers or not rising or not all(type(block) is int and 0 <= block < depth for block in numbers):
-        raise InputError(
-            f"blocks must be one or more numbers from 0 to {depth - 1} (the model has {depth} blocks), rising, "
-            f"got {shown(numbers)}"
-        )
-    return numbers
-
-
-class _Stage(NamedTuple):
-    """One stage's verdict on the m patch tokens that reached it.
-
-    `order` int64 [B, m]: their places among the patch tokens, best first. `patches` int64 [B, m]: the patches there (a
-    number from P on is a fused token). `scores` float32 [B, m]: theirs. `kept`: how many go on.
-    """
-
-    order: Tensor
-    patches: Tensor
-    scores: Tensor
-    kept: int
-
-    @classmethod
-    def of(cls, scores: Tensor, patches: Tensor, kept: int) -> "_Stage":
-        """Sort float32 scores [B, m] of `patches` int64 [B, m], whose order decides ties."""
-        best = scores.sort(dim=1, descending=True, stable=True)
-        return cls(best.indices, patches.gather(1, best.indices), best.values, kept)
-
-    def kept_at(self) -> Tensor:
-        """Places of the tokens that go on, in the order they stood in: int64 [B, kept]."""
-        return self.order[:, : self.kept].sort(dim=1).values
-
-    def fuse(self, tokens: Tensor, patches: Tensor, n: int, number: int) -> tuple[Tensor, Tensor]:
-        """Keep the best of tokens [B, n + m, D] and `patches` [B, m]; the others become one that is put last.
-
-        It is their sum weighted by their scores as they are (EViT's rule), and stands under `number` among the patches.
-        """
-        if self.kept == self.order.shape[1]:
-            return tokens, patches
-        kept_at = self.kept_at()
-        dropped = take(tokens[:, n:], self.order[:, self.kept :])
-        fused = (dropped * self.scores[:, self.kept :].unsqueeze(2)).sum(dim=1, keepdim=True)
-        return (
-            torch.cat([_take_patches(tokens, kept_at, n), fused.to(tokens.dtype)], dim=1),
-            torch.cat([patches.gather(1, kept_at), torch.full_like(patches[:, :1], number)], dim=1),
+    def _forward(self, images: Tensor, to_the_end: bool, budget: Budget | None = None) -> tuple[list[Stage], Tensor]:
+        """Every stage's scores, and the last tokens, as `run_stages` has them."""
+        tokens, table = embed(self.vit, images)
+        stage_tokens = self._budget_of(tokens.shape[1] - self.vit.num_prefix_tokens, budget).stage_tokens
+        return run_stages(
+            self.vit, tokens, table, self.blocks, stage_tokens, fuse_tokens=self.fuse_tokens, to_the_end=to_the_end
         )
 
 
-def _take_patches(tokens: Tensor, places: Tensor, n: int) -> Tensor:
-    """The n prefix tokens and the patch tokens at `places` int64 [B, k] of tokens [B, n + m, D]."""
-    return torch.cat([tokens[:, :n], take(tokens[:, n:], places)], dim=1)
-
-
-def _ranking(stages: list[_Stage]) -> Tensor:
+def _ranking(stages: list[Stage]) -> Tensor:
     """All patches, best first: int64 [B, P]. Fused tokens are taken out."""
     groups = [stages[-1].patches, *(stage.patches[:, stage.kept :] for stage in reversed(stages[:-1]))]
     everyone = torch.cat(groups, dim=1)
@@ -261,12 +160,12 @@ def _ranking(stages: list[_Stage]) -> Tensor:
     return everyone.gather(1, patches_first[:, :num_patches])
 
 
-def _are_numbers(stages: list[_Stage]) -> Tensor:
+def _are_numbers(stages: list[Stage]) -> Tensor:
     """Bool [B]: whether every score of every stage is finite (then so is their sum: they are attention, 0 to 1)."""
     return torch.stack([stage.scores.sum(dim=1) for stage in stages]).isfinite().all(dim=0)
 
 
-def _gap(stages: list[_Stage], ranking: Tensor) -> Tensor:
+def _gap(stages: list[Stage], ranking: Tensor) -> Tensor:
     """Score of the k-th patch minus that of the (k+1)-th at the last stage that saw both: float32 [B]."""
     num_patches = ranking.shape[1]
     k = min(stages[-1].kept, num_patches)

@@ -1,44 +1,53 @@
 """Selector and student against values that the paper's released code computed (`golden/`, float32 on a CPU)."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from makers import TESTS
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dlth.training import Selector, TicketViT
+from dlth.training import EViT, Selector, TicketViT
 from dlth.training.models.registry import build
 
-FILES = sorted((TESTS / "training" / "golden").glob("*.safetensors"))
+FOLDER = TESTS / "training" / "golden"
+FILES, TRAINED = sorted(FOLDER.glob("evit_p*.safetensors")), sorted(FOLDER.glob("evit_train_*.safetensors"))
 
 
 class Golden(NamedTuple):
     vit: nn.Module
     images: Tensor
     tensors: dict[str, Tensor]
-    selector: Selector
+    facts: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> "Golden":
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
+        vit = build("deit_tiny", **{name: int(facts[name]) for name in sizes})
+        vit.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        mean, std = (torch.tensor([float(x) for x in facts[name].split(",")]).view(3, 1, 1) for name in ("mean", "std"))
+        return cls(vit, (tensors["images"].float() / 255 - mean) / std, tensors, facts)
+
+    @property
+    def selector(self) -> Selector:
+        blocks = tuple(int(block) for block in self.facts["drop_loc"].split(","))
+        return Selector(self.vit, self.facts["stage_keep"], blocks, fuse_tokens=self.facts["fuse_token"] == "True")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def golden(request: pytest.FixtureRequest) -> Golden:
-    with safe_open(request.param, "pt") as file:
-        facts = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
-    vit = build("deit_tiny", **{name: int(facts[name]) for name in sizes})
-    vit.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    mean, std = (torch.tensor([float(x) for x in facts[name].split(",")]).view(3, 1, 1) for name in ("mean", "std"))
-    images = (tensors["images"].float() / 255 - mean) / std
-    blocks = tuple(int(block) for block in facts["drop_loc"].split(","))
-    selector = Selector(vit, facts["stage_keep"], blocks, fuse_tokens=facts["fuse_token"] == "True")
-    return Golden(vit, images, tensors, selector)
+    return Golden.read(request.param)
 
 
 def test_files_are_there() -> None:
-    """Plain and fused selection, two patch sizes."""
-    assert len(FILES) == 3
+    """Plain and fused selection, two patch sizes; a training step without and with the fused token."""
+    assert (len(FILES), len(TRAINED)) == (3, 2)
 
 
 def test_selector_logits(golden: Golden) -> None:
@@ -75,12 +84,32 @@ def test_ticket_and_student(golden: Golden) -> None:
     if "ticket" not in golden.tensors:
         assert golden.selector.fuse_tokens
         return
-    ticket = golden.tensors["ticket"]
+    ticket, selector = golden.tensors["ticket"], golden.selector
     student = TicketViT(golden.vit)
-    assert golden.selector.budget.k == ticket.shape[1]
-    ranking = golden.selector.rank(golden.images)
+    assert selector.budget.k == ticket.shape[1]
+    ranking = selector.rank(golden.images)
     assert (ranking[:, : ticket.shape[1]].sort().values == ticket.sort().values).all()
     with torch.no_grad():
         dense, sparse = student(golden.images), student(golden.images, ticket)
     torch.testing.assert_close(dense, golden.tensors["student_dense_logits"], atol=1e-4, rtol=0)
     torch.testing.assert_close(sparse, golden.tensors["student_sparse_logits"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_a_training_step_of_the_selector(path: Path) -> None:
+    """Loss, logits and gradients of one forward and backward with dropping on, the fused token's too, end within 1e-4
+    (the gradients are of the order of 0.1).
+    """
+    golden = Golden.read(path)
+    blocks = [int(block) for block in golden.facts["blocks"].split(",")]
+    evit = EViT(golden.vit, golden.facts["stage_keep"], blocks, golden.facts["fuse_tokens"] == "True").train()
+    logits = evit(golden.images)
+    loss = F.cross_entropy(logits, golden.tensors["labels"])
+    loss.backward()
+    close = {"atol": 1e-5, "rtol": 0.0}
+    torch.testing.assert_close(logits, golden.tensors["train_logits"], **close)
+    torch.testing.assert_close(loss, golden.tensors["loss"].squeeze(), **close)
+    gradients = {name[5:]: value for name, value in golden.tensors.items() if name.startswith("grad.")}
+    assert len(gradients) == 6
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(golden.vit.get_parameter(name).grad, gradient, **close)
