@@ -35,6 +35,8 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "dinov3": ("vit_small_patch16_dinov3", {}),
     "dinov3 dynamic": ("vit_small_patch16_dinov3", {"dynamic_img_size": True}),
     "rope mixed": ("vit_small_patch16_rope_mixed_ape_224", {}),
+    "lvvit": ("lvvit_t", {"skip": 2.0, "stem_width": 8}),
+    "lvvit dynamic": ("lvvit_t", {"stem_width": 8, "dynamic_img_size": True}),
     "sapiens2": ("vit_base_patch16_sapiens2", {"num_kv_heads": 1}),
 }
 

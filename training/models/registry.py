@@ -7,7 +7,6 @@ model whose attention or position embedding would be computed wrongly must be re
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -47,6 +46,7 @@ FRIENDLY: dict[str, tuple[str, dict[str, int]]] = {
         for size in ("tiny", "small", "base", "large")
     },
     **{f"dinov2_{size}": (f"vit_{size}_patch14_reg4_dinov2.lvd142m", {}) for size in ("small", "base", "large")},
+    **{f"lvvit_{size}": (f"lvvit_{size[0]}", {}) for size in ("tiny", "small", "medium", "large")},
 }
 """Friendly name -> timm's name (with the tag of its weights) and what is built differently."""
 
@@ -62,8 +62,6 @@ def resolve(name: str) -> str:
     if timm.is_model(name):
         _check_tag(name)
         return name
-    if re.sub(r"[-_]", "", name.lower()).startswith("lvvit"):
-        raise InputError(f"LV-ViT ({shown(name)}) is not supported: timm has none. {WHAT_CAN}.")
     near = difflib.get_close_matches(name, [*FRIENDLY, *timm.list_models()], n=4)
     hint = f"did you mean {', '.join(near)}?" if near else f"friendly names: {', '.join(FRIENDLY)}."
     raise InputError(f"there is no model called {shown(name)!r}; {hint} timm.list_models() lists all others.")

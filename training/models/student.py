@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.grid import Grid
 from dlth.training.models.registry import flops_of, grid_of, image_size_of, one_patch_size_of, patch_size_of
+from dlth.training.models.token_logits import TokenLogits
 
 PATCH_SIZE = 16
 """Side of a ticket's patch in pixels for models that have no patches of one size: that of the paper's selectors."""
@@ -39,8 +40,8 @@ class Student(nn.Module, ABC):
         """Whether the model is of the families that this kind of student is for; it may be refused all the same."""
 
     @abstractmethod
-    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Logits [B, classes] of normalised float images [B, C, height, width].
+    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor | TokenLogits:
+        """Logits [B, classes] of normalised float images [B, C, height, width]; LV-ViT's `TokenLogits` in training.
 
         `patches` int64 [B, k]: those that count, numbered row-major from 0, each once, in any order; None is all.
         """

@@ -18,6 +18,7 @@ from dlth.tickets.errors import InputError
 from dlth.training.models.embedding import embed, embeds_kept_only, rotary_of_block
 from dlth.training.models.registry import ViT, check_can_drop
 from dlth.training.models.student import Student
+from dlth.training.models.token_logits import TokenLogits
 
 
 class TicketViT(Student):
@@ -37,7 +38,7 @@ class TicketViT(Student):
         """The model."""
         return cast(ViT, self.model)
 
-    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor | TokenLogits:
         """As `Student` has it: None is timm's own forward, and an index outside the grid an error of torch's gather."""
         if patches is None:
             return self.vit(images)

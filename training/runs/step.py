@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -41,6 +40,8 @@ from dlth.training.models.compiled import compiled
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
 from dlth.training.models.student import Student
+from dlth.training.models.token_logits import TokenLogits
+from dlth.training.runs.losses import image_loss
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.train_config import TrainConfig
 
@@ -151,8 +152,8 @@ class Stepper:
             if self.select is not None:
                 patches, unranked = self._selected(images, batch, self.select, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
-            logits = forward(images, patches)
-        losses = -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+            output = forward(images, patches)
+        losses = image_loss(output, targets, self.config.patch_weight)
         if unranked is not None:
             losses = losses.masked_fill(unranked, math.nan)
         return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)
@@ -199,7 +200,7 @@ def _distributed(student: Student, world: World) -> torch.nn.Module:
     return DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def _compiled(module: torch.nn.Module, backend: str | None, sizes: int) -> Callable[..., Tensor]:
+def _compiled(module: torch.nn.Module, backend: str | None, sizes: int) -> Callable[..., Tensor | TokenLogits]:
     """The module compiled for fixed shapes, once for each number of patches that a keep schedule passes through."""
     if backend is None:
         return module

@@ -166,6 +166,7 @@ class TrainConfig(Settings):
     model_ema: bool = setting(False, OPTIM, "Keep a moving average of the weights, evaluated at the end.")
     model_ema_decay: float = setting(0.9998, OPTIM, "Decay of the moving average.", ge=0, lt=1)
     model_ema_warmup: bool = setting(False, OPTIM, "Let the decay of the moving average grow from zero.")
+    patch_weight: float = setting(1.0, OPTIM, "LV-ViT: weight of its patch tokens' loss beside the image's.", ge=0)
     nan_patience: int = setting(
         5, OPTIM, "Steps in a row with a loss or gradient that is not finite, after which the run ends.", gt=0
     )

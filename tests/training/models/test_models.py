@@ -86,8 +86,6 @@ def test_names_and_arguments_that_cannot_serve_say_why() -> None:
         build("deit_tiny", norm_layer="nothing")
     with pytest.raises(InputError, match="SwinTransformer cannot drop patches: it attends within windows"):
         build("swin_tiny_patch4_window7_224", depth=4, patch_size=8)
-    with pytest.raises(InputError, match=r"LV-ViT .* is not supported"):
-        resolve("lv-vit_s")
 
 
 @pytest.mark.parametrize(
