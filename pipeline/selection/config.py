@@ -6,6 +6,7 @@ from pydantic import model_validator
 
 from dlth.data.shards.scan import MAX_CLASSES
 from dlth.training.settings.fields import (
+    FUSE_TOKENS,
     MAX_BATCH,
     MAX_SIDE,
     WHICH_BLOCKS,
@@ -58,11 +59,15 @@ class SelectConfig(Settings):
         "error", WHAT, "A corrupt image stops the run, or is skipped, counted and remembered in the file."
     )
 
-    keep: Keep | None = setting(None, BUDGET, "Share of all patches to keep; 0.7 means 138 of 196. The default is 0.7.")
-    stage_keep: Keep | None = setting(None, BUDGET, "EViT's rate of each stage instead; the paper's way of saying it.")
+    keep: Keep | None = setting(
+        None, BUDGET, "Share of all patches to keep; 0.7 means 138 of 196, and is taken where nothing says a rate."
+    )
+    stage_keep: Keep | None = setting(
+        None, BUDGET, "EViT's rate of each stage instead, the paper's way; what the weights record if no rate is given."
+    )
     tokens: int | None = setting(None, BUDGET, "The number of patches itself instead.", gt=0)
     blocks: Integers | None = setting(None, BUDGET, WHICH_BLOCKS)
-    fuse_tokens: bool = setting(False, BUDGET, "Fuse dropped tokens into one, as EViT may.")
+    fuse_tokens: bool | None = setting(None, BUDGET, FUSE_TOKENS)
     top_only: bool = setting(False, BUDGET, "Store the k best alone: smaller, but no smaller crop or keep is exact.")
 
     pretrained: bool = setting(False, WEIGHTS, "Weights from timm's hub; so without the other two ways.")

@@ -36,7 +36,7 @@ from dlth.training.distributed.ranks import ranks
 from dlth.training.models.compiled import check_backend
 from dlth.training.models.frame import described
 from dlth.training.models.registry import ARGUMENTS, resolve
-from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, ABOUT_SELECTION, WeightsFile
 from dlth.training.runs.result import versions
 from dlth.training.selectors.batch_ranker import BatchRanker, Ranked, rank_batches
 from dlth.training.selectors.patch_ranker import PatchRanker
@@ -266,22 +266,22 @@ def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> Shard
 def _ranker_spec(config: SelectConfig, note: Note) -> RankerSpec:
     """The ranker that the settings ask for, with what its weights record; a contradiction is told."""
     weights = WeightsFile.find(config.checkpoint, config.use_ema) if config.checkpoint else None
-    settings = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}
+    settings = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES, *ABOUT_SELECTION)}
+    rates = {name: getattr(config, name) for name in ("stage_keep", "keep", "tokens")}
     if weights is not None:
-        settings = weights.settle(settings, note)
+        settings, rates = weights.settle(settings, note), weights.settle_rates(rates, note)
     model = settings["model"] or DEFAULT_MODEL
     if resolve(model) != model:
         note(f"{shown(model)} is timm's {resolve(model)}")
-    rates = {name: getattr(config, name) for name in ("stage_keep", "keep", "tokens")}
     if all(rate is None for rate in rates.values()):
-        rates["keep"] = "0.7"
+        rates = {"stage_keep": None, "keep": "0.7"}
     return RankerSpec(
         model,
         {"num_classes": settings["num_classes"], "img_size": settings["img_size"], **(settings["model_kwargs"] or {})},
         weights,
         images={name: settings[name] for name in ABOUT_IMAGES},
-        blocks=config.blocks,
-        fuse_tokens=config.fuse_tokens,
+        blocks=settings["blocks"],
+        fuse_tokens=bool(settings["fuse_tokens"]),
         rates=rates,
         flags=ARGUMENTS,
         seed=None if config.pretrained else config.seed,

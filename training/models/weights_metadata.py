@@ -24,7 +24,7 @@ from dlth.tickets.errors import InputError, MismatchError, MissingFileError, sho
 from dlth.tickets.store.disk import reading
 from dlth.training.models.registry import build, same_model
 from dlth.training.models.weights import check_fits, head_classes, read_weights
-from dlth.training.settings.fields import Deviation, Mean
+from dlth.training.settings.fields import Deviation, Keep, Mean
 
 KEY = "dlth"
 """Name of the metadata entry that holds the note."""
@@ -32,7 +32,8 @@ MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
 """A run's weights, and their moving average, in its folder."""
 ABOUT_MODEL = ("model", "model_kwargs", "num_classes", "img_size")
 ABOUT_IMAGES = ("mean", "std", "crop_pct", "interpolation")
-"""What a note records and a setting may say otherwise."""
+ABOUT_SELECTION = ("blocks", "fuse_tokens")
+"""What a note records and a setting may say otherwise; of a selector also its stage rate (`settle_rates`)."""
 
 _MAX_NOTE = 1 << 16
 NOT_THE_MODELS = (
@@ -45,6 +46,18 @@ Text = Annotated[str, Field(max_length=1_000)]
 Size = Annotated[int, Field(ge=1, le=65_536)]
 
 
+class SelectionNote(BaseModel):
+    """How weights were trained to select: blocks from 0, the share that each of their stages keeps, and whether what
+    falls is fused into one token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    blocks: Annotated[tuple[Annotated[int, Field(ge=0, le=1_000)], ...], Field(min_length=1, max_length=64)]
+    stage_keep: Annotated[Keep, Field(max_length=40)]
+    fuse_tokens: bool = False
+
+
 class WeightsNote(BaseModel):
     """What weights say of themselves; what is None or empty is not said.
 
@@ -53,6 +66,7 @@ class WeightsNote(BaseModel):
     crop_chosen: whether the run's user chose crop_pct, and not a recipe, the tickets or the model
     arm, mode, k, keep, num_patches, tickets: what it was trained on (k of num_patches patches, the file's identity)
     seed, config_sha256, epoch, step: which run wrote it, and when
+    selection: of a selector, how it was trained to select
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
@@ -76,6 +90,7 @@ class WeightsNote(BaseModel):
     config_sha256: Text = ""
     epoch: int = 0
     step: int = 0
+    selection: SelectionNote | None = None
 
     @field_validator("model_kwargs")
     @classmethod
@@ -151,11 +166,11 @@ class WeightsFile:
         """What holds of each name in `given`: what the user gave, else what the file records (None: neither).
 
         Args:
-            given: settings by name, of `ABOUT_MODEL` and `ABOUT_IMAGES`; None or empty is not given
+            given: settings by name, of `ABOUT_MODEL`, `ABOUT_IMAGES` and `ABOUT_SELECTION`; None or empty is not given
             note: told every flag which contradicts the file
             flags: the flag of a name, where it is not the name itself
         """
-        recorded = {} if self.note is None else dict(self.note)
+        recorded = {} if self.note is None else dict(self.note) | dict(self.note.selection or {})
         values, against = {}, []
         for name, value in given.items():
             own = recorded.get(name)
@@ -163,11 +178,29 @@ class WeightsFile:
             values[name] = value if is_given else own
             same = same_model(value, own) if name == "model" and value and own else value == own
             if is_given and own is not None and not same:
-                flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
-                against.append(f"{flag} {_text(value)} (recorded: {_text(own)})")
+                against.append(f"{_flag(name, flags)} {_text(value)} (recorded: {_text(own)})")
+        self._tell(against, note)
+        return values
+
+    def settle_rates(
+        self, rates: Mapping[str, Any], note: Note, flags: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The rates `stage_keep`, `keep` and `tokens`, of which one at most is given; the recorded stage rate if none.
+
+        `note` is told of one that is given against what the file records; `flags` as `settle` takes them.
+        """
+        recorded = self.note.selection.stage_keep if self.note is not None and self.note.selection is not None else None
+        given = {name: rate for name, rate in rates.items() if rate is not None}
+        if recorded is None:
+            return dict(rates)
+        if given != {"stage_keep": recorded}:
+            against = [f"{_flag(name, flags)} {rate} (recorded: stage keep {recorded})" for name, rate in given.items()]
+            self._tell(against, note)
+        return dict(rates) if given else {**rates, "stage_keep": recorded}
+
+    def _tell(self, against: list[str], note: Note) -> None:
         if against:
             note(f"against what {shown(self.name)} records of itself: {', '.join(against)}; the flags win")
-        return values
 
     def build(self, name: str, num_classes: int | None = None, **options: Any) -> nn.Module:
         """The model with the file's weights, which are read once; it is in memory only when its shapes are the file's.
@@ -189,6 +222,10 @@ class WeightsFile:
         vit = build(name, fitting, num_classes=classes, **options)
         vit.load_state_dict(fitting(vit), strict=True)
         return vit
+
+
+def _flag(name: str, flags: Mapping[str, str] | None) -> str:
+    return (flags or {}).get(name, "--" + name.replace("_", "-"))
 
 
 def _text(value: Any) -> str:

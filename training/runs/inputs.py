@@ -31,7 +31,7 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.format.provenance import describe
 from dlth.training.distributed.process_group import World
-from dlth.training.evaluation.evalset import EvalSet, moved_text, tokens_kept
+from dlth.training.evaluation.evalset import EvalSet, moved_text
 from dlth.training.models.frame import Frame, described
 from dlth.training.runs.keep_schedule import KeepSchedule
 from dlth.training.settings.train_config import TrainConfig
@@ -68,8 +68,8 @@ class Inputs:
     val: EvalSet | None
 
     @classmethod
-    def joined(cls, config: TrainConfig, world: World, files: Files, frame: Frame, note: Note) -> Self:
-        """Fix k, and find every image's ticket.
+    def joined(cls, config: TrainConfig, world: World, files: Files, frame: Frame, k: int | None, note: Note) -> Self:
+        """Find every image's ticket.
 
         Raises:
             MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
@@ -77,7 +77,6 @@ class Inputs:
             InputError: a share of patches that makes no sense, labels that the head does not have
         """
         index, val_index, store = files.index, files.val_index, files.store
-        k = tokens_kept(config.keep, frame.grid, store, files.val_store)
         check_labels(files.num_classes, index, val_index)
         train_join = val = None
         if store is not None and config.mode != "online":

@@ -20,7 +20,7 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.seeding import derive
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import World
-from dlth.training.evaluation.evalset import tickets_crop
+from dlth.training.evaluation.evalset import tickets_crop, tokens_kept
 from dlth.training.evaluation.measure import EvalResult
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.pixels import Pixels
@@ -119,7 +119,7 @@ class Parts:
             "mode": config.mode if ticket_arm or config.mode != "projected" else "",
             "model": resolve(config.student),
             "k": self.schedule.final.k,
-            "keep": "1" if config.arm == "dense" else inputs.keep,
+            "keep": "1" if config.arm == "dense" else inputs.keep or self.schedule.final.keep,
             "num_patches": self.grid.num_patches,
             "seed": config.seed,
             "tickets": inputs.identity if ticket_arm else "",
@@ -179,7 +179,11 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
         frame = Frame.of(model, student.grid, student.patch_size, **images)
-        inputs = Inputs.joined(config, world, files, frame, reporter.note)
+        k, online = tokens_kept(config.keep, frame.grid, files.store, files.val_store), None
+        if config.mode == "online" and (config.selector or config.selector_checkpoint):
+            online = open_selector(config, k, frame.grid, world.device, reporter)
+            k = k or online.selector.budget.k
+        inputs = Inputs.joined(config, world, files, frame, k, reporter.note)
         pixels = Pixels(frame.mean, frame.std, config.channels_last)
         model.to(world.device)
         if config.channels_last:
@@ -188,9 +192,6 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         ema = make_ema(model, config)
         optimizer = make_optimizer(model, config, inputs.batching.global_batch)
         set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
-        online = None
-        if config.mode == "online" and (config.selector or config.selector_checkpoint):
-            online = open_selector(config, inputs.k, frame.grid, world.device, reporter)
         select = online.ranking(pixels) if online is not None else None
         in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
         schedule = _keep_schedule(config, inputs, online)

@@ -17,7 +17,13 @@ from dlth.training.selectors.patch_ranker import PatchRanker, Select, Selection
 from dlth.training.selectors.rankers import RANKERS, RankerSpec
 from dlth.training.settings.train_config import TrainConfig
 
-FLAGS = {"model": "--selector", "model_kwargs": "--selector-kwargs"}
+FLAGS = {
+    "model": "--selector",
+    "model_kwargs": "--selector-kwargs",
+    "blocks": "--selector-blocks",
+    "fuse_tokens": "--selector-fuse-tokens",
+    "tokens": "k of the tickets",
+}
 """Flags of what a selector's weights record, where a training run gives the bare name to its student."""
 
 
@@ -67,18 +73,30 @@ def open_selector(
 ) -> OnlineSelector:
     """Make the selector that the settings name, with what its weights record, on the device.
 
+    `k`: how many patches it keeps; None where nothing but its weights may say so.
+
     Raises:
-        InputError: no trained weights or some that are no numbers, no model, or a grid that is not the student's
+        InputError: no trained weights or some that are no numbers, no model, no rate, or not the student's grid
     """
     if not (config.selector_checkpoint or config.selector_pretrained):
         raise InputError(
             "the online mode needs a trained selector: --selector-checkpoint FILE or --selector-pretrained"
         )
-    settings: dict[str, Any] = {"model": config.selector, "model_kwargs": config.selector_kwargs}
+    settings: dict[str, Any] = {
+        "model": config.selector,
+        "model_kwargs": config.selector_kwargs,
+        "blocks": config.selector_blocks,
+        "fuse_tokens": config.selector_fuse_tokens,
+    }
     settings |= dict.fromkeys(("img_size", *ABOUT_IMAGES))
+    # a share says more than its k: the rates of stages and schedules
+    rates = {"stage_keep": None, "keep": config.keep, "tokens": k if config.keep is None else None}
     weights = WeightsFile.find(config.selector_checkpoint) if config.selector_checkpoint else None
     if weights is not None:
         settings = weights.settle(settings, reporter.note, FLAGS)
+        rates = weights.settle_rates(rates, reporter.note, FLAGS)
+    if all(rate is None for rate in rates.values()):
+        raise InputError(f"nothing says how many patches the {config.arm} arm keeps: give --keep, or --tickets")
     if settings["model"] is None:
         raise InputError(f"{config.selector_checkpoint} does not say of which model it is: give --selector")
     spec = RankerSpec(
@@ -86,10 +104,9 @@ def open_selector(
         {"img_size": settings["img_size"] or config.img_size, **(settings["model_kwargs"] or {})},
         weights,
         images={name: settings[name] for name in ABOUT_IMAGES},
-        blocks=config.selector_blocks,
-        fuse_tokens=config.selector_fuse_tokens,
-        # a share says more than its k: the rates of stages and schedules
-        rates={"keep": config.keep, "tokens": k if config.keep is None else None},
+        blocks=settings["blocks"],
+        fuse_tokens=bool(settings["fuse_tokens"]),
+        rates=rates,
         flags="--selector-kwargs",
     )
     selector = RANKERS["evit"](spec, device)

@@ -15,7 +15,11 @@ from pydantic.fields import FieldInfo
 from dlth.tickets.ascii_digits import ascii_only
 from dlth.tickets.ranking.budget import exact_rate
 
-WHICH_BLOCKS = "Blocks that select, from 0, e.g. 3,6,9; a quarter, half and three quarters of the depth if absent."
+WHICH_BLOCKS = (
+    "Blocks that select, from 0, e.g. 3,6,9; what the weights record if absent, otherwise a quarter, half and three"
+    " quarters of the depth."
+)
+FUSE_TOKENS = "Fuse dropped tokens into one, as EViT may; what the weights record if absent."
 
 MAX_SIDE = 1 << 16
 """Pixels of a view's side: a hundred times what models take, and below what a slip of the key makes."""

@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from dlth.data.shards.scan import MAX_CLASSES
 from dlth.training.settings.fields import (
+    FUSE_TOKENS,
     MAX_BATCH,
     MAX_EPOCHS,
     MAX_SIDE,
@@ -217,7 +218,7 @@ class TrainConfig(Settings):
     selector_pretrained: bool = setting(False, SELECTOR, "Take timm's published weights for the selector.")
     selector_kwargs: Pairs = setting({}, SELECTOR, "Further arguments of the selector's timm model.")
     selector_blocks: Integers | None = setting(None, SELECTOR, WHICH_BLOCKS)
-    selector_fuse_tokens: bool = setting(False, SELECTOR, "Fuse dropped tokens into one, as EViT may.")
+    selector_fuse_tokens: bool | None = setting(None, SELECTOR, FUSE_TOKENS)
 
     seed: int = setting(42, RUN, "Seed of weights, order, augmentation and random tokens.", ge=0)
     device: str = setting("auto", RUN, "cuda, cpu, cuda:1; auto takes a GPU where there is one.", free=True)
@@ -280,7 +281,8 @@ class TrainConfig(Settings):
                 f" {self.frozen_views} of them are replayed: equal pictures would count as several. Give at least"
                 f" --frozen-views {self.aug_repeats}, or --aug-repeats 0"
             )
-        if self.arm != "dense" and self.tickets is None and self.keep is None:
+        recorded = self.mode == "online" and self.selector_checkpoint is not None  # a trained selector has a rate
+        if self.arm != "dense" and self.tickets is None and self.keep is None and not recorded:
             raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
         if self.arm == "dense" and self.keep_schedule != "none":
             raise ValueError("the dense arm keeps all patches: a keep schedule has no meaning there")

@@ -57,6 +57,9 @@ def noted(path: Path, note: object) -> Path:
         ({"model": "a", "interpolation": "../x"}, "interpolation: "),
         ({"model": "a", "model_kwargs": {"checkpoint_path": "/etc/passwd"}}, "model_kwargs: .*checkpoint_path"),
         ({"model": "a", "model_kwargs": {"pretrained": True}}, "model_kwargs: .*pretrained"),
+        ({"model": "a", "selection": {"blocks": [], "stage_keep": "0.7"}}, "selection.blocks: "),
+        ({"model": "a", "selection": {"blocks": [-1], "stage_keep": "0.7"}}, "selection.blocks.0: "),
+        ({"model": "a", "selection": {"blocks": [3], "stage_keep": "1.7"}}, "selection.stage_keep: "),
         ('{"model": "a", "mean": [NaN, 0, 0]}', "mean"),
         ("[" * 10_000, "the note: "),
         ('["model"]', "the note: "),
@@ -109,6 +112,27 @@ def test_names_of_other_versions_are_left_alone(tmp_path: Path) -> None:
     assert WeightsFile.find(str(tmp_path / "plain.safetensors")).note is None
     with pytest.raises(MissingFileError, match=r"holds no model\.safetensors: only a finished run has it"):
         WeightsFile.find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "rates", "told"),
+    [
+        ({}, {"stage_keep": "0.7"}, ""),
+        ({"stage_keep": "0.7"}, {"stage_keep": "0.7"}, ""),
+        ({"stage_keep": "0.8"}, {"stage_keep": "0.8"}, "--stage-keep 0.8 (recorded: stage keep 0.7)"),
+        ({"keep": "0.7"}, {"keep": "0.7"}, "--keep 0.7 (recorded: stage keep 0.7)"),
+    ],
+    ids=str,
+)
+def test_the_rate_of_a_trained_selector_holds_unless_another_is_given(
+    tmp_path: Path, given: dict[str, str], rates: dict[str, str], told: str
+) -> None:
+    """One rate comes of it, the user's or else the file's; a final share is not the rate of a stage, and is named."""
+    note = {"model": "a", "selection": {"blocks": [3, 6], "stage_keep": "0.7"}}
+    file, notes = WeightsFile.find(str(noted(tmp_path / "w.safetensors", note))), list[str]()
+    settled = file.settle_rates(dict.fromkeys(("stage_keep", "keep", "tokens")) | given, notes.append)
+    assert {name: rate for name, rate in settled.items() if rate is not None} == rates
+    assert [told in text for text in notes] == [True] * bool(told)
 
 
 def test_a_run_started_from_weights_sees_images_as_they_were_trained(make_run: MakeRun) -> None:
