@@ -31,7 +31,8 @@ class Mixing:
     """How batches are mixed, in timm's words; both alphas 0: not at all. Raises InputError for values out of range.
 
     `prob`: share of groups mixed; `switch_prob`: share of cutmix among them where both are on; from epoch `off_epoch`
-    on nothing is mixed (0: never off); `group`: images that share a plan.
+    on nothing is mixed (0: never off); `group`: images that share a plan; `tokens`: boxes are of whole patches, which a
+    model pastes once they are embedded (`token_sources`).
     """
 
     mixup_alpha: float = 0.0
@@ -40,6 +41,7 @@ class Mixing:
     switch_prob: float = 0.5
     off_epoch: int = 0
     group: int = 128
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0:
@@ -163,6 +165,20 @@ def mix_rankings(rankings_BP: Ranking, grid: Grid, mix: MixPlan | BatchMix) -> R
 def mix_patches(values_BP: NDArray[Any], grid: Grid, mix: MixPlan | BatchMix) -> NDArray[Any]:
     """What each patch has, [batch, patches], after mixing: pasted or averaged as its pixels are, by area."""
     return _by_group(values_BP, mix, lambda values, plan: _weighed(values, grid, plan))
+
+
+def token_sources(mix: BatchMix, grid: Grid) -> torch.Tensor:
+    """Which row of the batch the token of each patch comes from, int64 [batch, patches]: MixToken, by patch index.
+
+    (Jiang et al., 2021, arXiv 2104.10858.) Inside a box the partner's token stands, in its own place. A patch that a
+    box covers by less than half is not pasted; those of `Mixing.tokens` cover all or nothing.
+    """
+    sources = np.tile(np.arange(sum(mix.sizes))[:, None], grid.num_patches)
+    for rows, plan in mix.groups():
+        if plan.kind == "cutmix":
+            inside = covered(np.array([plan.box]), grid)[0] >= 0.5
+            sources[rows, inside] = rows.start + partners(rows.stop - rows.start)[:, None]
+    return torch.from_numpy(sources)
 
 
 def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, mix: MixPlan | BatchMix) -> torch.Tensor:

@@ -89,7 +89,8 @@ class TrainLoader:
         bad_images: BadImages = "error",
     ) -> None:
         self.batching, self.seed, self.window, self.rank, self.k = batching, seed, window, rank, k
-        self.mixing, self.size = mixing or Mixing(), augmentation.size
+        self.mixing = mixing or Mixing()
+        self.size = (grid.rows, grid.cols) if self.mixing.tokens else augmentation.size
         self.bad_images: dict[str, str] = {}
         self._check(index, grid, arm, view_epochs, hidden)
         if join is not None and arm == "ticket":

@@ -20,18 +20,22 @@ from dlth.tickets.errors import InputError
 from dlth.training.models.registry import ViT
 
 
-def embed(vit: ViT, images: Tensor, patches: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def embed(
+    vit: ViT, images: Tensor, patches: Tensor | None = None, sources: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Tokens before the first block, and the rotary table that goes with them.
 
     Args:
         vit: a model that `check_family` knows
         images: normalised, float [B, C, height, width]
         patches: kept patches int64 [B, k], numbered row-major, each once; None keeps all
+        sources: int64 [B, P], the image of the batch from which each patch's token comes, as `token_sources` has it;
+            None: each from its own
     Returns:
         tokens [B, n + k, D], and the rotary table of the kept patches as `take_rotary` shapes it, None without rotary
     """
     grid = image_grid(vit, images)
-    tokens = _embed_patches(vit, images, patches, grid)
+    tokens = _embed_patches(vit, images, patches, grid, sources)
     prefix, positions = _prefix_and_positions(vit, grid, tokens)
     if positions is not None:
         tokens = tokens + (positions if patches is None else take(positions.expand(len(images), -1, -1), patches))
@@ -94,14 +98,18 @@ def embeds_kept_only(stem: nn.Module) -> bool:
     )
 
 
-def _embed_patches(vit: ViT, images: Tensor, patches: Tensor | None, grid: tuple[int, int]) -> Tensor:
+def _embed_patches(
+    vit: ViT, images: Tensor, patches: Tensor | None, grid: tuple[int, int], sources: Tensor | None
+) -> Tensor:
     """Projected patches [B, k, D] without positions."""
     stem = vit.patch_embed
-    if patches is not None and embeds_kept_only(stem):
+    if patches is not None and sources is None and embeds_kept_only(stem):
         pixels = _cut(images, patches, grid, stem.patch_size)
         return stem.norm(F.linear(pixels, stem.proj.weight.flatten(1), stem.proj.bias))
     tokens = stem(images)
     tokens = tokens.reshape(len(images), grid[0] * grid[1], tokens.shape[-1])
+    if sources is not None:
+        tokens = tokens.gather(0, sources.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
     return tokens if patches is None else take(tokens, patches)
 
 

@@ -24,6 +24,8 @@ from dlth.training.models.token_logits import TokenLogits
 class TicketViT(Student):
     """Run `vit` on the patches of a ticket; raises InputError for a model whose patches cannot be left out."""
 
+    mixes_tokens = True
+
     def __init__(self, vit: nn.Module, patch_size: int | None = None) -> None:
         super().__init__(check_can_drop(vit), patch_size)
         self.embeds_kept_only = embeds_kept_only(self.vit.patch_embed)
@@ -38,17 +40,27 @@ class TicketViT(Student):
         """The model."""
         return cast(ViT, self.model)
 
-    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor | TokenLogits:
-        """As `Student` has it: None is timm's own forward, and an index outside the grid an error of torch's gather."""
-        if patches is None:
+    def forward(
+        self, images: Tensor, patches: Tensor | None = None, sources: Tensor | None = None
+    ) -> Tensor | TokenLogits:
+        """As `Student` has it: None is timm's own forward, and an index outside the grid an error of torch's gather.
+
+        `sources`: as `embed` takes them, for MixToken.
+        """
+        if patches is None and sources is None:
             return self.vit(images)
-        if patches.ndim != 2 or patches.dtype != torch.int64 or len(patches) != len(images):
-            raise InputError(
-                f"patches must be int64 [batch, k] for a batch of {len(images)}, "
-                f"got {patches.dtype} {list(patches.shape)}"
-            )
-        tokens, rotary = embed(self.vit, images, patches)
+        if patches is not None:
+            _check_patches(patches, len(images))
+        tokens, rotary = embed(self.vit, images, patches, sources)
         return self.vit.forward_head(self.vit.norm(_run_blocks(self.vit, tokens, rotary)))
+
+
+def _check_patches(patches: Tensor, num_images: int) -> None:
+    """Raises InputError for what is no int64 [num_images, k]."""
+    if patches.ndim != 2 or patches.dtype != torch.int64 or len(patches) != num_images:
+        raise InputError(
+            f"patches must be int64 [batch, k] for a batch of {num_images}, got {patches.dtype} {list(patches.shape)}"
+        )
 
 
 def _run_blocks(vit: ViT, tokens: Tensor, rotary: Tensor | None) -> Tensor:

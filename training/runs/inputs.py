@@ -194,11 +194,12 @@ class Inputs:
         config = self.config
         return Mixing(
             mixup_alpha=config.mixup,
-            cutmix_alpha=config.cutmix,
+            cutmix_alpha=config.mix_token or config.cutmix,
             prob=config.mixup_prob,
             switch_prob=config.mixup_switch_prob,
             off_epoch=config.mixup_off_epoch,
             group=config.mix_group,
+            tokens=config.mix_token > 0,
         )
 
     def why_bad(self, ids: Sequence[int], met: Mapping[int, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from dlth.data.loading.batch import Batch
 from dlth.data.loading.loader import TrainLoader
 from dlth.tickets import Budget, Grid
 from dlth.tickets.callbacks import Note
+from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import derive
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import World
@@ -176,6 +177,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     with world.together():
         model = _model(config, files.num_classes, start)
         student = make_student(model)
+        _check_mixing(config, student)
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
         frame = Frame.of(model, student.grid, student.patch_size, **images)
@@ -203,6 +205,15 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     return Parts(
         config, world, inputs, student, ema, optimizer, set_rate, schedule, loader, stepper, pixels, online, select
     )
+
+
+def _check_mixing(config: TrainConfig, student: Student) -> None:
+    """Raises InputError for MixToken with a student that has no tokens of its own patches."""
+    if config.mix_token and not student.mixes_tokens:
+        raise InputError(
+            f"--mix-token mixes embedded patches, which {type(student.model).__name__} run as a"
+            f" {type(student).__name__} does not give: give --mix-token 0, and --cutmix for boxes of pixels"
+        )
 
 
 def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dlth.data.images.mixing import mix_images, mix_targets
+from dlth.data.images.mixing import mix_images, mix_targets, token_sources
 from dlth.data.images.visibility import demote, hidden_share
 from dlth.data.loading.batch import Batch
 from dlth.tickets import Budget
@@ -42,6 +42,7 @@ from dlth.training.models.precision import Precision
 from dlth.training.models.student import Student
 from dlth.training.models.token_logits import TokenLogits
 from dlth.training.runs.losses import image_loss
+from dlth.training.runs.running_stats import RunningStatistics
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.train_config import TrainConfig
 
@@ -90,6 +91,7 @@ class Stepper:
         self.num_classes, self.full_size = num_classes, config.batch_size
         self.precision = Precision.of(config.amp, config.amp_dtype, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision.dtype == torch.float16)
+        self._statistics = RunningStatistics(student, world)
         self._module = _distributed(student, world)
         self._compiled = _compiled(self._module, config.torchcompile, sizes)
         self.last_losses: list[tuple[Batch, Tensor]] = []
@@ -105,12 +107,14 @@ class Stepper:
         self.last_losses = []
         if total == 0:  # every image of the global batch is corrupt: nothing to learn from, on any rank
             return StepResult(math.nan, math.nan, 0.0, moved=False)
+        self._statistics.remember()
         sums = self._accumulate(batches, budget, total)
         reading = _read_later(torch.cat([sums, self._gradient_norm()[None]]))
         loss, hidden, norm = self.world.sums(reading())  # all ranks hold the same gradient, and judge by the same sums
         loss, norm = loss / total, norm / self.world.size
         moved = math.isfinite(loss) and math.isfinite(norm)
         rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        self._statistics.settle(moved)
         if moved:
             self.scaler.step(self.optimizer)
             if self.ema is not None:
@@ -145,14 +149,19 @@ class Stepper:
 
     def _losses(self, batch: Batch, budget: Budget | None) -> tuple[Tensor, Tensor]:
         """Of each image, float32 [B]: cross entropy, with labels smoothed and mixed as the pixels are; hidden share."""
-        images = mix_images(self.pixels(batch.images), batch.mix)
+        whole = self.pixels(batch.images)
+        images = mix_images(whole, batch.mix)
         targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
             patches, unranked = batch.patches, None
             if self.select is not None:
                 patches, unranked = self._selected(images, batch, self.select, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
-            output = forward(images, patches)
+            if self.config.mix_token:
+                sources = token_sources(batch.mix, self.student.grid).to(images.device, non_blocking=True)
+                output = forward(whole, patches, sources)
+            else:
+                output = forward(images, patches)
         losses = image_loss(output, targets, self.config.patch_weight)
         if unranked is not None:
             losses = losses.masked_fill(unranked, math.nan)
@@ -197,7 +206,7 @@ def _distributed(student: Student, world: World) -> torch.nn.Module:
     if world.size == 1:
         return student
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
+    return DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def _compiled(module: torch.nn.Module, backend: str | None, sizes: int) -> Callable[..., Tensor | TokenLogits]:

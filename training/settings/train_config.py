@@ -175,6 +175,7 @@ class TrainConfig(Settings):
     smoothing: float = setting(0.0, AUGMENT, "Label smoothing.", ge=0, lt=1)
     mixup: float = setting(0.0, AUGMENT, "Alpha of mixup; 0 is off.", ge=0)
     cutmix: float = setting(0.0, AUGMENT, "Alpha of cutmix; 0 is off.", ge=0)
+    mix_token: float = setting(0.0, AUGMENT, "Alpha of MixToken: cutmix of embedded patches (ViTs); 0 is off.", ge=0)
     mixup_prob: float = setting(1.0, AUGMENT, "Share of groups that are mixed.", ge=0, le=1)
     mixup_switch_prob: float = setting(0.5, AUGMENT, "Share of cutmix where both are on.", ge=0, le=1)
     mixup_off_epoch: int = setting(0, AUGMENT, "Epoch from which nothing is mixed; 0 is never.", ge=0)
@@ -284,6 +285,8 @@ class TrainConfig(Settings):
         recorded = self.mode == "online" and self.selector_checkpoint is not None  # a trained selector has a rate
         if self.arm != "dense" and self.tickets is None and self.keep is None and not recorded:
             raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
+        if self.mix_token and (self.mixup or self.cutmix):
+            raise ValueError("--mix-token takes the place of --mixup and --cutmix: set those to 0")
         if self.arm == "dense" and self.keep_schedule != "none":
             raise ValueError("the dense arm keeps all patches: a keep schedule has no meaning there")
         if self.keep_schedule != "none" and self.keep_schedule_start >= self.epochs:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from makers.pictures import make_tar
-from makers.runs import Listener
+from makers.runs import KWARGS, Listener
 from safetensors.torch import load_file
 
 from dlth.pipeline.cli.training import ConsoleReporter
@@ -126,10 +126,15 @@ def equal(left: Any, right: Any) -> bool:
     return torch.equal(left, right) if isinstance(left, torch.Tensor) else bool(left == right)
 
 
-@pytest.mark.parametrize("clip_grad", [None, 1.0], ids=["plain", "clipped"])
-def test_a_finite_loss_with_an_infinite_gradient_moves_nothing(make_run: MakeRun, clip_grad: float | None) -> None:
-    """Weights, averages and optimizer state stay to the bit at such a step; the steps around it move them."""
-    training = Training(make_run(model_ema=True, clip_grad=clip_grad, **DENSE), ALONE, Reporter())
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clip_grad": 1.0}, {"model": "lvvit_t", "model_kwargs": KWARGS | {"depth": 2, "stem_width": 8}}],
+    ids=["plain", "clipped", "batch norm"],
+)
+def test_a_finite_loss_with_an_infinite_gradient_moves_nothing(make_run: MakeRun, options: dict[str, Any]) -> None:
+    """Weights, averages, batch norm's statistics and optimizer state stay to the bit at such a step; the steps around
+    it move them."""
+    training = Training(make_run(model_ema=True, **DENSE | options), ALONE, Reporter())
     parts = training.parts
     spoil(parts, 1)
     for step, batches in enumerate(parts.train_steps(0, 0)):

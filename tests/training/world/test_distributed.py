@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from makers.pictures import make_tar
+from makers.runs import KWARGS
+from safetensors.torch import load_file
 
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import train
+from dlth.training.settings.layering import layered
 from dlth.training.settings.train_config import TrainConfig
 
 TOLERANCE = 1e-5
@@ -102,7 +106,8 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
     """Two processes of one group: both name what differs and both its values, whether settings, files or checkpoint.
 
     What one is refused for ends both; the same data elsewhere are no difference; and a rank that is killed among its
-    steps ends the other with an error of the family.
+    steps ends the other with an error of the family. Batch norm's running mean is that of all ranks' images, as one
+    process has it that sees them all, and no head of LV-ViT is without a gradient.
     """
     alike = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}
     alike |= {"batch_size": 4, "epochs": 1, "warmup_epochs": 0}
@@ -111,6 +116,8 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
     ticket = ours | {"arm": "ticket", "tickets": str(tmp_path / "train.zarr")}
     measured = {"checkpoint": out, "val": str(tmp_path / "val"), "workers": 0, "device": "cpu"}
     weights = ours | {"out": str(tmp_path / "again"), "init_from": out}
+    lvvit = {"model": "lvvit_t", "model_kwargs": KWARGS | {"depth": 1, "stem_width": 8}, "hflip": 0.0}
+    normed = ours | lvvit | {"batch_size": 10, "drop_last": True, "out": str(tmp_path / "normed")}
     cases: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "steps": (ours, ours | {"batch_size": 2, "epochs": 3}, r"epochs: rank 0 has 1, rank 1 3\n  batch_size: .*4.*2"),
         "ranking": (ours, ours | {"arm": "random", "keep": "0.5"}, r"arm: rank 0 has dense, rank 1 random"),
@@ -125,6 +132,7 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
         "evaluate": (measured, measured | {"keep": "0.5"}, "keep: rank 0 has nothing, rank 1 0.5"),
         "evaluate data": (measured, measured | {"val": ours["data"]}, "val: rank 0 has"),
         "evaluate alike": (measured, measured, ""),
+        "batch norm": (normed, normed, ""),
         "killed": (weights, weights, "E_RANK another rank of this run ended"),
     }
     (tmp_path / "cases.json").write_text(json.dumps([(name, one, two) for name, (one, two, _) in cases.items()]))
@@ -138,3 +146,7 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
         for text in said:
             assert re.search(expected, text) if expected else not text, f"{name}: {text}"
         assert name in ("refused", "ticketless") or said[0] == said[1], name
+    train(layered(normed | {"batch_size": 20, "out": str(tmp_path / "alone")}))
+    ranks_weights, ours_alone = (load_file(tmp_path / name / "model.safetensors") for name in ("normed", "alone"))
+    mean = "patch_embed.bn1.running_mean"
+    torch.testing.assert_close(ranks_weights[mean], ours_alone[mean])
