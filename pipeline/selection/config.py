@@ -14,6 +14,7 @@ from dlth.training.settings.fields import (
     Integers,
     Keep,
     Means,
+    Pair,
     Pairs,
     Settings,
     refuse_own_flags,
@@ -23,6 +24,8 @@ from dlth.training.settings.fields import (
 OWN_FLAGS = {"name": "--model", "num_classes": "--num-classes", "img_size": "--img-size", "pretrained": "--pretrained"}
 DEFAULT_MODEL = "deit_small"
 FROM_FILE = " What the checkpoint records if absent, otherwise the model's own."
+MAX_CROPS = 100
+"""Of --average-views: an image's views are in memory at once."""
 WHAT, BUDGET, WEIGHTS, RUN = "What is selected", "How many patches", "The selector's weights", "How it runs"
 
 
@@ -55,6 +58,16 @@ class SelectConfig(Settings):
     crop_pct: float | None = setting(None, WHAT, "Share of the centre view." + FROM_FILE, gt=0, le=1)
     mean: Means | None = setting(None, WHAT, "Channel means of the input." + FROM_FILE)
     std: Deviations | None = setting(None, WHAT, "Channel deviations of the input." + FROM_FILE)
+    average_views: int | None = setting(
+        None,
+        WHAT,
+        "Rank by mean ranks over the view, its mirror and so many seeded crops; costs that many plus 2.",
+        ge=0,
+        le=MAX_CROPS,
+    )
+    crop_scale: Pair = setting(
+        (0.08, 1.0), WHAT, "Least and most area of a crop of --average-views, as training's --scale."
+    )
     bad_images: Literal["error", "skip"] = setting(
         "error", WHAT, "A corrupt image stops the run, or is skipped, counted and remembered in the file."
     )
@@ -80,7 +93,7 @@ class SelectConfig(Settings):
     )
     model_kwargs: Pairs = setting({}, WEIGHTS, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
     use_ema: bool = setting(False, WEIGHTS, "Take the averaged weights of the run or of the checkpoint.")
-    seed: int = setting(0, WEIGHTS, "Seed of random weights.", ge=0)
+    seed: int = setting(0, WEIGHTS, "Seed of random weights, and of the crops of --average-views.", ge=0)
 
     batch_size: int = setting(
         128, RUN, "Images of one forward; halved when the device's memory is too small.", gt=0, le=MAX_BATCH

@@ -16,6 +16,7 @@ import numpy as np
 
 from dlth.data.cores import check_workers
 from dlth.data.images.decode import BadImageError
+from dlth.data.images.several_views import SeveralViews
 from dlth.data.loading.shard_reader import ShardBatch, read_shards
 from dlth.data.shards.classes import require_images
 from dlth.data.shards.index import ShardIndex, open_index
@@ -28,9 +29,11 @@ from dlth.tickets import (
     TicketHeader,
     TicketStore,
     TicketWriter,
+    ViewSpec,
 )
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
+from dlth.tickets.format.provenance import AVERAGED
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.distributed.ranks import ranks
 from dlth.training.models.compiled import check_backend
@@ -47,12 +50,13 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class SelectPlan:
-    """What a run will do, known before it does it."""
+    """What a run will do, known before it does it; `several`: the views averaged over, None where there is one."""
 
     config: SelectConfig
     header: TicketHeader
     index: ShardIndex
     ranker: PatchRanker
+    several: SeveralViews | None = None
 
     @property
     def shards(self) -> list[ShardSpec]:
@@ -63,6 +67,7 @@ class SelectPlan:
         """The plan as a person would read it."""
         header, pixels = self.header, self.header.preprocessing
         stage_keep = f"{float(header.stage_keep):.4g}" if header.stage_keep else "-"
+        views = 1 if self.several is None else len(self.several)
         gflops, dense = (flops / 1e9 for flops in self.ranker.flops)
         # indices, keys, hashes and gaps; keys shrink in compression
         row_bytes = header.ranked * (1 if header.grid.num_patches < 256 else 2) + self.index.key_width + 16 + 4
@@ -70,6 +75,7 @@ class SelectPlan:
             "selector": f"{header.selector.model} ({header.selector.weights_source})",
             "weights sha256": header.selector.weights_sha256[:16],
             "view": described(header.view),
+            **({} if self.several is None else {"averaged over": self.several.text}),
             "normalisation": f"mean {_channels(pixels.mean)}, std {_channels(pixels.std)}",
             "grid": f"{header.grid.rows}x{header.grid.cols} patches of {header.patch_size} px",
             "selection blocks": ", ".join(map(str, header.selector.blocks)),
@@ -78,8 +84,8 @@ class SelectPlan:
             "images": self.index.num_samples,
             "shards": len(self.index.shards),
             "file": f"{self.config.out}, at most {self.index.num_samples * row_bytes / 1e6:,.1f} MB",
-            "cost": f"{gflops:.3f} GFLOP per image (dense forward {dense:.3f}),"
-            f" {gflops * self.index.num_samples / 1e3:,.1f} TFLOP in all",
+            "cost": f"{gflops:.3f} GFLOP per {'image' if views == 1 else f'view, {views} views an image'}"
+            f" (dense forward {dense:.3f}), {gflops * views * self.index.num_samples / 1e3:,.1f} TFLOP in all",
             "device": f"{self.ranker.device}, {header.selector.block_dtype} blocks, float32 scores",
         }
 
@@ -122,7 +128,9 @@ def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str = "ev
     index = open_index(config.data, split=config.split or None)
     require_images(index)
     made = RANKERS[ranker](spec, device)
-    return SelectPlan(config, _header(config, made, index), index, made)
+    view = replace(made.frame.eval_view, kind=config.view)
+    several = _several_views(config, view, made)
+    return SelectPlan(config, _header(config, made, view, several, index), index, made, several)
 
 
 def select(
@@ -207,7 +215,7 @@ def _rank_missing(
     held: dict[int, ExitStack] = {}
     with ExitStack() as claims:
         shards = _claimed(writer, _from_own_start(todo), claims, held)
-        batches = read_shards(shards, plan.index, plan.header.view, config.batch_size, config.workers)
+        batches = read_shards(shards, plan.index, plan.header.view, config.batch_size, config.workers, plan.several)
         for batch, (patches, gap) in rank_batches(batches, ranker, config.threads):
             if batch.problems and config.bad_images == "error":
                 raise BadImageError(batch.problems[0]).advised()
@@ -288,7 +296,16 @@ def _ranker_spec(config: SelectConfig, note: Note) -> RankerSpec:
     )
 
 
-def _header(config: SelectConfig, ranker: PatchRanker, index: ShardIndex) -> TicketHeader:
+def _several_views(config: SelectConfig, view: ViewSpec, ranker: PatchRanker) -> SeveralViews | None:
+    """The views that the settings ask to average over."""
+    if config.average_views is None:
+        return None
+    return SeveralViews(view, ranker.frame.grid, config.average_views, config.crop_scale, config.seed)
+
+
+def _header(
+    config: SelectConfig, ranker: PatchRanker, view: ViewSpec, several: SeveralViews | None, index: ShardIndex
+) -> TicketHeader:
     frame, budget = ranker.frame, ranker.budget
     return TicketHeader(
         form="top" if config.top_only else "full",
@@ -298,7 +315,7 @@ def _header(config: SelectConfig, ranker: PatchRanker, index: ShardIndex) -> Tic
         keep=budget.keep,
         stage_keep=budget.stage_keep,
         stage_tokens=budget.stage_tokens,
-        view=replace(frame.eval_view, kind=config.view),
+        view=view,
         preprocessing=Preprocessing(mean=frame.mean, std=frame.std, decoder=f"torchvision {version('torchvision')}"),
         selector=replace(ranker.info, block_dtype=config.amp_dtype if config.amp else "float32"),
         dataset=DatasetInfo(
@@ -308,6 +325,7 @@ def _header(config: SelectConfig, ranker: PatchRanker, index: ShardIndex) -> Tic
         creator=config.creator,
         license=config.license,
         created=config.created,
+        extensions={} if several is None else {AVERAGED: several.facts()},
     )
 
 

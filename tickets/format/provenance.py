@@ -9,19 +9,23 @@ from typing import Any
 from dlth.tickets.errors import shown
 from dlth.tickets.format.header import SelectorInfo, TicketHeader
 
+AVERAGED = "average_views"
+"""The header's extension that says over which views of an image its ranking is a mean."""
 _PARENTS = 3
 """How many parents a line names."""
 
 
 def describe(header: TicketHeader) -> str:
-    """What ranked the patches, and what was done to the ranking since: selector, control and its kind, set operation.
+    """What ranked the patches, and what was done to the ranking since: selector, views, control and its kind, set
+    operation.
 
     For example ``selector deit_small_patch16_224.fb_in1k (weights 1f0c9a…, model.safetensors), blocks 3,6,9``, or
     ``control: centre; made from tickets of deit_small_patch16_224 (identity 77ab01…)``.
     """
     derived = header.extensions.get("derived")
     record: dict[str, Any] = derived if isinstance(derived, dict) else {}
-    who, operation = describe_selector(header.selector), _text(record.get("operation"))
+    who = describe_selector(header.selector) + _averaged(header)
+    operation = _text(record.get("operation"))
     if operation == "import":
         return f"{who} (file sha256 {_text(record.get('file_sha256'))[:12] or 'unknown'}…)"
     done = "" if operation == header.selector.model.partition(":")[0] else operation
@@ -46,6 +50,13 @@ def describe_selector(selector: SelectorInfo) -> str:
     source = f", {shown(selector.weights_source, 60)}" if selector.weights_source else ""
     blocks = f", blocks {','.join(map(str, selector.blocks))}" if selector.blocks else ""
     return f"selector {name} ({weights}{source}){blocks}"
+
+
+def _averaged(header: TicketHeader) -> str:
+    """Over how many views of an image its ranking is a mean; nothing where it is of one."""
+    views = header.extensions.get(AVERAGED)
+    crops = views.get("crops") if isinstance(views, dict) else None
+    return f", mean of {2 + crops} views" if isinstance(crops, int) else ""
 
 
 def _parents(value: Any) -> str:

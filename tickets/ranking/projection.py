@@ -20,7 +20,8 @@ from dlth.tickets.ranking.view import Matrix, View, array_of, compose, inverse
 Ranking = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_QUANTUM = float(2**20)
+QUANTUM = float(2**20)
+"""Parts of a rank that scores are rounded to."""
 _SAMPLES = 4
 """Sample points per patch and axis for maps that are not axis-aligned."""
 
@@ -41,7 +42,7 @@ def project(ranking: ArrayLike, from_view: View, to_view: View) -> Ranking:
     sizes = {len(rows_BP), len(matrix_B23)} - {1}
     if len(sizes) > 1:
         raise MismatchError(f"{len(rows_BP)} rankings cannot go through {len(matrix_B23)} views: give as many, or one")
-    ranks_BP = np.broadcast_to(_ranks(rows_BP, from_view.grid), (max((*sizes, 1)), from_view.grid.num_patches))
+    ranks_BP = np.broadcast_to(ranks_of(rows_BP, from_view.grid), (max((*sizes, 1)), from_view.grid.num_patches))
     matrix_B23 = np.broadcast_to(matrix_B23, (len(ranks_BP), 2, 3))
     result = best_first(_scores(ranks_BP, matrix_B23, from_view.grid, to_view.grid))
     single = np.ndim(ranking) == 1 and from_view.matrix.ndim == to_view.matrix.ndim == 2
@@ -79,10 +80,10 @@ def _mixed(ranking_BP: ArrayLike, other_BP: ArrayLike, weight: Floats, grid: Gri
         raise InputError(f"{len(weight)} boxes or weights were given for {len(own_BP)} rankings: give as many, or one")
     if not np.isfinite(weight).all() or (weight < 0).any() or (weight > 1).any():
         raise InputError("the weight of the first image must be from 0 to 1")
-    return best_first(weight * _ranks(own_BP, grid) + (1.0 - weight) * _ranks(other, grid))
+    return best_first(weight * ranks_of(own_BP, grid) + (1.0 - weight) * ranks_of(other, grid))
 
 
-def _ranks(ranking_BP: NDArray[np.integer], grid: Grid) -> Ranking:
+def ranks_of(ranking_BP: NDArray[np.integer], grid: Grid) -> Ranking:
     """Int64 [B, P]: the rank of each patch, 0 the best, of rankings that come from a caller."""
     num = grid.num_patches
     if ranking_BP.dtype.kind not in "iu" or ranking_BP.shape[1:] != (num,):
@@ -105,7 +106,7 @@ def best_first(score_BQ: Floats) -> Ranking:
     the sort, and numpy sorts whole numbers in a quarter of the time that its stable sort of 196 scores takes.
     """
     num_patches = score_BQ.shape[1]
-    key_BQ: Ranking = np.rint(score_BQ * _QUANTUM).astype(np.int64) * num_patches + np.arange(num_patches)
+    key_BQ: Ranking = np.rint(score_BQ * QUANTUM).astype(np.int64) * num_patches + np.arange(num_patches)
     key_BQ.sort(axis=1)
     key_BQ %= num_patches
     return key_BQ
@@ -123,8 +124,8 @@ def _scores(ranks_BP: Ranking, matrix_B23: Matrix, source: Grid, target: Grid) -
 
 def _aligned(ranks_BP: Ranking, matrix_B23: Matrix, source: Grid, target: Grid) -> Floats:
     """Exact mean ranks where x depends on x alone and y on y alone."""
-    across_BQP = _overlap(matrix_B23[:, 0, 0], matrix_B23[:, 0, 2], source.cols, target.cols)
-    down_BQP = _overlap(matrix_B23[:, 1, 1], matrix_B23[:, 1, 2], source.rows, target.rows)
+    across_BQP = overlap(matrix_B23[:, 0, 0], matrix_B23[:, 0, 2], source.cols, target.cols)
+    down_BQP = overlap(matrix_B23[:, 1, 1], matrix_B23[:, 1, 2], source.rows, target.rows)
     # ranks count from the worst, so that area outside the source adds nothing
     worst = float(source.num_patches)
     lead_BRC = (ranks_BP - worst).reshape(-1, source.rows, source.cols)
@@ -132,7 +133,7 @@ def _aligned(ranks_BP: Ranking, matrix_B23: Matrix, source: Grid, target: Grid) 
     return worst + lead.reshape(len(ranks_BP), target.num_patches)
 
 
-def _overlap(scale_B: Floats, shift_B: Floats, num_source: int, num_target: int) -> Floats:
+def overlap(scale_B: Floats, shift_B: Floats, num_source: int, num_target: int) -> Floats:
     """Float64 [B, num_target, num_source]: the share of each target interval's length that each source interval has."""
     edges = np.linspace(0.0, 1.0, num_target + 1)[None] * scale_B[:, None] + shift_B[:, None]
     edges = edges * num_source

@@ -18,6 +18,7 @@ from torch import Tensor
 from dlth.data.cores import num_cores
 from dlth.data.loading.shard_reader import ShardBatch
 from dlth.tickets.callbacks import Note
+from dlth.tickets.ranking.averaging import average
 from dlth.training.models.compiled import compiled
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
@@ -81,18 +82,33 @@ def rank_batches(
     """
     if ranker.ranker.device.type != "cpu":
         for batch in batches:
-            yield batch, ranker(batch.images)
+            yield batch, _ranked(batch, ranker)
         return
     threads = threads or num_cores()
     waiting: deque[tuple[ShardBatch, Future[Ranked]]] = deque()
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:
         for batch in batches:
-            waiting.append((batch, pool.submit(ranker, batch.images)))
+            waiting.append((batch, pool.submit(_ranked, batch, ranker)))
             if len(waiting) > threads:
                 done, future = waiting.popleft()
                 yield done, future.result()
         for done, future in waiting:
             yield done, future.result()
+
+
+def _ranked(batch: ShardBatch, ranker: BatchRanker) -> Ranked:
+    """Rankings and gaps of a batch's images; those of several views are averaged, and a gap is one of their means, as a
+    share of log2(patches), the most that a mean can be.
+    """
+    patches, gap = ranker(batch.images)
+    if batch.maps is None:
+        return patches, gap
+    shape, num_patches, k = batch.maps.shape[:2], patches.shape[1], ranker.ranker.budget.k
+    patches, mean = average(patches.reshape(*shape, num_patches), batch.maps, ranker.ranker.frame.grid)
+    lost = np.isnan(gap).reshape(shape).any(axis=1)
+    cut = np.diff(np.take_along_axis(mean, patches[:, k - 1 : k + 1], axis=1), axis=1)  # [batch, 0] where all are kept
+    gap = cut[:, 0] / np.log2(num_patches) if k < num_patches else np.full(len(patches), np.inf)
+    return patches, np.where(lost, np.nan, gap).astype(np.float32)
 
 
 @contextmanager

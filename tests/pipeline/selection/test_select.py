@@ -25,8 +25,11 @@ from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.stage import SelectReport, plan, select
 from dlth.tickets import Budget, Grid, SelectorInfo, TicketStore, TicketWriter
 from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFileError
+from dlth.tickets.format.provenance import describe
+from dlth.tickets.ranking.averaging import average
 from dlth.training import Selector
 from dlth.training.models.frame import Frame
+from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build
 from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.runs.checkpoint import write_tensors
@@ -260,6 +263,7 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callabl
         pytest.param({"torchcompile": "inducter"}, "did you mean inductor", id="no such backend"),
         pytest.param({"workers": 2**63 - 1}, "workers are too many", id="too many workers"),
         pytest.param({"device": "cuda"}, "sees no CUDA GPU", id="no GPU"),
+        pytest.param({"average_views": 2, "crop_scale": "0,1"}, "above 0 up to 1", id="crops of nothing"),
         pytest.param({"data": "nowhere/x-{000..002}.tar"}, "nowhere", id="no shards"),
         pytest.param({"checkpoint": "nothing.pth", "random_weights": False}, "nothing.pth", id="no checkpoint"),
     ],
@@ -337,6 +341,65 @@ def test_stage_1_asks_a_ranker_for_nothing_but_the_protocol(tmp_path: Path, monk
     assert columns[1:].tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
     assert store.skipped(0).tolist() == [True, False, False]
     assert store.verify() == []
+
+
+def test_averaged_views_give_the_same_bytes_however_they_are_computed(
+    make_shards: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Worker processes, threads, and a run that begins where another ended write one file, whose header, line of
+    provenance and plan say over what; its rankings are the mean of what the ranker says of each view.
+
+    An image that cannot be decoded keeps its row, and a run with other crops does not go on with the file.
+    """
+    shards = make_shards(2, [5, 3])
+    make_tar(shards.folder / "train-000002.tar", [("bad.jpg", b"no image"), ("good.jpg", make_image(make_picture(1)))])
+    asked = {"average_views": 3, "crop_scale": "0.3,1", "bad_images": "skip", "seed": 5}
+    prepared = plan(select_config(shards.spec, tmp_path / "a.zarr", **asked))
+    assert "5 views an image" in str(prepared.facts()["cost"])
+    assert (
+        prepared.facts()["averaged over"] == "the view, its mirror, 3 crops of 0.3 to 1 of its area (seed 5): 5 views"
+    )
+    other = TicketWriter(tmp_path / "a.zarr", prepared.header, prepared.shards, prepared.index.key_width)
+    with other.claim(1) as mine:
+        assert mine
+        assert not select(prepared).complete
+    assert select(prepared).complete
+    run(shards.spec, tmp_path / "b.zarr", **asked, workers=2, threads=2)
+    assert tree_bytes(tmp_path / "a.zarr") == tree_bytes(tmp_path / "b.zarr")
+
+    store = TicketStore(tmp_path / "a.zarr")
+    assert store.verify() == []
+    assert store.header.extensions["average_views"] == {"crops": 3, "scale": [0.3, 1.0], "mirrored": 0.5, "seed": 5}
+    assert describe(store.header).endswith("blocks 1,2,3, mean of 5 views")
+    assert store.skipped(2).tolist() == [True, False]
+    several, pixels = prepared.several, Pixels(prepared.ranker.frame.mean, prepared.ranker.frame.std)
+    for row, key in enumerate(shards.keys[0]):
+        shown, maps = several.of(decode(prepared.index.read(row), where="test"), key)
+        rankings = prepared.ranker.select(pixels(shown)).patches.numpy()
+        expected, mean = average(rankings[None], maps[None], Grid(4, 4))
+        np.testing.assert_array_equal(store.patches(0)[row], expected[0])
+        gap = np.diff(mean[0][expected[0][7:9]])[0] / 4
+        assert store.read(0).gap[row] == pytest.approx(gap)
+    with pytest.raises(MismatchError, match=r"extensions\.average_views\.crops: file has 3, asked 2"):
+        run(shards.spec, tmp_path / "a.zarr", **asked | {"average_views": 2})
+
+
+def test_one_view_without_a_score_leaves_the_image_without_a_ticket(
+    make_shards: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores that are no numbers in a single crop are an error that names the image, not a mean of the others."""
+    shards = make_shards(1, 2)
+
+    class Lost(Stripes):
+        def select(self, images: torch.Tensor, budget: Budget | None = None) -> Selection:
+            patches, gap = super().select(images)
+            gap[-1] = torch.nan
+            return Selection(patches, gap)
+
+    monkeypatch.setitem(RANKERS, "stripes", lambda wanted, device: Lost())
+    config = select_config(shards.spec, tmp_path / "t.zarr", average_views=2, batch_size=1)
+    with pytest.raises(InputError, match=f"key {shards.keys[0][0]}: the scores of its patches are no"):
+        select(plan(config, ranker="stripes"))
 
 
 def test_an_empty_shard_is_written_as_what_it_is(make_shards: Callable[..., Any], tmp_path: Path) -> None:
