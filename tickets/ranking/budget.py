@@ -53,6 +53,26 @@ class Budget:
     stage_keep: str
 
     @classmethod
+    def of(
+        cls,
+        num_patches: int,
+        num_stages: int,
+        fuse_tokens: bool = False,
+        stage_keep: Rate | None = None,
+        keep: Rate | None = None,
+        tokens: int | None = None,
+    ) -> "Budget":
+        """By that of `stage_keep`, `keep` and `tokens` which is not None; raises InputError unless it is just one."""
+        rates = {"stage_keep": stage_keep, "keep": keep, "tokens": tokens}
+        given = [name for name, rate in rates.items() if rate is not None]
+        if not given:
+            raise InputError("give stage_keep, keep or tokens: one of them must say how many patches to keep")
+        if len(given) > 1:
+            raise InputError(f"give {' or '.join(given)}, not both")
+        make: Callable[..., Budget] = getattr(cls, f"from_{given[0]}")
+        return make(rates[given[0]], num_patches, num_stages, fuse_tokens)
+
+    @classmethod
     def from_keep(cls, keep: Rate, num_patches: int, num_stages: int, fuse_tokens: bool = False) -> "Budget":
         """Each stage keeps the share keep^(1/num_stages) of what reaches it; the last keeps ceil(keep · num_patches).
 

@@ -8,6 +8,9 @@ floats, and no fused attention), and patching timm's forward (which rots).
 
 The row is computed in float32 whatever dtype the projections have: bf16 would round scores into ties.
 
+For rankers that EViT's rule is compared with, there are also the row of another product than query · key (the paper's
+ablation), the row by heads, and the whole matrix.
+
 Axes: B images, N tokens (prefix first), D width, h heads, d width of a head.
 """
 
@@ -22,6 +25,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 QUERY, KEY, VALUE = range(3)
+Product = tuple[int, int]
+"""What of the class token is multiplied with what of every token."""
+QUERY_KEY: Product = (QUERY, KEY)
 
 TimmBlock = Any
 TimmAttention = Any
@@ -43,9 +49,12 @@ def unsupported(block: TimmBlock) -> str:
 
 def class_row(attn: TimmAttention, x: Tensor, key: Tensor) -> Tensor:
     """The class token's attention to all tokens, mean over heads: float32 [B, N] for normed tokens x and their keys."""
-    with _no_autocast(x.device.type):
-        products = _class_query(attn, x).float() @ key.float().transpose(2, 3)
-        return _softmax(attn, products.squeeze(2))
+    return class_rows(attn, x, key).mean(dim=1)
+
+
+def class_rows(attn: TimmAttention, x: Tensor, key: Tensor) -> Tensor:
+    """What `class_row` gives, by heads: float32 [B, h, N]."""
+    return _row(attn, _class_query(attn, x), key)
 
 
 def class_row_only(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
@@ -54,10 +63,31 @@ def class_row_only(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Ten
     if not folds:
         return class_row(attn, x, key_of(attn, x, rotary))
     query = _class_query(attn, x)
-    with _no_autocast(x.device.type):
+    with no_autocast(x.device.type):
         weight = attn.qkv.weight.chunk(3)[KEY].float().unflatten(0, (attn.num_heads, -1))
         probes = (query.float() @ weight).squeeze(2)  # a bias of the keys adds the same to all and falls out of softmax
-        return _softmax(attn, probes @ x.float().transpose(1, 2))
+        return _softmax(attn, probes @ x.float().transpose(1, 2)).mean(dim=1)
+
+
+def product_row(attn: TimmAttention, x: Tensor, rotary: Tensor | None, product: Product) -> Tensor:
+    """The softmax of the class token's `product[0]` with every token's `product[1]`, scaled as attention is, mean over
+    heads: float32 [B, N] for normed tokens x [B, N, D].
+    """
+    parts = {QUERY: query_of, KEY: key_of, VALUE: lambda attn, x, rotary: value_of(attn, x)}
+    ours, theirs = (parts[part](attn, x, rotary) for part in product)
+    return _row(attn, ours[:, :, :1], theirs).mean(dim=1)
+
+
+def attention_matrix(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
+    """Every token's attention to all tokens, mean over heads: float32 [B, N, N] for normed tokens x [B, N, D]."""
+    query, key = query_of(attn, x, rotary), key_of(attn, x, rotary)
+    with no_autocast(x.device.type):
+        return _softmax(attn, query.float() @ key.float().transpose(2, 3)).mean(dim=1)
+
+
+def query_of(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
+    """Queries of normed tokens x [B, N, D]: [B, h, N, d]."""
+    return _rotated(attn, attn.q_norm(_heads(attn, x, QUERY)), rotary)
 
 
 def key_of(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
@@ -75,11 +105,20 @@ def attend(block: TimmBlock, x: Tensor, rotary: Tensor | None, key: Tensor, valu
 
     In training mode with the block's dropout and drop path, as `feed_forward` has them, too.
     """
-    attn = block.attn
-    query = _rotated(attn, attn.q_norm(_heads(attn, x, QUERY)), rotary)
+    return project(block, x, mixed_values(block.attn, x, rotary, key, value))
+
+
+def mixed_values(attn: TimmAttention, x: Tensor, rotary: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
+    """What each of the tokens of `attend` gathers from `value`, by heads: [B, h, M, d]."""
+    query = query_of(attn, x, rotary)
     dropout = attn.attn_drop.p if attn.training else 0.0
-    out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, dropout_p=dropout)
-    out = attn.norm(out.transpose(1, 2).flatten(2))
+    return F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, dropout_p=dropout)
+
+
+def project(block: TimmBlock, x: Tensor, mixed: Tensor) -> Tensor:
+    """The attention branch [B, M, D] from what `mixed_values` gave for normed tokens x."""
+    attn = block.attn
+    out = attn.norm(mixed.transpose(1, 2).flatten(2))
     if getattr(attn, "gate", None) is not None:
         out = out * attn.gate(x).sigmoid()
     return block.drop_path1(_scaled(block, "1", attn.proj_drop(attn.proj(out))))
@@ -114,7 +153,7 @@ def _rotated(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
     return torch.cat([prefix, rotated.to(x.dtype)], dim=2)
 
 
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
+def no_autocast(device: str) -> AbstractContextManager[Any]:
     """Matrix products in the dtype of their operands; a device without autocast (meta) has nothing to switch off."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -124,9 +163,15 @@ def _class_query(attn: TimmAttention, x: Tensor) -> Tensor:
     return attn.q_norm(_heads(attn, x[:, :1], QUERY))
 
 
+def _row(attn: TimmAttention, one: Tensor, every: Tensor) -> Tensor:
+    """Softmax of the products of one token [B, h, 1, d] with every token [B, h, N, d]: float32 [B, h, N]."""
+    with no_autocast(one.device.type):
+        return _softmax(attn, (one.float() @ every.float().transpose(2, 3)).squeeze(2))
+
+
 def _softmax(attn: TimmAttention, products: Tensor) -> Tensor:
-    """Softmax over all tokens of products [B, h, N], then the mean over heads: [B, N]."""
-    return (products * attn.scale).softmax(dim=-1).mean(dim=1)
+    """Softmax of products [B, h, ..., N] over all tokens."""
+    return (products * attn.scale).softmax(dim=-1)
 
 
 def _scaled(block: TimmBlock, branch: str, out: Tensor) -> Tensor:

@@ -273,20 +273,24 @@ def check_family(vit: nn.Module, verb: str) -> ViT:
 def check_can_select(vit: nn.Module) -> ViT:
     """The model, if its class token's attention can rank patches; raises InputError that says why not and what can."""
     checked = check_family(vit, "select")
-    name = type(checked).__name__
-    if checked.cls_token is None:
-        pooling = f" (it pools by {checked.global_pool!r})" if checked.global_pool else ""
-        raise InputError(f"this {name} cannot select patches: it has no class token{pooling}. {WHAT_CAN}.")
-    pools_patches = ("avg", "avgmax", "max", "map") if not isinstance(checked, Eva) else ("max", "avgmax", "map")
-    if checked.global_pool in pools_patches:
-        raise InputError(
-            f"this {name} cannot select patches: its head pools by {checked.global_pool!r} and never trained the class "
-            f"token. If its weights did (MAE, CLIP), build it with global_pool='token'. {WHAT_CAN}."
-        )
-    for block in checked.blocks:
-        if reason := unsupported(block):
-            raise InputError(f"this {name} cannot select patches: {reason}. {WHAT_CAN}.")
+    if reason := why_no_class_attention(checked):
+        others = "Rankers feature-norm and, for heads that pool by attention, pool-attention need no class token"
+        raise InputError(f"this {type(checked).__name__} cannot select patches: {reason}. {WHAT_CAN}. {others}.")
     return checked
+
+
+def why_no_class_attention(vit: ViT) -> str:
+    """Why the class token's attention in this model cannot rank patches; empty if it can."""
+    if vit.cls_token is None:
+        pooling = f" (it pools by {vit.global_pool!r})" if vit.global_pool else ""
+        return f"it has no class token{pooling}"
+    pools_patches = ("avg", "avgmax", "max", "map") if not isinstance(vit, Eva) else ("max", "avgmax", "map")
+    if vit.global_pool in pools_patches:
+        return (
+            f"its head pools by {vit.global_pool!r} and never trained the class token. If its weights did (MAE, CLIP),"
+            " build it with global_pool='token'"
+        )
+    return next(filter(None, map(unsupported, vit.blocks)), "")
 
 
 def check_can_drop(vit: nn.Module) -> ViT:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dlth.tickets import SelectorInfo
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.budget import Budget, Rate
+from dlth.training.models.class_attention import QUERY_KEY, Product
 from dlth.training.models.embedding import embed
 from dlth.training.models.frame import Frame
 from dlth.training.models.registry import flops_of, grid_of
@@ -39,6 +40,7 @@ class Selector:
         fuse_tokens: fuse the patches dropped at a stage into one token, weighted by their scores (EViT's option)
         keep: final share of the patches, takes the place of `stage_keep`
         tokens: final number of patches, takes the place of `stage_keep`
+        product: what of the class token is multiplied with what of a patch for its score; attention's own by default
         frame: what its images must be; the model's own if absent
         model, source: timm's name of the model, and where its weights are from, for `info`
     Attributes:
@@ -56,15 +58,14 @@ class Selector:
         *,
         keep: Rate | None = None,
         tokens: int | None = None,
+        product: Product = QUERY_KEY,
         frame: Frame | None = None,
         model: str = "",
         source: str = "",
     ) -> None:
-        if keep is not None and tokens is not None:
-            raise InputError("give keep or tokens, not both")
         self.vit, self.blocks = check_dropping(vit, blocks, fuse_tokens)
         self.vit.eval()
-        self.fuse_tokens = fuse_tokens
+        self.fuse_tokens, self.product = fuse_tokens, product
         self._rates = stage_keep, keep, tokens
         self.grid = grid_of(self.vit)
         self.budget = self._new_budget(self.grid.num_patches)
@@ -131,21 +132,23 @@ class Selector:
 
     def _new_budget(self, num_patches: int) -> Budget:
         stage_keep, keep, tokens = self._rates
-        stages = len(self.blocks)
-        if tokens is not None:
-            return Budget.from_tokens(tokens, num_patches, stages, self.fuse_tokens)
-        if keep is not None:
-            return Budget.from_keep(keep, num_patches, stages, self.fuse_tokens)
-        if stage_keep is None:
-            raise InputError("give stage_keep, keep or tokens: one of them must say how many patches to keep")
-        return Budget.from_stage_keep(stage_keep, num_patches, stages, self.fuse_tokens)
+        if keep is not None or tokens is not None:
+            stage_keep = None
+        return Budget.of(num_patches, len(self.blocks), self.fuse_tokens, stage_keep, keep, tokens)
 
     def _forward(self, images: Tensor, to_the_end: bool, budget: Budget | None = None) -> tuple[list[Stage], Tensor]:
         """Every stage's scores, and the last tokens, as `run_stages` has them."""
         tokens, table = embed(self.vit, images)
         stage_tokens = self._budget_of(tokens.shape[1] - self.vit.num_prefix_tokens, budget).stage_tokens
         return run_stages(
-            self.vit, tokens, table, self.blocks, stage_tokens, fuse_tokens=self.fuse_tokens, to_the_end=to_the_end
+            self.vit,
+            tokens,
+            table,
+            self.blocks,
+            stage_tokens,
+            fuse_tokens=self.fuse_tokens,
+            to_the_end=to_the_end,
+            product=self.product,
         )
 
 

@@ -20,12 +20,16 @@ from torch import Tensor, nn
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError, shown
 from dlth.training.models.class_attention import (
+    QUERY_KEY,
+    Product,
+    TimmAttention,
     TimmBlock,
     attend,
     class_row,
     class_row_only,
     feed_forward,
     key_of,
+    product_row,
     value_of,
 )
 from dlth.training.models.embedding import rotary_of_block, take, take_rotary
@@ -71,6 +75,7 @@ def run_stages(
     *,
     fuse_tokens: bool,
     to_the_end: bool,
+    product: Product = QUERY_KEY,
 ) -> tuple[list["Stage"], Tensor]:
     """Run a model's blocks, dropping patches at some of them.
 
@@ -80,6 +85,8 @@ def run_stages(
         blocks: selection blocks, rising; `stage_tokens`: how many patch tokens each keeps
         fuse_tokens: put what a block drops together into one token, weighted by the scores
         to_the_end: run all blocks; otherwise no more than the last scores take
+        product: what of the class token is multiplied with what of every token for the scores; blocks compute attention
+            as ever, so that tokens stay what the model was trained to make of them
     Returns:
         every stage's verdict, and the last tokens [B, N, D]: those before the last stage unless `to_the_end`
     """
@@ -97,7 +104,7 @@ def run_stages(
             continue
         x = block.norm1(tokens)
         key, value = key_of(block.attn, x, rope), value_of(block.attn, x)
-        stage = Stage.of(class_row(block.attn, x, key)[:, n:], patches, stage_tokens[len(stages)])
+        stage = Stage.of(_scores(block.attn, x, rope, product, key)[:, n:], patches, stage_tokens[len(stages)])
         stages.append(stage)
         if fuse_tokens:  # the dropped tokens are needed too
             tokens = tokens + attend(block, x, rope, key, value)
@@ -111,8 +118,15 @@ def run_stages(
         tokens = feed_forward(block, tokens)
     if not to_the_end:
         x, rope = every[last].norm1(tokens), rotary_of_block(vit, rotary, last)
-        stages.append(Stage.of(class_row_only(every[last].attn, x, rope)[:, n:], patches, stage_tokens[-1]))
+        stages.append(Stage.of(_scores(every[last].attn, x, rope, product)[:, n:], patches, stage_tokens[-1]))
     return stages, tokens
+
+
+def _scores(attn: TimmAttention, x: Tensor, rope: Tensor | None, product: Product, key: Tensor | None = None) -> Tensor:
+    """Scores float32 [B, N] of normed tokens x [B, N, D], whose keys may be at hand."""
+    if product != QUERY_KEY:
+        return product_row(attn, x, rope, product)
+    return class_row_only(attn, x, rope) if key is None else class_row(attn, x, key)
 
 
 class Stage(NamedTuple):
