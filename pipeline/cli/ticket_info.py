@@ -102,6 +102,7 @@ def describe(store: TicketStore) -> dict[str, Any]:
         "view": f"{header.view.kind}, {header.view.height}x{header.view.width}, {header.view.interpolation}",
         "selector": f"{header.selector.model}, weights {header.selector.weights_sha256[:16]}"
         f" ({shown(header.selector.weights_source)})",
+        **({"ranker": provenance.ranker_of(header)} if header.selector.heads != "none" else {}),
         "selection blocks": ", ".join(map(str, header.selector.blocks)),
         "precision": f"{header.selector.block_dtype} blocks, {header.selector.score_dtype} scores",
         "made with": ", ".join(f"{shown(name)} {shown(text)}" for name, text in header.versions.items()),

@@ -17,6 +17,7 @@ from dlth.pipeline.project.file import ProjectFile
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import DlthError, InputError, shown
+from dlth.tickets.format.provenance import ranker_of
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import Layers
 from dlth.training.settings.train_config import TrainConfig
@@ -150,4 +151,6 @@ def _no_twin(training: TicketHeader, other: TicketHeader) -> str:
     ours, theirs = training.selector, other.selector
     if (ours.model, ours.weights_sha256) != (theirs.model, theirs.weights_sha256):
         return f"another selector made it ({shown(theirs.model)}, weights {theirs.weights_sha256[:16] or 'unknown'})"
+    if ranker_of(training) != ranker_of(other):
+        return f"another ranker made it ({ranker_of(other)})"
     return ""

@@ -26,6 +26,8 @@ from dlth.training.settings.train_config import TrainConfig
 
 NAME, VARIABLE = "dlth.toml", "DLTH_CONFIG"
 TABLES: Mapping[str, type[Settings]] = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig}
+OWN_CODE = ("ranker", "selector_ranker")
+"""Settings that may name a user's own code."""
 SHARDS, TOP = ("data", "val"), ("data", "val", "dataset", "split")
 
 
@@ -49,7 +51,8 @@ def project_file(command: str, config_file: Path | None = None) -> ProjectFile |
         config_file: the path of ``--config``; ``$DLTH_CONFIG`` or ``./dlth.toml`` if absent
     Raises:
         MissingFileError: a file that was named is not there
-        InputError: no TOML, or keys and tables that do not exist, with the nearest that do
+        InputError: no TOML, keys and tables that do not exist, with the nearest that do, or code to import in a file
+            that was found
     """
     if config_file is not None:
         content = read_toml(config_file)
@@ -61,7 +64,19 @@ def project_file(command: str, config_file: Path | None = None) -> ProjectFile |
         if not Path(named).is_file():
             raise MissingFileError(f"${VARIABLE} names {shown(named)}, which is no file")
         return _of(Path(named), read_toml(Path(named)))
-    return _of(Path(NAME), read_toml(Path(NAME))) if Path(NAME).is_file() else None
+    return _without_code(_of(Path(NAME), read_toml(Path(NAME))), command) if Path(NAME).is_file() else None
+
+
+def _without_code(file: ProjectFile, command: str) -> ProjectFile:
+    """A file that was found and not named, which may have come with somebody's shards: it names no code to import."""
+    for name, value in file.tables[command].items():
+        if name in OWN_CODE and ":" in str(value):
+            raise InputError(
+                f"{shown(file.path)} names code to import ([{command}] {name} = {shown(value)!r}), and a file of"
+                f" settings that nobody named may have come with somebody's shards: give --{name.replace('_', '-')}"
+                f" {shown(value)}, or --config {shown(file.path)}"
+            )
+    return file
 
 
 def _of(path: Path, content: Mapping[str, Any]) -> ProjectFile:

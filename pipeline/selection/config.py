@@ -10,6 +10,7 @@ from dlth.training.settings.fields import (
     MAX_BATCH,
     MAX_SIDE,
     WHICH_BLOCKS,
+    WHICH_RANKER,
     Deviations,
     Integers,
     Keep,
@@ -37,6 +38,7 @@ class SelectConfig(Settings):
         WHAT,
         f"Selector: a friendly name or any timm ViT; what --checkpoint records if absent, otherwise {DEFAULT_MODEL}.",
     )
+    ranker: str | None = setting(None, WHAT, WHICH_RANKER)
     data: str = setting(
         ...,
         WHAT,

@@ -33,7 +33,7 @@ from dlth.tickets import (
 )
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
-from dlth.tickets.format.provenance import AVERAGED
+from dlth.tickets.format.provenance import AVERAGED, DEFAULT_RANKER, RANKER, ranker_of
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.distributed.ranks import ranks
 from dlth.training.models.compiled import check_backend
@@ -42,21 +42,27 @@ from dlth.training.models.registry import ARGUMENTS, resolve
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, ABOUT_SELECTION, WeightsFile
 from dlth.training.runs.result import versions
 from dlth.training.selectors.batch_ranker import BatchRanker, Ranked, rank_batches
+from dlth.training.selectors.chosen import Chosen, choose
 from dlth.training.selectors.patch_ranker import PatchRanker
-from dlth.training.selectors.rankers import RANKERS, RankerSpec
+from dlth.training.selectors.rankers import RankerSpec
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class SelectPlan:
-    """What a run will do, known before it does it; `several`: the views averaged over, None where there is one."""
+    """What a run will do, known before it does it.
+
+    several: the views averaged over, None where there is one
+    why_ranker: why its ranker was taken, where nobody named one and it is not the default
+    """
 
     config: SelectConfig
     header: TicketHeader
     index: ShardIndex
     ranker: PatchRanker
     several: SeveralViews | None = None
+    why_ranker: str = ""
 
     @property
     def shards(self) -> list[ShardSpec]:
@@ -73,6 +79,7 @@ class SelectPlan:
         row_bytes = header.ranked * (1 if header.grid.num_patches < 256 else 2) + self.index.key_width + 16 + 4
         return {
             "selector": f"{header.selector.model} ({header.selector.weights_source})",
+            "ranker": ranker_of(header) + (f" ({self.why_ranker})" if self.why_ranker else ""),
             "weights sha256": header.selector.weights_sha256[:16],
             "view": described(header.view),
             **({} if self.several is None else {"averaged over": self.several.text}),
@@ -114,9 +121,14 @@ class SelectReport:
     identity: str = ""
 
 
-def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str = "evit") -> SelectPlan:
-    """Open the shards, make the ranker of that name and fix the header, without writing anything.
+def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str | PatchRanker | None = None) -> SelectPlan:
+    """Open the shards, make the ranker and fix the header, without writing anything.
 
+    Args:
+        config: what to do
+        note: told in words what a person should know
+        ranker: takes the place of the settings' one: a name, `package.module:name`, or a ranker itself, which needs
+            none of the settings' model, weights, blocks and rates
     Raises:
         DlthError: shards, model, weights or budget cannot serve; the message says which and what can.
     """
@@ -127,10 +139,11 @@ def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str = "ev
     spec = _ranker_spec(config, note)
     index = open_index(config.data, split=config.split or None)
     require_images(index)
-    made = RANKERS[ranker](spec, device)
-    view = replace(made.frame.eval_view, kind=config.view)
-    several = _several_views(config, view, made)
-    return SelectPlan(config, _header(config, made, view, several, index), index, made, several)
+    chosen = choose(ranker if ranker is not None else config.ranker, spec, device)
+    view = replace(chosen.ranker.frame.eval_view, kind=config.view)
+    several = _several_views(config, view, chosen.ranker)
+    header = _header(config, chosen, view, several, index)
+    return SelectPlan(config, header, index, chosen.ranker, several, chosen.why)
 
 
 def select(
@@ -304,9 +317,9 @@ def _several_views(config: SelectConfig, view: ViewSpec, ranker: PatchRanker) ->
 
 
 def _header(
-    config: SelectConfig, ranker: PatchRanker, view: ViewSpec, several: SeveralViews | None, index: ShardIndex
+    config: SelectConfig, chosen: Chosen, view: ViewSpec, several: SeveralViews | None, index: ShardIndex
 ) -> TicketHeader:
-    frame, budget = ranker.frame, ranker.budget
+    ranker, frame, budget = chosen.ranker, chosen.ranker.frame, chosen.ranker.budget
     return TicketHeader(
         form="top" if config.top_only else "full",
         grid=frame.grid,
@@ -325,7 +338,10 @@ def _header(
         creator=config.creator,
         license=config.license,
         created=config.created,
-        extensions={} if several is None else {AVERAGED: several.facts()},
+        extensions={
+            **({} if chosen.name == DEFAULT_RANKER else {RANKER: chosen.name}),
+            **({} if several is None else {AVERAGED: several.facts()}),
+        },
     )
 
 

@@ -40,10 +40,18 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "sapiens2": ("vit_base_patch16_sapiens2", {"num_kv_heads": 1}),
 }
 
+WITHOUT_CLASS_TOKEN: dict[str, tuple[str, dict[str, object]]] = {
+    "siglip": ("vit_base_patch16_siglip_224", {}),
+    "mean": ("vit_base_patch16_reg4_gap_256", {}),
+    "rotary mean": ("vit_medium_patch16_rope_reg1_gap_256", {}),
+    "pooling with class token": ("vit_tiny_patch16_224", {"global_pool": "map", "pool_include_prefix": True}),
+}
+"""Families that EViT's rule cannot rank with, as the last never trained its class token by itself."""
+
 
 def tiny_vit(family: str = "plain", seed: int = 0, **options: object) -> nn.Module:
     """A model of a family in evaluation mode; `options` go to timm."""
-    name, changes = FAMILIES[family]
+    name, changes = (FAMILIES | WITHOUT_CLASS_TOKEN)[family]
     torch.manual_seed(seed)
     vit = timm.create_model(name, **SIZE | changes | options)
     for key, weight in vit.named_parameters():

@@ -18,6 +18,7 @@ from dlth.tickets.errors import InputError, LockedError, MismatchError, shown
 from dlth.tickets.format.header import SelectorInfo, TicketHeader, differences
 from dlth.tickets.format.jsontext import Json
 from dlth.tickets.format.manifest import ShardSpec
+from dlth.tickets.format.provenance import RANKER, ranker_of
 from dlth.tickets.format.rows import ShardTickets
 from dlth.tickets.ranking.budget import Budget
 from dlth.tickets.store.ticket_store import TicketStore
@@ -100,6 +101,8 @@ def parent_record(store: TicketStore) -> dict[str, Json]:
         "weights_sha256": header.selector.weights_sha256,
         "k": header.k,
     }
+    if RANKER in header.extensions:
+        record["ranker"] = ranker_of(header)
     derived = header.extensions.get("derived")
     if isinstance(derived, dict) and isinstance(derived.get("operation"), str):
         record["operation"] = derived["operation"]

@@ -17,6 +17,7 @@ from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, s
 from dlth.tickets.format.header import TicketHeader, differences
 from dlth.tickets.format.jsontext import Json
 from dlth.tickets.format.manifest import ShardSpec
+from dlth.tickets.format.provenance import AVERAGED, RANKER
 from dlth.tickets.format.rows import ShardTickets
 from dlth.tickets.store.labels import NO_LABEL, Labels, RowLabels
 from dlth.tickets.store.ticket_store import TicketStore, open_store, open_stores
@@ -25,9 +26,9 @@ from dlth.tickets.store.ticket_store import TicketStore, open_store, open_stores
 def merge(stores: Sequence[TicketStore]) -> Draft:
     """The shards of several files in one, sorted by name as `dlth select` sorts them.
 
-    The headers must agree in everything but the size of the data set, creator, date, library versions and extensions;
-    no shard name and no key may stand in two files. Raises MismatchError naming every difference, and the shard or a
-    key that stands twice.
+    The headers must agree in everything but the size of the data set, creator, date, library versions and extensions
+    other than ranker and views; no shard name and no key may stand in two files. Raises MismatchError naming every
+    difference, and the shard or a key that stands twice.
     """
     stores = open_stores(stores)
     if len(stores) < 2:
@@ -163,4 +164,5 @@ def _check_mergeable(first: TicketStore, other: TicketStore) -> None:
 def _bare(header: TicketHeader) -> TicketHeader:
     """The header without what may differ between the parts of a merge."""
     dataset = replace(header.dataset, count=0, fingerprint="")
-    return replace(header, dataset=dataset, creator="", created="", versions={}, extensions={})
+    ranked_how = {name: value for name, value in header.extensions.items() if name in (RANKER, AVERAGED)}
+    return replace(header, dataset=dataset, creator="", created="", versions={}, extensions=ranked_how)

@@ -13,6 +13,8 @@ AVERAGED = "average_views"
 """The header's extension that says over which views of an image its ranking is a mean."""
 _PARENTS = 3
 """How many parents a line names."""
+RANKER, DEFAULT_RANKER = "ranker", "evit"
+"""Name under `extensions` of what ranked the patches with the selector, and what did where a header does not say."""
 
 
 def describe(header: TicketHeader) -> str:
@@ -24,7 +26,7 @@ def describe(header: TicketHeader) -> str:
     """
     derived = header.extensions.get("derived")
     record: dict[str, Any] = derived if isinstance(derived, dict) else {}
-    who = describe_selector(header.selector) + _averaged(header)
+    who = describe_selector(header.selector, ranker_of(header)) + _averaged(header)
     operation = _text(record.get("operation"))
     if operation == "import":
         return f"{who} (file sha256 {_text(record.get('file_sha256'))[:12] or 'unknown'}…)"
@@ -41,15 +43,23 @@ def all_alike(header: TicketHeader, num_tickets: int, k: int) -> str:
     )
 
 
-def describe_selector(selector: SelectorInfo) -> str:
-    """A selector with its weights and blocks; the bare name where no model's scores ordered the patches."""
+def ranker_of(header: TicketHeader) -> str:
+    """Name of what ranked the patches, printable."""
+    return _text(header.extensions.get(RANKER)) or DEFAULT_RANKER
+
+
+def describe_selector(selector: SelectorInfo, ranker: str = DEFAULT_RANKER) -> str:
+    """A selector with its weights and blocks, and its ranker if that is another than the default; the bare name where
+    no model's scores ordered the patches.
+    """
     name = shown(selector.model, 80)
     if selector.heads == "none":
         return f"imported, ranked by {name}" if selector.weights_source == "imported" else name
     weights = f"weights {selector.weights_sha256[:12]}…" if selector.weights_sha256 else "weights unknown"
     source = f", {shown(selector.weights_source, 60)}" if selector.weights_source else ""
     blocks = f", blocks {','.join(map(str, selector.blocks))}" if selector.blocks else ""
-    return f"selector {name} ({weights}{source}){blocks}"
+    how = f", ranked by {shown(ranker, 80)}" if ranker != DEFAULT_RANKER else ""
+    return f"selector {name} ({weights}{source}){blocks}{how}"
 
 
 def _averaged(header: TicketHeader) -> str:
@@ -64,11 +74,17 @@ def _parents(value: Any) -> str:
     if not parents:
         return ""
     named = [
-        f"{_text(parent.get('selector')) or 'unknown'} (identity {_text(parent.get('identity'))[:12] or 'unknown'}…)"
+        f"{_text(parent.get('selector')) or 'unknown'} ({_ranked(parent)}identity"
+        f" {_text(parent.get('identity'))[:12] or 'unknown'}…)"
         for parent in parents[:_PARENTS]
     ]
     more = f" and {len(parents) - _PARENTS} more" if len(parents) > _PARENTS else ""
     return f"made from tickets of {', '.join(named)}{more}"
+
+
+def _ranked(parent: dict[str, Any]) -> str:
+    ranker = _text(parent.get(RANKER))
+    return f"ranked by {ranker}, " if ranker else ""
 
 
 def _text(value: Any) -> str:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from dlth.tickets import Budget, Grid
 from dlth.tickets.errors import InputError
-from dlth.tickets.format.provenance import describe_selector
+from dlth.tickets.format.provenance import DEFAULT_RANKER, describe_selector
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, WeightsFile
 from dlth.training.reporter import Reporter
+from dlth.training.selectors.chosen import choose
 from dlth.training.selectors.patch_ranker import PatchRanker, Select, Selection
-from dlth.training.selectors.rankers import RANKERS, RankerSpec
+from dlth.training.selectors.rankers import RankerSpec
 from dlth.training.settings.train_config import TrainConfig
 
 FLAGS = {
@@ -29,9 +30,10 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class OnlineSelector:
-    """A ranker in the loop, and what a result says of it."""
+    """A ranker in the loop, by which name, and what a result says of it."""
 
     selector: PatchRanker
+    ranker: str = DEFAULT_RANKER
 
     def ranking(self, students: Pixels) -> Select:
         """Its `select` for images [B, 3, H, W] that are normalised, and sized, as the student wants them."""
@@ -49,12 +51,13 @@ class OnlineSelector:
     @property
     def text(self) -> str:
         """What it is, in one line."""
-        return f"{describe_selector(self.selector.info)}, in the loop"
+        return f"{describe_selector(self.selector.info, self.ranker)}, in the loop"
 
     def facts(self) -> dict[str, Any]:
-        """What ranks the patches: model, digest and source of its weights, blocks, and its rates."""
+        """What ranks the patches: ranker, model, digest and source of its weights, blocks, and its rates."""
         info, budget, frame = self.selector.info, self.selector.budget, self.selector.frame
         return {
+            "ranker": self.ranker,
             "model": info.model,
             "weights_sha256": info.weights_sha256,
             "weights_source": info.weights_source,
@@ -109,8 +112,10 @@ def open_selector(
         rates=rates,
         flags="--selector-kwargs",
     )
-    selector = RANKERS["evit"](spec, device)
-    if selector.frame.grid != grid:
-        theirs = f"the selector ranks {selector.frame.grid} patches, the student has {grid}"
+    chosen = choose(config.selector_ranker, spec, device)
+    if chosen.why:
+        reporter.note(f"selector's ranker: {chosen.name} ({chosen.why})")
+    if chosen.ranker.frame.grid != grid:
+        theirs = f"the selector ranks {chosen.ranker.frame.grid} patches, the student has {grid}"
         raise InputError(f"{theirs}: both need the same grid")
-    return OnlineSelector(selector)
+    return OnlineSelector(chosen.ranker, chosen.name)

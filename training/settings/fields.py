@@ -20,6 +20,10 @@ WHICH_BLOCKS = (
     " quarters of the depth."
 )
 FUSE_TOKENS = "Fuse dropped tokens into one, as EViT may; what the weights record if absent."
+WHICH_RANKER = (
+    "What orders the patches: evit, evit-kq, evit-qv, cls-attention, rollout, gradient, pool-attention, feature-norm,"
+    " or your own as package.module:name; evit if absent and the model has a class token."
+)
 
 MAX_SIDE = 1 << 16
 """Pixels of a view's side: a hundred times what models take, and below what a slip of the key makes."""

@@ -15,6 +15,7 @@ from dlth.training.settings.fields import (
     MAX_EPOCHS,
     MAX_SIDE,
     WHICH_BLOCKS,
+    WHICH_RANKER,
     Deviations,
     Integers,
     Keep,
@@ -218,6 +219,7 @@ class TrainConfig(Settings):
     )
     selector_pretrained: bool = setting(False, SELECTOR, "Take timm's published weights for the selector.")
     selector_kwargs: Pairs = setting({}, SELECTOR, "Further arguments of the selector's timm model.")
+    selector_ranker: str | None = setting(None, SELECTOR, WHICH_RANKER)
     selector_blocks: Integers | None = setting(None, SELECTOR, WHICH_BLOCKS)
     selector_fuse_tokens: bool | None = setting(None, SELECTOR, FUSE_TOKENS)
 

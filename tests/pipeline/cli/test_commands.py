@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import timm
+from makers import ROOT
 from makers.pictures import make_tar
 from makers.runs import MODEL, SMALL
 from makers.tampering import flip
@@ -141,6 +142,32 @@ def test_info_shows_the_header_and_draws_a_ticket(dlth: Run, tickets: tuple[Any,
     drawn = out.split("the last):\n")[1].splitlines()
     assert len(drawn) == 4
     assert sum(line.count(mark) for line in drawn for mark in "■▣□") == 8
+
+
+def test_a_ranker_is_named_by_a_flag_and_shown(
+    dlth: Run, tickets: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of dlth's, and one's own from the working folder (the page's example), in the plan, the file's facts and a
+    refusal.
+    """
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "rankers.md").read_text()
+    Path("my_own_ranker.py").write_text(page.split("```python\n")[1].split("```")[0])
+    words = ("select", *SMALL, "--data", tickets[0].spec, "--random-weights", "--num-classes", 3, "--workers", 0)
+    for ranker in ("rollout", "my_own_ranker:make"):
+        out = f"{ranker[:3]}.zarr"
+        code, said, err = dlth(*words, "--out", out, "--keep", "0.5", "--ranker", ranker)
+        assert code == 0, err
+        assert f"ranker                   {ranker}" in said
+        facts = json.loads(dlth("tickets", "info", out, "--json")[1])
+        assert (facts["ranker"], facts["header"]["extensions"]) == (ranker, {"ranker": ranker})
+        assert f"blocks 1, ranked by {ranker}" in facts["tickets are"]
+    assert json.loads(dlth("tickets", "info", tickets[1], "--json")[1])["ranker"] == "evit"
+    code, _, err = dlth(*words, "--out", "x.zarr", "--ranker", "my_own_ranker:mak")
+    assert (code, "my_own_ranker has no 'mak'" in err) == (2, True)
+    Path("dlth.toml").write_text("[select]\nranker = 'my_own_ranker:make'\n")
+    code, _, err = dlth(*words, "--out", "x.zarr")
+    assert (code, "give --ranker my_own_ranker:make, or --config dlth.toml" in err) == (2, True)
 
 
 def test_an_unfinished_file_is_refused_everywhere(dlth: Run, tickets: tuple[Any, Path]) -> None:

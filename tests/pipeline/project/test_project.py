@@ -121,6 +121,7 @@ def _flag(line: str) -> tuple[str, str]:
         ("train = 3\n", r"train must be a table: write \[train\]"),
         ("data = 3\n", "data must be text in quotes, found 3"),
         ("data = \n", "is not TOML"),
+        ("[train]\nselector_ranker = 'my:own'\n", r"names code .*give --selector-ranker my:own, or --config dlth.toml"),
     ],
 )
 def test_what_a_project_file_cannot_say_is_an_error(folder: Path, text: str, message: str) -> None:

@@ -333,7 +333,13 @@ def test_stage_1_asks_a_ranker_for_nothing_but_the_protocol(tmp_path: Path, monk
     make_tar(tmp_path / "train-000000.tar", [(f"{key}.png", data) for key, data in members.items()])
     ranker = Stripes()
     monkeypatch.setitem(RANKERS, "stripes", lambda wanted, device: ranker)
-    made = plan(select_config(str(tmp_path), tmp_path / "t.zarr", bad_images="skip"), ranker="stripes")
+    config = select_config(str(tmp_path), tmp_path / "t.zarr", bad_images="skip")
+    as_object = plan(config, ranker=ranker)
+    assert as_object.header.extensions == {"ranker": f"{Stripes.__module__}:Stripes"}
+    assert (as_object.ranker, ranker.seen) == (ranker, 1)  # a black image
+    ranker.seen = 0
+    made = plan(config, ranker="stripes")
+    assert made.header.extensions == {"ranker": "stripes"}
     assert (select(made).images, made.header.k, made.header.selector.model) == (3, 8, "stripes")
     assert ranker.seen == 2
     store = TicketStore(tmp_path / "t.zarr")
@@ -400,6 +406,45 @@ def test_one_view_without_a_score_leaves_the_image_without_a_ticket(
     config = select_config(shards.spec, tmp_path / "t.zarr", average_views=2, batch_size=1)
     with pytest.raises(InputError, match=f"key {shards.keys[0][0]}: the scores of its patches are no"):
         select(plan(config, ranker="stripes"))
+
+
+BACKBONES = [
+    ("vit_small_patch14_reg4_dinov2", {"patch_size": 14, "img_size": 56}, "evit"),
+    ("vit_small_patch16_dinov3", {}, "evit"),
+    ("vit_base_patch16_clip_224", {}, "evit"),
+    ("vit_base_patch16_siglip_224", {}, "pool-attention"),
+    ("vit_base_patch16_siglip_gap_224", {}, "feature-norm"),
+]
+"""Today's backbones of timm, small here, and what ranks with each where nobody says."""
+
+
+@pytest.mark.parametrize(("model", "size", "ranker"), BACKBONES, ids=[model for model, _, _ in BACKBONES])
+def test_todays_backbones_select_as_they_are(
+    make_shards: Callable[..., Any], tmp_path: Path, model: str, size: dict[str, int], ranker: str
+) -> None:
+    """By model and weights alone: by the class token where there is one, otherwise by a rule that the plan gives the
+    reason for; the file says which, and another on the same file is refused."""
+    shards = make_shards(1, 3)
+    kwargs = KWARGS | {name: value for name, value in size.items() if name == "patch_size"}
+    changes = {"model": model, "model_kwargs": kwargs, "img_size": size.get("img_size", 32)}
+    prepared = plan(select_config(shards.spec, tmp_path / "t.zarr", **changes))
+    said = str(prepared.facts()["ranker"])
+    assert said.startswith(ranker)
+    assert ("evit cannot rank with this VisionTransformer: it has no class token" in said) == (ranker != "evit")
+    assert select(prepared).complete
+    store = TicketStore(tmp_path / "t.zarr")
+    assert store.verify() == []
+    assert store.header.extensions == ({} if ranker == "evit" else {"ranker": ranker})
+    assert (f"ranked by {ranker}" in describe(store.header)) == (ranker != "evit")
+    assert store.header.k == 8
+    before = tree_bytes(tmp_path / "t.zarr")
+    run(shards.spec, tmp_path / "again.zarr", ranker=ranker, **changes)
+    assert tree_bytes(tmp_path / "again.zarr") == before
+    other = "feature-norm" if ranker == "evit" else "evit"
+    with pytest.raises(
+        DlthError, match=r"no class token.*What can|extensions\.ranker: file has nothing, asked feature"
+    ):
+        run(shards.spec, tmp_path / "t.zarr", ranker=other, **changes)
 
 
 def test_an_empty_shard_is_written_as_what_it_is(make_shards: Callable[..., Any], tmp_path: Path) -> None:

@@ -177,6 +177,9 @@ def test_a_merge_refuses_shards_keys_or_settings_that_clash(store_path: Path, tm
     other = TicketStore(make_store(tmp_path / "other", k=5))
     with pytest.raises(MismatchError, match=r"made in another way(.|\n)*k: file has 6, asked 5"):
         merge([store, other])
+    rollout = TicketStore(make_store(tmp_path / "rollout", extensions={"ranker": "rollout"}))
+    with pytest.raises(MismatchError, match=r"extensions\.ranker: file has nothing, asked rollout"):
+        merge([store, rollout])
     with pytest.raises(InputError, match="at least two ticket files, got 1"):
         merge([store])
     rows = store.read(0)
@@ -336,6 +339,11 @@ def test_a_file_says_what_its_tickets_are(tmp_path: Path) -> None:
     )
     part = subset_by_keys(one, one.keys(0)[:2]).header
     assert describe(part) == f"selector vit_tiny (weights {'ab' * 6}…, random), blocks 0,1,2; subset; {made}"
+    rollout = TicketStore(make_store(tmp_path / "rollout.zarr", extensions={"ranker": "roll\x1bout"}))
+    assert describe(rollout.header) == describe(one.header) + ", ranked by roll\\x1bout"
+    both = union([one, rollout]).header
+    assert f"vit_tiny (ranked by roll\\x1bout, identity {rollout.identity[:12]}…)" in describe(both)
+    assert "ranked by roll" not in describe(control(rollout, "centre").header).partition(";")[0]
     foreign = make_header(
         selector=unscored("their\x1b[2J code", "imported"),
         stage_tokens=(),
