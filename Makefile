@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 INSTALLED := $(VENV)/.installed
+# Compiled modules are kept, whatever the environment says (containers often say no): the tests start some hundred
+# processes, and each would compile torch and what it imports anew, which is more than half of its start.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test test-browser bench torture check lint types format lock clean
 
