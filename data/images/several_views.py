@@ -45,7 +45,8 @@ class SeveralViews:
         """The views of `image` uint8 [3, height, width], the file's own first: pixels uint8 [views, 3, own.height,
         own.width], and their maps to the image, float64 [views, 2, 3], as `View` has them.
         """
-        pixels, view = render(image, self.own), self.own.view_of(*image.shape[-2:], self.grid)
+        height, width = image.shape[-2:]
+        pixels, view = render(image, self.own), self.own.view_of(height, width, self.grid)
         crops = [
             augment(image, self._augmentation, self.grid, "averaged views", self.seed, key, number)
             for number in range(self.crops)
