@@ -40,8 +40,8 @@ from dlth.tickets.errors import InputError, shown
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.ranking.view import View
 
-NumKept = int | Callable[[int, int], int]
-"""Patches kept: a number, or a function of (epoch, step)."""
+NumKept = int | Callable[[int, int], int | None]
+"""Patches kept: a number, or a function of (epoch, step), None where images are shown whole."""
 Hidden = Literal["demote", "keep"]
 """What is done about patches that show fill or noise: their rank falls by the share that does, or nothing."""
 
@@ -188,6 +188,8 @@ class _TrainJob:
             bad=bad,
             hidden=hidden_patches(showings, self.choice.grid, mix),
         )
+        if request.k is None:
+            return [batch]
         chosen = self.choice.has_patches(showings)
         chosen &= chosen[partners(len(showings))] | ~mix.mixed
         if chosen.all():
@@ -198,7 +200,7 @@ class _TrainJob:
         rest = replace(batch.of(~chosen), bad={})
         return [self._cut(with_tickets, request.k, list(compress(showings, chosen))), rest]
 
-    def _cut(self, batch: Batch, k: int | None, showings: list[Showing]) -> Batch:
+    def _cut(self, batch: Batch, k: int, showings: list[Showing]) -> Batch:
         """The batch with the patches that its showings keep. The one place where what is dropped need not travel on."""
         hidden = batch.hidden if self.hidden == "demote" else None
         return batch.keeping(self.choice.kept(showings, batch.epoch, k, batch.mix, hidden))

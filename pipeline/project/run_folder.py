@@ -26,7 +26,7 @@ def run_name(config: TrainConfig, header: TicketHeader | None) -> str:
     known = DEFAULT_MODEL if config.init_from is None else Path(config.init_from).stem  # whose model its file records
     words = [config.arm, re.sub(r"[^A-Za-z0-9._]+", "_", config.model or known)]
     if config.arm != "dense":
-        words += [config.mode, _kept(config.keep, header)]
+        words += [config.mode, _kept(config.share, header)]
     return "-".join([*filter(None, words), f"seed{config.seed}"])
 
 

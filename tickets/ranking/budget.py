@@ -52,6 +52,11 @@ class Budget:
     keep: str
     stage_keep: str
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no patch is dropped, so that nothing need be ranked."""
+        return self.k == self.num_patches
+
     @classmethod
     def of(
         cls,

@@ -33,7 +33,7 @@ from dlth.tickets.format.provenance import describe
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import EvalSet, moved_text
 from dlth.training.models.frame import Frame, described
-from dlth.training.runs.keep_schedule import KeepSchedule
+from dlth.training.runs.keep_schedule import Schedule
 from dlth.training.settings.train_config import TrainConfig
 
 
@@ -139,11 +139,11 @@ class Inputs:
     @property
     def keep(self) -> str:
         """The share of patches as it was asked for, or as the ticket file has it, rounded; empty where all are kept."""
-        if self.config.keep is not None:
-            return self.config.keep
+        if self.config.share is not None:
+            return self.config.share
         return self.files.store.header.keep if self.files.store is not None else ""
 
-    def loader(self, schedule: KeepSchedule) -> TrainLoader:
+    def loader(self, schedule: Schedule) -> TrainLoader:
         """This rank's training batches; where a selector in the loop picks the patches, images come with none.
         Raises DlthError for augmentation, batches, tickets or workers that do not fit.
         """
@@ -155,6 +155,11 @@ class Inputs:
             )
         picked_later = config.mode == "online" and config.arm == "ticket"
         arm: Arm = "dense" if picked_later else config.arm
+
+        def kept(epoch: int, step: int) -> int | None:
+            budget = schedule.budget(epoch, step)
+            return None if budget.keeps_all else budget.k
+
         return TrainLoader(
             self.files.index,
             grid=self.frame.grid,
@@ -162,7 +167,7 @@ class Inputs:
             augmentation=self._augmentation(),
             seed=config.seed,
             arm=arm,
-            k=None if arm == "dense" else lambda epoch, step: schedule.budget(epoch, step).k,
+            k=None if arm == "dense" else kept,
             join=self.join,
             random_tokens=config.random_tokens,
             drawn_in="view" if config.mode == "online" else "image",

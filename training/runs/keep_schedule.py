@@ -1,9 +1,15 @@
-"""How many patches are kept at which step: all the way the ticket's number, or the paper's adjusted schedule.
+"""How many patches are kept at which step: all the way the ticket's number, the paper's adjusted schedule, milestones.
 
 The schedule is on the *stage rate*, the share that each selection stage keeps of what reaches it: it falls from 1 by
 half a cosine, a little each step, and the patches follow by the ceils of the stages, so about as its third power. A
-cosine on the number of patches itself is up to 13 of 196 off. The budget of a step is a function of (epoch, step), so a
-resumed run needs no state, and it is the selector's too where that runs in the loop.
+cosine on the number of patches itself is up to 13 of 196 off.
+
+Milestones name epochs and shares, so that a run can end on all patches: a student that was trained on tickets meets
+sequences of another length when it is evaluated dense, and a few epochs on whole images mend what that costs (as FLIP's
+unmasked tuning does).
+
+The budget of a step is a function of (epoch, step), so a resumed run needs no state, and it is the selector's too where
+that runs in the loop. A step that keeps all patches ranks none: it is a step of the dense arm.
 """
 
 import math
@@ -54,6 +60,30 @@ class KeepSchedule:
     def most_sizes(self) -> int:
         """At most so many different numbers of patches are kept over a run."""
         return 1 if self.epochs == 0 else self.final.num_patches - self.final.k + 1
+
+
+@dataclass(frozen=True)
+class KeepMilestones:
+    """The budget of every step by milestones (epoch, budget from it on), epochs rising; the run's `own` before them."""
+
+    own: Budget
+    milestones: tuple[tuple[int, Budget], ...]
+
+    def budget(self, epoch: int, step: int = 0) -> Budget:
+        """What is kept at any `step` of `epoch`, from 0."""
+        return next((budget for start, budget in reversed(self.milestones) if start <= epoch), self.own)
+
+    def __str__(self) -> str:
+        later = [f", {budget.k} from epoch {start} on" for start, budget in self.milestones if start > 0]
+        return f"{self.budget(0).k} of {self.own.num_patches} patches" + "".join(later)
+
+    @property
+    def most_sizes(self) -> int:
+        """At most so many different numbers of patches are kept over a run."""
+        return len({self.own.k, *(budget.k for _, budget in self.milestones)})
+
+
+Schedule = KeepSchedule | KeepMilestones
 
 
 def final_budget(k: int, num_patches: int, keep: str | None, header: TicketHeader | None) -> Budget:

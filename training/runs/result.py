@@ -31,7 +31,8 @@ class RunResult:
 
     status: "finished", or "stopped" when a signal asked for it (then a checkpoint holds the rest)
     arm, mode: what was trained on; the mode is empty for the dense arm, and for the random one if it is "projected"
-    k, keep, num_patches: patches kept at the end, as asked for, and in all
+    k, keep, num_patches: patches that were trained on, as asked for, and in all; evaluations drop to k
+    k_last: patches kept in the last step, more than k after a dense finish; None in results of older versions
     tickets, val_tickets: identities of the ticket files, empty where there is none
     tickets_are, val_tickets_are: what those tickets are in words (selector, control, what they were made from)
     val_view, val_tickets_view: how validation images are seen, and how their tickets' selector saw them
@@ -69,6 +70,7 @@ class RunResult:
     train_loss: float | None = None
     hidden_share: float | None = None
     whole_images: int = 0
+    k_last: int | None = None
     tickets_are: str = ""
     val_tickets_are: str = ""
     val_view: str = ""

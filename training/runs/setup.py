@@ -32,12 +32,12 @@ from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
 from dlth.training.reporter import Reporter
 from dlth.training.runs.inputs import Inputs, open_files
-from dlth.training.runs.keep_schedule import KeepSchedule, final_budget
+from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule, Schedule, final_budget
 from dlth.training.runs.optim import SetRate, make_ema, make_optimizer, make_schedule
 from dlth.training.runs.step import Stepper
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
-from dlth.training.settings.fields import is_free
+from dlth.training.settings.fields import NO_SCHEDULE, is_free
 from dlth.training.settings.recipes import RECIPE_BATCH
 from dlth.training.settings.train_config import TrainConfig
 
@@ -60,7 +60,7 @@ class Parts:
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     set_rate: SetRate
-    schedule: KeepSchedule
+    schedule: Schedule
     loader: TrainLoader
     stepper: Stepper
     pixels: Pixels
@@ -119,8 +119,9 @@ class Parts:
             "arm": config.arm,
             "mode": config.mode if ticket_arm or config.mode != "projected" else "",
             "model": resolve(config.student),
-            "k": self.schedule.final.k,
-            "keep": "1" if config.arm == "dense" else inputs.keep or self.schedule.final.keep,
+            "k": inputs.k if config.arm != "dense" and inputs.k is not None else self.grid.num_patches,
+            "k_last": self.schedule.budget(config.epochs - 1, inputs.steps_per_epoch - 1).k,
+            "keep": "1" if config.arm == "dense" else inputs.keep or (online.selector.budget.keep if online else ""),
             "num_patches": self.grid.num_patches,
             "seed": config.seed,
             "tickets": inputs.identity if ticket_arm else "",
@@ -181,7 +182,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
         frame = Frame.of(model, student.grid, student.patch_size, **images)
-        k, online = tokens_kept(config.keep, frame.grid, files.store, files.val_store), None
+        k, online = tokens_kept(config.share, frame.grid, files.store, files.val_store), None
         if config.mode == "online" and (config.selector or config.selector_checkpoint):
             online = open_selector(config, k, frame.grid, world.device, reporter)
             k = k or online.selector.budget.k
@@ -231,7 +232,7 @@ def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
     )
 
 
-def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> KeepSchedule:
+def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> Schedule:
     """What each step keeps; a selector in the loop comes to it by its own stages."""
     num_patches, files = inputs.frame.grid.num_patches, inputs.files
     if config.arm == "dense" or inputs.k is None:
@@ -240,10 +241,18 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
         final, fuse_tokens = online.selector.budget, online.selector.info.fuse_tokens
     else:
         header = next((store.header for store in (files.store, files.val_store) if store is not None), None)
-        final = final_budget(inputs.k, num_patches, config.keep, header)
+        final = final_budget(inputs.k, num_patches, config.share, header)
         fuse_tokens = header is not None and header.selector.fuse_tokens
-    if config.keep_schedule == "none":
+    if config.keep_schedule == NO_SCHEDULE:
         return KeepSchedule(final)
+    if config.milestones:
+        stages = len(final.stage_tokens)
+        return KeepMilestones(
+            final,
+            tuple(
+                (epoch, Budget.from_keep(share, num_patches, stages, fuse_tokens)) for epoch, share in config.milestones
+            ),
+        )
     start, epochs = config.keep_schedule_start, config.keep_schedule_epochs
     return KeepSchedule(final, start, epochs, inputs.steps_per_epoch, fuse_tokens)
 

@@ -100,7 +100,7 @@ class Stepper:
         """Train on this rank's micro-batches of global step `step`; `budget`: what the online selector keeps in it."""
         torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
         self.student.train()
-        by_file = self.config.arm == "ticket" and self.select is None
+        by_file = self.config.arm == "ticket" and self.select is None and not _keeps_all(budget)
         whole_batches = [batch for batch in batches if by_file and batch.patches is None]
         total, whole = self.world.sums([_num_images(batches), _num_images(whole_batches)])
         self.optimizer.zero_grad(set_to_none=True)
@@ -154,7 +154,7 @@ class Stepper:
         targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
             patches, unranked = batch.patches, None
-            if self.select is not None:
+            if self.select is not None and not _keeps_all(budget):
                 patches, unranked = self._selected(images, batch, self.select, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
             if self.config.mix_token:
@@ -181,6 +181,10 @@ class Stepper:
         return [
             int(number) for batch, losses in self.last_losses for number in batch.ids[~torch.isfinite(losses)].tolist()
         ]
+
+
+def _keeps_all(budget: Budget | None) -> bool:
+    return budget is not None and budget.keeps_all
 
 
 def _num_images(batches: Sequence[Batch]) -> float:

@@ -93,7 +93,7 @@ def open_selector(
     }
     settings |= dict.fromkeys(("img_size", *ABOUT_IMAGES))
     # a share says more than its k: the rates of stages and schedules
-    rates = {"stage_keep": None, "keep": config.keep, "tokens": k if config.keep is None else None}
+    rates = {"stage_keep": None, "keep": config.share, "tokens": k if config.share is None else None}
     weights = WeightsFile.find(config.selector_checkpoint) if config.selector_checkpoint else None
     if weights is not None:
         settings = weights.settle(settings, reporter.note, FLAGS)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
-from dlth.tickets.ascii_digits import ascii_only
+from dlth.tickets.ascii_digits import ascii_only, is_digits
 from dlth.tickets.ranking.budget import exact_rate
 
 WHICH_BLOCKS = (
@@ -30,6 +30,9 @@ MAX_SIDE = 1 << 16
 MAX_BATCH = 1 << 16
 """Images of one forward, and forwards of one step: beyond any device's memory, and any use."""
 MAX_EPOCHS = 10**6
+
+NO_SCHEDULE, COSINE = "none", "cosine"
+"""Keep schedules that have a name; any other is milestones."""
 
 NO_PATH = "auto"
 """The one word that may stand where a path may, and is none (``resume``)."""
@@ -164,6 +167,29 @@ def _share(value: str) -> str:
     return value
 
 
+def read_milestones(text: str) -> tuple[tuple[int, str], ...]:
+    """``0:0.7,280:1.0`` to (epoch, share of the patches kept from its first step on) of each, epochs rising.
+
+    Raises ValueError for anything else.
+    """
+    found: list[tuple[int, str]] = []
+    for part in text.split(","):
+        epoch, _, share = (piece.strip() for piece in part.partition(":"))
+        if not is_digits(epoch) or not share or len(epoch) > len(str(MAX_EPOCHS)):
+            raise ValueError(f"expected none, cosine, or epoch:share milestones such as 0:0.7,280:1.0, found {part!r}")
+        if found and int(epoch) <= found[-1][0]:
+            raise ValueError(f"epochs of milestones must rise, found {epoch} after {found[-1][0]}")
+        found.append((int(epoch), _share(share)))
+    return tuple(found)
+
+
+def _schedule(text: str) -> str:
+    if text not in (NO_SCHEDULE, COSINE):
+        read_milestones(text)
+    return text
+
+
+ScheduleText = Annotated[str, AfterValidator(_schedule)]
 Keep = Annotated[str, BeforeValidator(_exact), AfterValidator(_share)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]

@@ -18,7 +18,7 @@ from dlth.tickets.ascii_digits import ascii_only
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.user_files import named_text
-from dlth.training.settings.fields import Settings
+from dlth.training.settings.fields import COSINE, Settings
 from dlth.training.settings.recipes import RECIPES
 from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml, read_toml, to_toml, toml_of
 from dlth.training.settings.train_config import TrainConfig
@@ -151,7 +151,7 @@ def fitted(layers: Layers[TrainConfig]) -> tuple[Layers[TrainConfig], list[str]]
     changes: dict[str, int] = {}
     if warmup is not None and epochs is not None and warmup >= epochs:
         changes["warmup_epochs"] = max(epochs - 1, 0)
-    if epochs is not None and layers.get("keep_schedule") != "none":
+    if epochs is not None and layers.get("keep_schedule") == COSINE:
         start, span = _whole(layers.get("keep_schedule_start")), _whole(layers.get("keep_schedule_epochs"))
         if start is not None and span is not None and start + span > epochs:
             changes |= {"keep_schedule_start": epochs * 10 // 300, "keep_schedule_epochs": max(epochs * 100 // 300, 1)}

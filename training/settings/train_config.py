@@ -9,11 +9,14 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from dlth.data.shards.scan import MAX_CLASSES
+from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.settings.fields import (
+    COSINE,
     FUSE_TOKENS,
     MAX_BATCH,
     MAX_EPOCHS,
     MAX_SIDE,
+    NO_SCHEDULE,
     WHICH_BLOCKS,
     WHICH_RANKER,
     Deviations,
@@ -22,7 +25,9 @@ from dlth.training.settings.fields import (
     Means,
     Pair,
     Pairs,
+    ScheduleText,
     Settings,
+    read_milestones,
     refuse_own_flags,
     setting,
 )
@@ -96,11 +101,14 @@ class TrainConfig(Settings):
     recipe: str = setting("", WHAT, "Name of the recipe that the other settings started from.", free=True)
 
     keep: Keep | None = setting(None, TOKENS, "Share of the patches to keep; the ticket file's own if absent.")
-    keep_schedule: Literal["none", "cosine"] = setting(
-        "none", TOKENS, "Let the stage rate fall from 1 by a cosine, step by step: the paper's adjusted schedule."
+    keep_schedule: ScheduleText = setting(
+        NO_SCHEDULE,
+        TOKENS,
+        "cosine lets the stage rate fall from 1 step by step, the paper's adjusted schedule; milestones as in"
+        " 0:0.7,280:1.0 say from which epoch on which share is kept.",
     )
-    keep_schedule_start: int = setting(10, TOKENS, "Epoch at which the rate begins to fall.", ge=0)
-    keep_schedule_epochs: int = setting(100, TOKENS, "Epochs over which the rate falls.", gt=0)
+    keep_schedule_start: int = setting(10, TOKENS, "Cosine: epoch at which the rate begins to fall.", ge=0)
+    keep_schedule_epochs: int = setting(100, TOKENS, "Cosine: epochs over which the rate falls.", gt=0)
     missing: Literal["error", "dense", "random", "skip"] = setting(
         "error", TOKENS, "What to do with an image that has no ticket."
     )
@@ -259,6 +267,20 @@ class TrainConfig(Settings):
         return self.model or DEFAULT_MODEL
 
     @property
+    def milestones(self) -> tuple[tuple[int, str], ...]:
+        """(epoch, share kept from it on) of each milestone of the keep schedule; empty where it has a name."""
+        return () if self.keep_schedule in (NO_SCHEDULE, COSINE) else read_milestones(self.keep_schedule)
+
+    @property
+    def share(self) -> str | None:
+        """The share of the patches that the run is about and evaluates with: that of `keep`, else of a milestone at
+        epoch 0 that drops any; None: the ticket file's own.
+        """
+        if self.keep is not None:
+            return self.keep
+        return next((share for epoch, share in self.milestones if epoch == 0 and exact_rate(share) < 1), None)
+
+    @property
     def users_crop_pct(self) -> float | None:
         """The share of the evaluation crop if the user gave one: a recipe's own gives way to what files say."""
         return None if self.crop_pct == RECIPES.get(self.recipe, {}).get("crop_pct") else self.crop_pct
@@ -285,14 +307,15 @@ class TrainConfig(Settings):
                 f" --frozen-views {self.aug_repeats}, or --aug-repeats 0"
             )
         recorded = self.mode == "online" and self.selector_checkpoint is not None  # a trained selector has a rate
-        if self.arm != "dense" and self.tickets is None and self.keep is None and not recorded:
+        if self.arm != "dense" and self.tickets is None and self.share is None and not recorded:
             raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
         if self.mix_token and (self.mixup or self.cutmix):
             raise ValueError("--mix-token takes the place of --mixup and --cutmix: set those to 0")
-        if self.arm == "dense" and self.keep_schedule != "none":
+        if self.arm == "dense" and self.keep_schedule != NO_SCHEDULE:
             raise ValueError("the dense arm keeps all patches: a keep schedule has no meaning there")
-        if self.keep_schedule != "none" and self.keep_schedule_start >= self.epochs:
-            raise ValueError(f"a keep schedule from epoch {self.keep_schedule_start} on never begins in {self.epochs}")
+        starts = [self.keep_schedule_start] if self.keep_schedule == COSINE else [epoch for epoch, _ in self.milestones]
+        if starts and starts[-1] >= self.epochs:
+            raise ValueError(f"a keep schedule from epoch {starts[-1]} on never begins in {self.epochs}")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise ValueError(f"{self.warmup_epochs} epochs of warm-up do not fit in {self.epochs} epochs")
         return self

@@ -372,6 +372,33 @@ def test_a_keep_schedule_trains_on_fewer_patches_each_step(make_run: MakeRun) ->
         assert result.throughput["tokens_per_second"] * seconds == pytest.approx(per_epoch)
 
 
+def test_a_dense_finish_trains_on_whole_images_and_resumes_exactly(make_run: MakeRun) -> None:
+    """From its milestone on a run makes the dense arm's steps: stopped between and resumed it ends on the same bits.
+
+    Result and log have k of the run and of its last step, no image counts as one without a ticket, and the two numbers
+    of patches are two graphs.
+    """
+    finish = {"keep_schedule": "0:0.25,1:1.0", "val_interval": 2}
+    whole, broken = (make_run(name, **finish) for name in ("whole", "broken"))
+    assert planned(whole)["tokens"] == "4 of 16 patches, 16 from epoch 1 on"
+    result = train(whole)
+    assert [row["k"] for row in lines(whole.out, "train")] == [4, 4, 4, 16, 16, 16]
+    assert (result.k, result.k_last, result.keep, result.whole_images) == (4, 16, "0.25", 0)
+    tokens = {arm: row["tokens"] for arm, row in result.evaluation["model"].items()}
+    assert tokens == {"dense": 16, "ticket": 4, "random": 4}
+    alone = World(0, 1, torch.device("cpu"))
+    assert Training(broken, alone, Reporter()).run(StopRequest(requested=True)).steps == 1
+    train(broken.model_copy(update={"resume": "auto"}))
+    assert same(saved(whole.out), saved(broken.out))
+    with pytest.raises(MismatchError, match=r"keep_schedule: the checkpoint has 0:0\.25,1:1\.0, this run none"):
+        train(whole.model_copy(update={"resume": "auto", "keep": "0.25", "keep_schedule": "none"}))
+    torch.compiler.reset()
+    counters.clear()
+    compiled = {"arm": "random", "torchcompile": "aot_eager", "val": None, "val_tickets": None}
+    train(make_run("random", **finish, **compiled))
+    assert counters["stats"]["unique_graphs"] == 2
+
+
 def test_compiled_training_gives_the_same_losses_short_batch_included(make_run: MakeRun) -> None:
     """The last short batch goes through the same student uncompiled: one graph, no image dropped."""
     torch.compiler.reset()

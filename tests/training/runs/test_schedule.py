@@ -9,7 +9,7 @@ from makers.models import tiny_vit
 
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
-from dlth.training.runs.keep_schedule import KeepSchedule
+from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule
 from dlth.training.selectors.evit import Selector
 
 TABLE = {
@@ -51,6 +51,17 @@ def test_dust_of_the_cosine_decides_no_patch() -> None:
     rate = 0.8 + (1 - 0.8) * (math.cos(math.pi * 2 / 3) + 1) / 2
     assert Budget.from_stage_keep(rate, 20, 1).k == 18
     assert KeepSchedule(Budget.from_stage_keep("0.8", 20, 1), 0, 3).budget(2).k == 17
+
+
+def test_milestones_hold_from_their_epoch_on() -> None:
+    """The run's own share before the first, then each one's; the plan names them, and few graphs are compiled."""
+    own, half, every = (Budget.from_keep(share, 196, 3) for share in ("0.7", "0.5", "1.0"))
+    schedule = KeepMilestones(own, ((10, half), (280, every)))
+    assert [schedule.budget(epoch, 7).k for epoch in (0, 9, 10, 279, 280, 299)] == [138, 138, 98, 98, 196, 196]
+    assert schedule.budget(280).keeps_all
+    assert str(schedule) == "138 of 196 patches, 98 from epoch 10 on, 196 from epoch 280 on"
+    assert schedule.most_sizes == 3
+    assert str(KeepMilestones(own, ((0, half), (280, every)))) == "98 of 196 patches, 196 from epoch 280 on"
 
 
 def test_a_selector_ranks_with_the_budget_it_is_asked_for() -> None:

@@ -135,7 +135,8 @@ def test_every_arm_and_mode_says_how_much_of_what_it_trained_on_was_hidden(
 def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRun, online: dict[str, Any]) -> None:
     """Under a keep schedule it is asked for each step's own budget, and ranks as one made for that rate does.
 
-    It ranks the mixed images that the student is shown, its patches are trained on, and it gets no gradient.
+    A step that keeps all does not ask it. It ranks the mixed images that the student is shown, its patches are trained
+    on, and it gets no gradient.
     """
     schedule = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 1}
     config = make_run("online", epochs=2, mixup=0.8, **online | schedule)
@@ -156,9 +157,10 @@ def test_the_selector_in_the_loop_ranks_at_the_rate_of_the_step(make_run: MakeRu
     for epoch in (0, 1):
         for step, batches in enumerate(parts.train_steps(epoch, 0)):
             parts.stepper(batches, 3 * epoch + step, parts.schedule.budget(epoch, step))
-    rates = [1.0, 0.926776, 0.780331, *[0.707107] * 3]
+    rates = [0.926776, 0.780331, *[0.707107] * 3]
     assert [float(budget.stage_keep) for budget, _, _ in asked] == pytest.approx(rates, abs=1e-6)
-    assert [budget.k for budget, _, _ in asked] == [16, 14, 11, 8, 8, 8]
+    assert [budget.k for budget, _, _ in asked] == [14, 11, 8, 8, 8]
+    assert trained.pop(0)[1] is None
     for budget, images, ranked in asked:
         made = Selector(parts.online.selector.vit, budget.stage_keep, (0, 1))
         assert torch.equal(ranked.patches, made.rank(images))
@@ -177,6 +179,21 @@ def test_arms_of_one_share_keep_as_many_at_each_step_with_and_without_a_selector
     options = {**online, **schedule, "keep": "0.52", "val": None}
     parts = prepare(make_run("share", **options), World(0, 1, torch.device("cpu")), Reporter())
     assert parts.schedule.final == Budget.from_keep("0.52", 16, 2)
+
+
+def test_milestones_are_the_selectors_budgets(make_run: MakeRun, online: dict[str, Any]) -> None:
+    """Each share by the selector's own two stages; on all patches, in the dense finish, it is not asked at all."""
+    options = {**online, "keep": None, "keep_schedule": "0:0.52,1:0.25,2:1.0", "epochs": 3, "val": None}
+    parts = prepare(make_run("finish", **options), World(0, 1, torch.device("cpu")), Reporter())
+    wanted = [Budget.from_keep(share, 16, 2) for share in ("0.52", "0.25", "1.0")]
+    assert [parts.schedule.budget(epoch) for epoch in range(3)] == wanted
+    assert parts.online is not None
+    assert parts.online.selector.budget == wanted[0]
+    trained: list[torch.Tensor | None] = []
+    parts.student.register_forward_pre_hook(lambda _, shown: trained.append(shown[1]))
+    for epoch in range(3):
+        parts.stepper(next(iter(parts.train_steps(epoch, 0))), 3 * epoch, parts.schedule.budget(epoch))
+    assert [None if patches is None else patches.shape[1] for patches in trained] == [9, 4, None]
 
 
 def test_a_selector_that_cannot_score_an_image_gives_it_no_ticket(

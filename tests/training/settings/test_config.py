@@ -90,6 +90,13 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"selector_kwargs": "img_size=64"}, None, r"--selector-kwargs img_size has a flag of its own: --img-size"),
         ({"selector_kwargs": "num_classes=5"}, None, r"--selector-kwargs num_classes .*: --selector-checkpoint"),
         ({"keep_schedule": "cosine", "keep_schedule_start": 300}, None, r"from epoch 300 on never begins in 300"),
+        ({"keep_schedule": "0:0.7,300:1.0"}, None, r"from epoch 300 on never begins in 300"),
+        ({"keep_schedule": "0:0.7,9:0.8,9:1"}, None, r"--keep-schedule: epochs of milestones must rise, .* 9 after 9"),
+        ({"keep_schedule": "0:1.7"}, None, r"--keep-schedule: .*at most 1, got 1.7"),
+        ({"keep_schedule": "linear"}, None, r"--keep-schedule: expected none, cosine, or .* 0:0.7,280:1.0, .*linear"),
+        ({"keep_schedule": "0:0.7,١:1"}, None, r"--keep-schedule: expected none, cosine, or "),
+        ({"arm": "dense", "keep_schedule": "0:0.7"}, None, r"has no meaning"),
+        ({"arm": "random", "tickets": None, "keep_schedule": "5:1.0"}, None, r"how many patches the random arm keeps"),
         ({"model_kwargs": "depth"}, None, r"expected name=value, found 'depth'"),
         ({"epochs": True}, None, r"--epochs: true and false are no value of this setting, found True"),
         ({"lr": False}, None, r"--lr: true and false are no value"),
@@ -141,6 +148,17 @@ def test_what_a_recipe_sets_gives_way_to_what_the_user_sets(
     assert {name: getattr(config, name) for name in expected} == expected
     assert note in "\n".join(said)
     assert bool(said) == bool(note)
+
+
+def test_a_run_is_about_the_share_that_it_begins_with() -> None:
+    """--keep, else a milestone at epoch 0 that drops patches, else the ticket file's: of it evaluations speak."""
+    shares = {"0:0.5,200:0.7,280:1.0": "0.5", "280:1.0": None, "0:1.0,9:0.7": None, "none": None, "cosine": None}
+    assert {text: layered(NEEDED | {"keep_schedule": text}).share for text in shares} == shares
+    assert layered(NEEDED | {"keep": 0.9, "keep_schedule": "0:0.5"}).share == "0.9"
+    assert layered(NEEDED | {"tickets": None, "arm": "random", "keep_schedule": "0:0.7, 280:1"}).milestones == (
+        (0, "0.7"),
+        (280, "1"),
+    )
 
 
 def test_epochs_that_a_file_asks_for_do_not_give_way(tmp_path: Path) -> None:
