@@ -1,4 +1,5 @@
 """Make a PNG safe to hand to libpng: everything it would check is checked first, and only pixels' chunks are passed on.
+And write one of the same bytes everywhere, for images that come as bare pixels.
 
 Why: torchvision's PNG decoder does not survive libpng's own error handling. Of the 4,488 single flipped bits of a small
 PNG, 4,073 ended the process with a segmentation fault (torchvision 0.29.2, measured), so one damaged file would take a
@@ -13,12 +14,29 @@ Rejected: Pillow for PNG only (two decoders to name in a ticket's header).
 import struct
 import zlib
 
+import numpy as np
+from numpy.typing import NDArray
+
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 # Adam7: first column, first row, column step, row step of each pass
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _MAX_SIDE = 1_000_000  # of libpng as it is built everywhere
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_STORED = 0xFFFF  # bytes of a block that is not compressed
+
+
+def stored_png(pixels_HWC: NDArray[np.uint8]) -> bytes:
+    """Pixels uint8 [height, width, 3] as a PNG of the same bytes on every machine: its data are stored block by block,
+    as compressors give other bytes from version to version.
+    """
+    height, width, _ = pixels_HWC.shape
+    rows = np.pad(pixels_HWC.reshape(height, -1), ((0, 0), (1, 0))).tobytes()  # before each row its filter, 0
+    blocks = [rows[start : start + _MAX_STORED] for start in range(0, len(rows), _MAX_STORED)]
+    stored = [struct.pack("<BHH", block is blocks[-1], len(block), len(block) ^ 0xFFFF) + block for block in blocks]
+    data = b"\x78\x01" + b"".join(stored) + struct.pack(">I", zlib.adler32(rows))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
 def sound_png(encoded: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Making shards: of folders, archives, ImageNet as it is published, and the digits of the demo.
+"""Making shards: of folders, archives, ImageNet and CIFAR as they are published, and the digits of the demo.
 
-May import: shards.
+May import: images, shards.
 """

@@ -31,19 +31,22 @@ _SWELL, _SWELL_BYTES = 20, 256 * 1024 * 1024
 
 
 class Located(NamedTuple):
-    """A file's bytes: in file `file` from `offset` on; `folders` and `name` are its place inside the source."""
+    """A file's bytes: in file `file` from `offset` on; `folders` and `name` are its place inside the source, `archive`
+    the one that it stands in, if in any (`file` is its decompressed copy where that is gzip).
+    """
 
     folders: tuple[str, ...]
     name: str
     file: str
     offset: int
     size: int
+    archive: str = ""
 
     @property
     def place(self) -> str:
         """What a message calls it."""
         inner = "/".join((*self.folders, self.name))
-        return f"{self.file}: {inner}" if self.offset else self.file
+        return f"{self.archive}: {inner}" if self.archive else self.file
 
 
 def folder_files(root: Path) -> Iterator[Located]:
@@ -92,12 +95,12 @@ def _in_tar(path: Path, where: str, folders: tuple[str, ...]) -> Iterator[Locate
         for outer in members(descriptor, os.fstat(descriptor).st_size, where=where):
             place = (*folders, *_parts(outer.name, where))
             if not outer.name.endswith(".tar"):
-                yield Located(place[:-1], place[-1], file, outer.offset, outer.size)
+                yield Located(place[:-1], place[-1], file, outer.offset, outer.size, where)
                 continue
             inside, inner_where = (*place[:-1], _class_archive(place[-1], where)), f"{where}: {outer.name}"
             for inner in members(descriptor, outer.size, where=inner_where, start=outer.offset):
                 parts = _parts(inner.name, inner_where)
-                yield Located((*inside, *parts[:-1]), parts[-1], file, inner.offset, inner.size)
+                yield Located((*inside, *parts[:-1]), parts[-1], file, inner.offset, inner.size, where)
     finally:
         os.close(descriptor)
 

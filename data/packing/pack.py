@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,10 @@ import numpy as np
 
 from dlth.data.cores import check_workers
 from dlth.data.packing.archives import RESERVE, discard_spools
+from dlth.data.packing.cifar import cifar_contents, find_cifar
 from dlth.data.packing.imagenet import validation_labels
 from dlth.data.packing.pack_state import finished_shards, has_records, record_shard, work_folder
-from dlth.data.packing.samples import Contents, Sample, list_samples, source_paths
+from dlth.data.packing.samples import Contents, Sample, list_samples, source_files, source_paths
 from dlth.data.shards.split_info import (
     CLASSES,
     INFO,
@@ -93,9 +94,11 @@ def pack(
     """Pack a folder of class folders, or archives, into ``out/SPLIT-000000.tar`` …, `_info.json` and `classes.json`.
 
     source: a folder (class/…/file), ILSVRC2012_img_train.tar or _val.tar (or a folder of what is in them), archives as
-        the Hugging Face Hub has them (several: a sequence, or a glob; gzip is decompressed below `out` meanwhile)
+        the Hugging Face Hub has them (several: a sequence, or a glob; gzip is decompressed below `out` meanwhile), or
+        cifar-10-python.tar.gz or cifar-100-python.tar.gz (or the folder of what is in it)
+    split: its name; of CIFAR also which images: train, or val or test
     samples_per_shard: at most; seed: of the shuffle; workers: threads, by default one a core and at most 8
-    classes: names in label order; by default those of the splits already in `out`, else all found, sorted
+    classes: names in label order; by default the source's, those of the splits already in `out`, or all found, sorted
     labels: of ImageNet's validation images, see `dlth.data.packing.imagenet`
     resume: False writes the split anew, replacing what an earlier `pack` wrote of it
     Raises `MismatchError` where `out` holds the split from other settings, `LockedError` while another run writes to
@@ -111,10 +114,22 @@ def pack(
     known = None if labels is None else validation_labels(user_path(labels))
     with work_folder(Path(out), split) as work:
         try:
-            return _pack(list_samples(paths, known, work), Path(out), work, settings, workers, progress, resume)
+            contents = _contents(paths, known, split, work)
+            return _pack(contents, Path(out), work, settings, workers, progress, resume)
         finally:
             if not has_records(work):  # a source that was refused leaves nothing; one that was begun is gone on with
                 discard_spools(work)
+
+
+def _contents(paths: Sequence[Path], labels: Mapping[str, str] | None, split: str, work: Path) -> Contents:
+    """What the sources hold: images as files, or CIFAR's batches."""
+    files = source_files(paths, work)
+    cifar = find_cifar(files)
+    if cifar is None:
+        return list_samples(files, paths, labels)
+    if labels is not None:
+        raise InputError(f"{shown(paths[0])}: CIFAR's batches say their labels: leave --labels out")
+    return cifar_contents(cifar, files, split, work)
 
 
 def pack_samples(
@@ -168,7 +183,7 @@ def _pack(
 ) -> PackReport:
     """Decide labels and shards, write the shards that are not there, then the two files beside them."""
     samples, split = contents.samples, settings.split
-    names = class_order(out, split, {sample.class_name for sample in samples}, settings.classes)
+    names = class_order(out, split, {sample.class_name for sample in samples}, settings.classes or contents.classes)
     labels = {name: label for label, name in enumerate(names)}
     recorded = settings.recorded(samples, labels)
     finished = finished_shards(out, work, split, recorded, resume)

@@ -41,23 +41,33 @@ class Sample(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a source holds: samples sorted by key, files that are no images, and keys that are not the base name."""
+    """What a source holds: samples sorted by key, files that are no images, and keys that are not the base name.
+
+    `classes`: names in label order where the source says the order, else None
+    """
 
     samples: list[Sample]
     ignored: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...]
+    classes: tuple[str, ...] | None = None
 
 
-def list_samples(paths: Sequence[Path], labels: Mapping[str, str] | None, spool: Path) -> Contents:
-    """Find every image of a folder, or of one or more archives, as `source_paths` gives them.
+def source_files(paths: Sequence[Path], spool: Path) -> list[Located]:
+    """Every file of a folder, or of one or more archives, as `source_paths` gives them.
+
+    `spool`: folder for the decompressed copies of gzip archives. Raises what the walk over folders and archives raises.
+    """
+    if paths[0].is_dir():
+        return list(folder_files(paths[0]))
+    return list(chain.from_iterable(archive_files(path, spool) for path in paths))
+
+
+def list_samples(files: Sequence[Located], paths: Sequence[Path], labels: Mapping[str, str] | None) -> Contents:
+    """Find every image among the `files` of the sources `paths`.
 
     labels: class by base name, for images that lie in no class folder; it must speak of these images and no others
-    spool: folder for the decompressed copies of gzip archives
-    Raises `InputError` (no images, no class, unusable or repeated key), `MismatchError` (labels of other images), and
-    what the walk over folders and archives raises.
+    Raises `InputError` (no images, no class, unusable or repeated key), `MismatchError` (labels of other images).
     """
-    is_folder = paths[0].is_dir()
-    files = folder_files(paths[0]) if is_folder else chain.from_iterable(archive_files(path, spool) for path in paths)
     images, ignored = list[Located](), list[str]()
     for file in files:
         hidden = any(part.startswith(".") for part in (*file.folders, file.name))
@@ -66,7 +76,7 @@ def list_samples(paths: Sequence[Path], labels: Mapping[str, str] | None, spool:
     if not images:
         what = f", {len(ignored)} other files, such as {shown(ignored[0])}" if ignored else ""
         raise InputError(f"{shown(paths[0])} holds no images ({', '.join(SUFFIXES)}){what}")
-    samples = sorted(_samples(images, labels, 0 if is_folder else _class_depth(images)))
+    samples = sorted(_samples(images, labels, 0 if paths[0].is_dir() else _class_depth(images)))
     _check_unique(samples)
     if labels is not None and len(labels) != len(samples):
         raise MismatchError(f"{len(labels)} labels for {len(samples)} images: labels and images are of different sets")

@@ -30,11 +30,12 @@ def pack(
     source: Annotated[
         list[str],
         typer.Argument(
-            help="A folder of class folders, ImageNet's archives (a tar, or a folder of them), or HF-style tars."
+            help="A folder of class folders, ImageNet's archives (a tar, or a folder of them), HF-style tars, or"
+            " CIFAR's cifar-10-python.tar.gz."
         ),
     ],
     out: Annotated[str, typer.Option(help="Folder for the shards, _info.json and classes.json.")],
-    split: Annotated[str, typer.Option(help="Name of the split: train-000000.tar …")] = "train",
+    split: Annotated[str, typer.Option(help="Name of the split: train-000000.tar …; of CIFAR train, val.")] = "train",
     shard_size: Annotated[int, typer.Option(parser=integer, help="Images per shard, at most.")] = 1000,
     seed: Annotated[int, typer.Option(parser=integer, help="Seed of the order.")] = 0,
     workers: Annotated[
