@@ -29,7 +29,7 @@ COMMANDS = (
     (selection, "select"),
     (shards, "pack index"),
     (studies, "demo"),
-    (training, "train evaluate"),
+    (training, "train train_selector evaluate"),
 )
 TICKETS = (
     (ticket_info, "info verify"),
@@ -45,7 +45,7 @@ def _group(commands: Iterable[tuple[ModuleType, str]], **options: Any) -> typer.
     group = typer.Typer(no_args_is_help=True, **options)
     for module, names in commands:
         for name in names.split():
-            group.command(name.rstrip("_"))(getattr(module, name))
+            group.command(name.rstrip("_").replace("_", "-"))(getattr(module, name))
     return group
 
 

@@ -12,16 +12,15 @@ from functools import wraps
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dlth.tickets.ascii_digits import ascii_only
-from dlth.training.settings.fields import panel_of
+from dlth.training.settings.fields import Settings, panel_of
 
 Number = TypeVar("Number", int, float)
 
 
-def with_flags(config: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def with_flags(config: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command one flag per field of `config`; it receives those that were set as `overrides`, a dict.
 
     The decorated function takes `overrides: dict[str, Any]` first and its own typer parameters after it.
@@ -30,7 +29,7 @@ def with_flags(config: type[BaseModel]) -> Callable[[Callable[..., Any]], Callab
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         taken = {parameter.name for parameter in own}
-        flags = [_parameter(name, field) for name, field in config.model_fields.items() if name not in taken]
+        flags = [_parameter(name, field) for name, field in config.names().items() if name not in taken]
 
         @wraps(function)
         def command(**values: Any) -> Any:

@@ -1,9 +1,9 @@
-"""`dlth train` and `dlth evaluate`: flags to a configuration, a run to lines, bars and a table."""
+"""`dlth train`, `dlth train-selector`, `dlth evaluate`: flags to a configuration, a run to lines, bars and a table."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,22 +14,28 @@ from dlth.pipeline.cli.sharing import fetched
 from dlth.tickets.errors import shown
 from dlth.training.reporter import Reporter
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.recipes import RECIPES, UNLESS_SAID
+from dlth.training.settings.recipes import RECIPES, SELECTORS_UNLESS_SAID, UNLESS_SAID
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from dlth.pipeline.project.settings import CommandSettings
 
 
 class ConsoleReporter(Reporter):
     """Draws a run: the plan, a bar (or plain lines) over the epoch's steps, a line per epoch."""
 
-    def __init__(self, quiet: bool = False, facts: Mapping[str, Any] | None = None) -> None:
-        self.quiet, self.facts = quiet, facts or {}
+    def __init__(
+        self, quiet: bool = False, facts: Mapping[str, Any] | None = None, command: str = "dlth train"
+    ) -> None:
+        self.command, self.quiet, self.facts = command, quiet, facts or {}
         self._stack = ExitStack()
         self._counter: console.Counter | None = None
 
     def started(self, facts: Mapping[str, Any]) -> None:
         """Print the plan."""
         if not self.quiet:
-            console.result("dlth train", {**facts, **self.facts})
+            console.result(self.command, {**facts, **self.facts})
 
     def note(self, text: str) -> None:
         """Pass on what a person should know."""
@@ -50,7 +56,7 @@ class ConsoleReporter(Reporter):
         self.close()
         if self.quiet:
             return
-        arms = [arm for arm in ("dense", "ticket", "random") if f"eval_{arm}_top1" in record]
+        arms = [arm for arm in ("dense", "dropping", "ticket", "random") if f"eval_{arm}_top1" in record]
         top1 = [f"{arm} {record[f'eval_{arm}_top1']:.2f} %" for arm in arms]
         accuracy = " | top-1 on tokens: " + ", ".join(top1) if top1 else ""
         loss = "no number" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
@@ -65,16 +71,17 @@ class ConsoleReporter(Reporter):
         self._stack, self._counter = ExitStack(), None
 
 
+def _recipe_help(unless_said: str) -> str:
+    return (
+        f"Start from a recipe: {', '.join(RECIPES)}, none; what it sets takes the place of defaults below,"
+        f" --print-config shows it. (Default: {unless_said}.)"
+    )
+
+
 @with_flags(TrainConfig)
 def train(
     overrides: dict[str, Any],
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Start from a recipe: {', '.join(RECIPES)}, none; what it sets takes the place of defaults"
-            f" below, --print-config shows it. (Default: {UNLESS_SAID}.)"
-        ),
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=_recipe_help(UNLESS_SAID))] = None,
     config: ConfigFile = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
@@ -84,18 +91,39 @@ def train(
     from dlth.pipeline.project.settings import train_settings
 
     chosen = train_settings(overrides | ({"recipe": recipe} if recipe is not None else {}), config)
-    if only_printed(chosen, print_config):
-        return
+    if not only_printed(chosen, print_config):
+        _train("dlth train", chosen, dry_run, json)
+
+
+@with_flags(SelectorTrainConfig)
+def train_selector(
+    overrides: dict[str, Any],
+    recipe: Annotated[str | None, typer.Option(help=_recipe_help(SELECTORS_UNLESS_SAID))] = None,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Before stage 1: fine-tune a trained ViT with patch dropping switched on (EViT), to select with it."""
+    from dlth.pipeline.project.settings import train_selector_settings
+
+    chosen = train_selector_settings(overrides | ({"recipe": recipe} if recipe is not None else {}), config)
+    if not only_printed(chosen, print_config):
+        _train("dlth train-selector", chosen, dry_run, json)
+
+
+def _train(command: str, chosen: "CommandSettings[Any]", dry_run: bool, json: bool) -> None:
+    """Train as `chosen`, or say what would be done; ends with the run's exit code."""
     settings = chosen.config()
     from dlth.training.runs.loop import planned
     from dlth.training.runs.loop import train as run
 
     if console.leads():
         fetched(settings.tickets, settings.val_tickets)
-    reporter = ConsoleReporter(quiet=json, facts=chosen.facts)
+    reporter = ConsoleReporter(json, chosen.facts, command)
     if dry_run:
         facts = planned(settings, reporter=reporter) | chosen.facts
-        console.result("dlth train, dry run: nothing is trained", facts, json)
+        console.result(f"{command}, dry run: nothing is trained", facts, json)
         return
     try:
         result = run(settings, reporter=reporter)

@@ -19,8 +19,7 @@ from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.format.provenance import ranker_of
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.layering import Layers
-from dlth.training.settings.train_config import TrainConfig
+from dlth.training.settings.layering import Layers, TrainT
 
 FOLDERS = (Path("shards"), Path("data"))
 """Where shards are looked for when nothing names them, in the working folder."""
@@ -61,7 +60,7 @@ def for_select(layers: Layers[SelectConfig], file: ProjectFile | None) -> tuple[
     return layers.under(DERIVED, values), notes
 
 
-def for_train(layers: Layers[TrainConfig], file: ProjectFile | None) -> tuple[Layers[TrainConfig], list[str]]:
+def for_train(layers: Layers[TrainT], file: ProjectFile | None) -> tuple[Layers[TrainT], list[str]]:
     """Training and validation shards, and the validation images' tickets."""
     values, notes = Values(), list[str]()
     if layers.get("data") is None and (shards := shards_here(file)):

@@ -21,11 +21,17 @@ from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.fields import NO_PATH, Settings, path_kind
 from dlth.training.settings.layering import check_names, nearest
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import read_toml
 from dlth.training.settings.train_config import TrainConfig
 
 NAME, VARIABLE = "dlth.toml", "DLTH_CONFIG"
-TABLES: Mapping[str, type[Settings]] = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig}
+TABLES: Mapping[str, type[Settings]] = {
+    "select": SelectConfig,
+    "train": TrainConfig,
+    "train-selector": SelectorTrainConfig,
+    "evaluate": EvalConfig,
+}
 OWN_CODE = ("ranker", "selector_ranker")
 """Settings that may name a user's own code."""
 SHARDS, TOP = ("data", "val"), ("data", "val", "dataset", "split")
@@ -47,7 +53,7 @@ def project_file(command: str, config_file: Path | None = None) -> ProjectFile |
     """The file of settings that a command takes; None where there is none.
 
     Args:
-        command: select, train or evaluate
+        command: a name of `TABLES`
         config_file: the path of ``--config``; ``$DLTH_CONFIG`` or ``./dlth.toml`` if absent
     Raises:
         MissingFileError: a file that was named is not there
@@ -90,7 +96,7 @@ def _of(path: Path, content: Mapping[str, Any]) -> ProjectFile:
         table = content.get(name, {})
         if not isinstance(table, dict):
             raise InputError(f"{shown(path)}: {name} must be a table: write [{name}] and its settings below it")
-        for key in table.keys() - kind.model_fields.keys():
+        for key in table.keys() - kind.names().keys():
             if homes := _homes(key):
                 raise InputError(f"{shown(path)} has {shown(key)!r} under [{name}]: it belongs under {homes}")
         check_names(kind, table, f"under [{name}] in {shown(path)}")
@@ -111,7 +117,7 @@ def _check_keys(path: Path, content: Mapping[str, Any]) -> None:
 
 def _homes(key: str) -> str:
     """The tables that have a setting of that name, in words; empty where none has."""
-    return " or ".join(f"[{name}]" for name, kind in TABLES.items() if key in kind.model_fields)
+    return " or ".join(f"[{name}]" for name, kind in TABLES.items() if key in kind.names())
 
 
 def _placed(folder: Path, field: FieldInfo, value: Any) -> Any:

@@ -14,6 +14,7 @@ from dlth.tickets import TicketHeader, num_kept
 from dlth.tickets.errors import InputError
 from dlth.training.settings.fields import is_free, panel_of, path_kind
 from dlth.training.settings.layering import checked
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import CONFIG, read_toml
 from dlth.training.settings.train_config import DEFAULT_MODEL, WHAT, TrainConfig
 
@@ -25,7 +26,9 @@ def run_name(config: TrainConfig, header: TicketHeader | None) -> str:
     """What a run is called: arm, model, mode and patches kept unless all are, seed; `header` is its ticket file's."""
     known = DEFAULT_MODEL if config.init_from is None else Path(config.init_from).stem  # whose model its file records
     words = [config.arm, re.sub(r"[^A-Za-z0-9._]+", "_", config.model or known)]
-    if config.arm != "dense":
+    if isinstance(config, SelectorTrainConfig):
+        words += [f"stage{config.stage_keep}"] if config.stage_keep is not None else []
+    elif config.arm != "dense":
         words += [config.mode, _kept(config.share, header)]
     return "-".join([*filter(None, words), f"seed{config.seed}"])
 
@@ -40,7 +43,7 @@ def run_folder(config: TrainConfig, header: TicketHeader | None, runs: Path = RU
 def holds(folder: Path, config: TrainConfig) -> bool:
     """Whether a folder's run has the same settings and inputs: all that decides its result, whatever its batches."""
     try:
-        its = checked(TrainConfig, read_toml(folder / CONFIG))
+        its = checked(type(config), read_toml(folder / CONFIG))
     except InputError:  # settings of another version, or no run of dlth: another run in any case
         return False
     return _decisive(its) == _decisive(config)
@@ -50,7 +53,7 @@ def _decisive(config: TrainConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.model_dump(exclude=set(_OWN_TO_A_START)).items()
-        if not is_free(field := TrainConfig.model_fields[name]) or path_kind(field) or panel_of(field) == WHAT
+        if not is_free(field := type(config).model_fields[name]) or path_kind(field) or panel_of(field) == WHAT
     }
 
 

@@ -12,8 +12,9 @@ from dlth.pipeline.project.run_folder import RUNS, run_folder, run_name
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import InputError, shown
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.layering import FLAG, Layer, Layers, SettingsT, fitted, with_recipe
-from dlth.training.settings.recipes import UNLESS_SAID
+from dlth.training.settings.layering import FLAG, Layer, Layers, SettingsT, TrainT, fitted, with_recipe
+from dlth.training.settings.recipes import SELECTORS_UNLESS_SAID, UNLESS_SAID
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
 
 
@@ -56,8 +57,20 @@ def select_settings(flags: Mapping[str, Any], config_file: Path | None) -> Comma
 
 def train_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[TrainConfig]:
     """The settings of ``dlth train``. Raises DlthError for what no setting can be."""
-    file = project_file("train", config_file)
-    layers, notes = derived.for_train(with_recipe(_given("train", file, flags), UNLESS_SAID), file)
+    return _run_settings("train", TrainConfig, UNLESS_SAID, flags, config_file)
+
+
+def train_selector_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[SelectorTrainConfig]:
+    """The settings of ``dlth train-selector``. Raises DlthError for what no setting can be."""
+    return _run_settings("train-selector", SelectorTrainConfig, SELECTORS_UNLESS_SAID, flags, config_file)
+
+
+def _run_settings(
+    command: str, kind: type[TrainT], recipe: str, flags: Mapping[str, Any], config_file: Path | None
+) -> CommandSettings[TrainT]:
+    """The settings of a command that trains; one that names no folder gets its own, one that names no recipe this."""
+    file = project_file(command, config_file)
+    layers, notes = derived.for_train(with_recipe(kind, _given(command, file, flags), recipe), file)
     layers, shortened = fitted(layers)
     notes += shortened
     if layers.get("out") is not None:
@@ -84,7 +97,7 @@ def _given(command: str, file: ProjectFile | None, flags: Mapping[str, Any]) -> 
     """What the user wrote: the file's top level as far as the command has such settings, its table, flags."""
     if file is None:
         return (Layer(FLAG, flags, given=True),)
-    known = TABLES[command].model_fields
+    known = TABLES[command].names()
     top = {name: value for name, value in file.top.items() if name in known}
     source = str(file.path)
     table = file.tables.get(command, {})

@@ -5,7 +5,7 @@ from typing import Any
 
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.training.reporter import Reporter
-from dlth.training.settings.layering import checked, layered
+from dlth.training.settings.layering import TrainT, checked, layered
 from dlth.training.settings.train_config import TrainConfig
 
 KWARGS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
@@ -46,8 +46,8 @@ def select_config(data: str, out: Path, **changes: Any) -> SelectConfig:
     return checked(SelectConfig, values | changes)
 
 
-def train_config(data: str, out: Path, **changes: Any) -> TrainConfig:
-    """Two epochs in batches of 8 of a student of two blocks and 16 patches."""
+def train_config(data: str, out: Path, kind: type[TrainT] = TrainConfig, **changes: Any) -> TrainT:  # type: ignore
+    """Two epochs in batches of 8 of a student, or selector, of two blocks and 16 patches."""
     values: dict[str, Any] = {
         "data": data,
         "val": data,
@@ -63,4 +63,4 @@ def train_config(data: str, out: Path, **changes: Any) -> TrainConfig:
         "log_interval": 1,
         "device": "cpu",
     }
-    return layered(values | changes)
+    return layered(values | changes, kind=kind)

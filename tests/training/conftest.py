@@ -51,6 +51,8 @@ import os, signal, sys
 from dlth.training.settings.layering import layered
 from dlth.training.runs.loop import train
 from dlth.training.reporter import Reporter
+from dlth.training.settings.selector_config import SelectorTrainConfig
+from dlth.training.settings.train_config import TrainConfig
 
 class Signals(Reporter):
     def stepped(self, record):
@@ -58,7 +60,9 @@ class Signals(Reporter):
             if record["step"] == int(step):
                 os.kill(os.getpid(), int(number))
 
-sys.exit(train(layered({"resume": "auto"}, config_file=sys.argv[1]), reporter=Signals()).exit_code)
+kind = SelectorTrainConfig if "stage_keep" in open(sys.argv[1]).read() else TrainConfig
+config = layered({"resume": "auto"}, config_file=sys.argv[1], kind=kind)
+sys.exit(train(config, reporter=Signals()).exit_code)
 """
 
 

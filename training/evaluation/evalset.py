@@ -29,6 +29,9 @@ from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.train_config import TrainConfig
 
+DROPPING = "dropping"
+"""The arm of a selector in training: patches fall on the way, as it picks them."""
+
 
 @dataclass(frozen=True)
 class EvalSet:
@@ -98,7 +101,8 @@ class EvalSet:
         loader = self._loader(world)
         if self.join is not None:
             select = None
-        arms, was_training = self.arms(select is not None), student.training
+        arms: tuple[str, ...] = self.arms(select is not None)
+        arms, was_training = (*arms, *([DROPPING] if student.budget is not None else [])), student.training
         tables = {arm: torch.zeros(self.index.num_samples, 4, dtype=torch.float64) for arm in arms}
         student.eval()
         with torch.inference_mode():
@@ -107,8 +111,9 @@ class EvalSet:
                 for arm in arms:
                     with precision():
                         selection = select(images) if arm == "ticket" and select is not None else None
-                        patches = batch.patches[arm] if selection is None else selection.patches[:, : self.k]
-                        logits = student(images, patches).float()
+                        patches = batch.patches.get(arm) if selection is None else selection.patches[:, : self.k]
+                        own = {"budget": student.budget} if arm == DROPPING else {}
+                        logits = student(images, patches, **own).float()
                     if selection is not None:  # where the selector's scores are no numbers, what it kept is no ticket
                         logits = logits.masked_fill(selection.gap.isnan()[:, None], math.nan)
                     tables[arm].index_add_(0, batch.ids.cpu(), scores(logits, batch.labels).cpu())
@@ -117,6 +122,8 @@ class EvalSet:
         every = self.frame.grid.num_patches
         keys = tuple(key for shard in range(len(self.index.shards)) for key in self.index.keys(shard))
         tokens: dict[str, int] = {arm: every if arm == "dense" else self.k or every for arm in arms}
+        if student.budget is not None:
+            tokens[DROPPING] = student.budget.k
         about = self.about_tickets() or {"tickets_are": selected_by}
         return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
 

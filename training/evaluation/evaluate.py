@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dlth.data.shards.classes import check_labels, require_labels
 from dlth.data.shards.index import open_index
@@ -25,6 +26,8 @@ from dlth.training.models.student import Student
 from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.selectors.selector_student import SelectorStudent
+from dlth.training.selectors.trainable import EViT
 from dlth.training.settings.eval_config import DEFAULT_SEED, EvalConfig
 
 
@@ -71,7 +74,7 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     require_labels(index)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     options = {name: settings[name] for name in ("num_classes", "img_size")} | (settings["model_kwargs"] or {})
-    student = make_student(weights.build(settings["model"], **options)).eval().to(device)
+    student = _as_trained(config, weights, weights.build(settings["model"], **options)).eval().to(device)
     check_labels(student.num_classes, index)
     chosen = weights.note is not None and weights.note.crop_chosen
     if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
@@ -89,6 +92,14 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     return student, val
 
 
+def _as_trained(config: EvalConfig, weights: WeightsFile, model: nn.Module) -> Student:
+    """The model as what its weights were trained as: a selector is one, unless it is given the patches of others."""
+    selection = weights.note.selection if weights.note is not None else None
+    if selection is None or config.keep is not None or config.val_tickets is not None:
+        return make_student(model)
+    return SelectorStudent(EViT(model, selection.stage_keep, selection.blocks, selection.fuse_tokens))
+
+
 def _contents(student: Student, images: EvalSet) -> dict[str, Any]:
     """What a rank measures, and on what, for the others to compare."""
     frame, tickets = images.frame, images.join.store.identity if images.join is not None else ""
@@ -102,7 +113,7 @@ def _trained_k(weights: WeightsFile, grid: Grid) -> int | None:
     Raises InputError for a number that the grid cannot have.
     """
     note = weights.note
-    if note is None or note.k is None or note.arm == "dense":
+    if note is None or note.k is None or note.arm in ("dense", "selector"):
         return None
     if note.num_patches not in (None, grid.num_patches):
         return num_kept(note.keep, grid.num_patches)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.grid import Grid
 from dlth.training.models.registry import flops_of, grid_of, image_size_of, one_patch_size_of, patch_size_of
@@ -58,6 +59,11 @@ class Student(nn.Module, ABC):
     def patch_size(self) -> int:
         """Side of such a patch in pixels."""
         return patch_size_of(self.model)
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the model drops by itself when it is asked to (`forward(images, budget=…)`); None if it never does."""
+        return None
 
     @property
     def num_classes(self) -> int:

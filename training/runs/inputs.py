@@ -34,6 +34,7 @@ from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import EvalSet, moved_text
 from dlth.training.models.frame import Frame, described
 from dlth.training.runs.keep_schedule import Schedule
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
 
 
@@ -154,7 +155,7 @@ class Inputs:
                 f" {num_images} images for them: give at most {max(1, num_images // self.world.size)}"
             )
         picked_later = config.mode == "online" and config.arm == "ticket"
-        arm: Arm = "dense" if picked_later else config.arm
+        arm: Arm = "dense" if picked_later or isinstance(config, SelectorTrainConfig) else config.arm
 
         def kept(epoch: int, step: int) -> int | None:
             budget = schedule.budget(epoch, step)

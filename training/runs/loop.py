@@ -24,7 +24,6 @@ from dlth.tickets.store.locks import owned
 from dlth.training.distributed.agreement import agree
 from dlth.training.distributed.process_group import World, joined
 from dlth.training.distributed.signals import StopRequest, stop_on_signals
-from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
 from dlth.training.reporter import Reporter
@@ -43,7 +42,7 @@ from dlth.training.runs.resume import (
 )
 from dlth.training.runs.run_progress import RunProgress, Totals, device_name, peak_memory
 from dlth.training.runs.runlog import METRICS, RESULT, Mark, RunLog
-from dlth.training.runs.setup import HEADLINE, Parts, prepare
+from dlth.training.runs.setup import HEADLINE, Parts, as_student, prepare
 from dlth.training.runs.step import StepResult
 from dlth.training.settings.toml_text import CONFIG, to_toml
 from dlth.training.settings.train_config import TrainConfig
@@ -248,7 +247,7 @@ class Training:
         """Evaluate the averaged weights, write the weights, and last of all the result."""
         parts = self.parts
         if parts.ema is not None and parts.inputs.val is not None:
-            self.evaluation["ema"] = parts.evaluate(make_student(parts.ema.module)).table()
+            self.evaluation["ema"] = parts.evaluate(as_student(self.config, parts.ema.module)).table()
         result = self._result("finished")
         if self.world.leads:
             checkpoint.write_tensors(self.out / MODEL_FILE, parts.student.model.state_dict(), self._note())

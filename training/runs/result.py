@@ -36,7 +36,8 @@ class RunResult:
     tickets, val_tickets: identities of the ticket files, empty where there is none
     tickets_are, val_tickets_are: what those tickets are in words (selector, control, what they were made from)
     val_view, val_tickets_view: how validation images are seen, and how their tickets' selector saw them
-    selector: the online mode's: model, digest and source of its weights, blocks, rates; empty in other modes
+    selector: the online mode's: model, digest and source of its weights, blocks, rates; of a selector's own training,
+        its blocks and rates; else empty
     evaluation: weights ("model", "ema") -> arm -> top1, top5, loss, images, tokens
     best: epoch, metric and value of model_best.safetensors, empty without validation
     train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss

@@ -57,17 +57,17 @@ def resume_path(config: TrainConfig) -> Path | None:
         named = Path(str(config.resume))
         path = newest(named / CHECKPOINTS) or named
     if path is None or path.parent.resolve() != (out / CHECKPOINTS).resolve():
-        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}")
+        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}", type(config))
     return path
 
 
-def _refuse_losses(out: Path, start: str) -> None:
+def _refuse_losses(out: Path, start: str, kind: type[TrainConfig]) -> None:
     """Raises InputError where files would be overwritten that no begun run can spare: a result, or anybody's own.
 
     A run that was killed before its first checkpoint leaves its settings; its few lines are begun anew.
     """
     there = [name for name in WRITTEN if os.path.lexists(out / name) and (out / name).lstat().st_size]
-    begun = is_written(out / CONFIG, TrainConfig)
+    begun = is_written(out / CONFIG, kind)
     if not there or (begun and RESULT not in there):
         return
     what = f"a finished run ({RESULT})" if begun else f"files of other origin ({', '.join(there)})"

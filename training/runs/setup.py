@@ -21,15 +21,23 @@ from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import derive
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import World
-from dlth.training.evaluation.evalset import tickets_crop, tokens_kept
+from dlth.training.evaluation.evalset import DROPPING, tickets_crop, tokens_kept
 from dlth.training.evaluation.measure import EvalResult
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.registry import build, resolve
+from dlth.training.models.registry import build, default_blocks, resolve
 from dlth.training.models.student import Student
 from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
-from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, NOT_THE_MODELS, WeightsFile, WeightsNote
+from dlth.training.models.weights_metadata import (
+    ABOUT_IMAGES,
+    ABOUT_MODEL,
+    ABOUT_SELECTION,
+    NOT_THE_MODELS,
+    SelectionNote,
+    WeightsFile,
+    WeightsNote,
+)
 from dlth.training.reporter import Reporter
 from dlth.training.runs.inputs import Inputs, open_files
 from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule, Schedule, final_budget
@@ -37,11 +45,19 @@ from dlth.training.runs.optim import SetRate, make_ema, make_optimizer, make_sch
 from dlth.training.runs.step import Stepper
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
+from dlth.training.selectors.selector_student import SelectorStudent
+from dlth.training.selectors.trainable import EViT
 from dlth.training.settings.fields import NO_SCHEDULE, is_free
 from dlth.training.settings.recipes import RECIPE_BATCH
+from dlth.training.settings.selector_config import DEFAULT_STAGE_KEEP, SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
 
-HEADLINE = {"ticket": ("ticket", "dense"), "random": ("ticket", "random", "dense"), "dense": ("dense",)}
+HEADLINE = {
+    "ticket": ("ticket", "dense"),
+    "random": ("ticket", "random", "dense"),
+    "dense": ("dense",),
+    "selector": (DROPPING, "dense"),
+}
 """Arms of an evaluation by which a run's best epoch is chosen, the first that was measured; the paper's choice."""
 
 
@@ -105,6 +121,7 @@ class Parts:
             "device": f"{self.world.size} x {self.world.device}",
             "out": config.out,
             **({"selector": self.online.text} if self.online is not None else {}),
+            **({"stages": self.student.text} if isinstance(self.student, SelectorStudent) else {}),
         } | inputs.facts()
 
     @cached_property
@@ -130,7 +147,7 @@ class Parts:
             "val_tickets_are": val.get("tickets_are", in_loop if inputs.val is not None else ""),
             "val_tickets_view": val.get("tickets_view", ""),
             "val_view": described(inputs.frame.eval_view) if inputs.val is not None else "",
-            "selector": online.facts() if online is not None else {},
+            "selector": online.facts() if online is not None else self._selection(),
             "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
             "config": config.model_dump(mode="json"),
             "config_sha256": hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest(),
@@ -147,13 +164,19 @@ class Parts:
             "crop_chosen": config.users_crop_pct is not None,
         }
         images = {name: getattr(frame, name) for name in ABOUT_IMAGES}
-        return WeightsNote(**(self.record | how_built | images), epoch=epoch, step=step).to_json()
+        selection = self._selection()
+        how = {"selection": SelectionNote(**selection | {"blocks": tuple(selection["blocks"])})} if selection else {}
+        return WeightsNote(**(self.record | how_built | images | how), epoch=epoch, step=step).to_json()
+
+    def _selection(self) -> dict[str, Any]:
+        """How the model is trained to select; empty for a student."""
+        return self.student.facts() if isinstance(self.student, SelectorStudent) else {}
 
 
 def fixed_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the result: paths and machine matters are not among them."""
     values = config.model_dump(mode="json")
-    return {name: values[name] for name, field in TrainConfig.model_fields.items() if not is_free(field)}
+    return {name: values[name] for name, field in type(config).model_fields.items() if not is_free(field)}
 
 
 def recipe_fact(recipe: str, global_batch: int) -> str:
@@ -177,7 +200,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     files = open_files(config, world)
     with world.together():
         model = _model(config, files.num_classes, start)
-        student = make_student(model)
+        student = as_student(config, model)
         _check_mixing(config, student)
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
@@ -197,7 +220,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
         select = online.ranking(pixels) if online is not None else None
         in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
-        schedule = _keep_schedule(config, inputs, online)
+        schedule = _keep_schedule(config, inputs, online, student)
         loader = inputs.loader(schedule)
     digest = weights_digest(model) if start is not None else ""
     agree(world, contents(inputs, online) | {"initial weights": digest})
@@ -232,12 +255,22 @@ def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
     )
 
 
-def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None) -> Schedule:
-    """What each step keeps; a selector in the loop comes to it by its own stages."""
+def as_student(config: TrainConfig, model: torch.nn.Module) -> Student:
+    """The model as what the run trains. Raises InputError for one that cannot be that."""
+    if not isinstance(config, SelectorTrainConfig):
+        return make_student(model)
+    blocks = config.blocks or default_blocks(model)
+    return SelectorStudent(EViT(model, config.stage_keep or DEFAULT_STAGE_KEEP, blocks, bool(config.fuse_tokens)))
+
+
+def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None, student: Student) -> Schedule:
+    """What each step keeps; a selector in the loop, or in training, comes to it by its own stages."""
     num_patches, files = inputs.frame.grid.num_patches, inputs.files
-    if config.arm == "dense" or inputs.k is None:
+    if isinstance(student, SelectorStudent):
+        final, fuse_tokens = student.budget, student.evit.fuse_tokens
+    elif config.arm == "dense" or inputs.k is None:
         return KeepSchedule(Budget.from_keep("1", num_patches, 1))
-    if online is not None:
+    elif online is not None:
         final, fuse_tokens = online.selector.budget, online.selector.info.fuse_tokens
     else:
         header = next((store.header for store in (files.store, files.val_store) if store is not None), None)
@@ -271,7 +304,10 @@ def _with_recorded(config: TrainConfig, start: WeightsFile | None, note: Note) -
 
     The head is that of the data; a recipe's crop share gives way to a recorded one.
     """
-    settings = {name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"}
+    names = [name for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"]
+    if isinstance(config, SelectorTrainConfig):
+        names += [*ABOUT_SELECTION, "stage_keep"]
+    settings = {name: getattr(config, name, None) for name in names}
     settings["crop_pct"] = config.users_crop_pct
     if start is not None:
         settings = start.settle(settings, note)

@@ -160,6 +160,8 @@ class Stepper:
             if self.config.mix_token:
                 sources = token_sources(batch.mix, self.student.grid).to(images.device, non_blocking=True)
                 output = forward(whole, patches, sources)
+            elif self.student.budget is not None:
+                output = forward(images, budget=budget)
             else:
                 output = forward(images, patches)
         losses = image_loss(output, targets, self.config.patch_weight)

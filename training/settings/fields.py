@@ -8,7 +8,16 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -82,6 +91,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, validate_default=True
     )
+
+    absent: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a subclass keeps at their defaults: it has neither a flag nor a line for them."""
+
+    @classmethod
+    def names(cls) -> dict[str, FieldInfo]:
+        """The fields that a user may set, by name."""
+        return {name: field for name, field in cls.model_fields.items() if name not in cls.absent}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absent_ones_stay(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (given := sorted(cls.absent & values.keys())):
+            raise ValueError(f"these are no settings here: {', '.join(given)}")
+        return values
 
     @field_validator("*", mode="before")
     @classmethod

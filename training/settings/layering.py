@@ -24,6 +24,7 @@ from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_tom
 from dlth.training.settings.train_config import TrainConfig
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+TrainT = TypeVar("TrainT", bound=TrainConfig)
 
 DEFAULT, FLAG, NO_RECIPE = "default", "flag", "none"
 
@@ -70,7 +71,7 @@ class Layers(Generic[SettingsT]):
     @property
     def sources(self) -> dict[str, str]:
         """Where each setting's value came from."""
-        tops = {name: self._top(name) for name in self.kind.model_fields}
+        tops = {name: self._top(name) for name in self.kind.names()}
         return {name: DEFAULT if top is None else top.source for name, top in tops.items()}
 
     def config(self) -> SettingsT:
@@ -84,7 +85,7 @@ class Layers(Generic[SettingsT]):
             InputError: a value that its field cannot take; whether the values fit together is not asked
         """
         problems, values = [], {}
-        for name, field in self.kind.model_fields.items():
+        for name, field in self.kind.names().items():
             try:
                 adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
                 values[name] = None if self.get(name) is None else adapter.validate_python(self.get(name))
@@ -104,7 +105,8 @@ def layered(
     recipe: str | None = None,
     config_file: str | Path | None = None,
     note: Note = lambda text: None,
-) -> TrainConfig:
+    kind: type[TrainT] = TrainConfig,  # type: ignore[assignment]
+) -> TrainT:
     """Make the configuration of a run from its layers.
 
     Args:
@@ -112,28 +114,29 @@ def layered(
         recipe: name of the recipe; the `recipe` of the flags or of the file if absent, else none
         config_file: a TOML file of settings, e.g. the ``config.toml`` of an earlier run
         note: told what gave way
+        kind: of which run, a student's or (`SelectorTrainConfig`) a selector's
     Raises:
         InputError: an unknown recipe or key (the nearest known one is named), or a value that does not fit
         MissingFileError: no such file
     """
     from_file = read_toml(Path(config_file)) if config_file is not None else {}
-    check_names(TrainConfig, from_file, f"in {shown(config_file)}")
-    check_names(TrainConfig, overrides, "among the flags")
+    check_names(kind, from_file, f"in {shown(config_file)}")
+    check_names(kind, overrides, "among the flags")
     flags = dict(overrides) | ({"recipe": recipe} if recipe is not None else {})
     given = (Layer(str(config_file), from_file, given=True), Layer(FLAG, flags, given=True))
-    layers, notes = fitted(with_recipe(given))
+    layers, notes = fitted(with_recipe(kind, given))
     for text in notes:
         note(text)
     return layers.config()
 
 
-def with_recipe(given: Sequence[Layer], unless_said: str = "") -> Layers[TrainConfig]:
+def with_recipe(kind: type[TrainT], given: Sequence[Layer], unless_said: str = "") -> Layers[TrainT]:
     """What the user gave, and below it the recipe that the highest layer names; `unless_said` is taken without one.
     Raises InputError if there is no such recipe.
     """
     recipes = [layer.values["recipe"] for layer in given if layer.values.get("recipe") is not None]
     name = str(recipes[-1]) if recipes else unless_said
-    layers = Layers(TrainConfig, tuple(given))
+    layers = Layers(kind, tuple(given))
     if not name or name == NO_RECIPE:
         return layers.over(layers.sources["recipe"], {"recipe": ""}) if recipes else layers
     if name not in RECIPES:
@@ -141,7 +144,7 @@ def with_recipe(given: Sequence[Layer], unless_said: str = "") -> Layers[TrainCo
     return layers.under(f"recipe {name}", RECIPES[name]).under(DEFAULT, {"recipe": name})
 
 
-def fitted(layers: Layers[TrainConfig]) -> tuple[Layers[TrainConfig], list[str]]:
+def fitted(layers: Layers[TrainT]) -> tuple[Layers[TrainT], list[str]]:
     """Let what a recipe or a default says of epochs give way to a run's length; and what a person should know of it.
 
     A warm-up is cut to the epochs before the last. A keep schedule that would not end within the run begins and lasts
@@ -192,7 +195,7 @@ def is_written(path: Path, kind: type[Settings]) -> bool:
 
 def check_names(kind: type[Settings], values: Mapping[str, Any], where: str) -> None:
     """Raises InputError for names that are no settings; each with the nearest known one."""
-    unknown = [f"{shown(key)!r}{nearest(key, kind.model_fields)}" for key in values if key not in kind.model_fields]
+    unknown = [f"{shown(key)!r}{nearest(key, kind.names())}" for key in values if key not in kind.names()]
     if unknown:
         raise InputError(f"unknown setting {where}: {'; '.join(unknown)}")
 

@@ -55,7 +55,7 @@ def toml_of(kind: type[Settings], values: Mapping[str, Any], sources: Mapping[st
     """
     lines: list[str] = []
     panel = ""
-    for name, field in kind.model_fields.items():
+    for name, field in kind.names().items():
         if panel_of(field) != panel:
             panel = panel_of(field)
             lines += ["", f"# {panel}"]

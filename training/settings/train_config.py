@@ -307,7 +307,7 @@ class TrainConfig(Settings):
                 f" --frozen-views {self.aug_repeats}, or --aug-repeats 0"
             )
         recorded = self.mode == "online" and self.selector_checkpoint is not None  # a trained selector has a rate
-        if self.arm != "dense" and self.tickets is None and self.share is None and not recorded:
+        if self.arm in ("ticket", "random") and self.tickets is None and self.share is None and not recorded:
             raise ValueError(f"nothing says how many patches the {self.arm} arm keeps: give --keep, or --tickets")
         if self.mix_token and (self.mixup or self.cutmix):
             raise ValueError("--mix-token takes the place of --mixup and --cutmix: set those to 0")

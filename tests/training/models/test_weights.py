@@ -32,11 +32,30 @@ def evit(state: dict) -> dict:
     return {"model": state, "optimizer": {"state": {}}, "epoch": 29, "scaler": None, "args": args, "max_accuracy": 79.5}
 
 
+def best_checkpoint(state: dict) -> dict:
+    """What the paper's authors write of a selector in training: EViT's form, with all that goes on from it."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=8e-5)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    args = argparse.Namespace(model="deit_small_patch16_shrink_base", fuse_token=True, base_keep_rate=0.8, gpu=0)
+    return {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": {"base_values": [8e-5], "lr_min": 2e-6, "noise_range_t": None, "metric": None},
+        "epoch": 29,
+        "model_ema": {name: torch.zeros_like(value) for name, value in state.items()},
+        "scaler": {"scale": 65536.0, "growth_factor": 2.0, "growth_interval": 2000, "_growth_tracker": 7},
+        "args": args,
+    }
+
+
 FORMS: dict[str, Callable[[dict], dict]] = {
     "timm": lambda state: state,
     "timm training": lambda state: {"state_dict": state, "epoch": 3, "arch": "deit", "args": argparse.Namespace(lr=1)},
     "deit": lambda state: {"model": state},
     "evit": evit,
+    "best_checkpoint": best_checkpoint,
     "data parallel": lambda state: {"model": prefixed(state, "module.")},
     "compiled": lambda state: {"state_dict": prefixed(state, "module._orig_mod.")},
     "wrapped": lambda state: prefixed(state, "model."),
