@@ -110,6 +110,7 @@ def scores(vit: nn.Module, blocks: tuple[int, ...], pictures: list[Tensor]) -> I
     rankings = torch.cat([selector.select(part).patches for part in images.split(256)]).numpy()
     attention = torch.cat([first_attention(vit, blocks[0], part) for part in images.split(256)])
     ranks = rank_matrix(rankings, frame.grid.num_patches)
+    yield "nothing, one view", list(agreement_of(rankings.reshape(*maps.shape[:2], -1)[:, 0], selector, pictures))
     for name, score in {
         "places, logarithmic": np.log2(1.0 + ranks),
         "ranks": ranks.astype(np.float64),
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=600, help="of the first shard, for the agreement")
-    parser.add_argument("--epochs", type=int, default=6, help="of each student")
+    parser.add_argument("--epochs", type=int, default=8, help="of each student")
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -165,7 +166,7 @@ def main() -> None:
     for seed, name, views in itertools.product(range(arguments.seeds), SELECTORS, STUDENTS):
         found = trained(
             out / f"student-{name}-{views}-{seed}",
-            **CROPS | {"data": data, "val": val, "seed": seed, "epochs": arguments.epochs},
+            **CROPS | {"data": data, "val": val, "seed": seed, "epochs": arguments.epochs, "batch_size": 64},
             tickets=str(out / f"{name}-{views}.zarr"),
             val_tickets=str(out / f"{name}-val.zarr"),
             val_interval=arguments.epochs,
