@@ -35,7 +35,7 @@ def embed(
         tokens [B, n + k, D], and the rotary table of the kept patches as `take_rotary` shapes it, None without rotary
     """
     grid = image_grid(vit, images)
-    tokens = _embed_patches(vit, images, patches, grid, sources)
+    tokens = embed_patches(vit, images, patches, grid, sources)
     prefix, positions = _prefix_and_positions(vit, grid, tokens)
     if positions is not None:
         tokens = tokens + (positions if patches is None else take(positions.expand(len(images), -1, -1), patches))
@@ -98,8 +98,8 @@ def embeds_kept_only(stem: nn.Module) -> bool:
     )
 
 
-def _embed_patches(
-    vit: ViT, images: Tensor, patches: Tensor | None, grid: tuple[int, int], sources: Tensor | None
+def embed_patches(
+    vit: ViT, images: Tensor, patches: Tensor | None, grid: tuple[int, int], sources: Tensor | None = None
 ) -> Tensor:
     """Projected patches [B, k, D] without positions."""
     stem = vit.patch_embed

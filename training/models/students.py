@@ -5,12 +5,13 @@ from torch import nn
 from dlth.tickets.errors import InputError, shown
 from dlth.training.models.registry import check_can_drop
 from dlth.training.models.small_dense import SmallDense
+from dlth.training.models.sparse_swin import SparseSwin
 from dlth.training.models.student import Student
 from dlth.training.models.ticket_vit import TicketViT
 from dlth.training.models.zero import ZeroStudent
 
 STUDENTS: dict[str, tuple[type[Student], ...]] = {
-    "sparse": (TicketViT,),
+    "sparse": (TicketViT, SparseSwin),
     "zero": (ZeroStudent,),
     "small-dense": (SmallDense,),
 }
