@@ -16,7 +16,7 @@ from dlth.training.settings.fields import is_free, panel_of, path_kind
 from dlth.training.settings.layering import checked
 from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import CONFIG, read_toml
-from dlth.training.settings.train_config import DEFAULT_MODEL, WHAT, TrainConfig
+from dlth.training.settings.train_config import WHAT, TrainConfig
 
 RUNS = Path("runs")
 _OWN_TO_A_START = ("out", "resume", "recipe")
@@ -24,7 +24,7 @@ _OWN_TO_A_START = ("out", "resume", "recipe")
 
 def run_name(config: TrainConfig, header: TicketHeader | None) -> str:
     """What a run is called: arm, model, mode and patches kept unless all are, seed; `header` is its ticket file's."""
-    known = DEFAULT_MODEL if config.init_from is None else Path(config.init_from).stem  # whose model its file records
+    known = config.student if config.init_from is None else Path(config.init_from).stem  # whose model its file records
     words = [config.arm, re.sub(r"[^A-Za-z0-9._]+", "_", config.model or known)]
     if isinstance(config, SelectorTrainConfig):
         words += [f"stage{config.stage_keep}"] if config.stage_keep is not None else []

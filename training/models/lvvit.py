@@ -117,12 +117,13 @@ class LVViT(VisionTransformer):
         for block in self.blocks:
             block.ls1, block.ls2 = Shrunk(skip), Shrunk(skip)
         self.aux_head = self._new_head(num_classes)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.get_parameter("cls_token"), std=0.02)
 
     def _new_head(self, num_classes: int) -> nn.Module:
         if num_classes == 0:
             return nn.Identity()
-        head = nn.Linear(self.embed_dim, num_classes, device=self.cls_token.device, dtype=self.cls_token.dtype)
+        weight = next(self.parameters())
+        head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head
@@ -132,7 +133,7 @@ class LVViT(VisionTransformer):
         super().reset_classifier(num_classes, global_pool)
         self.aux_head = self._new_head(num_classes)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | TokenLogits:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | TokenLogits:  # type: ignore[override]
         """What the heads make of normed tokens [B, N, D]; the class token [B, D] if `pre_logits` or without heads."""
         if pre_logits or self.num_classes == 0:
             return x[:, 0]

@@ -150,14 +150,15 @@ class Stepper:
     def _losses(self, batch: Batch, budget: Budget | None) -> tuple[Tensor, Tensor]:
         """Of each image, float32 [B]: cross entropy, with labels smoothed and mixed as the pixels are; hidden share."""
         whole = self.pixels(batch.images)
-        images = mix_images(whole, batch.mix)
+        by_token = self.config.mix_token > 0  # then a selector in the loop sees the same boxes, in pixels
+        images = whole if by_token and self.select is None else mix_images(whole, batch.mix)
         targets = mix_targets(batch.labels, self.num_classes, self.config.smoothing, batch.mix)
         with self.precision():
             patches, unranked = batch.patches, None
             if self.select is not None and not _keeps_all(budget):
                 patches, unranked = self._selected(images, batch, self.select, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
-            if self.config.mix_token:
+            if by_token:
                 sources = token_sources(batch.mix, self.student.grid).to(images.device, non_blocking=True)
                 output = forward(whole, patches, sources)
             elif self.student.budget is not None:

@@ -24,10 +24,9 @@ _DEIT: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     # DeiT's, which is the paper's: 4 processes of 256 images make its global batch of 1,024.
     "deit": _DEIT,
-    # LV-ViT's as the paper's authors run it: 8 processes of 128 images. Deviates where there are no token labels, and
-    # always in that MixToken draws one box for a mix group, as every mixing here, and neighbours mix.
+    # LV-ViT's, as the paper's authors run it: 8 processes of 128 images. Deviates in that the learning rate follows the
+    # global batch, MixToken draws a box for each mix group and pairs neighbours, and crops are bicubic, not at random.
     "lvvit": {
-        "model": "lvvit_small",
         "lr_base": 1.6e-3,
         "lr_base_size": 1024,
         "drop_path": 0.1,
@@ -70,6 +69,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """What each recipe sets otherwise than the defaults."""
+
+RECIPE_MODEL = {"lvvit": "lvvit_small"}
+"""The student of a recipe's run that names none and starts from no weights that do."""
 
 RECIPE_BATCH = {"deit": 1024, "lvvit": 1024, "evit": 2048, "cifar10": 256}
 """Images of a step that a recipe's numbers are meant for."""

@@ -31,7 +31,7 @@ from dlth.training.settings.fields import (
     refuse_own_flags,
     setting,
 )
-from dlth.training.settings.recipes import RECIPES
+from dlth.training.settings.recipes import RECIPE_MODEL, RECIPES
 
 Arm = Literal["ticket", "random", "dense"]
 Mode = Literal["projected", "frozen", "online"]
@@ -128,7 +128,7 @@ class TrainConfig(Settings):
     model: str | None = setting(
         None,
         MODEL,
-        f"Student: a friendly name or any timm ViT; what --init-from records if absent, otherwise {DEFAULT_MODEL}.",
+        f"Student: a friendly or timm name; what --init-from records if absent, or the recipe's, {DEFAULT_MODEL}.",
     )
     model_kwargs: Pairs = setting({}, MODEL, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
     num_classes: int | None = setting(
@@ -264,7 +264,7 @@ class TrainConfig(Settings):
     @property
     def student(self) -> str:
         """Name of the student's model."""
-        return self.model or DEFAULT_MODEL
+        return self.model or RECIPE_MODEL.get(self.recipe, DEFAULT_MODEL)
 
     @property
     def milestones(self) -> tuple[tuple[int, str], ...]:

@@ -146,7 +146,7 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
         torch.testing.assert_close(found[weight], value)
 
 
-@pytest.mark.parametrize("name", ["plain", "dynamic", "dinov3"])
+@pytest.mark.parametrize("name", ["plain", "dynamic", "dinov3", "lvvit"])
 def test_compiles_into_one_graph(name: str) -> None:
     """No graph break; another k compiles once more and stays right; one image too."""
     vit = tiny_vit(name)

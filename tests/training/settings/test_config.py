@@ -33,6 +33,16 @@ def test_a_recipe_named_in_the_file_counts(tmp_path: Path) -> None:
     assert layered(NEEDED, config_file=file).epochs == RECIPES["smoke"]["epochs"]
 
 
+def test_the_lvvit_recipe_holds_the_papers_numbers_and_names_a_student_where_nobody_does() -> None:
+    """Its model gives way to a user's; MixToken stands in the place of mixup and cutmix."""
+    config = layered(NEEDED, recipe="lvvit")
+    assert (config.student, config.model) == ("lvvit_small", None)
+    assert layered(NEEDED | {"model": "lvvit_tiny"}, recipe="lvvit").student == "lvvit_tiny"
+    assert learning_rate(config, 1024) == pytest.approx(1.6e-3)
+    assert (config.mix_token, config.mixup, config.cutmix, config.patch_weight) == (1.0, 0.0, 0.0, 1.0)
+    assert (config.epochs, config.drop_path, config.model_ema_decay, config.batch_size) == (300, 0.1, 0.99992, 128)
+
+
 def test_the_deit_recipe_holds_the_papers_numbers() -> None:
     """A changed number here changes what 'the paper's recipe' means in every result that names it."""
     config = layered(NEEDED, recipe="deit")
