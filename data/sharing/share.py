@@ -33,7 +33,8 @@ from dlth.tickets.errors import (
 from dlth.tickets.exchange.archive import Archive, pack, unpack
 from dlth.tickets.exchange.card import card
 from dlth.tickets.store.disk import new_file, new_place, refuse_existing, user_path
-from dlth.tickets.store.ticket_store import TicketStore
+from dlth.tickets.store.kinds import open_file
+from dlth.tickets.store.label_store import LabelStore
 from dlth.tickets.user_files import read_named
 
 CARD = "README.md"
@@ -93,7 +94,7 @@ def push(source: str | os.PathLike[str], target: str, note: Note, progress: Prog
     with tempfile.TemporaryDirectory(prefix="dlth-push-") as temporary:
         packed, text, identity = _prepared(local, Path(temporary), url.rpartition("/")[2])
         folder, slash, _ = url.rpartition("/")
-        beside = [put_beside(f"{folder}{slash}{CARD}", text.encode(), note)]
+        beside = [put_beside(f"{folder}{slash}{CARD}", text.encode(), note)] if text else []
         signature = Path(f"{local}{SIGNATURE}")
         if signature.is_file():
             beside.append(put_beside(f"{url}{SIGNATURE}", read_named(signature, MAX_BESIDE, "signature"), note))
@@ -102,13 +103,14 @@ def push(source: str | os.PathLike[str], target: str, note: Note, progress: Prog
 
 
 def _prepared(local: Path, temporary: Path, name: str) -> tuple[Path, str, str]:
-    """The zip to send, its card and its identity."""
+    """The zip to send, its card (a ticket file's alone has one) and its identity."""
     if local.suffix == ".zip":
-        store = unpack(local, temporary / "store")
-        return local, card(store, name, local.stat().st_size), store.identity
-    store, packed = TicketStore(local), temporary / "packed.zip"
-    pack(store, packed)
-    return packed, card(store, name, packed.stat().st_size), store.identity
+        store, packed = unpack(local, temporary / "store"), local
+    else:
+        store, packed = open_file(local), temporary / "packed.zip"
+        pack(store, packed)
+    text = "" if isinstance(store, LabelStore) else card(store, name, packed.stat().st_size)
+    return packed, text, store.identity
 
 
 def put_beside(url: str, raw: bytes, note: Note) -> str:

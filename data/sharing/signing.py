@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, InputError, MissingFileError, SignatureError, shown
 from dlth.tickets.format.jsontext import parse
 from dlth.tickets.store.disk import new_file, read_file, reading
+from dlth.tickets.store.stored_file import StoredFile
 
 PASSWORD = "DLTH_KEY_PASSWORD"
 MAX_SIGNATURE = 2**20  # bytes
@@ -28,7 +28,7 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.sig")
 
 
-def sign(store: TicketStore, key: Path, signature: Path) -> None:
+def sign(store: StoredFile, key: Path, signature: Path) -> None:
     """Write a signature with a private key: PEM, elliptic curve P-256, P-384 or P-521.
 
     The password of an encrypted key is taken from $DLTH_KEY_PASSWORD. Raises InputError (no such key, not such a key, a
@@ -50,7 +50,7 @@ def sign(store: TicketStore, key: Path, signature: Path) -> None:
             file.write(made.read_bytes())
 
 
-def check_signature(store: TicketStore, key: Path, signature: Path) -> None:
+def check_signature(store: StoredFile, key: Path, signature: Path) -> None:
     """Check that the holder of `key` (its public part, PEM) signed this very ticket file.
 
     Only the manifest is covered; that the rest is what the manifest says is for `store.verify` to find. Raises

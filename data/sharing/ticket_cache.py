@@ -25,7 +25,7 @@ from dlth.tickets.errors import DlthError
 from dlth.tickets.exchange.archive import Archive, unpack
 from dlth.tickets.format.jsontext import canonical, parse
 from dlth.tickets.store.disk import read_file, reading, write_files
-from dlth.tickets.store.ticket_store import TicketStore
+from dlth.tickets.store.kinds import open_file
 
 _held: dict[str, ExitStack] = {}
 """What this process holds until it ends, by identity."""
@@ -43,7 +43,7 @@ def local_tickets(spec: str, progress: Progress | None = None) -> Path:
         packed = is_remote(address) or local.is_file()
     if not packed:
         if wanted:
-            check_identity(TicketStore(local).identity, wanted, local.name)
+            check_identity(open_file(local).identity, wanted, local.name)
         return local
     cache = _Cache(cache_root() / "tickets")
     if wanted and (folder := cache.find(wanted)):
@@ -65,7 +65,7 @@ class _Cache:
             return None
         self._hold(identity)
         try:
-            if TicketStore(path).identity == identity:
+            if open_file(path).identity == identity:
                 used(path)
                 return path
         except DlthError:  # a disk full or a power cut in the middle: fetch it again

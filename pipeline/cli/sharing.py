@@ -13,6 +13,8 @@ from dlth.tickets.errors import InputError, shown
 from dlth.tickets.exchange.archive import Archive, pack_into
 from dlth.tickets.exchange.archive import unpack as unpack_archive
 from dlth.tickets.store.disk import new_file
+from dlth.tickets.store.kinds import open_file
+from dlth.tickets.store.label_store import LabelStore
 
 Packed = Annotated[Path, typer.Argument(help="The packed ticket file (tickets.zarr.zip).")]
 
@@ -45,12 +47,13 @@ def pack(
     from dlth.data.sharing.share import CARD, put_beside
     from dlth.tickets.exchange.card import card as card_text
 
-    store = TicketStore(file)
+    store = open_file(file)
     target = out or store.path.with_name(f"{store.path.name}.zip")
     with console.counting("pack", store.num_files, "files", quiet=json) as counter, new_file(target) as packed:
         pack_into(packed, store, counter)
         size = packed.tell()
-        if card:  # before the file has its name, so that a card for which there is no room bars no second try
+        # before the file has its name, so that a card for which there is no room bars no second try
+        if card and not isinstance(store, LabelStore):
             text = card_text(store, target.name, size).encode()
             put_beside(str(target.absolute().parent / CARD), text, console.note)
     _say({"file": str(target), "bytes": size, "identity": store.identity}, json)
@@ -116,7 +119,7 @@ def sign(
     """Sign a ticket file with a key; the signature lies beside it, its identity stays what it is."""
     from dlth.data.sharing import signing
 
-    store = TicketStore(file)
+    store = open_file(file)
     target = out or signing.beside(store.path)
     signing.sign(store, key, target)
     _say({"signature": str(target), "identity": store.identity}, json)

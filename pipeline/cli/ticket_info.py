@@ -10,8 +10,12 @@ from dlth.pipeline.cli import console
 from dlth.pipeline.cli.options import File, Json, checked
 from dlth.tickets import TicketStore
 from dlth.tickets.ascii_digits import ascii_only
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, DlthError, InputError, SignatureError, shown
 from dlth.tickets.format import provenance
+from dlth.tickets.store.kinds import open_file
+from dlth.tickets.store.label_store import LabelStore
+from dlth.tickets.store.stored_file import StoredFile
 
 
 def info(
@@ -20,12 +24,14 @@ def info(
     json: Json = False,
 ) -> None:
     """Show what a ticket file is: header, coverage, and one image's ticket drawn."""
-    store = TicketStore(file)
-    facts = describe(store)
+    store = open_file(file)
+    facts = describe_labels(store) if isinstance(store, LabelStore) else describe(store)
     if json:
         console.as_json(facts | {"header": store.header.to_json()})
         return
-    console.result(f"ticket file {shown(file)}", facts)
+    console.result(f"{store.NOUN} file {shown(file)}", facts)
+    if isinstance(store, LabelStore):
+        return
     if not key and store.num_skipped == store.num_rows:
         console.note("every image was skipped as a bad one: there is no ticket to draw")
         return
@@ -48,9 +54,9 @@ def verify(
     damage: list[DlthError]
     notes: list[str] = []
     try:
-        store = TicketStore(file)
+        store = open_file(file)
         with console.counting("verify", len(store.shards), "shards", quiet=json) as counter:
-            damage = [*_signature(store, key, signature), *store.verify(counter, part, notes.append)]
+            damage = [*_signature(store, key, signature), *_findings(store, counter, part, notes)]
         identity, rows = store.identity, store.num_rows
     except DamageError as error:
         damage, identity, rows = [error], "", 0
@@ -64,7 +70,16 @@ def verify(
         )
 
 
-def _signature(store: TicketStore, key: Path | None, signature: Path | None) -> list[SignatureError]:
+def _findings(
+    store: TicketStore | LabelStore, counter: Progress, part: tuple[int, int] | None, notes: list[str]
+) -> list[DamageError]:
+    """What the full check of a file says; of tickets also what is odd."""
+    if isinstance(store, LabelStore):
+        return store.verify(counter, part)
+    return store.verify(counter, part, notes.append)
+
+
+def _signature(store: StoredFile, key: Path | None, signature: Path | None) -> list[SignatureError]:
     """What is wrong with the signature, where one is to be checked."""
     if key is None:
         if signature is not None:
@@ -105,6 +120,28 @@ def describe(store: TicketStore) -> dict[str, Any]:
         **({"ranker": provenance.ranker_of(header)} if header.selector.heads != "none" else {}),
         "selection blocks": ", ".join(map(str, header.selector.blocks)),
         "precision": f"{header.selector.block_dtype} blocks, {header.selector.score_dtype} scores",
+        "made with": ", ".join(f"{shown(name)} {shown(text)}" for name, text in header.versions.items()),
+        "creator": shown(header.creator) or "-",
+        "licence": shown(header.license) or "-",
+    }
+
+
+def describe_labels(store: LabelStore) -> dict[str, Any]:
+    """The facts of a token label file that a person asks for first."""
+    header, sound = store.header, store.num_rows - store.num_skipped
+    source = shown(header.annotator.weights_source)
+    return {
+        "identity": store.identity,
+        "labels are": f"{shown(header.annotator.model)}, weights {header.annotator.weights_sha256[:16] or 'unknown'}"
+        f" ({source})",
+        "format": f"{header.format} {header.version}",
+        "dataset": " ".join(part for part in (header.dataset.name, header.dataset.split) if part) or "-",
+        "coverage": f"{sound:,} of {store.num_rows:,} images have labels, {store.num_skipped:,} skipped",
+        "shards": len(store.shards),
+        "grid": f"{header.grid.rows}x{header.grid.cols} cells",
+        "stored": f"the {header.num_best} best of {header.num_classes} classes of each cell, and their scores",
+        "view": f"{header.view.kind}, {header.view.height}x{header.view.width}, {header.view.interpolation}",
+        "precision": header.annotator.dtype,
         "made with": ", ".join(f"{shown(name)} {shown(text)}" for name, text in header.versions.items()),
         "creator": shown(header.creator) or "-",
         "licence": shown(header.license) or "-",

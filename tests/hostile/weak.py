@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dlth.tickets.format import header, manifest, rows
+from dlth.tickets.format import fields, header, manifest, rows
 from dlth.tickets.format.layout import MANIFEST_FILE
-from dlth.tickets.store import reader, verify
+from dlth.tickets.store import reader, ticket_store, verify
 
 
 def no_digests() -> None:
@@ -63,7 +63,7 @@ def any_metadata() -> None:
     """An array's zarr.json may say what it likes; whole numbers may be of any length, JSON of any depth."""
     reader.StoredShards._check_metadata = lambda self: None
     reader.same = lambda left, right: True
-    header._require = lambda ok, name, message: None
+    fields.require = header.require = lambda ok, name, message: None
     manifest.check_shard_specs = lambda shards: None
 
 
@@ -85,7 +85,7 @@ def any_manifest() -> None:
         value = json.loads(raw)
         shards = tuple(manifest.ShardEntry(**shard) for shard in value["shards"])
         files = {name: tuple(digest) for name, digest in value["files"].items()}
-        return manifest.Manifest(value["version"], shards, value["content"], files)
+        return manifest.Manifest(value["version"], shards, value["content"], files, value["format"])
 
     manifest.Manifest.from_text = staticmethod(from_text)
     reader.StoredShards._read_manifest = lambda self: (self.path / MANIFEST_FILE).read_bytes()
@@ -93,15 +93,15 @@ def any_manifest() -> None:
 
 def any_value() -> None:
     """Patches out of range or twice, keys twice, odd gaps: whatever decodes is used."""
-    reader.check_patches = lambda patches, num_patches: None
-    reader.check_gap = lambda gap, skipped: None
+    ticket_store.check_patches = lambda patches, num_patches: None
+    ticket_store.check_gap = lambda gap, skipped: None
     rows._check_unique = lambda keys: None
     verify._repeated_keys = lambda *arguments: iter(())
     verify._content = lambda *arguments: iter(())
-    reader.StoredShards._ranked = _unchecked
+    ticket_store.TicketStore._ranked = _unchecked
 
 
-def _unchecked(self: reader.StoredShards, shard_index: int) -> Any:
+def _unchecked(self: ticket_store.TicketStore, shard_index: int) -> Any:
     spec, layout = self.layout.choice, self.layout
     patches = self._rows(spec, shard_index)
     skipped = (patches == spec.fill).all(axis=1)

@@ -23,6 +23,9 @@ from dlth.tickets import (
     ViewSpec,
     generator,
 )
+from dlth.tickets.format.label_header import AnnotatorInfo, LabelHeader
+from dlth.tickets.format.label_rows import ShardLabels
+from dlth.tickets.store.label_writer import LabelWriter
 
 if TYPE_CHECKING:
     from dlth.data.shards.index import ShardIndex
@@ -78,7 +81,7 @@ def make_specs(rows: Sequence[int] = ROWS) -> list[ShardSpec]:
     return [ShardSpec(f"toy-{index:06d}.tar", count) for index, count in enumerate(rows)]
 
 
-def fill(writer: TicketWriter, rows: Callable[[int], ShardTickets]) -> None:
+def fill(writer: TicketWriter | LabelWriter, rows: Callable[[int], Any]) -> None:
     """Write what is missing of a file and finish it: what `dlth select` does, a second time too."""
     for index in writer.missing():
         with writer.claim(index) as mine:
@@ -167,3 +170,44 @@ def read_all(path: Path) -> TicketStore:
 def tree_bytes(path: Path) -> dict[str, bytes]:
     """Relative path -> content of every file below a folder."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def make_label_header(**changes: Any) -> LabelHeader:
+    """A header of token labels: three best of ten classes on a 3x4 grid; `changes` replace fields."""
+    tickets = make_header()
+    base = LabelHeader(
+        grid=Grid(3, 4),
+        num_best=3,
+        num_classes=10,
+        view=WHOLE,
+        preprocessing=tickets.preprocessing,
+        annotator=AnnotatorInfo("resnet10t", "ab" * 32, "random"),
+        dataset=tickets.dataset,
+        versions={"dlth": "0.1.0"},
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def make_labels(
+    header: LabelHeader, keys: Sequence[str], images: np.ndarray, skipped: Collection[str] = ()
+) -> ShardLabels:
+    """Token labels of the images of `keys`, drawn by key; `images` their content hashes."""
+    shape = (header.num_best, header.grid.rows, header.grid.cols)
+    drawn = [generator("labels", key) for key in keys]
+    classes = [rng.permuted(np.indices((header.num_classes, *shape[1:]))[0], axis=0)[: shape[0]] for rng in drawn]
+    scores = [-np.sort(-rng.normal(4, 3, shape).astype(np.float16), axis=0) for rng in drawn]
+    bad = np.array([key in skipped for key in keys])
+    return ShardLabels(tuple(keys), images, np.stack(classes), np.stack(scores), bad)
+
+
+def make_label_store(path: Path, skipped: Sequence[int] = (), **changes: Any) -> Path:
+    """A finished token label file for the rows of `make_store`; `skipped` are bad images of shard 1."""
+    head = make_label_header(**changes)
+
+    def labels(index: int) -> ShardLabels:
+        tickets = make_tickets(index, ROWS[index])
+        bad = [tickets.keys[row] for row in skipped] if index == 1 else []
+        return make_labels(head, tickets.keys, tickets.images, bad)
+
+    fill(LabelWriter(path, head, make_specs(), key_width=12), labels)
+    return path

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlth.tickets.callbacks import Progress
-from dlth.tickets.errors import InputError, LockedError, MismatchError, shown
+from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.header import SelectorInfo, TicketHeader, differences
 from dlth.tickets.format.jsontext import Json
 from dlth.tickets.format.manifest import ShardSpec
@@ -49,15 +49,7 @@ class Draft:
         writing it, SpaceError.
         """
         writer = TicketWriter(path, self.header, self.shards, self.key_width)
-        todo = writer.missing()
-        for done, shard_index in enumerate(todo, len(self.shards) - len(todo) + 1):
-            with writer.claim(shard_index) as mine:
-                if mine:
-                    writer.write(shard_index, self.rows(shard_index))
-            if progress is not None:
-                progress(done, len(self.shards))
-        if not writer.finish():
-            raise LockedError(f"{shown(path)}: another process is writing the same file and will finish it")
+        writer.fill(self.rows, progress)
         return TicketStore(path)
 
 

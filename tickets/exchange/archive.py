@@ -1,4 +1,4 @@
-"""A ticket file as one file to send: a zip whose members are stored as they are.
+"""A ticket file, or one of token labels, as one file to send: a zip whose members are stored as they are.
 
 The zip's bytes follow from the members alone (sorted names, one fixed date, no compression: chunks are compressed
 already; zip64 where counts or offsets need it), so every maker gets the same zip, and plain zarr (`ZipStore`) and any
@@ -40,7 +40,10 @@ from dlth.tickets.store.disk import (
     sync,
     user_path,
 )
-from dlth.tickets.store.ticket_store import TicketStore, open_store
+from dlth.tickets.store.kinds import open_file, opened
+from dlth.tickets.store.label_store import LabelStore
+from dlth.tickets.store.stored_file import StoredFile
+from dlth.tickets.store.ticket_store import TicketStore
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
@@ -53,7 +56,7 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _MAX_MEMBERS = 4 * MAX_SHARDS + 16
 _MAX_DIRECTORY = 64 * 2**20
 _MAX_MEMBER = max(MAX_MANIFEST_BYTES, 2 * MAX_CHUNK_BYTES)
-_NAME = re.compile(r"(?:[a-z]{1,16}/)?(?:zarr\.json|c(?:\.[0-9]{1,6}){1,4})")
+_NAME = re.compile(r"(?:[a-z]{1,16}/)?(?:zarr\.json|c(?:\.[0-9]{1,6}){1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def _tail(members: Iterable[_Member]) -> tuple[int, bytes]:
     return start, directory + _END.pack(b"PK\5\6", 0, 0, few, few, min(size, _MAX32), min(start, _MAX32), 0)
 
 
-def pack(store: TicketStore, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+def pack(store: StoredFile, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
     """Write a ticket file as one zip: the same bytes for the same file. `progress(done, total)` counts its files.
 
     Raises InputError when something stands at `path`, DamageError when a file's digest is wrong, SpaceError.
@@ -103,9 +106,9 @@ def pack(store: TicketStore, path: str | os.PathLike[str], progress: Progress | 
         pack_into(file, store, progress)
 
 
-def pack_into(file: IO[bytes], store: TicketStore, progress: Progress | None = None) -> None:
+def pack_into(file: IO[bytes], store: StoredFile, progress: Progress | None = None) -> None:
     """As `pack`, into an open file."""
-    write_zip(file, open_store(store).raw_files(), progress, store.num_files)
+    write_zip(file, opened(store).raw_files(), progress, store.num_files)
 
 
 def write_zip(
@@ -247,7 +250,7 @@ class Archive:
 
 def unpack(
     source: Archive | str | os.PathLike[str], path: str | os.PathLike[str], progress: Progress | None = None
-) -> TicketStore:
+) -> TicketStore | LabelStore:
     """Check every byte of a packed ticket file, then write it as a folder at `path` and open it.
 
     It appears under its name whole or not at all. `progress(done, total)` counts files, each twice (checked, written).
@@ -270,12 +273,12 @@ def unpack(
     ):
         root = Path(temporary) / target.name
         _write(root, source.contents(counted(source.num_files)))
-        if TicketStore(root).identity != source.identity:
+        if open_file(root).identity != source.identity:
             raise MismatchError(f"{source.name} changed while it was unpacked")
         refuse_existing(target)
         os.rename(root, target)
     sync(target.parent)
-    return TicketStore(target)
+    return open_file(target)
 
 
 def _write(root: Path, contents: Iterable[tuple[str, bytes]]) -> None:

@@ -5,6 +5,7 @@ than zarr's: zarr's optional fields differ between its versions, and the same ti
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.errors import InputError, LimitError, shown
+from dlth.tickets.format.fields import StoredHeader
 from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.jsontext import Json, canonical
 
-ATTRIBUTE = "dlth_tickets"
 GROUP_FILE = "zarr.json"
 MANIFEST_FILE = "manifest/c.0"
 MANIFEST_META_FILE = "manifest/zarr.json"
@@ -76,18 +77,16 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The arrays of one ticket file: `num_shards` chunks each of `max_rows` rows, keys of at most `key_width` bytes.
+class StoredLayout(ABC):
+    """The arrays of one file: `num_shards` chunks each of `max_rows` rows, keys of at most `key_width` bytes.
 
-    Raises LimitError when a size is above its bound, before anything is allocated.
+    Every kind of file has keys and image hashes, by which its rows find their images; what it knows of an image are
+    arrays of its own. Raises LimitError when a size is above its bound, before anything is allocated.
     """
 
     num_shards: int
     max_rows: int
     key_width: int
-    num_patches: int
-    ranked: int
-    masked: bool = False
 
     def __post_init__(self) -> None:
         for name, value, bound in (
@@ -103,6 +102,41 @@ class Layout:
                     f"one shard's '{spec.name}' would take {spec.chunk_bytes} bytes, the bound is {MAX_CHUNK_BYTES}: "
                     f"use shards with fewer than {self.max_rows} images"
                 )
+
+    @property
+    def keys(self) -> ArraySpec:
+        """Sample keys, UTF-8, padded with NUL."""
+        return ArraySpec("keys", "uint8", (self.max_rows, self.key_width), ("row", "byte"), 0)
+
+    @property
+    def images(self) -> ArraySpec:
+        """xxh3_128 of each image's encoded bytes."""
+        return ArraySpec("images", "uint8", (self.max_rows, HASH_BYTES), ("row", "byte"), 0)
+
+    @property
+    @abstractmethod
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """All arrays, in the order in which a shard is written."""
+
+    def meta_files(self, header: StoredHeader) -> dict[str, bytes]:
+        """Path and text of every metadata file but the manifest's."""
+        files = {f"{spec.name}/zarr.json": canonical(spec.meta(self.num_shards)) for spec in self.arrays}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {header.attribute: header.to_json()}}
+        return {GROUP_FILE: canonical(group), **files}
+
+    def digested_files(self) -> list[str]:
+        """Every file that the manifest lists."""
+        meta = [GROUP_FILE, *(f"{spec.name}/zarr.json" for spec in self.arrays)]
+        return [*meta, *(spec.chunk_file(shard) for shard in range(self.num_shards) for spec in self.arrays)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(StoredLayout):
+    """The arrays of one ticket file."""
+
+    num_patches: int
+    ranked: int
+    masked: bool = False
 
     @classmethod
     def of(cls, header: TicketHeader, num_shards: int, max_rows: int, key_width: int) -> "Layout":
@@ -130,16 +164,6 @@ class Layout:
         return self.mask if self.masked else self.patches
 
     @property
-    def keys(self) -> ArraySpec:
-        """Sample keys, UTF-8, padded with NUL."""
-        return ArraySpec("keys", "uint8", (self.max_rows, self.key_width), ("row", "byte"), 0)
-
-    @property
-    def images(self) -> ArraySpec:
-        """xxh3_128 of each image's encoded bytes."""
-        return ArraySpec("images", "uint8", (self.max_rows, HASH_BYTES), ("row", "byte"), 0)
-
-    @property
     def gap(self) -> ArraySpec:
         """Score of the k-th patch minus that of the next."""
         return ArraySpec("gap", "float32", (self.max_rows,), ("row",), float("nan"))
@@ -148,17 +172,6 @@ class Layout:
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays, in the order in which a shard is written."""
         return self.choice, self.keys, self.images, self.gap
-
-    def meta_files(self, header: TicketHeader) -> dict[str, bytes]:
-        """Path and text of every metadata file but the manifest's."""
-        files = {f"{spec.name}/zarr.json": canonical(spec.meta(self.num_shards)) for spec in self.arrays}
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: header.to_json()}}
-        return {GROUP_FILE: canonical(group), **files}
-
-    def digested_files(self) -> list[str]:
-        """Every file that the manifest lists."""
-        meta = [GROUP_FILE, *(f"{spec.name}/zarr.json" for spec in self.arrays)]
-        return [*meta, *(spec.chunk_file(shard) for shard in range(self.num_shards) for spec in self.arrays)]
 
 
 def manifest_meta_text(manifest: bytes) -> bytes:

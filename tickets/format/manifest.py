@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlth.tickets.errors import DamageError, LimitError, SchemaError, shown
-from dlth.tickets.format.header import FORMAT, MAX_TEXT, check_version
+from dlth.tickets.format.fields import MAX_TEXT, check_version
+from dlth.tickets.format.header import FORMAT
 from dlth.tickets.format.jsontext import Json, canonical, parse
-from dlth.tickets.format.layout import HASH_BYTES, MAX_SHARDS, Array, Layout
+from dlth.tickets.format.label_header import LabelHeader
+from dlth.tickets.format.layout import HASH_BYTES, MAX_SHARDS, Array, StoredLayout
 
 FileDigest = tuple[int, str]
 """Size in bytes and sha256 in hexadecimal."""
@@ -23,6 +25,8 @@ FileDigest = tuple[int, str]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {"format", "version", "shards", "rows", "skipped", "content", "files"}
 MAX_ROWS = 10**9
+KINDS = (FORMAT, LabelHeader.kind)
+"""What may stand as `format`: tickets, or token labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,16 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The parsed manifest; `content` is sha256 over the sorted image hashes, `files` maps path to size and sha256."""
+    """The parsed manifest; `content` is sha256 over the sorted image hashes, `files` maps path to size and sha256.
+
+    `format` is that of the header: what kind of file this is.
+    """
 
     version: str
     shards: tuple[ShardEntry, ...]
     content: str
     files: dict[str, FileDigest]
+    format: str = FORMAT
 
     @property
     def max_rows(self) -> int:
@@ -60,7 +68,7 @@ class Manifest:
         """The canonical text; its sha256 is the identity."""
         return canonical(
             {
-                "format": FORMAT,
+                "format": self.format,
                 "version": self.version,
                 "shards": [{"name": item.name, "rows": item.rows, "skipped": item.skipped} for item in self.shards],
                 "rows": sum(shard.rows for shard in self.shards),
@@ -79,12 +87,14 @@ class Manifest:
         check_version(value["version"])
         if not isinstance(value["content"], str) or not _SHA256.fullmatch(value["content"]):
             raise SchemaError("manifest: content must be a sha256")
-        result = cls(value["version"], _shards(value["shards"]), value["content"], _files(value["files"]))
+        shards, files = _shards(value["shards"]), _files(value["files"])
+        kind = next((kind for kind in KINDS if kind == value["format"]), FORMAT)
+        result = cls(value["version"], shards, value["content"], files, kind)
         if result.text() != raw:
             raise SchemaError("manifest: its totals are wrong or its text is not canonical")
         return result
 
-    def check_files(self, layout: Layout) -> None:
+    def check_files(self, layout: StoredLayout) -> None:
         """The manifest lists exactly the files of the layout, no chunk larger than its content could make it."""
         expected = layout.digested_files()
         odd = sorted(self.files.keys() ^ set(expected))

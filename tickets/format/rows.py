@@ -5,6 +5,7 @@ The same rules stand before writing, at each read and in `verify`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,22 @@ class ShardTickets:
         return len(self.keys)
 
 
+class StoredRows(Protocol):
+    """What the rows of one shard have in every kind of file; each as `ShardTickets` says."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """One per row."""
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Content hashes [rows, 16]."""
+
+    @property
+    def skipped(self) -> NDArray[np.bool_]:
+        """[rows]: images that could not be read."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rankings:
     """The tickets of some keys, in their order.
@@ -59,23 +76,27 @@ class RuleError(ValueError):
 
 def check_shapes(tickets: ShardTickets, num_rows: int, ranked: int) -> None:
     """Every array has one entry per row, of the right type."""
-    wanted = {
-        "images": (num_rows, HASH_BYTES),
-        "patches": (num_rows, ranked),
-        "gap": (num_rows,),
-        "skipped": (num_rows,),
-    }
-    if tickets.num_rows != num_rows:
-        raise RuleError(f"{tickets.num_rows} keys were given for {num_rows} rows")
-    for name, shape in wanted.items():
-        found = getattr(tickets, name).shape
-        if found != shape:
-            raise RuleError(f"'{name}' must have shape {list(shape)}, got {list(found)}")
-    kinds = {"images": "u", "patches": "iu", "gap": "f", "skipped": "b"}
-    for name, kind in kinds.items():
-        dtype = getattr(tickets, name).dtype
-        if dtype.kind not in kind or (name == "images" and dtype.itemsize != 1):
-            raise RuleError(f"'{name}' has the wrong type {dtype}")
+    check_identities(tickets.keys, tickets.images, tickets.skipped, num_rows)
+    check_array("patches", tickets.patches, (num_rows, ranked), "iu")
+    check_array("gap", tickets.gap, (num_rows,), "f")
+
+
+def check_identities(keys: Sequence[str], images: NDArray[Any], skipped: NDArray[Any], num_rows: int) -> None:
+    """What every kind of file has of its rows: keys, image hashes, and which were skipped."""
+    if len(keys) != num_rows:
+        raise RuleError(f"{len(keys)} keys were given for {num_rows} rows")
+    check_array("images", images, (num_rows, HASH_BYTES), "u")
+    if images.dtype.itemsize != 1:
+        raise RuleError(f"'images' has the wrong type {images.dtype}")
+    check_array("skipped", skipped, (num_rows,), "b")
+
+
+def check_array(name: str, values: NDArray[Any], shape: tuple[int, ...], kinds: str) -> None:
+    """Raises RuleError, naming the array, unless it has this shape and a type of these kinds (numpy's letters)."""
+    if values.shape != shape:
+        raise RuleError(f"'{name}' must have shape {list(shape)}, got {list(values.shape)}")
+    if values.dtype.kind not in kinds:
+        raise RuleError(f"'{name}' has the wrong type {values.dtype}")
 
 
 def check_patches(patches: NDArray[np.integer], num_patches: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.store.keyindex import KeyIndex
-from dlth.tickets.store.ticket_store import TicketStore
+from dlth.tickets.store.stored_file import StoredFile
 
 NO_TICKET = -1
 
@@ -45,7 +45,7 @@ def believed(numbered: Flags, hashes: Hashes, others: Hashes) -> Flags:
     return ~numbered | same_bytes(hashes, others)
 
 
-def stored_hashes(store: TicketStore, rows: Rows) -> Hashes:
+def stored_hashes(store: StoredFile, rows: Rows) -> Hashes:
     """The content hashes of `rows`, zeros for NO_TICKET; each shard's chunk of the file is read once."""
     hashes = np.zeros((len(rows), 16), dtype=np.uint8)
     for shard_index, at, shard_rows in store.by_shard(rows):
@@ -53,7 +53,7 @@ def stored_hashes(store: TicketStore, rows: Rows) -> Hashes:
     return hashes
 
 
-def rows_by_content(store: TicketStore, hashes: Hashes) -> Rows:
+def rows_by_content(store: StoredFile, hashes: Hashes) -> Rows:
     """The row that each of `hashes` has, NO_TICKET where there is none. Memory: 16 bytes a row of the file."""
     heads = [_heads(store.image_hashes(shard_index)) for shard_index in range(len(store.shards))]
     rows = KeyIndex(heads, store.max_rows).first_rows(_heads(hashes))

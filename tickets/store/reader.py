@@ -1,5 +1,5 @@
-"""Reading the shards of a ticket file: everything is checked before it is believed, and nothing outside the file is
-ever opened.
+"""Reading the shards of a file of any kind: everything is checked before it is believed, and nothing outside the file
+is ever opened.
 
 Order of trust: the tree (regular files only, known names) → the manifest (canonical text; its sha256 is the identity)
 → the digests → header and array metadata → sizes → decoded values. Chunk files are named by the layout, never by the
@@ -9,10 +9,11 @@ which a deleted chunk is fill values, a link is a file, and a FIFO is forever.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,9 @@ from dlth.tickets.errors import (
     shown,
 )
 from dlth.tickets.format.chunks import decode
-from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.fields import StoredHeader
 from dlth.tickets.format.jsontext import Json, parse, same
 from dlth.tickets.format.layout import (
-    ATTRIBUTE,
     GROUP_FILE,
     MANIFEST_FILE,
     MANIFEST_META_FILE,
@@ -41,13 +41,12 @@ from dlth.tickets.format.layout import (
     MAX_SHARDS,
     Array,
     ArraySpec,
-    Layout,
+    StoredLayout,
     identity_of,
     manifest_meta_text,
 )
 from dlth.tickets.format.manifest import Manifest, ShardEntry, check_digest
-from dlth.tickets.format.masks import from_bits, ticket_sets
-from dlth.tickets.format.rows import RuleError, ShardTickets, check_gap, check_patches, decoded_keys
+from dlth.tickets.format.rows import RuleError, decoded_keys
 from dlth.tickets.store.disk import read_file, reading, scan_sizes, user_path
 from dlth.tickets.store.partial import Partial
 
@@ -58,8 +57,8 @@ Rows = TypeVar("Rows", int, NDArray[np.int64])
 """One row or several."""
 
 
-class StoredShards:
-    """The shards of a finished ticket file, open for reading; `TicketStore` adds finding their rows by key.
+class StoredShards(ABC):
+    """The shards of a finished file, open for reading; a kind of file adds what it knows of its images.
 
     Raises MissingFileError, IncompleteError, UnsafeError (links, foreign files), DamageError, SchemaError or
     LimitError. Safe to pickle and to fork into workers (no thread, no open file); one object is not for several
@@ -70,6 +69,13 @@ class StoredShards:
     sha256 by path; `chunk_reads`, chunks read from disk so far. `cache_shards` decoded shards are kept.
     """
 
+    HEADER: ClassVar[type[StoredHeader]]
+    NOUN: ClassVar[str]
+    """What a row holds, in words for messages: `ticket`, `token label`."""
+    COMMAND: ClassVar[str]
+    """What makes such a file."""
+    header: StoredHeader
+    layout: StoredLayout
     _cache: OrderedDict[tuple[str, int], Any]
 
     def __init__(self, path: str | os.PathLike[str], cache_shards: int = 32) -> None:
@@ -80,6 +86,7 @@ class StoredShards:
             sizes = self._scan()
         text = self._read_manifest()
         manifest = Manifest.from_text(text)
+        self._check_kind(manifest.format)
         self.identity = identity_of(text)
         self.content = manifest.content
         self.shards: tuple[ShardEntry, ...] = manifest.shards
@@ -88,38 +95,24 @@ class StoredShards:
         self.max_rows = manifest.max_rows
         self.files = manifest.files
         self.header = self._read_header(manifest.version)
-        self.layout = Layout.of(self.header, len(self.shards), self.max_rows, self._read_key_width())
+        self.layout = self._layout(self._read_key_width())
         manifest.check_files(self.layout)
         self._check_tree(sizes, text)
         self._check_metadata()
         self._cache = OrderedDict()
 
-    @property
-    def num_patches_stored(self) -> int:
-        """Patches per row: all of the grid in form 'full', k in the other forms."""
-        return self.layout.ranked
+    @abstractmethod
+    def _layout(self, key_width: int) -> StoredLayout:
+        """The arrays that header and sizes ask for."""
 
-    def read(self, shard_index: int) -> ShardTickets:
-        """All rows of one shard; arrays are read-only. Raises DamageError naming shard and file."""
-        patches, skipped = self._ranked(shard_index)
-        return ShardTickets(
-            self.keys(shard_index), self.image_hashes(shard_index), patches, self.gap(shard_index), skipped
-        )
-
-    def patches(self, shard_index: int) -> NDArray[np.integer]:
-        """Unsigned [rows, ranked]: patches best first (in form 'mask', which has no order, by number); skipped rows
-        hold the fill value (see `skipped`). Reads one chunk.
-        """
-        return self._ranked(shard_index)[0]
-
+    @abstractmethod
     def skipped(self, shard_index: int) -> NDArray[np.bool_]:
-        """Bool [rows]: images that could not be read when the tickets were made. From the same chunk as `patches`."""
-        return self._ranked(shard_index)[1]
+        """Bool [rows]: images that could not be read when the file was made."""
 
-    def mask(self, shard_index: int) -> NDArray[np.bool_]:
-        """Bool [rows, P]: the k patches that each ticket keeps, in any form; none on skipped rows. Reads one chunk."""
-        patches, skipped = self._ranked(shard_index)
-        return ticket_sets(patches[:, : self.header.k], skipped, self.layout.num_patches)
+    @property
+    @abstractmethod
+    def content_reads(self) -> tuple[Callable[[int], object], ...]:
+        """What reads, and so checks, what one shard knows of its images: each by the shard's index."""
 
     def keys(self, shard_index: int) -> tuple[str, ...]:
         """The keys of one shard's rows. Reads one chunk."""
@@ -132,16 +125,6 @@ class StoredShards:
     def image_hashes(self, shard_index: int) -> NDArray[np.uint8]:
         """Uint8 [rows, 16]: xxh3_128 of each image's encoded bytes. Reads one chunk."""
         return self._cached("images", shard_index, lambda: self._rows(self.layout.images, shard_index))
-
-    def gap(self, shard_index: int) -> NDArray[np.float32]:
-        """Float32 [rows]: score of the k-th patch minus the next's; NaN on skipped rows. Reads at most two chunks."""
-
-        def load() -> NDArray[np.float32]:
-            gap: NDArray[np.float32] = self._rows(self.layout.gap, shard_index)
-            check_gap(gap, self.skipped(shard_index))
-            return gap
-
-        return self._cached("gap", shard_index, load)
 
     def row_number(self, shard_index: int, row: Rows) -> Rows:
         """The number that a row of a shard has in the whole file."""
@@ -175,28 +158,6 @@ class StoredShards:
         self.__dict__.update(state)
         self._cache = OrderedDict()
 
-    def _ranked(self, shard_index: int) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-        """Patches and skipped rows of one shard, every value checked."""
-
-        def load() -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-            spec, num_patches = self.layout.patches, self.layout.num_patches
-            patches: NDArray[np.integer] = self._rows(self.layout.choice, shard_index)
-            if self.layout.masked:
-                chosen, skipped = from_bits(np.asarray(patches, dtype=np.uint8), num_patches, self.header.k)
-                patches = np.where(skipped[:, None], spec.fill, chosen).astype(spec.dtype)
-                patches.flags.writeable = False
-            else:
-                skipped = (patches == spec.fill).all(axis=1)
-                check_patches(patches[~skipped] if skipped.any() else patches, num_patches)
-            if int(skipped.sum()) != self.shards[shard_index].skipped:
-                raise RuleError(
-                    f"{skipped.sum()} rows are skipped, the manifest says {self.shards[shard_index].skipped}"
-                )
-            skipped.flags.writeable = False
-            return patches, skipped
-
-        return self._cached(self.layout.choice.name, shard_index, load)
-
     def _rows(self, spec: ArraySpec, shard_index: int) -> Any:
         """One shard's rows of one array, from disk: digest, sizes and padding checked."""
         shard = self.shards[shard_index]
@@ -204,7 +165,7 @@ class StoredShards:
         chunk: Array = decode(spec, self._bytes(name, shard.name), name)
         self.chunk_reads += 1
         padding = chunk[shard.rows :]
-        if not (np.isnan(padding).all() if spec.dtype == "float32" else (padding == spec.fill).all()):
+        if not (np.isnan(padding).all() if spec.dtype.startswith("float") else (padding == spec.fill).all()):
             raise RuleError("the padding after the last row is not the fill value")
         chunk.flags.writeable = False
         return chunk[: shard.rows]
@@ -246,14 +207,22 @@ class StoredShards:
         partial = Partial(self.path)
         if not os.path.lexists(self.path):
             if partial.root.exists():
-                raise IncompleteError(f"{name} is not finished ({partial.progress()}); run the same dlth select again")
-            raise MissingFileError(f"there is no ticket file {shown(self.path)}")
+                raise IncompleteError(
+                    f"{name} is not finished ({partial.progress()}); run the same {self.COMMAND} again"
+                )
+            raise MissingFileError(f"there is no {self.NOUN} file {shown(self.path)}")
         if not self.path.is_dir():
-            raise InputError(f"{name} is a single file; a ticket file is a folder (unpack it first)")
+            raise InputError(f"{name} is a single file; a {self.NOUN} file is a folder (unpack it first)")
         sizes = scan_sizes(self.path, _MAX_ENTRIES)
         if not {MANIFEST_FILE, MANIFEST_META_FILE} <= sizes.keys():
-            raise IncompleteError(f"{name} has no manifest: it is unfinished, partly copied, or no ticket file")
+            raise IncompleteError(f"{name} has no manifest: it is unfinished, partly copied, or no {self.NOUN} file")
         return sizes
+
+    def _check_kind(self, found: str) -> None:
+        if found != self.HEADER.kind:
+            raise InputError(
+                f"{shown(self.path.name)} is a file of the format {found}, and no {self.NOUN} file ({self.HEADER.kind})"
+            )
 
     def _read_manifest(self) -> bytes:
         """The manifest's text; its zarr.json repeats its length and digest."""
@@ -265,13 +234,14 @@ class StoredShards:
             )
         return text
 
-    def _read_header(self, version: str) -> TicketHeader:
+    def _read_header(self, version: str) -> StoredHeader:
+        attribute = self.HEADER.attribute
         group = self._json(GROUP_FILE)
         attributes = group.get("attributes") if isinstance(group, dict) else None
         outer = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        if not isinstance(attributes, dict) or set(attributes) != {ATTRIBUTE} or not same(group, outer):
-            raise SchemaError(f"{GROUP_FILE}: must be a Zarr v3 group whose one attribute is '{ATTRIBUTE}'")
-        header = TicketHeader.from_json(attributes[ATTRIBUTE])
+        if not isinstance(attributes, dict) or set(attributes) != {attribute} or not same(group, outer):
+            raise SchemaError(f"{GROUP_FILE}: must be a Zarr v3 group whose one attribute is '{attribute}'")
+        header = self.HEADER.from_json(attributes[attribute])
         if header.version != version:
             raise SchemaError(f"the header is version {header.version}, the manifest {version}")
         return header
@@ -296,7 +266,7 @@ class StoredShards:
         foreign = sorted(sizes.keys() - expected.keys())
         if foreign:
             raise UnsafeError(
-                f"{shown(foreign[0])} ({len(foreign)} in all) does not belong into a ticket file; remove it"
+                f"{shown(foreign[0])} ({len(foreign)} in all) does not belong into a {self.NOUN} file; remove it"
             )
         wrong = [name for name, size in expected.items() if sizes.get(name) != size]
         if wrong:

@@ -1,56 +1,67 @@
-"""An open ticket file: its shards, its rows by key, and the file as a whole."""
+"""An open ticket file: the patches of its rows, beside what every kind of file has."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlth.tickets.arguments import listed
 from dlth.tickets.callbacks import Note, Progress
-from dlth.tickets.errors import DamageError, InputError, MissingTicketError, shown
-from dlth.tickets.format.layout import MANIFEST_FILE, MANIFEST_META_FILE, identity_of, manifest_meta_text
-from dlth.tickets.format.rows import Rankings
-from dlth.tickets.store.keyindex import KeyIndex, key_hashes
-from dlth.tickets.store.reader import StoredShards
+from dlth.tickets.errors import DamageError, InputError, shown
+from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.layout import Layout
+from dlth.tickets.format.masks import from_bits, ticket_sets
+from dlth.tickets.format.provenance import all_alike
+from dlth.tickets.format.rows import Rankings, RuleError, ShardTickets, check_gap, check_patches
+from dlth.tickets.store.stored_file import StoredFile
 from dlth.tickets.store.verify import verify_store
 
 
-class TicketStore(StoredShards):
-    """A finished ticket file, open for reading: its rows by key; shards, attributes, errors as `StoredShards` says."""
+class TicketStore(StoredFile):
+    """A finished ticket file, open for reading; what every file has, and its errors, as `StoredShards` says."""
 
-    _key_index: KeyIndex | None = None
+    HEADER = TicketHeader
+    NOUN = "ticket"
+    COMMAND = "dlth select"
+    header: TicketHeader
+    layout: Layout
 
-    def find(self, key: str) -> tuple[int, int]:
-        """(shard index, row) of the ticket of a key; the first call reads the keys of the whole file.
+    @property
+    def num_patches_stored(self) -> int:
+        """Patches per row: all of the grid in form 'full', k in the other forms."""
+        return self.layout.ranked
 
-        Raises MissingTicketError, saying which, where the key is not in the file or its image was skipped.
+    def read(self, shard_index: int) -> ShardTickets:
+        """All rows of one shard; arrays are read-only. Raises DamageError naming shard and file."""
+        patches, skipped = self._ranked(shard_index)
+        return ShardTickets(
+            self.keys(shard_index), self.image_hashes(shard_index), patches, self.gap(shard_index), skipped
+        )
+
+    def patches(self, shard_index: int) -> NDArray[np.integer]:
+        """Unsigned [rows, ranked]: patches best first (in form 'mask', which has no order, by number); skipped rows
+        hold the fill value (see `skipped`). Reads one chunk.
         """
-        number = self._number(key) if isinstance(key, str) else -1
-        lacking = f"{shown(self.path.name)} has no ticket for the key '{shown(key)}'"
-        if number < 0:
-            raise MissingTicketError(lacking)
-        shard_index, row = self.shard_and_row(number)
-        if self._skips(shard_index)[row]:
-            why = "its image could not be read when the tickets were made, and was skipped"
-            raise MissingTicketError(f"{lacking}: {why}")
-        return shard_index, row
+        return self._ranked(shard_index)[0]
 
-    def find_many(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """As `find_rows`, with -1 for skipped images, too: int64 [keys]."""
-        numbers = self.find_rows(keys)
-        return np.where(self.skipped_at(numbers), -1, numbers)
+    def skipped(self, shard_index: int) -> NDArray[np.bool_]:
+        """Bool [rows]: images that could not be read when the tickets were made. From the same chunk as `patches`."""
+        return self._ranked(shard_index)[1]
 
-    def find_rows(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Int64 [keys]: the row number of each key, skipped images among them, -1 where there is no row."""
-        if isinstance(keys, str | bytes) or not isinstance(keys, Sequence | np.ndarray):
-            raise InputError(f"a list of keys is needed, found {shown(keys)!r}: put one key in brackets")
-        numbers = self.key_index().first_candidates(keys)
-        for shard_index, at, rows in self.by_shard(numbers):
-            theirs = self.keys(shard_index)
-            for item, row in zip(at.tolist(), rows.tolist(), strict=True):
-                if theirs[row] != keys[item]:
-                    numbers[item] = self._number(keys[item])
-        return numbers
+    def mask(self, shard_index: int) -> NDArray[np.bool_]:
+        """Bool [rows, P]: the k patches that each ticket keeps, in any form; none on skipped rows. Reads one chunk."""
+        patches, skipped = self._ranked(shard_index)
+        return ticket_sets(patches[:, : self.header.k], skipped, self.layout.num_patches)
+
+    def gap(self, shard_index: int) -> NDArray[np.float32]:
+        """Float32 [rows]: score of the k-th patch minus the next's; NaN on skipped rows. Reads at most two chunks."""
+
+        def load() -> NDArray[np.float32]:
+            gap: NDArray[np.float32] = self._rows(self.layout.gap, shard_index)
+            check_gap(gap, self.skipped(shard_index))
+            return gap
+
+        return self._cached("gap", shard_index, load)
 
     def rankings(self, keys: Sequence[str]) -> Rankings:
         """The patches of each key, those without a ticket told apart: see `Rankings`."""
@@ -64,60 +75,56 @@ class TicketStore(StoredShards):
             patches[at] = self.patches(shard_index)[rows]
         return patches
 
-    def skipped_at(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Bool [n]: which of the rows with these numbers were skipped; none of -1."""
-        result = np.zeros(len(numbers), dtype=bool)
-        for shard_index, at, rows in self.by_shard(numbers):
-            result[at] = self._skips(shard_index)[rows]
-        return result
-
-    def key_index(self) -> KeyIndex:
-        """Row numbers by key hash, of all keys of the file: 16 bytes each, read once and kept."""
-        if self._key_index is None:
-            hashes = [key_hashes(self.keys(index)) for index in range(len(self.shards))]
-            self._key_index = KeyIndex(hashes, self.max_rows)
-        return self._key_index
-
     def verify(
         self, progress: Progress | None = None, subset: tuple[int, int] | None = None, note: Note | None = None
     ) -> list[DamageError]:
         """Every digest, range, permutation, count, and key; returns what is wrong, one error per finding.
 
-        `progress(done, total)` is called after each shard. `subset` (n, t) with 1 <= n <= t checks the n-th of t parts
-        only, and not what spans shards: that no key stands twice, and the content digest. `note(text)` is told of what
-        is no damage and yet odd: that all tickets are alike.
+        `progress` and `subset` as every file has them. `note(text)` is told of what is no damage and yet odd: that all
+        tickets are alike.
         """
-        return verify_store(self, progress, subset, note)
+        kept, num_tickets = np.zeros(self.layout.num_patches, dtype=bool), 0  # patches that any ticket keeps
+
+        def tally(store: TicketStore, shard_index: int) -> None:
+            nonlocal num_tickets
+            mask = store.mask(shard_index)
+            kept[:] |= mask.any(axis=0)
+            num_tickets += int(mask.any(axis=1).sum())
+
+        findings = verify_store(self, progress, subset, tally)
+        if note is not None and num_tickets > 1 and kept.sum() == self.header.k < kept.size:
+            note(all_alike(self.header, num_tickets, self.header.k))
+        return findings
 
     @property
-    def num_files(self) -> int:
-        """Files that the ticket file consists of."""
-        return len(self.files) + 2
+    def content_reads(self) -> tuple[Callable[[int], object], ...]:
+        """Patches and gaps."""
+        return self.patches, self.gap
 
-    def raw_files(self) -> Iterator[tuple[str, bytes]]:
-        """Every file's path and bytes, sorted by path, digests checked: what a copy consists of."""
-        text = self._read_manifest()
-        if identity_of(text) != self.identity:
-            raise DamageError(f"{MANIFEST_FILE} changed since the file was opened", file=MANIFEST_FILE)
-        manifest = {MANIFEST_FILE: text, MANIFEST_META_FILE: manifest_meta_text(text)}
-        for name in sorted([*self.files, *manifest]):
-            yield name, manifest[name] if name in manifest else self._bytes(name, self._shard_of(name))
+    def _layout(self, key_width: int) -> Layout:
+        return Layout.of(self.header, len(self.shards), self.max_rows, key_width)
 
-    def __repr__(self) -> str:
-        return f"TicketStore({self.path.name!r}, {self.num_rows} rows, {len(self.shards)} shards, {self.identity[:12]})"
+    def _ranked(self, shard_index: int) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+        """Patches and skipped rows of one shard, every value checked."""
 
-    def _skips(self, shard_index: int) -> NDArray[np.bool_]:
-        """`skipped`, without reading a chunk where the manifest counts none."""
-        shard = self.shards[shard_index]
-        return self.skipped(shard_index) if shard.skipped else np.zeros(shard.rows, dtype=bool)
+        def load() -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+            spec, num_patches = self.layout.patches, self.layout.num_patches
+            patches: NDArray[np.integer] = self._rows(self.layout.choice, shard_index)
+            if self.layout.masked:
+                chosen, skipped = from_bits(np.asarray(patches, dtype=np.uint8), num_patches, self.header.k)
+                patches = np.where(skipped[:, None], spec.fill, chosen).astype(spec.dtype)
+                patches.flags.writeable = False
+            else:
+                skipped = (patches == spec.fill).all(axis=1)
+                check_patches(patches[~skipped] if skipped.any() else patches, num_patches)
+            if int(skipped.sum()) != self.shards[shard_index].skipped:
+                raise RuleError(
+                    f"{skipped.sum()} rows are skipped, the manifest says {self.shards[shard_index].skipped}"
+                )
+            skipped.flags.writeable = False
+            return patches, skipped
 
-    def _number(self, key: str) -> int:
-        """The row number of a key, -1 for none."""
-        for number in self.key_index().candidates(key):
-            shard_index, row = self.shard_and_row(number)
-            if self.keys(shard_index)[row] == key:
-                return number
-        return -1
+        return self._cached(self.layout.choice.name, shard_index, load)
 
 
 def open_stores(stores: Iterable[TicketStore]) -> tuple[TicketStore, ...]:

@@ -1,23 +1,31 @@
-"""The full check of a ticket file: reads every byte, believes nothing, lists all findings and not only the first."""
+"""The full check of a file: reads every byte, believes nothing, lists all findings and not only the first."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.tickets.callbacks import Note, Progress
+from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, InputError, shown
 from dlth.tickets.format.manifest import content_id
-from dlth.tickets.format.provenance import all_alike
 from dlth.tickets.store.keyindex import KeyIndex, key_hashes
 from dlth.tickets.store.reader import StoredShards
 
+Store = TypeVar("Store", bound=StoredShards)
+
 
 def verify_store(
-    store: StoredShards, progress: Progress | None, subset: tuple[int, int] | None, note: Note | None
+    store: Store,
+    progress: Progress | None,
+    subset: tuple[int, int] | None,
+    tally: Callable[[Store, int], None] = lambda store, shard_index: None,
 ) -> list[DamageError]:
-    """See `TicketStore.verify`. Keeps 24 bytes a row; a copy of the store is read, so its cache and counters stay."""
+    """See `StoredFile.verify`. Keeps 24 bytes a row; a copy of the store is read, so its cache and counters stay.
+
+    `tally` is shown each shard once it was read.
+    """
     pair = (1, 1) if subset is None else subset
     whole = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(number, int) for number in pair)
     if not (whole and 1 <= pair[0] <= pair[1]):
@@ -29,7 +37,6 @@ def verify_store(
     findings: dict[str, DamageError] = {}  # by text: a gap is read beside its patches and would report them again
     hashes: list[NDArray[np.uint64]] = []
     images: list[NDArray[np.uint8]] = []
-    kept, num_tickets = np.zeros(store.layout.num_patches, dtype=bool), 0  # patches that any ticket read so far keeps
 
     def attempt(load: Callable[[int], Any], shard_index: int) -> Any:
         try:
@@ -39,18 +46,15 @@ def verify_store(
             return None
 
     for done, shard_index in enumerate(chosen, 1):
-        if (mask := attempt(fresh.mask, shard_index)) is not None:
-            kept |= mask.any(axis=0)
-            num_tickets += int(mask.any(axis=1).sum())
-        attempt(fresh.gap, shard_index)
+        for read in fresh.content_reads:
+            attempt(read, shard_index)
+        attempt(partial(tally, fresh), shard_index)
         if (keys := attempt(fresh.keys, shard_index)) is not None:
             hashes.append(key_hashes(keys))
         if (rows := attempt(fresh.image_hashes, shard_index)) is not None:
             images.append(rows.copy())
         if progress is not None:
             progress(done, len(chosen))
-    if note is not None and num_tickets > 1 and kept.sum() == store.header.k < kept.size:
-        note(all_alike(store.header, num_tickets, store.header.k))
     if parts == 1 and not findings:
         return [*_repeated_keys(fresh, hashes), *_content(fresh, images)]
     return list(findings.values())

@@ -1,269 +1,40 @@
-"""Writing a ticket file: any number of processes, one shard at a time, killed at any moment.
+"""Writing a ticket file; how any file is written stands in `shard_writer.py`."""
 
-The algorithm: whoever claims a shard writes its chunks (each: temporary name, fsync, rename, fsync of the folder),
-then its record; when no shard is missing, one process checks every byte again, writes the manifest and renames the
-whole to its name. So an unfinished file never stands under the name of a finished one, and the bytes depend on
-header, shards and rows alone.
-"""
-
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
 
 import numpy as np
 
-from dlth.tickets.arguments import listed, whole_number
-from dlth.tickets.errors import DamageError, DlthError, InputError, LockedError, MismatchError, MissingFileError, shown
-from dlth.tickets.format.chunks import decode, encode, padded
-from dlth.tickets.format.header import VERSION, TicketHeader, checked_header, differences
-from dlth.tickets.format.jsontext import Json
-from dlth.tickets.format.layout import (
-    MANIFEST_FILE,
-    MANIFEST_META_FILE,
-    MAX_CHUNK_BYTES,
-    Array,
-    ArraySpec,
-    Layout,
-    manifest_meta_text,
-)
-from dlth.tickets.format.manifest import Manifest, ShardEntry, ShardSpec, check_shard_specs, content_id, digest_of
+from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.layout import Array, ArraySpec, Layout
+from dlth.tickets.format.manifest import ShardSpec
 from dlth.tickets.format.masks import ticket_sets, to_bits
-from dlth.tickets.format.rows import RuleError, ShardTickets, check_tickets, encoded_keys
-from dlth.tickets.store.disk import read_file, reading, refuse_inside, space_errors, sync, user_path
-from dlth.tickets.store.locks import locked
-from dlth.tickets.store.partial import Partial
+from dlth.tickets.format.rows import ShardTickets, check_tickets
+from dlth.tickets.store.shard_writer import ShardWriter
 from dlth.tickets.store.ticket_store import TicketStore
 
 __all__ = ["ShardSpec", "TicketWriter"]
 
 
-class TicketWriter:
-    """Writes `path`, resuming what other processes or earlier runs began.
+class TicketWriter(ShardWriter[TicketHeader, ShardTickets]):
+    """Writes a ticket file, shard by shard: see `ShardWriter`."""
 
-    `shards` in order (those of an open store will do); `key_width` the bytes kept for a key. Raises MismatchError,
-    naming every difference, when `path` or its unfinished form belongs to another header or shard list; InputError
-    when something else stands at `path`; SpaceError.
-    """
+    HEADER = TicketHeader
+    NOUN = "ticket"
+    layout: Layout
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        header: TicketHeader,
-        shards: Sequence[ShardSpec | ShardEntry],
-        key_width: int,
-    ) -> None:
-        self.path = user_path(path)
-        width = whole_number(key_width, "the width of keys", 0)
-        self.header = checked_header(header)
-        self.shards = _specs(shards)
-        check_shard_specs((shard.name, shard.rows) for shard in self.shards)
-        self.layout = Layout.of(header, len(self.shards), max(shard.rows for shard in self.shards), width)
-        self._partial = Partial(self.path)
-        self._claimed: set[int] = set()
-        with reading(self.path):
-            refuse_inside(self.path)
-            finished = self.complete
-        if not finished:
-            self._open_partial()
-        if self.complete:
-            self._compare_finished()
-            self._partial.clear_leftovers()
+    def _layout(self, max_rows: int, key_width: int) -> Layout:
+        return Layout.of(self.header, len(self.shards), max_rows, key_width)
 
-    @property
-    def complete(self) -> bool:
-        """Whether the finished file stands under its name."""
-        return (self.path / MANIFEST_FILE).exists()
+    def _open(self, path: Path) -> TicketStore:
+        return TicketStore(path)
 
-    def missing(self) -> list[int]:
-        """Indices of the shards that are not wholly there yet."""
-        done = self._partial.committed()
-        return [] if self.complete else [index for index in range(len(self.shards)) if index not in done]
-
-    @contextmanager
-    def claim(self, shard_index: int) -> Iterator[bool]:
-        """Own one shard for the block; yields False when it is done or another process owns it."""
-        if self._done(shard_index):
-            yield False
-            return
-        with locked(self._partial.lock(f"{shard_index:06d}")) as mine:
-            if not mine or self._done(shard_index):
-                yield False
-                return
-            self._claimed.add(shard_index)
-            try:
-                yield True
-            finally:
-                self._claimed.discard(shard_index)
-
-    def write(self, shard_index: int, tickets: ShardTickets) -> None:
-        """Write one claimed shard: wholly there when this returns, else not at all.
-
-        Raises InputError naming shard and row when a rule is broken, LockedError when the shard was not claimed,
-        SpaceError.
-        """
-        shard = self.shards[shard_index]
-        if shard_index not in self._claimed:
-            raise LockedError(
-                f"shard {shown(shard.name)} must be claimed before it is written: with writer.claim(index)"
-            )
-        try:
-            check_tickets(tickets, shard.rows, self.layout)
-            rows = self._rows(tickets)
-        except RuleError as error:
-            raise InputError(f"shard {shown(shard.name)}: {error}") from error
-        chunks = {spec.chunk_file(shard_index): encode(spec, padded(spec, values)) for spec, values in rows}
-        store = self._partial.store
-        self._partial.publish({store / name: raw for name, raw in chunks.items()}, f"{shard_index:06d}")
-        entry = ShardEntry(shard.name, shard.rows, int(tickets.skipped.sum()))
-        self._partial.commit(shard_index, entry, {name: digest_of(raw) for name, raw in chunks.items()})
-
-    def finish(self) -> bool:
-        """Put the finished file under its name; True when it stands there, False while shards are missing or another
-        process is finishing. May be called by every process, any number of times.
-
-        Every byte is read back and compared first. Raises DamageError (the shard is taken back and done again on the
-        next run) or InputError when a key stands in two shards.
-        """
-        if not self.complete:
-            with locked(self._partial.lock("finish")) as mine:
-                if not self.complete and (not mine or self.missing()):
-                    self._refuse_removed()
-                    return False
-                if mine and not self.complete:
-                    with space_errors(self._partial.root, 0):
-                        self._publish()
-                    self._partial.clear()
-        self._partial.clear_leftovers()
-        return True
-
-    def wait(self) -> None:
-        """Return once nobody works on the shards that are missing now, nor on finishing: done, or its process died.
-
-        Raises MissingFileError where the unfinished file was taken away meanwhile.
-        """
-        for name in (*(f"{shard_index:06d}" for shard_index in self.missing()), "finish"):
-            with locked(self._partial.lock(name), wait=True):
-                pass
-        self._refuse_removed()
-
-    def _refuse_removed(self) -> None:
-        """Raises MissingFileError where somebody took the unfinished file away: nobody will finish it."""
-        if not self._partial.root.exists() and not self.complete:
-            raise MissingFileError(f"{shown(self._partial.root)} was removed before the file was finished: run again")
-
-    def _done(self, shard_index: int) -> bool:
-        return self._partial.is_committed(shard_index) or self.complete
-
-    def _open_partial(self) -> None:
-        if os.path.lexists(self.path):
-            raise InputError(f"{shown(self.path)} exists and is not a finished ticket file; choose another name")
-        try:
-            self._partial.create(self._plan(), self.layout.meta_files(self.header))
-            plan = self._partial.plan()
-        except FileNotFoundError:
-            if not self.complete:  # else another process finished and cleaned up meanwhile
-                raise
-            return
-        try:
-            header = TicketHeader.from_json(plan["header"])
-            shards = [ShardSpec(name, rows) for name, rows in plan["shards"]]
-            key_width = plan["key_width"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamageError(
-                f"{shown(self._partial.root)}: plan.json is damaged; remove the folder to begin again", file="plan.json"
-            ) from error
-        self._compare(header, shards, key_width)
-
-    def _plan(self) -> Json:
-        return {
-            "header": self.header.to_json(),
-            "shards": [[shard.name, shard.rows] for shard in self.shards],
-            "key_width": self.layout.key_width,
-        }
-
-    def _compare_finished(self) -> None:
-        store = TicketStore(self.path)
-        shards = [ShardSpec(entry.name, entry.rows) for entry in store.shards]
-        self._compare(store.header, shards, store.layout.key_width)
-
-    def _compare(self, header: TicketHeader, shards: Sequence[ShardSpec], key_width: int) -> None:
-        differing = differences(header, self.header)
-        if len(shards) != len(self.shards):
-            differing.append(f"number of shards: file has {len(shards)}, asked {len(self.shards)}")
-        for index, (theirs, ours) in enumerate(zip(shards, self.shards, strict=False)):
-            if theirs != ours:
-                sides = (f"{shown(side.name, 80)} with {side.rows} rows" for side in (theirs, ours))
-                differing.append("shard {}: file has {}, asked {}".format(index, *sides))
-                break
-        if key_width != self.layout.key_width:
-            differing.append(f"key width: file has {key_width}, asked {self.layout.key_width}")
-        if differing:
-            raise MismatchError(
-                f"{shown(self.path)} was begun with other settings; use them, or another name for this run:\n  "
-                + "\n  ".join(differing)
-            )
-
-    def _rows(self, tickets: ShardTickets) -> list[tuple[ArraySpec, Array]]:
+    def _content(self, rows: ShardTickets, num_rows: int) -> list[tuple[ArraySpec, Array]]:
         layout = self.layout
+        check_tickets(rows, num_rows, layout)
         if layout.masked:
-            choice: Array = to_bits(ticket_sets(tickets.patches, tickets.skipped, layout.num_patches))
+            choice: Array = to_bits(ticket_sets(rows.patches, rows.skipped, layout.num_patches))
         else:
-            choice = tickets.patches.astype(layout.patches.dtype)
-            choice[tickets.skipped] = layout.patches.fill
-        gap = np.where(tickets.skipped, np.float32(np.nan), tickets.gap)
-        keys = encoded_keys(tickets.keys, layout.key_width)
-        return [(layout.choice, choice), (layout.keys, keys), (layout.images, tickets.images), (layout.gap, gap)]
-
-    def _publish(self) -> None:
-        """Manifest, a full check of everything by the reader itself, then the name."""
-        store = self._partial.store
-        text = self._manifest().text()
-        (store / MANIFEST_FILE).unlink(missing_ok=True)
-        files = {store / MANIFEST_META_FILE: manifest_meta_text(text), store / MANIFEST_FILE: text}
-        self._partial.publish(files, "finish")
-        damages = TicketStore(store).verify()
-        if damages:
-            (store / MANIFEST_FILE).unlink()
-            self._refuse(damages)
-        os.rename(store, self.path)
-        sync(self.path.parent)
-
-    def _manifest(self) -> Manifest:
-        files = {name: digest_of(raw) for name, raw in self.layout.meta_files(self.header).items()}
-        entries: list[ShardEntry] = []
-        images: list[Array] = []
-        spec = self.layout.images
-        for index, shard in enumerate(self.shards):
-            name = spec.chunk_file(index)
-            try:
-                entry, digests = self._partial.read_commit(index)
-                raw = read_file(self._partial.store / name, MAX_CHUNK_BYTES, name)
-            except (DlthError, KeyError) as error:
-                self._refuse([DamageError(str(error), shard=shard.name, file=name)])
-            entries.append(entry)
-            files.update(digests)
-            images.append(decode(spec, raw, name)[: entry.rows].copy())
-        return Manifest(VERSION, tuple(entries), content_id(images), files)
-
-    def _refuse(self, damages: Sequence[DamageError]) -> NoReturn:
-        """Take damaged shards back, so that the next run does them again, and say so."""
-        names = {damage.shard for damage in damages}
-        for index, shard in enumerate(self.shards):
-            if shard.name in names:
-                self._partial.retract(index)
-        if not names - {""}:
-            raise InputError(str(damages[0]))
-        raise DamageError(
-            f"{damages[0]} ({len(damages)} findings); the damaged shards were taken back: run the same command again",
-            shard=damages[0].shard,
-            file=damages[0].file,
-        )
-
-
-def _specs(shards: Sequence[ShardSpec | ShardEntry]) -> tuple[ShardSpec, ...]:
-    shards = listed(shards, "shards")
-    for shard in shards:
-        if not isinstance(shard, ShardSpec | ShardEntry):
-            raise InputError(f"a shard is ShardSpec(name, rows), found {shown(shard)!r}")
-    return tuple(ShardSpec(shard.name, shard.rows) for shard in shards)
+            choice = rows.patches.astype(layout.patches.dtype)
+            choice[rows.skipped] = layout.patches.fill
+        gap = np.where(rows.skipped, np.float32(np.nan), rows.gap)
+        return [(layout.choice, choice), (layout.gap, gap)]
