@@ -15,6 +15,7 @@ import typer
 from dlth.pipeline.cli import (
     console,
     exchange,
+    labelling,
     selection,
     shards,
     sharing,
@@ -51,6 +52,10 @@ def _group(commands: Iterable[tuple[ModuleType, str]], **options: Any) -> typer.
 
 app = _group(COMMANDS, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(_group(TICKETS), name="tickets", help="Look at ticket files and check them.")
+_labels = typer.Typer(invoke_without_command=True)
+_labels.callback()(labelling.label)
+_labels.command("import")(labelling.import_)
+app.add_typer(_labels, name="label")
 
 
 def _say_version(wanted: bool) -> None:

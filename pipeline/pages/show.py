@@ -129,7 +129,7 @@ def _least_shared(index: ShardIndex, joins: Sequence[Join], ids: Ids, k: int, nu
     return ids[np.argsort(np.concatenate(shared), kind="stable")[:num]]
 
 
-def _rankings(index: ShardIndex, joined: Join, ids: Ids, frame: TicketHeader) -> np.ndarray:
+def _rankings(index: ShardIndex, joined: Join[TicketStore], ids: Ids, frame: TicketHeader) -> np.ndarray:
     """The file's rankings [images, ranked] of `ids`, on the grid and in the view of `frame`."""
     rows, header = joined.store.patches_at(joined.ticket_row[ids]), joined.store.header
     if header.grid == frame.grid and _same_view(header, frame):

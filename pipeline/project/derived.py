@@ -15,6 +15,7 @@ from dlth.data.shards.splits import EVALUATION, TRAINING, VALIDATION, first_of, 
 from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.pipeline.project.file import ProjectFile
 from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.format.provenance import ranker_of
@@ -57,6 +58,16 @@ def for_select(layers: Layers[SelectConfig], file: ProjectFile | None) -> tuple[
         notes.append("weights: timm's pretrained ones, as neither --checkpoint nor --random-weights is given")
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", split)
     values["out"] = "tickets.zarr" if split.lower() in ("", *TRAINING) else f"tickets-{plain}.zarr"
+    return layers.under(DERIVED, values), notes
+
+
+def for_label(layers: Layers[LabelConfig], file: ProjectFile | None) -> tuple[Layers[LabelConfig], list[str]]:
+    """Shards, split and name of the token label file."""
+    values, notes = Values(out="labels.zarr"), list[str]()
+    if layers.get("data") is None and (shards := shards_here(file)):
+        folder, training, _ = shards
+        values |= {"data": str(folder)} | ({"split": training} if training else {})
+        notes.append(f"data: {shown(folder)}, the shards found here" + (f" (split {training})" if training else ""))
     return layers.under(DERIVED, values), notes
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.fields import NO_PATH, Settings, path_kind
@@ -28,6 +29,7 @@ from dlth.training.settings.train_config import TrainConfig
 NAME, VARIABLE = "dlth.toml", "DLTH_CONFIG"
 TABLES: Mapping[str, type[Settings]] = {
     "select": SelectConfig,
+    "label": LabelConfig,
     "train": TrainConfig,
     "train-selector": SelectorTrainConfig,
     "evaluate": EvalConfig,

@@ -10,6 +10,7 @@ from dlth.pipeline.project import derived
 from dlth.pipeline.project.file import SHARDS, TABLES, ProjectFile, project_file
 from dlth.pipeline.project.run_folder import RUNS, run_folder, run_name
 from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.tickets.errors import InputError, shown
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import FLAG, Layer, Layers, SettingsT, TrainT, fitted, with_recipe
@@ -52,6 +53,13 @@ def select_settings(flags: Mapping[str, Any], config_file: Path | None) -> Comma
     if file is not None and "val" in file.top and str(split).lower() in VALIDATION:
         written = (written[0], Layer(str(file.path), {"data": file.top["val"]}, given=True), *written[1:])
     layers, notes = derived.for_select(Layers(SelectConfig, written), file)
+    return _command_settings(layers, notes, file)
+
+
+def label_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[LabelConfig]:
+    """The settings of ``dlth label``. Raises DlthError for what no setting can be."""
+    file = project_file("label", config_file)
+    layers, notes = derived.for_label(Layers(LabelConfig, _given("label", file, flags)), file)
     return _command_settings(layers, notes, file)
 
 

@@ -2,32 +2,29 @@
 
 The stage is: plan (index, model, header: everything that can be wrong is found here), then for each shard that nobody
 has done or is doing: decode, rank, write. Any number of processes may run it on the same file, started by torchrun, by
-a scheduler or by hand, on one machine or on several that share a file system: a shard is claimed by a lock that the
-kernel drops when its owner dies, so there is no lead process, nothing is done twice, and running the command again is
-all the recovery there is.
+a scheduler or by hand, on one machine or on several that share a file system: `shard_pass.py` says how.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 
 from dlth.data.cores import check_workers
-from dlth.data.images.decode import BadImageError
 from dlth.data.images.several_views import SeveralViews
 from dlth.data.loading.shard_reader import ShardBatch, read_shards
 from dlth.data.shards.classes import require_images
 from dlth.data.shards.index import ShardIndex, open_index
 from dlth.pipeline.selection.config import DEFAULT_MODEL, SelectConfig
+from dlth.pipeline.selection.shard_pass import Advance, PassReport, ShardPass
 from dlth.tickets import (
     DatasetInfo,
     Preprocessing,
     ShardSpec,
     ShardTickets,
     TicketHeader,
-    TicketStore,
     TicketWriter,
     ViewSpec,
 )
@@ -35,7 +32,6 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.format.provenance import AVERAGED, DEFAULT_RANKER, RANKER, ranker_of
 from dlth.training.distributed.process_group import pick_device
-from dlth.training.distributed.ranks import ranks
 from dlth.training.models.compiled import check_backend
 from dlth.training.models.frame import described
 from dlth.training.models.registry import ARGUMENTS, resolve
@@ -45,8 +41,6 @@ from dlth.training.selectors.batch_ranker import BatchRanker, Ranked, rank_batch
 from dlth.training.selectors.chosen import Chosen, choose
 from dlth.training.selectors.patch_ranker import PatchRanker
 from dlth.training.selectors.rankers import RankerSpec
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -98,27 +92,12 @@ class SelectPlan:
 
 
 @dataclass
-class SelectReport:
-    """What a run of stage 1 did, and once the file is complete, what all processes did together.
-
-    images, shards, skipped: what this process read, and what was wrong with each image that it left without a ticket
-    tied: images of those whose scores are equal at the cut, so that their patches' places alone decided it
-    shards_before: done when this process began
-    left_to_others: shards that other processes still worked on at the end
-    images_in_file, skipped_elsewhere, identity: of the complete file; the images (shard and key) that other processes
-        or earlier runs left without a ticket
+class SelectReport(PassReport):
+    """What a run of stage 1 did; `tied`: images whose scores are equal at the cut, so that their patches' places alone
+    decided it.
     """
 
-    complete: bool
-    images: int = 0
-    shards: int = 0
     tied: int = 0
-    shards_before: int = 0
-    skipped: list[str] = field(default_factory=list)
-    left_to_others: int = 0
-    images_in_file: int = 0
-    skipped_elsewhere: list[str] = field(default_factory=list)
-    identity: str = ""
 
 
 def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str | PatchRanker | None = None) -> SelectPlan:
@@ -166,86 +145,22 @@ def select(
         DlthError: a damaged shard, a corrupt image with `bad_images="error"`, a file of another configuration, an
             image whose scores are no numbers
     """
-    config, index = plan.config, plan.index
+    config, index, report = plan.config, plan.index, SelectReport()
     ranker = BatchRanker(plan.ranker, config.amp, config.amp_dtype, config.torchcompile, config.batch_size, note)
+
+    def ranked(shards: Iterable[int]) -> Iterable[tuple[ShardBatch, Ranked]]:
+        batches = read_shards(shards, index, plan.header.view, config.batch_size, config.workers, plan.several)
+        return rank_batches(batches, ranker, config.threads)
+
+    def check(batch: ShardBatch, result: Ranked) -> None:
+        gap = result[1]
+        _check_scores(plan, batch, gap)
+        report.tied += int((gap == 0).sum())
+
     writer = TicketWriter(config.out, plan.header, plan.shards, index.key_width)
-    todo = writer.missing()
-    report = SelectReport(complete=writer.complete, shards_before=len(index.shards) - len(todo))
-    skip(index.num_samples - sum(index.shards[s].rows for s in todo))
-    if report.shards_before and todo:
-        note(f"resuming {shown(config.out)}: {report.shards_before} of {len(index.shards)} shards are done")
-    mine: set[int] = set()
-    while not report.complete:
-        if missing := writer.missing():
-            mine |= _rank_missing(plan, writer, missing, ranker, report, progress, note)
-            report.shards = len(mine)
-        report.complete = writer.finish()
-        if not (wait or report.complete):
-            break
-        writer.wait()
-    report.left_to_others = len(writer.missing())
-    if report.complete:
-        store = TicketStore(config.out)
-        report.identity, report.images_in_file = store.identity, store.num_rows
-        report.skipped_elsewhere = [text for shard, text in _skipped_images(store) if shard not in mine]
+    rows, skip_bad = partial(_assemble, plan), config.bad_images == "skip"
+    ShardPass(writer, index, ranked, check, rows, skip_bad).run(report, progress, skip, note, wait)
     return report
-
-
-def _skipped_images(store: TicketStore) -> Iterator[tuple[int, str]]:
-    """Shard index, and shard and key in words, of every image without a ticket."""
-    for place, shard in enumerate(store.shards):
-        if shard.skipped:
-            for row in np.flatnonzero(store.skipped(place)):
-                yield place, f"shard {shown(shard.name)}, key {shown(store.keys(place)[row])}"
-
-
-def _claimed(
-    writer: TicketWriter, shards: Iterable[int], claims: ExitStack, held: dict[int, ExitStack]
-) -> Iterator[int]:
-    """Those of `shards` that nobody else has, claimed as their images are about to be read; who takes one from `held`
-    and closes it lets it go, and the end of `claims` all that are left.
-    """
-    for shard in shards:
-        claim = claims.enter_context(ExitStack())
-        if claim.enter_context(writer.claim(shard)):
-            held[shard] = claim
-            yield shard
-
-
-def _rank_missing(
-    plan: SelectPlan,
-    writer: TicketWriter,
-    todo: list[int],
-    ranker: BatchRanker,
-    report: SelectReport,
-    progress: Advance,
-    note: Note,
-) -> set[int]:
-    """Rank the shards of `todo` that nobody else has; gives back which were done here."""
-    config = plan.config
-    parts: list[tuple[ShardBatch, Ranked]] = []
-    done: set[int] = set()
-    held: dict[int, ExitStack] = {}
-    with ExitStack() as claims:
-        shards = _claimed(writer, _from_own_start(todo), claims, held)
-        batches = read_shards(shards, plan.index, plan.header.view, config.batch_size, config.workers, plan.several)
-        for batch, (patches, gap) in rank_batches(batches, ranker, config.threads):
-            if batch.problems and config.bad_images == "error":
-                raise BadImageError(batch.problems[0]).advised()
-            for problem in batch.problems:
-                note(f"skipped: {problem}")
-            _check_scores(plan, batch, gap)
-            report.skipped += batch.problems
-            report.tied += int((gap == 0).sum())
-            report.images += len(batch.good)
-            progress(len(batch.good))
-            parts.append((batch, (patches, gap)))
-            if batch.last:
-                writer.write(batch.shard, _assemble(plan, parts))
-                held.pop(batch.shard).close()
-                done.add(batch.shard)
-                parts = []
-    return done
 
 
 def _check_scores(plan: SelectPlan, batch: ShardBatch, gap: np.ndarray) -> None:
@@ -263,13 +178,6 @@ def _check_scores(plan: SelectPlan, batch: ShardBatch, gap: np.ndarray) -> None:
         f" {plan.ranker.device}, mean {_channels(pixels.mean)}, std {_channels(pixels.std)}:"
         f" {cause if plan.config.amp else 'look at the weights, and at --mean and --std'}"
     )
-
-
-def _from_own_start(todo: list[int]) -> list[int]:
-    """The missing shards, each process of a torchrun job beginning elsewhere, so that they rarely meet."""
-    here = ranks()
-    start = len(todo) * here.rank // here.size
-    return todo[start:] + todo[:start]
 
 
 def _assemble(plan: SelectPlan, parts: list[tuple[ShardBatch, Ranked]]) -> ShardTickets:

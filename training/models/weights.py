@@ -91,6 +91,21 @@ def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
     return _without_prefixes(_tensors(content, path, use_ema))
 
 
+def read_tensor(path: Path, limit: int) -> Tensor:
+    """The one tensor of plain numbers that a .pt file of at most `limit` bytes holds, on the CPU. Raises as
+    `load_weights`.
+    """
+    with reading(path):
+        if not path.is_file():
+            raise MissingFileError(f"there is no file {shown(path)}")
+        if path.stat().st_size > limit:
+            raise LimitError(f"{shown(path.name)} has {path.stat().st_size} bytes, the bound is {limit}")
+        content = _read_pickle(path)
+    if not isinstance(content, Tensor) or not _is_plain(content):
+        raise InputError(f"{shown(path.name)} holds a {type(content).__name__}, not one tensor of plain numbers")
+    return content
+
+
 def head_classes(weights: Mapping[str, Tensor]) -> int | None:
     """Number of classes of the head among named weights; None if they have no linear head."""
     head = weights.get("head.weight")

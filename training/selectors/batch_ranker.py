@@ -1,4 +1,4 @@
-"""Stage 1's computing side: batches of images in, rankings out, on a GPU or on all cores of a CPU.
+"""Stage 1's computing side: batches of images in, rankings or token labels out, on a GPU or on all cores of a CPU.
 
 On a CPU each batch is computed by one thread and several batches run side by side. One batch over all cores would be
 no faster, and its sums would be split by the number of threads: the last bits of a score, and with them a tie, would
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -20,19 +21,38 @@ from dlth.data.loading.shard_reader import ShardBatch
 from dlth.tickets.callbacks import Note
 from dlth.tickets.ranking.averaging import average
 from dlth.training.models.compiled import compiled
+from dlth.training.models.frame import Frame
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
-from dlth.training.selectors.patch_ranker import PatchRanker, Selection
+from dlth.training.selectors.patch_ranker import PatchRanker
 
 Ranked = tuple[np.ndarray, np.ndarray]
-"""Rankings int64 [batch, patches] and gaps float32 [batch] of a batch; a gap is NaN where scores are no numbers."""
+"""Rankings int64 [batch, patches] and gaps float32 [batch] of a batch (a gap is NaN where scores are no numbers), or
+classes and scores of its cells."""
+
+
+class Sees(Protocol):
+    """What is asked of each batch: a ranker, or an annotator."""
+
+    @property
+    def frame(self) -> Frame:
+        """What its images must be."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its images must be."""
+
+    def select(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors [B, …] of normalised float images [B, 3, *frame.size]."""
 
 
 @dataclass
 class BatchRanker:
-    """Ranks uint8 images with a ranker, batch by batch; halves the batch when the device's memory is too small."""
+    """Asks a ranker, or whatever `Sees`, about uint8 images, batch by batch; halves the batch when the device's memory
+    is too small.
+    """
 
-    ranker: PatchRanker
+    ranker: Sees
     amp: bool = False
     amp_dtype: str = "bfloat16"
     torchcompile: str | None = None
@@ -40,15 +60,17 @@ class BatchRanker:
     note: Note = lambda text: None
 
     def __post_init__(self) -> None:
-        select, backend = self.ranker.select, self.torchcompile
-        self._select: Callable[[Tensor], Selection] = select if backend is None else compiled(select, backend)
+        select: Callable[[Tensor], tuple[Tensor, Tensor]] = self.ranker.select
+        self._select = select if self.torchcompile is None else compiled(select, self.torchcompile)
         self._pixels = Pixels(self.ranker.frame.mean, self.ranker.frame.std)
         self._precision = Precision.of(self.amp, self.amp_dtype, self.ranker.device)
 
     def __call__(self, images: Tensor) -> Ranked:
-        """Rankings and gaps of uint8 images [batch, 3, height, width]."""
-        none = np.empty((0, self.ranker.frame.grid.num_patches), np.int64), np.empty(0, np.float32)
-        parts: list[Ranked] = [none]
+        """What is seen in uint8 images [batch, 3, height, width]: of a ranker, rankings and gaps."""
+        if not len(images):  # a black one says of what shape nothing is
+            first, second = self._rank(images.new_zeros(1, *images.shape[1:]), 1)
+            return first[:0], second[:0]
+        parts: list[Ranked] = []
         at = 0
         while at < len(images):
             size = self.batch_size or len(images)
@@ -70,8 +92,8 @@ class BatchRanker:
             images = torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])
         x = self._pixels(images.to(self.ranker.device, non_blocking=True))
         with self._precision():
-            selection = self._select(x)
-        return selection.patches[:count].cpu().numpy(), selection.gap[:count].float().cpu().numpy()
+            first, second = self._select(x)
+        return first[:count].cpu().numpy(), second[:count].cpu().numpy()
 
 
 def rank_batches(
@@ -103,8 +125,9 @@ def _ranked(batch: ShardBatch, ranker: BatchRanker) -> Ranked:
     patches, gap = ranker(batch.images)
     if batch.maps is None:
         return patches, gap
-    shape, num_patches, k = batch.maps.shape[:2], patches.shape[1], ranker.ranker.budget.k
-    patches, mean = average(patches.reshape(*shape, num_patches), batch.maps, ranker.ranker.frame.grid)
+    made_of = cast(PatchRanker, ranker.ranker)  # nothing else is shown several views
+    shape, num_patches, k = batch.maps.shape[:2], patches.shape[1], made_of.budget.k
+    patches, mean = average(patches.reshape(*shape, num_patches), batch.maps, made_of.frame.grid)
     lost = np.isnan(gap).reshape(shape).any(axis=1)
     cut = np.diff(np.take_along_axis(mean, patches[:, k - 1 : k + 1], axis=1), axis=1)  # [batch, 0] where all are kept
     gap = cut[:, 0] / np.log2(num_patches) if k < num_patches else np.full(len(patches), np.inf)
