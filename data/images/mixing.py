@@ -147,7 +147,7 @@ def mix_images(images_B3HW: torch.Tensor, mix: MixPlan | BatchMix) -> torch.Tens
         rows = slice(round(top * height), round(bottom * height))
         cols = slice(round(left * width), round(right * width))
         result = images.clone()
-        result[..., rows, cols] = _partners_rows(images)[..., rows, cols]
+        result[..., rows, cols] = partner_rows(images)[..., rows, cols]
         return result
 
     return _by_group(images_B3HW, mix, mixed)
@@ -189,6 +189,17 @@ def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, mix: M
     return _by_group(targets, mix, _averaged)
 
 
+def shares(mix: MixPlan | BatchMix, grid: Grid, num_samples: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Each sample's own share of its mixed image, float32 [batch, 1], and of each patch of it, [batch, patches]."""
+    groups = [(slice(0, num_samples), mix)] if isinstance(mix, MixPlan) else mix.groups()
+    whole = np.ones((num_samples, 1), dtype=np.float32)
+    patches = np.ones((num_samples, grid.num_patches), dtype=np.float32)
+    for rows, plan in groups:
+        whole[rows] = plan.weight
+        patches[rows] = _own_share(grid, plan)
+    return whole, patches
+
+
 def _by_group(rows: Rows, mix: MixPlan | BatchMix, mixed: Callable[[Rows, MixPlan], Rows]) -> Rows:
     """Rows [batch, …] with each group mixed by its plan; the very same object where nothing is mixed."""
     groups = [(slice(None), mix)] if isinstance(mix, MixPlan) else mix.groups()
@@ -202,16 +213,21 @@ def _by_group(rows: Rows, mix: MixPlan | BatchMix, mixed: Callable[[Rows, MixPla
 
 def _weighed(values_BP: NDArray[Any], grid: Grid, plan: MixPlan) -> NDArray[Any]:
     """Each patch's value and its partner's, by the share of the patch's area that each has."""
-    own = plan.weight if plan.kind == "mixup" else 1.0 - covered(np.array([plan.box]), grid)
+    own = _own_share(grid, plan)
     return values_BP * own + values_BP[partners(len(values_BP))] * (1.0 - own)
 
 
+def _own_share(grid: Grid, plan: MixPlan) -> float | NDArray[np.float64]:
+    """The share of each patch that is the sample's own, a number or [1, patches]."""
+    return plan.weight if plan.kind == "mixup" else 1.0 - covered(np.array([plan.box]), grid)
+
+
 def _averaged(rows: torch.Tensor, plan: MixPlan) -> torch.Tensor:
-    return rows * plan.weight + _partners_rows(rows) * (1.0 - plan.weight)
+    return rows * plan.weight + partner_rows(rows) * (1.0 - plan.weight)
 
 
-def _partners_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Each row's partner (see `partners`), without an index that would have to be copied to a GPU."""
+def partner_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Each row's partner (see `partners`), [batch, …], without an index that would have to be copied to a GPU."""
     pairs = len(rows) // 2
     swapped = torch.unflatten(rows[: 2 * pairs], 0, (pairs, 2)).flip(1).flatten(0, 1)
     return swapped if 2 * pairs == len(rows) else torch.cat([swapped, rows[2 * pairs :]])

@@ -12,7 +12,7 @@ after hours.
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,10 @@ from dlth.data.shards.identity import SAMPLE_SHARDS, by_shard, content_hashes, s
 from dlth.data.shards.index import ShardIndex
 from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, shown
-from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.header import DatasetInfo, TicketHeader
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.store.matching import NO_TICKET, Flags, Rows, same_bytes, stored_hashes
+from dlth.tickets.store.stored_file import StoredFile
 from dlth.tickets.store.ticket_store import TicketStore
 
 __all__ = ["BAD_IMAGE", "MISSING", "NO_TICKET", "Coverage", "Join", "Missing", "check_compatible", "join"]
@@ -57,40 +58,45 @@ class Coverage:
     identical: bool
     policy: Missing
     examples: tuple[str, ...]
+    noun: str = "ticket"
 
     def __str__(self) -> str:
         matched = self.by_position + self.by_key + self.by_content
         how = ((self.by_position, "position"), (self.by_key, "key"), (self.by_content, "content"))
         ways = ", ".join(f"{count:,} by {way}" for count, way in how if count)
         lines = [
-            f"tickets for {matched - self.bad:,} of {self.num_images:,} images ({ways or 'none matched'}); "
+            f"{self.noun}s for {matched - self.bad:,} of {self.num_images:,} images ({ways or 'none matched'}); "
             f"the file has {self.num_rows:,} rows"
         ]
         if self.bad:
-            lines.append(f"{self.bad:,} bad images were skipped when the tickets were made, and are left out here too")
+            lines.append(f"{self.bad:,} bad images were skipped when the {self.noun}s were made, and {_BAD[self.noun]}")
         if self.missing:
             rest = self.missing - len(self.examples)
             listed = ", ".join(shown(key, 60) for key in self.examples) + (f" and {rest:,} more" if rest > 0 else "")
-            lines.append(f"{self.missing:,} images without a ticket ({_POLICY[self.policy]}): {listed}")
+            lines.append(f"{self.missing:,} images without a {self.noun} ({_POLICY[self.policy]}): {listed}")
         if matched and not self.identical:
             lines.append(
-                "the images' bytes are not those the tickets were made from (re-encoded?): matched by key alone"
+                f"the images' bytes are not those the {self.noun}s were made from (re-encoded?): matched by key alone"
             )
         return "\n".join(lines)
 
 
 _POLICY = {"error": "an error", "dense": "shown whole", "random": "shown on random patches", "skip": "left out"}
 
+_BAD = {"ticket": "are left out here too", "token label": "have their own label in every patch, if they can be read"}
+
+Store = TypeVar("Store", bound=StoredFile)
+
 
 @dataclass(frozen=True, eq=False)
-class Join:
-    """Where each image's ticket lies: `ticket_row` int64 [images] by id, the row number in the file.
+class Join(Generic[Store]):
+    """Where each image's ticket lies, or its token labels: `ticket_row` int64 [images] by id, the row in the file.
 
     NO_TICKET (-1) where there is none, BAD_IMAGE (-2) where stage 1 could not read the image. `identical` bool
     [images]: has the bytes that its ticket was made from, as far as was seen; the loader compares them when it reads.
     """
 
-    store: TicketStore
+    store: Store
     ticket_row: Rows
     identical: Flags
     coverage: Coverage
@@ -143,8 +149,8 @@ def check_compatible(
         raise MismatchError("these tickets do not fit:\n  " + "\n  ".join(wrong))
 
 
-def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", progress: Progress | None = None) -> Join:
-    """Find every image's ticket.
+def join(index: ShardIndex, store: Store, missing: Missing = "error", progress: Progress | None = None) -> Join[Store]:
+    """Find every image's ticket, or token labels.
 
     `missing`: what the caller will do with images without one; 'error' refuses here. `progress(done, total)` counts the
     images read for their content hash. Raises MismatchError when no image matches (another data set, or running numbers
@@ -172,11 +178,11 @@ def join(index: ShardIndex, store: TicketStore, missing: Missing = "error", prog
         identical=bool((identical | (rows == NO_TICKET)).all()),
         policy=missing,
         examples=tuple(index.key(int(i)) for i in lost[:_EXAMPLES]),
+        noun=store.NOUN,
     )
     if missing == "error" and len(lost):
-        raise MissingTicketError(
-            f"{coverage}\ngive --missing dense, random or skip, or run dlth select on these shards"
-        )
+        others = "give --missing dense, random or skip, or " if isinstance(store, TicketStore) else ""
+        raise MissingTicketError(f"{coverage}\n{others}run {store.COMMAND} on these shards")
     return Join(store, rows, identical, coverage)
 
 
@@ -212,12 +218,12 @@ def _same_bytes(matcher: Matcher, ids: Rows) -> Flags:
     return same_bytes(content_hashes(matcher.index, ids), stored_hashes(matcher.store, matcher.rows[ids]))
 
 
-def _nothing_matches(index: ShardIndex, store: TicketStore) -> str:
-    theirs = store.header.dataset
+def _nothing_matches(index: ShardIndex, store: StoredFile) -> str:
+    theirs: DatasetInfo = store.header.dataset
     ours = ", ".join(shown(key, 40) for key in index.keys(0)[:3])
     stored = ", ".join(shown(key, 40) for key in store.keys(0)[:3])
     return (
-        "no image has a ticket in this file, by position, key or content: it was made for other images\n"
+        f"no image has a {store.NOUN} in this file, by position, key or content: it was made for other images\n"
         f"  the file: {shown(theirs.name) or 'unnamed'} {shown(theirs.split)}, {theirs.count:,} images, "
         f"keys such as {stored}\n"
         f"  the images: {shown(index.name)}, {index.num_samples:,} images, keys such as {ours}"

@@ -22,7 +22,7 @@ from dlth.data.shards.shard_index import ShardIndex
 from dlth.tickets.callbacks import Progress
 from dlth.tickets.store.keyindex import KeyIndex, key_hashes
 from dlth.tickets.store.matching import NO_TICKET, Flags, Hashes, Rows, base_name, rows_by_content, running_numbers
-from dlth.tickets.store.ticket_store import TicketStore
+from dlth.tickets.store.stored_file import StoredFile
 
 Way = Literal["none", "position", "key", "base name", "content"]
 WAYS: tuple[Way, ...] = ("none", "position", "key", "base name", "content")
@@ -35,7 +35,7 @@ class Matcher:
     numbers; `hashes` of the images whose bytes were read (bool [images] `read`). `progress(done, total)` counts those.
     """
 
-    def __init__(self, index: ShardIndex, store: TicketStore, progress: Progress | None = None) -> None:
+    def __init__(self, index: ShardIndex, store: StoredFile, progress: Progress | None = None) -> None:
         self.index, self.store, self._progress = index, store, progress
         self.rows: Rows = np.full(index.num_samples, NO_TICKET, dtype=np.int64)
         self.way = np.zeros(index.num_samples, dtype=np.uint8)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlth.data.images.mixing import BatchMix
+from dlth.data.images.token_labels import TokenLabels
 
 
 class _Tensors:
@@ -21,6 +22,8 @@ class _Tensors:
         def apply(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: apply(item) for name, item in value.items()}
+            if isinstance(value, TokenLabels):
+                return TokenLabels(*map(apply, value))
             return change(value) if isinstance(value, torch.Tensor) else value
 
         changed = {item.name: apply(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
@@ -49,7 +52,8 @@ class Batch(_Tensors):
     index. `weights` float32 [B]: 1, or 0 for what counts nothing (a repeat on a rank that ran out, a bad image). `bad`:
     the id of each bad image met here, and what was wrong. `hidden` float32 [B, P]: the share of each patch of the mixed
     image that shows fill or noise, None where nothing does. `extras`: by name, what else is known of each patch seen,
-    [B, k, …] in the order of `patches`, or [B, P, …].
+    [B, k, …] in the order of `patches`, or [B, P, …]. `token_labels`: of the cells of the images before mixing, and
+    where the views lie in them, None without.
     """
 
     images: torch.Tensor
@@ -64,6 +68,7 @@ class Batch(_Tensors):
     bad: dict[int, str] = field(default_factory=dict)
     hidden: torch.Tensor | None = None
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    token_labels: TokenLabels | None = None
 
     def of(self, chosen: NDArray[np.bool_]) -> "Batch":
         """Its images where `chosen` bool [B]; of a pair that mixes, both or none."""

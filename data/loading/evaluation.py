@@ -22,6 +22,7 @@ from dlth.data.loading.reader import BadImages, Reader
 from dlth.data.loading.workers import Pool
 from dlth.data.shards.classes import require_labels
 from dlth.data.shards.index import ShardIndex
+from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError
 from dlth.tickets.format.header import ViewSpec
 from dlth.tickets.ranking.grid import Grid
@@ -46,7 +47,7 @@ class EvalLoader:
         batch_size: int,
         arms: Sequence[Arm] = ARMS,
         k: int | None = None,
-        join: Join | None = None,
+        join: Join[TicketStore] | None = None,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dlth.data.joining.join import Join
 from dlth.data.loading.order import Ids
+from dlth.tickets import TicketStore
 
 Flags = NDArray[np.bool_]
 
@@ -28,7 +29,7 @@ class LeftOut:
     missing: Flags
 
     @classmethod
-    def known(cls, num_images: int, join: Join | None) -> "LeftOut":
+    def known(cls, num_images: int, join: Join[TicketStore] | None) -> "LeftOut":
         """What the tickets say before an image is read; nothing without them."""
         if join is None:
             return cls(np.zeros(num_images, dtype=bool), np.zeros(num_images, dtype=bool))

@@ -19,7 +19,7 @@ the same batches, with tickets or without. What was found is named in the batch 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from dlth.data.images.augment import Augmentation, augment
 from dlth.data.images.mixing import BatchMix, Mixing, batch_mix, partners
 from dlth.data.joining.join import Join, check_compatible
 from dlth.data.loading.batch import Batch
+from dlth.data.loading.cells import cells_of
 from dlth.data.loading.crashes import Crashed
 from dlth.data.loading.left_out import LeftOut
 from dlth.data.loading.order import DEFAULT_WINDOW, Batching, Ids, Part, epoch_order, live_shards
@@ -39,6 +40,8 @@ from dlth.data.shards.index import ShardIndex
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.ranking.view import View
+from dlth.tickets.store.label_store import LabelStore
+from dlth.tickets.store.ticket_store import TicketStore
 
 NumKept = int | Callable[[int, int], int | None]
 """Patches kept: a number, or a function of (epoch, step), None where images are shown whole."""
@@ -61,10 +64,11 @@ class Request:
 class TrainLoader:
     """Augmented, ticketed training batches of one rank.
 
-    `grid`: the model's; `k`: patches kept (None only in the dense arm); `view_epochs`: None for new views whenever an
-    image is shown, n for n seeded views of each, replayed in turn ('frozen'); `drawn_in`: where the random arm draws;
-    `hidden`: what is done about patches that show fill or noise; `workers`: processes that read, 0 for none. Raises
-    InputError for settings that do not fit, MismatchError where the tickets do not.
+    `grid`: the model's; `k`: patches kept (None only in the dense arm); `labels`: where the images' token labels lie,
+    which come with the batches; `view_epochs`: None for new views whenever an image is shown, n for n seeded views of
+    each, replayed in turn ('frozen'); `drawn_in`: where the random arm draws; `hidden`: what is done about patches that
+    show fill or noise; `workers`: processes that read, 0 for none. Raises InputError for settings that do not fit,
+    MismatchError where the tickets do not.
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class TrainLoader:
         seed: int,
         arm: Arm = "ticket",
         k: NumKept | None = None,
-        join: Join | None = None,
+        join: Join[TicketStore] | None = None,
+        labels: Join[LabelStore] | None = None,
         random_tokens: RandomTokens = "epoch",
         drawn_in: DrawnIn = "image",
         hidden: Hidden = "demote",
@@ -100,10 +105,11 @@ class TrainLoader:
         self._index, self._removed, self.num_samples = index, left_out.missing, left_out.num_ordered
         if left_out.num_trained == 0:
             raise InputError("no image is left to train on: every one is bad or without a ticket")
-        if join is not None:
-            _keep_open(join, self._order(0))
+        for each in (join, labels):
+            if each is not None:
+                _keep_open(each, self._order(0))
         choice = PatchChoice(arm, grid, seed, join, random_tokens, drawn_in)
-        reader, num_views = Reader(index, join, bad_images), batching.num_views
+        reader, num_views = Reader(index, join, bad_images, labels), batching.num_views
         job = _TrainJob(index, reader, augmentation, choice, seed, num_views, view_epochs, hidden)
         self._pool = Pool(job, workers)
 
@@ -170,7 +176,7 @@ class _TrainJob:
         return self.reader.wanted(request.part.ids)
 
     def __call__(self, request: Request, crashed: Crashed) -> list[Batch]:
-        part, mix = request.part, request.mix
+        part, mix, cells = request.part, request.mix, self.reader.labels
         images, bad = self.reader.read(part.ids, crashed)
         pixels, showings = self._augmented(request, images)
         labels = self.index.label[[showing.sample_id for showing in showings]].astype(np.int64)
@@ -187,6 +193,7 @@ class _TrainJob:
             last=request.last,
             bad=bad,
             hidden=hidden_patches(showings, self.choice.grid, mix),
+            token_labels=None if cells is None else cells_of(cells, showings, self.choice.grid),
         )
         if request.k is None:
             return [batch]
@@ -228,8 +235,8 @@ class _TrainJob:
         return pixels, showings
 
 
-def _keep_open(join: Join, order: Ids) -> None:
-    """Let the store keep as many ticket shards as are in use at once, so that each is read once an epoch and worker."""
+def _keep_open(join: Join[Any], order: Ids) -> None:
+    """Let the store keep as many of its shards as are in use at once, so that each is read once an epoch and worker."""
     store, with_ticket = join.store, order[join.ticket_row[order] >= 0]
     in_use = live_shards(with_ticket, store.shard_and_row(join.ticket_row)[0]) if len(with_ticket) else 0
     store.cache_shards = max(store.cache_shards, in_use + 2)

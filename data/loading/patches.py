@@ -30,6 +30,7 @@ from dlth.data.images.mixing import BatchMix, MixPlan, mix_patches, mix_rankings
 from dlth.data.images.visibility import demote
 from dlth.data.joining.join import NO_TICKET, Join
 from dlth.tickets.errors import InputError, MissingTicketError, shown
+from dlth.tickets.format.header import ViewSpec
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.ranking.projection import project
 from dlth.tickets.ranking.view import View
@@ -77,7 +78,7 @@ class PatchChoice:
     arm: Arm
     grid: Grid
     seed: int
-    join: Join | None = None
+    join: Join[TicketStore] | None = None
     random_tokens: RandomTokens = "epoch"
     drawn_in: DrawnIn = "image"
 
@@ -147,7 +148,7 @@ class PatchChoice:
         return generator(self.seed, "patches", showing.key, *draw)
 
 
-def _rows(showings: Sequence[Showing], join: Join) -> Ranking:
+def _rows(showings: Sequence[Showing], join: Join[TicketStore]) -> Ranking:
     """Int64 [B]: rows of the ticket file, below 0 for images without one."""
     rows: Ranking = join.ticket_row[[showing.sample_id for showing in showings]]
     return rows
@@ -155,12 +156,15 @@ def _rows(showings: Sequence[Showing], join: Join) -> Ranking:
 
 def _stored(store: TicketStore, rows: Ranking, showings: Sequence[Showing]) -> Ranking:
     """Rankings of the ticket file's `rows` int64 [B] in the showings' views."""
-    header = store.header
-    if header.view.kind == "whole":
-        source = View.whole(header.grid)
-    else:
-        source = View.stack([header.view.view_of(*showing.size, header.grid) for showing in showings])
+    source = source_view(store.header.view, store.header.grid, showings)
     return _moved(store.patches_at(rows), source, showings)
+
+
+def source_view(view: ViewSpec, grid: Grid, showings: Sequence[Showing]) -> View:
+    """Where `view` lies in the showings' images: one for all of them where it is the whole image."""
+    if view.kind == "whole":
+        return View.whole(grid)
+    return View.stack([view.view_of(*showing.size, grid) for showing in showings])
 
 
 def _moved(rows: NDArray[np.integer], source: View, showings: Sequence[Showing]) -> Ranking:

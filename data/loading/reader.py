@@ -5,7 +5,7 @@ were made from, every one read is compared (some 10 µs of 4 ms). Both loaders r
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from dlth.data.loading.order import Ids
 from dlth.data.shards.identity import content_hash
 from dlth.data.shards.index import ShardIndex
 from dlth.tickets.errors import DamageError, InputError, shown
+from dlth.tickets.store.label_store import LabelStore
+from dlth.tickets.store.ticket_store import TicketStore
 
 BadImages = Literal["error", "skip"]
 
@@ -26,8 +28,9 @@ class Reader:
     """Reads and decodes samples. `bad_images`: 'error' lets BadImageError through, 'skip' reports it and goes on."""
 
     index: ShardIndex
-    join: Join | None = None
+    join: Join[TicketStore] | None = None
     bad_images: BadImages = "error"
+    labels: Join[LabelStore] | None = None
 
     def __post_init__(self) -> None:
         if self.bad_images not in ("error", "skip"):
@@ -49,7 +52,9 @@ class Reader:
         bad: dict[int, str] = {}
         wanted = self.wanted(ids)
         for sample_id, encoded in zip(wanted.tolist(), self.index.read_many(wanted), strict=True):
-            self._check_identity(sample_id, encoded)
+            for join in (self.join, self.labels):
+                if join is not None:
+                    self._check_identity(join, sample_id, encoded)
             try:
                 images[sample_id] = decode_sample(self.index, sample_id, encoded, crashed)
             except BadImageError as error:
@@ -58,17 +63,15 @@ class Reader:
                 bad[sample_id] = str(error)
         return [images.get(sample_id) for sample_id in ids.tolist()], bad
 
-    def _check_identity(self, sample_id: int, encoded: bytes) -> None:
-        if self.join is None or not self.join.identical[sample_id]:
-            return
-        store, place = self.join.store, int(self.join.ticket_row[sample_id])
-        if place < 0:
+    def _check_identity(self, join: Join[Any], sample_id: int, encoded: bytes) -> None:
+        store, place = join.store, int(join.ticket_row[sample_id])
+        if place < 0 or not join.identical[sample_id]:
             return
         shard, row = store.shard_and_row(place)
         if store.image_hashes(shard)[row].tobytes() != content_hash(encoded):
             raise DamageError(
-                f"{self.index.where(sample_id)}: the image is not the one its ticket was made from (content hash "
-                "differs): the shard is damaged or was changed; compare it with dlth index --check, or run dlth select "
-                "again",
+                f"{self.index.where(sample_id)}: the image is not the one its {store.NOUN} was made from (content hash "
+                "differs): the shard is damaged or was changed; compare it with dlth index --check, or run"
+                f" {store.COMMAND} again",
                 shard=self.index.shards[self.index.shard_of(sample_id)].name,
             )

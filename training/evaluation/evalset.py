@@ -41,7 +41,7 @@ class EvalSet:
     index: ShardIndex
     frame: Frame
     k: int | None
-    join: Join | None
+    join: Join[TicketStore] | None
     seed: int
     batch_size: int
 

@@ -28,8 +28,9 @@ from dlth.data.shards.splits import EVALUATION
 from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.tickets import TicketHeader, TicketStore
 from dlth.tickets.callbacks import Note
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.provenance import describe
+from dlth.tickets.store.label_store import LabelStore
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import EvalSet, moved_text
 from dlth.training.models.frame import Frame, described
@@ -42,7 +43,7 @@ from dlth.training.settings.train_config import TrainConfig
 class Files:
     """What the settings name, opened: images and tickets of training, and of validation where there are any.
 
-    `num_classes`: size of the student's head.
+    `num_classes`: size of the student's head; `labels`: the training images' token labels.
     """
 
     index: ShardIndex
@@ -50,6 +51,7 @@ class Files:
     store: TicketStore | None
     val_store: TicketStore | None
     num_classes: int
+    labels: LabelStore | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,8 @@ class Inputs:
     """What a run reads, as a model of that frame sees it: images that have met their tickets.
 
     `k`: patches kept at the end of training and in evaluation, None where nobody said how many; `join`: where the
-    training images' tickets lie, None where none are trained on; `val`: the validation set, None without one.
+    training images' tickets lie, None where none are trained on; `labels`: where their token labels lie, likewise;
+    `val`: the validation set, None without one.
     """
 
     config: TrainConfig
@@ -65,8 +68,9 @@ class Inputs:
     files: Files
     frame: Frame
     k: int | None
-    join: Join | None
+    join: Join[TicketStore] | None
     val: EvalSet | None
+    labels: Join[LabelStore] | None = None
 
     @classmethod
     def joined(cls, config: TrainConfig, world: World, files: Files, frame: Frame, k: int | None, note: Note) -> Self:
@@ -92,7 +96,7 @@ class Inputs:
                 note("the validation images are the training images, by their keys: accuracies say nothing of new ones")
             batch_size = config.validation_batch_size or config.batch_size
             val = EvalSet.joined(config, val_index, files.val_store, frame, k, config.seed, batch_size, note)
-        return cls(config, world, files, frame, k, train_join, val)
+        return cls(config, world, files, frame, k, train_join, val, _labels(files, note))
 
     @cached_property
     def left_out(self) -> LeftOut:
@@ -170,6 +174,7 @@ class Inputs:
             arm=arm,
             k=None if arm == "dense" else kept,
             join=self.join,
+            labels=self.labels,
             random_tokens=config.random_tokens,
             drawn_in="view" if config.mode == "online" else "image",
             hidden=config.hidden,
@@ -238,11 +243,12 @@ class Inputs:
             "tickets": self.identity,
             "val_tickets": self.val_identity,
             "k": self.k,
+            **({"token_labels": self.labels.store.identity} if self.labels is not None else {}),
         }
 
     def _coverage(self) -> dict[str, str]:
         """How images and tickets met, as the join reports it, by set; and where validation tickets were moved."""
-        joins = {"data": self.join, "val": self.val.join if self.val is not None else None}
+        joins = {"data": self.join, "labels": self.labels, "val": self.val.join if self.val is not None else None}
         texts = {name: str(each.coverage) for name, each in joins.items() if each is not None}
         if self.files.val_store is not None:
             moved = moved_text(self.files.val_store.header.view, self.frame.eval_view)
@@ -252,6 +258,9 @@ class Inputs:
     def facts(self) -> dict[str, Any]:
         """Tickets as a person would read them."""
         facts = {"tickets": self.identity, "tickets are": self.tickets_are, "validation tickets": self.val_identity}
+        if self.labels is not None:
+            annotator = self.labels.store.header.annotator
+            facts["token labels"] = f"{self.labels.store.identity}, of {shown(annotator.model, 80)}"
         if self.val is not None:
             facts["validation tickets are"] = self.val.about_tickets().get("tickets_are", "")
             facts["validation view"] = described(self.frame.eval_view)
@@ -266,6 +275,21 @@ def made_for_evaluation(header: TicketHeader) -> str:
     if header.dataset.split.lower() in EVALUATION:
         signs.append(f"for the split {shown(header.dataset.split)!r}")
     return f"these tickets were made {' and '.join(signs)}: they look like tickets for evaluation" if signs else ""
+
+
+def _labels(files: Files, note: Note) -> Join[LabelStore] | None:
+    """Where the training images' token labels lie. Raises MismatchError for labels of other classes than the head's."""
+    if files.labels is None:
+        return None
+    theirs = files.labels.header.num_classes
+    if theirs != files.num_classes:
+        raise MismatchError(
+            f"the token labels are of {theirs} classes, and the student's head has {files.num_classes}: a class must be"
+            " the same number in both (--num-classes)"
+        )
+    joined = join(files.index, files.labels)
+    note(f"training: {joined.coverage}")
+    return joined
 
 
 def open_files(config: TrainConfig, world: World) -> Files:
@@ -293,4 +317,5 @@ def _open(config: TrainConfig) -> Files:
         raise InputError("--val-tickets was given without --val, the images they belong to")
     store = TicketStore(local_tickets(config.tickets)) if config.tickets is not None else None
     val_store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
-    return Files(index, val_index, store, val_store, config.num_classes or index.num_classes)
+    labels = LabelStore(local_tickets(config.token_labels)) if config.token_labels is not None else None
+    return Files(index, val_index, store, val_store, config.num_classes or index.num_classes, labels)

@@ -10,7 +10,11 @@ Axes: B images, k patches kept.
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlth.data.images.token_labels import token_targets
+from dlth.data.loading.batch import Batch
+from dlth.tickets.ranking.grid import Grid
 from dlth.training.models.token_logits import TokenLogits
+from dlth.training.settings.train_config import TrainConfig
 
 
 def image_loss(output: Tensor | TokenLogits, targets: Tensor, patch_weight: float = 1.0) -> Tensor:
@@ -18,6 +22,20 @@ def image_loss(output: Tensor | TokenLogits, targets: Tensor, patch_weight: floa
     if isinstance(output, TokenLogits):
         return token_label_loss(output, targets, targets[:, None], patch_weight)
     return cross_entropy(output, targets)
+
+
+def batch_loss(
+    output: Tensor | TokenLogits, batch: Batch, targets: Tensor, patches: Tensor | None, grid: Grid, config: TrainConfig
+) -> Tensor:
+    """Loss float32 [B] of a student's output on `patches` int64 [B, k] of `grid` (None: all): by the batch's token
+    labels, moved, mixed and dropped as the patches are, and without any by `targets`, the images' own labels mixed.
+    """
+    if batch.token_labels is None or not isinstance(output, TokenLogits):
+        return image_loss(output, targets, config.patch_weight)
+    num_classes, smoothing = targets.shape[1], config.smoothing
+    how = (patches, batch.mix, config.token_geometry, config.token_truth)
+    own = token_targets(batch.token_labels, batch.labels, grid, num_classes, smoothing, *how)
+    return token_label_loss(output, own.cls, own.patches, config.patch_weight)
 
 
 def token_label_loss(

@@ -24,6 +24,7 @@ from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import DROPPING, tickets_crop, tokens_kept
 from dlth.training.evaluation.measure import EvalResult
 from dlth.training.models.frame import Frame, described
+from dlth.training.models.lvvit import LVViT
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build, default_blocks, resolve
 from dlth.training.models.student import Student
@@ -202,6 +203,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         model = _model(config, files.num_classes, start)
         student = as_student(config, model)
         _check_mixing(config, student)
+        _check_learns(config, model)
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
         frame = Frame.of(model, student.grid, student.patch_size, **images)
@@ -229,6 +231,15 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     return Parts(
         config, world, inputs, student, ema, optimizer, set_rate, schedule, loader, stepper, pixels, online, select
     )
+
+
+def _check_learns(config: TrainConfig, model: torch.nn.Module) -> None:
+    """Raises InputError for token labels that the model has no logits for."""
+    if config.token_labels is not None and not isinstance(model, LVViT):
+        raise InputError(
+            f"{type(model).__name__} has no logits of patches that could learn from token labels: LV-ViT has (--model"
+            " lvvit_s); leave out --token-labels for others"
+        )
 
 
 def _check_mixing(config: TrainConfig, student: Student) -> None:

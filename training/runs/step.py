@@ -41,7 +41,7 @@ from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
 from dlth.training.models.student import Student
 from dlth.training.models.token_logits import TokenLogits
-from dlth.training.runs.losses import image_loss
+from dlth.training.runs.losses import batch_loss
 from dlth.training.runs.running_stats import RunningStatistics
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.train_config import TrainConfig
@@ -165,7 +165,7 @@ class Stepper:
                 output = forward(images, budget=budget)
             else:
                 output = forward(images, patches)
-        losses = image_loss(output, targets, self.config.patch_weight)
+        losses = batch_loss(output, batch, targets, patches, self.student.grid, self.config)
         if unranked is not None:
             losses = losses.masked_fill(unranked, math.nan)
         return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)

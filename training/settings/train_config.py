@@ -84,6 +84,21 @@ class TrainConfig(Settings):
         free=True,
         path="file",
     )
+    token_labels: str | None = setting(
+        None,
+        WHAT,
+        "Token label file of the training shards, likewise: LV-ViT's patches learn from it.",
+        free=True,
+        path="file",
+    )
+    token_geometry: Literal["right", "authors"] = setting(
+        "right", WHAT, "Cells of token labels as they lie in the image, or rows and columns exchanged as LV-ViT's code."
+    )
+    token_truth: Literal["none", "stated", "authors"] = setting(
+        "none",
+        WHAT,
+        "How the image's label corrects the annotator's: not at all, as LV-ViT's code says, or as it does.",
+    )
     out: str = setting(
         ...,
         WHAT,

@@ -1,0 +1,99 @@
+"""Training LV-ViT by token labels: joined, moved, used, resumed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from makers.runs import Listener
+from makers.tickets import fill, make_label_header, make_labels
+from safetensors.torch import load_file
+
+from dlth.data.shards.identity import content_hashes
+from dlth.data.shards.index import open_index
+from dlth.tickets import DatasetInfo, Grid, ShardSpec
+from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
+from dlth.tickets.store.label_store import LabelStore
+from dlth.tickets.store.label_writer import LabelWriter
+from dlth.training.distributed.process_group import World
+from dlth.training.distributed.signals import StopRequest
+from dlth.training.reporter import Reporter
+from dlth.training.runs.loop import Training, train
+from dlth.training.settings.train_config import TrainConfig
+
+MakeRun = Callable[..., TrainConfig]
+LVVIT: dict[str, Any] = {
+    "model": "lvvit_t",
+    "model_kwargs": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8},
+    "smoothing": 0.1,
+    "epochs": 2,
+}
+
+
+def write_labels(data: str, path: Path, leave_out: int = 0, num_classes: int = 4) -> LabelStore:
+    """Token labels of the shards in `data`, without its last `leave_out` images."""
+    index = open_index(data)
+    header = make_label_header(
+        grid=Grid(5, 6),
+        num_classes=num_classes,
+        dataset=DatasetInfo("pictures", "train", index.num_samples, index.fingerprint),
+    )
+    last = len(index.shards) - 1
+    rows = [shard.rows - (leave_out if at == last else 0) for at, shard in enumerate(index.shards)]
+
+    def labels(shard: int) -> Any:
+        ids = np.arange(rows[shard]) + int(index.row_start[shard])
+        keys = [index.key(number) for number in ids.tolist()]
+        return make_labels(header, keys, content_hashes(index, ids), skipped=keys[:1])
+
+    specs = [ShardSpec(shard.name, count) for shard, count in zip(index.shards, rows, strict=True)]
+    fill(LabelWriter(path, header, specs, index.key_width), labels)
+    return LabelStore(path)
+
+
+def test_labels_teach_and_resume_exactly(make_run: MakeRun, tmp_path: Path) -> None:
+    """A run by token labels ends elsewhere than one without, names them, and resumed is the same to the bit. All that
+    moves and mixes labels is on: crops, mirrors, warps, mixup and cutmix.
+    """
+    moving = {"mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "mix_group": 2} | LVVIT
+    plain = make_run("plain", **moving)
+    store = write_labels(plain.data, tmp_path / "labels.zarr")
+    runs = {}
+    for name in ("whole", "parts"):
+        config = make_run(name, token_labels=str(store.path), **moving)
+        if name == "parts":
+            Training(config, World(0, 1, torch.device("cpu")), Reporter()).run(StopRequest(requested=True))
+            config = config.model_copy(update={"resume": "auto"})
+        runs[name] = train(config)
+    assert runs["whole"].data["token_labels"] == store.identity
+    assert "token labels for 18 of 21 images" in runs["whole"].data["coverage"]["labels"]
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in runs}
+    assert all((weights["whole"][name] == value).all() for name, value in weights["parts"].items())
+    assert train(plain).train_loss != runs["whole"].train_loss
+
+
+def test_mixtoken_and_the_random_arm(make_run: MakeRun, tmp_path: Path) -> None:
+    """Labels follow tokens that MixToken pastes and that random tickets keep, and the loss falls."""
+    settings = LVVIT | {"mix_token": 1.0, "arm": "random", "keep": "0.5", "epochs": 4, "lr": 3e-3}
+    config = make_run("run", **settings)
+    store = write_labels(config.data, tmp_path / "labels.zarr")
+    heard = Listener()
+    train(config.model_copy(update={"token_labels": str(store.path)}), reporter=heard)
+    losses = [step["loss"] for step in heard.steps]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_what_does_not_fit_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    """Labels of another head, without rows for some images, and a model without patch logits: each is named first."""
+    config = make_run("run", **LVVIT)
+    for options, error, message in (
+        ({"num_classes": 5}, MismatchError, "the token labels are of 5 classes, and the student's head has 4"),
+        ({"leave_out": 2}, MissingTicketError, r"2 images without a token label .*\n?.*run dlth label on these shards"),
+    ):
+        path = write_labels(config.data, tmp_path / f"{error.__name__}.zarr", **options).path
+        with pytest.raises(error, match=message):
+            train(config.model_copy(update={"token_labels": str(path)}))
+    with pytest.raises(InputError, match=r"VisionTransformer has no logits of patches .* LV-ViT has"):
+        train(make_run("vit", token_labels=str(path)))
