@@ -12,6 +12,7 @@ from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
 from dlth.training.models.registry import flops_of
 from dlth.training.models.student import Student
+from dlth.training.models.token_logits import TokenLogits
 from dlth.training.selectors.trainable import EViT
 
 
@@ -48,14 +49,17 @@ class SelectorStudent(Student):
             "stage_tokens": list(self.budget.stage_tokens),
         }
 
-    def forward(self, images: Tensor, patches: Tensor | None = None, budget: Budget | None = None) -> Tensor:
-        """Logits [B, classes] with the patches falling that `budget` lets fall, none without one.
+    def forward(
+        self, images: Tensor, patches: Tensor | None = None, budget: Budget | None = None
+    ) -> Tensor | TokenLogits:
+        """As `Student` has it, with the patches falling that `budget` lets fall, none without one.
 
         Raises InputError for `patches`: nobody gives a selector its patches.
         """
         if patches is not None:
             raise InputError("a selector in training picks its patches itself")
-        return self.model(images) if budget is None else self.evit(images, budget)
+        logits: Tensor | TokenLogits = self.model(images) if budget is None else self.evit(images, budget)
+        return logits
 
     def flops(self, k: int | None = None) -> int:
         """Of an image's forward with patches falling, or, k being None, on all of them."""

@@ -14,6 +14,7 @@ from dlth.tickets import Budget
 from dlth.tickets.ranking.budget import Rate
 from dlth.training.models.embedding import embed
 from dlth.training.models.registry import grid_of
+from dlth.training.models.token_logits import TokenLogits
 from dlth.training.selectors.stages import check_budget, check_dropping, run_stages
 
 
@@ -43,8 +44,8 @@ class EViT(nn.Module):
         self.fuse_tokens, self._stage_keep = fuse_tokens, stage_keep
         self.budget = self._budget_of(grid_of(vit).num_patches)
 
-    def forward(self, images: Tensor, budget: Budget | None = None) -> Tensor:
-        """Logits [B, classes] of normalised float images [B, C, height, width].
+    def forward(self, images: Tensor, budget: Budget | None = None) -> Tensor | TokenLogits:
+        """Logits [B, classes] of normalised float images [B, C, height, width]; LV-ViT's `TokenLogits` in training.
 
         `budget` takes the place of the model's own for these images, as a keep schedule asks each step for another.
         Raises InputError for images or a budget that do not fit.
@@ -66,7 +67,8 @@ class EViT(nn.Module):
             fuse_tokens=self.fuse_tokens,
             to_the_end=True,
         )
-        return self.vit.forward_head(self.vit.norm(tokens))
+        logits: Tensor | TokenLogits = self.vit.forward_head(self.vit.norm(tokens))
+        return logits
 
     def _budget_of(self, num_patches: int) -> Budget:
         return Budget.from_stage_keep(self._stage_keep, num_patches, len(self.blocks), self.fuse_tokens)

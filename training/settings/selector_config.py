@@ -19,7 +19,7 @@ class SelectorTrainConfig(TrainConfig):
     absent: ClassVar[frozenset[str]] = frozenset(
         (
             *("arm", "mode", "tickets", "val_tickets", "keep", "missing", "random_tokens", "hidden", "frozen_views"),
-            *("mix_token", "patch_weight"),
+            "mix_token",
             *(name for name in TrainConfig.model_fields if name.startswith("selector")),
         )
     )
