@@ -28,7 +28,7 @@ from dlth.training.selectors.score_ranker import Rule
 from dlth.training.settings.fields import WHICH_RANKER
 
 CPU = torch.device("cpu")
-PLAIN = ("plain", "distilled", "registers", "clip", "eva02", "dinov3", "rope mixed", "rectangle", "sapiens2")
+PLAIN = ("plain", "distilled", "registers", "clip", "eva02", "dinov3", "rope mixed", "rectangle", "sapiens2", "lvvit")
 """Families in which all that is read here differs: prefix tokens, norms of queries and keys, rotation, grid, groups."""
 
 
