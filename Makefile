@@ -22,7 +22,7 @@ test: $(INSTALLED)
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest tests/browser
 
-# Ratios with their spread, against named rivals in the same run; about ten minutes. docs/benchmarks.md holds the tables.
+# Ratios with their spread, against named rivals in the same run; a quarter of an hour. docs/benchmarks.md holds the tables.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_selector.py --batch-size 8 --rounds 5
 	$(BIN)/python benchmarks/bench_step.py --batch-size 4 --rounds 5
