@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dlth.data.images.augment import Augmentation, augment
     from dlth.data.images.decode import BadImageError, decode, image_size
     from dlth.data.images.mixing import BatchMix, Mixing, MixPlan, mix_images, mix_targets
+    from dlth.data.images.token_labels import TokenLabels, TokenTargets, token_targets
     from dlth.data.images.views import render
     from dlth.data.joining.join import Coverage, Join, check_compatible, join
     from dlth.data.loading.batch import Batch, EvalBatch
@@ -25,6 +26,7 @@ _MODULES = {
     "images.augment": "Augmentation augment",
     "images.decode": "BadImageError decode image_size",
     "images.mixing": "BatchMix MixPlan Mixing mix_images mix_targets",
+    "images.token_labels": "TokenLabels TokenTargets token_targets",
     "images.views": "render",
     "joining.join": "Coverage Join check_compatible join",
     "loading.batch": "Batch EvalBatch",
@@ -56,6 +58,8 @@ __all__ = [
     "ShardIndex",
     "ShardInfo",
     "Source",
+    "TokenLabels",
+    "TokenTargets",
     "TrainLoader",
     "WorkerError",
     "augment",
@@ -71,6 +75,7 @@ __all__ = [
     "open_index",
     "render",
     "resolve",
+    "token_targets",
 ]
 
 
