@@ -122,26 +122,28 @@ def check_compatible(
     moved: bool = True,
     dataset: str = "",
     split: str = "",
-    patch_size: int = 0,
 ) -> None:
     """Refuse tickets that cannot serve, before any image is read; all reasons at once, both sides shown.
 
-    `grid`: the model's; `k`: most patches asked for; `moved`: whether tickets will be projected to other views;
-    `dataset` and `split`: what the images are called, compared where both sides say; `patch_size`: the model's, in
-    pixels, to say which image size would fit. Raises MismatchError.
+    `grid`: the model's, to which tickets of another are projected; `k`: most patches asked for; `moved`: whether
+    tickets will be projected to other views; `dataset` and `split`: what the images are called, compared where both
+    sides say. Raises MismatchError.
     """
     theirs = header.dataset
     wrong = []
     if header.grid != grid:
-        square = header.grid.rows == header.grid.cols
-        fits = f" (--img-size {header.grid.rows * patch_size} would fit)" if patch_size and square else ""
-        wrong.append(f"grid: the file has {header.grid} patches, the model {grid}{fits}")
-    if k is not None and not header.serves(k):
+        if header.form != "full":
+            wrong.append(f"grid: the file has {header.grid} patches, the model {grid}")
+        moved = True
+    elif k is not None and not header.serves(k):
         held = f"a set of {header.k} without order" if header.form == "mask" else f"the {header.ranked} best patches"
         wrong.append(f"keep: the file holds {held} (keep {header.keep}), asked for {k}")
     if moved and header.form != "full":
         lost = ", ".join(header.lost)
-        wrong.append(f"form: the file is '{header.form}' and cannot give {lost}; moving tickets to crops needs 'full'")
+        wrong.append(
+            f"form: the file is '{header.form}' and cannot give {lost}; moving tickets to crops or to other grids"
+            " needs 'full'"
+        )
     for name, ours, other in (("dataset", dataset, theirs.name), ("split", split, theirs.split)):
         if ours and other and ours != other:
             wrong.append(f"{name}: the file is for {shown(other)!r}, the images are {shown(ours)!r}")

@@ -69,7 +69,7 @@ class EvalLoader:
         self.num_images = len(ids)
         self._index, self.batch_size = index, batch_size
         self.bad_images: dict[str, str] = {}
-        choices = [PatchChoice(arm, grid, seed, join if arm == "ticket" else None, drawn_in="view") for arm in arms]
+        choices = [PatchChoice(arm, grid, seed, join, drawn_in="view") for arm in arms]
         self._pool = Pool(_EvalJob(index, Reader(index, join, bad_images), view, grid, choices, k), workers)
 
     def __iter__(self) -> Iterator[EvalBatch]:

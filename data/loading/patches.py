@@ -10,9 +10,10 @@ scores through to a single sort. A selector in the loop has ranks of the mixed i
 6 % of the patches kept would be others (DeiT's augmentation and mixing, 68 of 196 kept).
 
 The random arm draws a ranking of the whole image for each (seed, epoch, key), or, fixed, for each (seed, key): a ticket
-file without content, made anew each epoch. Drawn in the view, as the authors' random arm and the random tokens of an
-evaluation are, it is not moved, and drawn in the mixed one. Rejected: drawing in the view by default, which keeps a
-twelfth of its area hidden where a ticket keeps a hundredth, so that the arms differ in more than content.
+file without content, made anew each epoch, on the grid of the file that the other arm has. Drawn in the view, as the
+authors' random arm and the random tokens of an evaluation are, it is not moved, and drawn in the mixed one. Rejected:
+drawing in the view by default, which keeps a twelfth of its area hidden where a ticket keeps a hundredth, so that the
+arms differ in more than content.
 
 Axes: B images of a batch, P patches of the grid.
 """
@@ -71,6 +72,7 @@ def later(view: int) -> tuple[int, ...]:
 class PatchChoice:
     """An arm's rankings. Raises InputError where the arm lacks what it needs.
 
+    `join`: the tickets; of a random arm, those whose grid it draws on, where that is not its own `grid`.
     `random_tokens`: random rankings are drawn anew each epoch, or once; `drawn_in`: on the whole image, and then moved
     as a ticket is, or in the view itself.
     """
@@ -131,17 +133,21 @@ class PatchChoice:
         if lost.size and self.join.coverage.policy in ("error", "skip"):
             key = shown(showings[lost[0]].key)
             raise MissingTicketError(f"a ticket was asked for an image that has none: key {key}")
-        rankings = np.empty((len(showings), store.header.ranked), dtype=np.int64)
+        ranked = store.header.ranked if store.header.grid == self.grid else self.grid.num_patches
+        rankings = np.empty((len(showings), ranked), dtype=np.int64)
         has = rows >= 0
         if has.any():
             rankings[has] = _stored(store, rows[has], list(compress(showings, has)))
         if not has.all():
-            rankings[~has] = self._drawn(list(compress(showings, ~has)), epoch)[:, : store.header.ranked]
+            rankings[~has] = self._drawn(list(compress(showings, ~has)), epoch)[:, :ranked]
         return rankings
 
     def _drawn(self, showings: Sequence[Showing], epoch: int) -> Ranking:
-        rows = np.stack([self._draw(showing, epoch).permutation(self.grid.num_patches) for showing in showings])
-        return rows if self.drawn_in == "view" else _moved(rows, View.whole(self.grid), showings)
+        grid = self.grid if self.join is None else self.join.store.header.grid
+        rows = np.stack([self._draw(showing, epoch).permutation(grid.num_patches) for showing in showings])
+        if self.drawn_in == "image":
+            return _moved(rows, View.whole(grid), showings)
+        return rows if grid == self.grid else project(rows, View.whole(grid), View.whole(self.grid))
 
     def _draw(self, showing: Showing, epoch: int) -> np.random.Generator:
         draw: tuple[Part, ...] = ("fixed",) if self.random_tokens == "fixed" else (epoch, *later(showing.number))

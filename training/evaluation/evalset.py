@@ -4,9 +4,8 @@ Every image is decoded once and run once per arm. Ranks fill in the results of t
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -16,11 +15,12 @@ from dlth.data.joining.join import NO_TICKET, Join, check_compatible, join
 from dlth.data.loading.evaluation import EvalLoader
 from dlth.data.loading.patches import Arm
 from dlth.data.shards.index import ShardIndex
-from dlth.tickets import Grid, TicketStore, ViewSpec, num_kept
+from dlth.tickets import TicketStore
 from dlth.tickets.callbacks import Note
 from dlth.tickets.format.provenance import describe
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.measure import EvalResult, ImageResults, scores
+from dlth.training.evaluation.ticket_fit import moved_text, other_grid_text
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
@@ -60,19 +60,17 @@ class EvalSet:
         """The set with every image's ticket found, where there is a ticket file.
 
         Raises:
-            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
+            MismatchError: tickets of another split or data set, that cannot be moved, or of too few patches
             MissingTicketError: images without a ticket, if that is an error
         """
         tickets = None
         if store is not None:
             moved, split = moved_text(store.header.view, frame.eval_view), config.val_split or ""
-            check_compatible(
-                store.header, grid=frame.grid, k=k, moved=bool(moved), split=split, patch_size=frame.patch_size
-            )
+            check_compatible(store.header, grid=frame.grid, k=k, moved=bool(moved), split=split)
             tickets = join(index, store, config.missing)
-            note(f"validation: {tickets.coverage}")
-            if moved:
-                note(f"validation: {moved}")
+            regridded = other_grid_text(store.header, frame.grid, frame.patch_size)
+            for text in filter(None, (str(tickets.coverage), moved, regridded)):
+                note(f"validation: {text}")
         return cls(config, index, frame, k, tickets, seed, batch_size)
 
     def arms(self, has_selector: bool = False) -> tuple[Arm, ...]:
@@ -157,39 +155,3 @@ class EvalSet:
         header = self.join.store.header
         views = {"view": described(self.frame.eval_view), "tickets_view": described(header.view)}
         return {"tickets_are": describe(header)} | views
-
-
-def tokens_kept(keep: str | None, grid: Grid, *stores: TicketStore | None) -> int | None:
-    """How many patches are kept: the share asked for, else the number of the first ticket file; None without either.
-
-    The number is never worked out from a file's share, which has six digits: 7 of 9 patches would become 8.
-    Raises InputError for a share that makes no sense.
-    """
-    if keep is not None:
-        return num_kept(keep, grid.num_patches)
-    return next((store.header.k for store in stores if store is not None), None)
-
-
-def tickets_crop(store: TicketStore | None, images: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    """Crop share and interpolation of validation tickets that were made on a centre crop; nothing for others.
-
-    An evaluation that sees more than the tickets' selector saw hardly ever keeps the patches at its border.
-    `images` has the two as they would hold without tickets (None: the model's own); `note` is told of a change.
-    """
-    if store is None or store.header.view.kind != "center":
-        return {}
-    view = store.header.view
-    crop = {"crop_pct": float(view.crop_pct), "interpolation": view.interpolation}
-    changed = [f"{name} {images[name]}" for name in crop if images[name] not in (None, crop[name])]
-    if changed:
-        note(f"validation images are seen as their tickets were made, {described(view)}, not with {', '.join(changed)}")
-    return crop
-
-
-def moved_text(tickets: ViewSpec, seen: ViewSpec) -> str:
-    """What a person should know where validation images are not `seen` in the view of their `tickets`; else empty."""
-    if tickets == seen:
-        return ""
-    hides = tickets.kind == "center" and float(tickets.crop_pct) < float(seen.crop_pct)
-    border = "; the selector never saw what lies at the border, so patches there are hardly ever kept" if hides else ""
-    return f"tickets made on {described(tickets)} are moved to the evaluation's {described(seen)}{border}"

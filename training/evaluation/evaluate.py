@@ -1,5 +1,6 @@
 """Measure any checkpoint on dense, ticket and random tokens, with the same code as a run's own evaluation."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from dlth.tickets.errors import InputError, shown
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import joined
-from dlth.training.evaluation.evalset import EvalSet, tickets_crop, tokens_kept
+from dlth.training.evaluation.evalset import EvalSet
 from dlth.training.evaluation.measure import EvalResult
+from dlth.training.evaluation.ticket_fit import fitted_student, tickets_crop, tokens_kept
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
 from dlth.training.models.registry import resolve
 from dlth.training.models.student import Student
-from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
-from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, WeightsFile
+from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, ABOUT_STUDENT, WeightsFile
 from dlth.training.selectors.selector_student import SelectorStudent
 from dlth.training.selectors.trainable import EViT
 from dlth.training.settings.eval_config import DEFAULT_SEED, EvalConfig
@@ -66,7 +67,8 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
 
 def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note: Note) -> tuple[Student, EvalSet]:
     """The model with its weights, on the device, and what to measure it on."""
-    settings = weights.settle({name: getattr(config, name, None) for name in (*ABOUT_MODEL, *ABOUT_IMAGES)}, note)
+    about = (*ABOUT_MODEL, *ABOUT_STUDENT, *ABOUT_IMAGES)
+    settings = weights.settle({name: getattr(config, name, None) for name in about}, note)
     if settings["model"] is None:
         raise InputError(f"{shown(weights.name)} does not say of which model it is: give --model")
     resolve(settings["model"])  # a name that is none is told before shards are read
@@ -74,7 +76,8 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     require_labels(index)
     store = TicketStore(local_tickets(config.val_tickets)) if config.val_tickets is not None else None
     options = {name: settings[name] for name in ("num_classes", "img_size")} | (settings["model_kwargs"] or {})
-    student = _as_trained(config, weights, weights.build(settings["model"], **options)).eval().to(device)
+    model = weights.build(settings["model"], **options)
+    student = _as_trained(config, settings, weights, model, store).eval().to(device)
     check_labels(student.num_classes, index)
     chosen = weights.note is not None and weights.note.crop_chosen
     if config.crop_pct is None and not chosen:  # a crop that the run's user chose gives the run's own numbers again
@@ -82,7 +85,7 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     images = {name: settings[name] for name in ABOUT_IMAGES}
     frame = Frame.of(student.model, student.grid, student.patch_size, **images)
     k = _trained_k(weights, frame.grid) if config.keep is None else None
-    k = k or tokens_kept(config.keep, frame.grid, store)
+    k = student.most_kept(k) if k is not None else tokens_kept(config.keep, student, note, store)
     if k is not None and store is None:
         note("no ticket row: --val-tickets names the tickets of these images")
     recorded = DEFAULT_SEED if weights.note is None or weights.note.seed is None else weights.note.seed
@@ -92,11 +95,13 @@ def _opened(config: EvalConfig, weights: WeightsFile, device: torch.device, note
     return student, val
 
 
-def _as_trained(config: EvalConfig, weights: WeightsFile, model: nn.Module) -> Student:
+def _as_trained(
+    config: EvalConfig, settings: Mapping[str, Any], weights: WeightsFile, model: nn.Module, store: TicketStore | None
+) -> Student:
     """The model as what its weights were trained as: a selector is one, unless it is given the patches of others."""
     selection = weights.note.selection if weights.note is not None else None
     if selection is None or config.keep is not None or config.val_tickets is not None:
-        return make_student(model)
+        return fitted_student(model, settings["how"], settings["patch_size"], store)
     return SelectorStudent(EViT(model, selection.stage_keep, selection.blocks, selection.fuse_tokens))
 
 

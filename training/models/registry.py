@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import timm
 import timm.data
 import torch
+from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
@@ -127,7 +128,7 @@ def build(
         raise InputError(f"timm has no released weights for {name}; use --checkpoint FILE or another model.")
     options = options if "pretrained_cfg_overlay" in options else options | pretrained_source(timm_name)
     try:
-        return timm.create_model(timm_name, pretrained=True, **options)
+        return _timms(timm_name, options | {"pretrained": True})
     except Exception as error:  # hub, http, file and shape errors of several libraries; all mean the same to a user
         raise InputError(
             f"the released weights of {timm_name} could not be fetched or do not fit ({type(error).__name__}: "
@@ -165,23 +166,24 @@ def _check_memory(shapes: nn.Module, timm_name: str, options: Mapping[str, Any])
 
 def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:
     try:
-        return timm.create_model(timm_name, **options)
+        return _timms(timm_name, options)
     except Exception as error:  # a model's code meets its arguments unchecked: whatever it raises, they do not fit
         built = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
-        text = f"{timm_name} cannot be built with {built}: {shown(error)}"
-        raise InputError(f"{text}. {why}" if (why := _why_not(timm_name)) else text) from error
+        raise InputError(f"{timm_name} cannot be built with {built}: {shown(error)}") from error
 
 
-def _why_not(timm_name: str) -> str:
-    """Why a model could not serve with any arguments, so that nobody looks for the right ones; empty if it could."""
+def _timms(timm_name: str, options: dict[str, Any]) -> nn.Module:
+    """timm's model. A CNN takes images of any size and no argument of it: its size is what it says of its input."""
     try:
-        with torch.device("meta"):
-            check_family(timm.create_model(timm_name), "drop")
-    except InputError as error:
-        return str(error)
-    except Exception:  # nothing is known of its family then, and the arguments' own error has to do
-        return ""
-    return ""
+        return timm.create_model(timm_name, **options)
+    except TypeError as error:
+        if "img_size" not in options or "'img_size'" not in str(error):
+            raise
+    others = dict(options)
+    height, width = to_2tuple(others.pop("img_size"))
+    model = timm.create_model(timm_name, **others)
+    model.pretrained_cfg["input_size"] = (3, height, width)
+    return model
 
 
 ARGUMENTS = "--model-kwargs and --img-size"

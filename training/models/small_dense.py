@@ -6,25 +6,58 @@ a square: of any other, the best ones that make a square are taken.
 """
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from dlth.tickets.errors import InputError
+from dlth.training.models.small_windows import Swin, run_as, set_to
 from dlth.training.models.student import ImageStudent, patch_grid
 
 
 class SmallDense(ImageStudent):
-    """Runs a module that takes images of several sizes on smaller images of the ticket's patches."""
+    """Runs a module that takes images of several sizes, or a Swin, on smaller images of the ticket's patches.
+
+    Raises InputError for a model of timm's that takes images of one size.
+    """
+
+    how = "small-dense"
+
+    def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
+        super().__init__(model, patch_size)
+        if getattr(getattr(model, "patch_embed", None), "strict_img_size", False) and not isinstance(model, Swin):
+            raise InputError(
+                f"{type(model).__name__} takes images of one size, and --how small-dense gives it smaller ones: build"
+                " it with dynamic_img_size=True, or leave --how out"
+            )
+        self._small: dict[tuple[int, torch.device], nn.Module] = {}  # in no state_dict: they have no weights
 
     @classmethod
     def takes(cls, model: nn.Module) -> bool:
-        """Whatever takes an image; whether it takes a smaller one shows when it is run."""
+        """Whatever takes an image."""
         return True
 
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """As `Student` has it; where k is no square, `patches` come best first and the last ones are left out."""
-        logits: Tensor = self.model(images if patches is None else laid_out(images, patches, self.patch_size))
+        if patches is not None:
+            images = laid_out(images, patches, self.patch_size)
+        if patches is not None and isinstance(self.model, Swin):
+            return self._run_swin(self.model, images)
+        logits: Tensor = self.model(images)
         return logits
+
+    def _run_swin(self, swin: Swin, images: Tensor) -> Tensor:
+        key = images.shape[-1], images.device
+        if key not in self._small:
+            self._small[key] = set_to(swin, images.shape[-1])
+        return run_as(self._small[key], swin, images)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the model, in all its sizes."""
+        for small in self._small.values():
+            small.train(mode)
+        return super().train(mode)
 
     def most_kept(self, k: int) -> int:
         """The largest square that is not above k."""

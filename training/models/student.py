@@ -20,13 +20,14 @@ PATCH_SIZE = 16
 
 
 class Student(nn.Module, ABC):
-    """Runs `model`, which is saved under its own names, on the patches of a ticket.
+    """Runs `model`, which is saved under its own names, on the patches of a ticket; `how` is its name in `STUDENTS`.
 
     Its grid and patches are those that the model embeds; `ImageStudent` is for models that have none of one size.
     `mixes_tokens`: whether its forward takes `sources`, for MixToken.
     Raises InputError for a model whose patches cannot be left out, or whose patches are not of `patch_size` pixels.
     """
 
+    how = "sparse"
     mixes_tokens = False
 
     def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:

@@ -31,6 +31,7 @@ KEY = "dlth"
 MODEL_FILE, EMA_FILE = "model.safetensors", "model_ema.safetensors"
 """A run's weights, and their moving average, in its folder."""
 ABOUT_MODEL = ("model", "model_kwargs", "num_classes", "img_size")
+ABOUT_STUDENT = ("how", "patch_size")
 ABOUT_IMAGES = ("mean", "std", "crop_pct", "interpolation")
 ABOUT_SELECTION = ("blocks", "fuse_tokens")
 """What a note records and a setting may say otherwise; of a selector also its stage rate (`settle_rates`)."""
@@ -62,6 +63,7 @@ class WeightsNote(BaseModel):
     """What weights say of themselves; what is None or empty is not said.
 
     model, model_kwargs, num_classes, img_size: how timm builds the model (img_size in pixels, None: the model's own)
+    how, patch_size: how its student left patches out, and their side in pixels
     mean, std, crop_pct, interpolation: how its images were made, mean and std of values in [0, 1]
     crop_chosen: whether the run's user chose crop_pct, and not a recipe, the tickets or the model
     arm, mode, k, keep, num_patches, tickets: what it was trained on (k of num_patches patches, the file's identity)
@@ -75,6 +77,8 @@ class WeightsNote(BaseModel):
     model_kwargs: Annotated[dict[Text, Any], Field(max_length=64)] = {}
     num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None
     img_size: Size | None = None
+    how: Annotated[str, Field(pattern=r"^[a-z-]{1,20}$")] | None = None
+    patch_size: Size | None = None
     mean: tuple[Mean, Mean, Mean] | None = None
     std: tuple[Deviation, Deviation, Deviation] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -166,7 +170,7 @@ class WeightsFile:
         """What holds of each name in `given`: what the user gave, else what the file records (None: neither).
 
         Args:
-            given: settings by name, of `ABOUT_MODEL`, `ABOUT_IMAGES` and `ABOUT_SELECTION`; None or empty is not given
+            given: settings by name, of those that are `ABOUT_…` something; None or empty is not given
             note: told every flag which contradicts the file
             flags: the flag of a name, where it is not the name itself
         """

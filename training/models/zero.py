@@ -13,6 +13,8 @@ from dlth.training.models.student import ImageStudent, patch_grid
 class ZeroStudent(ImageStudent):
     """Runs any module that takes images on images that show the ticket's patches alone."""
 
+    how = "zero"
+
     @classmethod
     def takes(cls, model: nn.Module) -> bool:
         """Whatever takes an image."""

@@ -5,7 +5,7 @@ name (fingerprints of the images, identities of the ticket files, k). Opening an
 that stands between them takes its head from the images' classes, and gives its grid to the join.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -26,15 +26,15 @@ from dlth.data.shards.identity import DataIdentity
 from dlth.data.shards.index import ShardIndex, open_index
 from dlth.data.shards.splits import EVALUATION
 from dlth.data.sharing.ticket_cache import local_tickets
-from dlth.tickets import TicketHeader, TicketStore
+from dlth.tickets import Budget, TicketHeader, TicketStore
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.provenance import describe
 from dlth.tickets.store.label_store import LabelStore
 from dlth.training.distributed.process_group import World
-from dlth.training.evaluation.evalset import EvalSet, moved_text
+from dlth.training.evaluation.evalset import EvalSet
+from dlth.training.evaluation.ticket_fit import moved_text, other_grid_text
 from dlth.training.models.frame import Frame, described
-from dlth.training.runs.keep_schedule import Schedule
 from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
 
@@ -77,18 +77,20 @@ class Inputs:
         """Find every image's ticket.
 
         Raises:
-            MismatchError: tickets of another grid, split or data set, or fewer patches than asked for
+            MismatchError: tickets of another split or data set, that cannot be moved, or of too few patches
             MissingTicketError: images without a ticket, if that is an error
-            InputError: a share of patches that makes no sense, labels that the head does not have
+            InputError: labels that the head does not have
         """
         index, val_index, store = files.index, files.val_index, files.store
         check_labels(files.num_classes, index, val_index)
         train_join = val = None
         if store is not None and config.mode != "online":
             split, moved = config.split or "", config.arm == "ticket"
-            check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split, patch_size=frame.patch_size)
-            if config.arm == "ticket" and (text := made_for_evaluation(store.header)):
-                note(f"training: {text}")
+            check_compatible(store.header, grid=frame.grid, k=k, moved=moved, split=split)
+            texts = made_for_evaluation(store.header), other_grid_text(store.header, frame.grid, frame.patch_size)
+            for text in filter(None, texts):
+                if config.arm == "ticket":
+                    note(f"training: {text}")
             train_join = join(index, store, config.missing)
             note(f"training: {train_join.coverage}")
         if val_index is not None:
@@ -148,9 +150,10 @@ class Inputs:
             return self.config.share
         return self.files.store.header.keep if self.files.store is not None else ""
 
-    def loader(self, schedule: Schedule) -> TrainLoader:
-        """This rank's training batches; where a selector in the loop picks the patches, images come with none.
-        Raises DlthError for augmentation, batches, tickets or workers that do not fit.
+    def loader(self, budget: Callable[[int, int], Budget]) -> TrainLoader:
+        """This rank's training batches, with what `budget(epoch, step)` keeps of each image; where a selector in the
+        loop picks it, images come with none. Raises DlthError for augmentation, batches, tickets or workers that do not
+        fit.
         """
         config, parts, num_images = self.config, self.batching.num_parts, self.left_out.num_ordered
         if config.grad_accum_steps > 1 and parts > num_images:
@@ -161,9 +164,9 @@ class Inputs:
         picked_later = config.mode == "online" and config.arm == "ticket"
         arm: Arm = "dense" if picked_later or isinstance(config, SelectorTrainConfig) else config.arm
 
-        def kept(epoch: int, step: int) -> int | None:
-            budget = schedule.budget(epoch, step)
-            return None if budget.keeps_all else budget.k
+        def num_kept(epoch: int, step: int) -> int | None:
+            kept = budget(epoch, step)
+            return None if kept.keeps_all else kept.k
 
         return TrainLoader(
             self.files.index,
@@ -172,7 +175,7 @@ class Inputs:
             augmentation=self._augmentation(),
             seed=config.seed,
             arm=arm,
-            k=None if arm == "dense" else kept,
+            k=None if arm == "dense" else num_kept,
             join=self.join,
             labels=self.labels,
             random_tokens=config.random_tokens,
@@ -242,9 +245,16 @@ class Inputs:
             **val.named("val"),
             "tickets": self.identity,
             "val_tickets": self.val_identity,
+            **self._moved_from(),
             "k": self.k,
             **({"token_labels": self.labels.store.identity} if self.labels is not None else {}),
         }
+
+    def _moved_from(self) -> dict[str, str]:
+        """Grids of ticket files that are not the student's, from which tickets are moved, or random ones drawn."""
+        files = {"tickets_grid": self.files.store, "val_tickets_grid": self.files.val_store}
+        headers = {name: store.header for name, store in files.items() if store is not None}
+        return {name: str(header.grid) for name, header in headers.items() if header.grid != self.frame.grid}
 
     def _coverage(self) -> dict[str, str]:
         """How images and tickets met, as the join reports it, by set; and where validation tickets were moved."""

@@ -96,6 +96,6 @@ def final_budget(k: int, num_patches: int, keep: str | None, header: TicketHeade
     stages = len(header.stage_tokens) if header is not None and header.stage_tokens else PAPERS_STAGES
     if keep is not None:
         return Budget.from_keep(keep, num_patches, stages, fuse_tokens)
-    if header is not None and header.stage_tokens and header.stage_keep:
+    if header is not None and header.stage_tokens and header.stage_keep and header.grid.num_patches == num_patches:
         return Budget(num_patches, header.stage_tokens, k, header.keep, header.stage_keep)
     return Budget.from_tokens(k, num_patches, stages, fuse_tokens)

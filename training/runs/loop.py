@@ -11,10 +11,12 @@ evaluated: a run that is killed while evaluating evaluates again and trains noth
 import json
 import math
 import time
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -87,6 +89,7 @@ class Training:
         self.met: dict[int, str] = {}  # corrupt images that this rank has met since it started, and what was wrong
         self.evaluation: dict[str, dict[str, dict[str, Any]]] = {}
         self.train_loss: float | None = None
+        self.step_seconds = array("d")  # of the steps since it started: none of a machine that it no longer runs on
 
     def run(self, stop: StopRequest) -> RunResult:
         """Train to the end, or until a signal asks to stop. Raises LockedError if another run owns the folder."""
@@ -138,10 +141,11 @@ class Training:
             for batch in batches:
                 self.met |= batch.bad
             lr = parts.set_rate(at.epoch, at.step)
-            budget = parts.schedule.budget(at.epoch, at.batch)
+            budget = parts.budget(at.epoch, at.batch)
             result = parts.stepper(batches, at.step, budget)
             at.batch, at.step = at.batch + 1, at.step + 1
             seconds = time.perf_counter() - clock
+            self.step_seconds.append(seconds - data_seconds)
             self._count(result, budget.k, data_seconds, seconds - data_seconds)
             self._report(result, lr, budget.k)
             if result.moved:
@@ -247,7 +251,9 @@ class Training:
         """Evaluate the averaged weights, write the weights, and last of all the result."""
         parts = self.parts
         if parts.ema is not None and parts.inputs.val is not None:
-            self.evaluation["ema"] = parts.evaluate(as_student(self.config, parts.ema.module)).table()
+            files = parts.inputs.files
+            averaged = as_student(parts.config, parts.ema.module, files.store, files.val_store)
+            self.evaluation["ema"] = parts.evaluate(averaged).table()
         result = self._result("finished")
         if self.world.leads:
             checkpoint.write_tensors(self.out / MODEL_FILE, parts.student.model.state_dict(), self._note())
@@ -324,6 +330,9 @@ class Training:
             self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard, about, self.log_mark)
             write_text(self.out / CONFIG, to_toml(self.config))
 
+    def _step_seconds(self) -> dict[str, float]:
+        return {"step_seconds": median(self.step_seconds)} if self.step_seconds else {}
+
     def _note(self) -> dict[str, Any]:
         return self.parts.note(self.progress.epoch, self.progress.step)
 
@@ -338,7 +347,7 @@ class Training:
             device=device_name(self.world.device),
             world_size=self.world.size,
             peak_memory_bytes=peak_memory(self.world.device),
-            throughput=at.in_run.rates(),
+            throughput=at.in_run.rates() | self._step_seconds(),
             evaluation=self.evaluation,
             best=at.best,
             train_loss=self.train_loss,

@@ -33,6 +33,8 @@ class RunResult:
     arm, mode: what was trained on; the mode is empty for the dense arm, and for the random one if it is "projected"
     k, keep, num_patches: patches that were trained on, as asked for, and in all; evaluations drop to k
     k_last: patches kept in the last step, more than k after a dense finish; None in results of older versions
+    how, patch_size: how the student leaves patches out, and their side in pixels
+    tokens, flops: tokens that its model computes for an image of k patches, and operations of their forward
     tickets, val_tickets: identities of the ticket files, empty where there is none
     tickets_are, val_tickets_are: what those tickets are in words (selector, control, what they were made from)
     val_view, val_tickets_view: how validation images are seen, and how their tickets' selector saw them
@@ -43,7 +45,8 @@ class RunResult:
     train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss
     hidden_share: mean share of the kept patches' area that showed fill or noise, over the run; None without a step
     whole_images: how often an image was trained on all patches as it, or the one it mixed with, had no ticket
-    throughput: images and tokens per second over all ranks, seconds in data and in compute, over the whole run
+    throughput: images and tokens per second over all ranks, seconds in data and in compute, over the whole run;
+        step_seconds: median of what a step computed, over the steps since the run was last started
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -68,6 +71,10 @@ class RunResult:
     throughput: dict[str, float]
     evaluation: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    how: str = "sparse"
+    patch_size: int | None = None
+    tokens: int | None = None
+    flops: int | None = None
     train_loss: float | None = None
     hidden_share: float | None = None
     whole_images: int = 0

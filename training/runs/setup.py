@@ -6,7 +6,7 @@ The order is that of cost: settings, index, model, tickets, and only then the op
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,20 +15,20 @@ from timm.utils import ModelEmaV3
 
 from dlth.data.loading.batch import Batch
 from dlth.data.loading.loader import TrainLoader
-from dlth.tickets import Budget, Grid
+from dlth.tickets import Budget, Grid, TicketStore
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import derive
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import World
-from dlth.training.evaluation.evalset import DROPPING, tickets_crop, tokens_kept
+from dlth.training.evaluation.evalset import DROPPING
 from dlth.training.evaluation.measure import EvalResult
+from dlth.training.evaluation.ticket_fit import fitted_student, tickets_crop, tokens_kept
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.lvvit import LVViT
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build, default_blocks, resolve
 from dlth.training.models.student import Student
-from dlth.training.models.students import make_student
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import (
     ABOUT_IMAGES,
@@ -89,6 +89,10 @@ class Parts:
         """The student's patches."""
         return self.inputs.frame.grid
 
+    def budget(self, epoch: int, step: int) -> Budget:
+        """What is kept at `step` of `epoch`, as the student can take it."""
+        return _served(self.schedule.budget(epoch, step), self.student)
+
     def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each step of an epoch, from step `start` on."""
         step: list[Batch] = []
@@ -114,6 +118,7 @@ class Parts:
             "recipe": recipe_fact(config.recipe, global_batch),
             "arm": ", ".join(filter(None, (config.arm, record["mode"]))),
             "tokens": str(self.schedule),
+            "student": f"{record['how']}, {record['tokens']} tokens, {record['flops'] / 1e9:.3g} GFLOP an image",
             "images": inputs.left_out.num_trained,
             "an epoch shows": f"{inputs.epoch_images} images in {views} view{'s' if views > 1 else ''}",
             "validation images": inputs.num_val,
@@ -132,15 +137,20 @@ class Parts:
         """
         config, inputs, online = self.config, self.inputs, self.online
         ticket_arm, in_loop = config.arm == "ticket", online.text if online is not None else ""
+        k = inputs.k if config.arm != "dense" and inputs.k is not None else self.grid.num_patches
         val = inputs.val.about_tickets() if inputs.val is not None else {}
         return {
             "arm": config.arm,
             "mode": config.mode if ticket_arm or config.mode != "projected" else "",
             "model": resolve(config.student),
-            "k": inputs.k if config.arm != "dense" and inputs.k is not None else self.grid.num_patches,
-            "k_last": self.schedule.budget(config.epochs - 1, inputs.steps_per_epoch - 1).k,
+            "k": k,
+            "k_last": self.budget(config.epochs - 1, inputs.steps_per_epoch - 1).k,
             "keep": "1" if config.arm == "dense" else inputs.keep or (online.selector.budget.keep if online else ""),
             "num_patches": self.grid.num_patches,
+            "how": self.student.how,
+            "patch_size": self.student.patch_size,
+            "tokens": self.student.num_tokens(k),
+            "flops": self.student.flops(None if k == self.grid.num_patches else k),
             "seed": config.seed,
             "tickets": inputs.identity if ticket_arm else "",
             "tickets_are": (in_loop or inputs.tickets_are) if ticket_arm else "",
@@ -201,16 +211,16 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     files = open_files(config, world)
     with world.together():
         model = _model(config, files.num_classes, start)
-        student = as_student(config, model)
+        student = as_student(config, model, files.store, files.val_store)
         _check_mixing(config, student)
         _check_learns(config, model)
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
         frame = Frame.of(model, student.grid, student.patch_size, **images)
-        k, online = tokens_kept(config.share, frame.grid, files.store, files.val_store), None
+        k, online = tokens_kept(config.share, student, reporter.note, files.store, files.val_store), None
         if config.mode == "online" and (config.selector or config.selector_checkpoint):
             online = open_selector(config, k, frame.grid, world.device, reporter)
-            k = k or online.selector.budget.k
+            k = k or student.most_kept(online.selector.budget.k)
         inputs = Inputs.joined(config, world, files, frame, k, reporter.note)
         pixels = Pixels(frame.mean, frame.std, config.channels_last)
         model.to(world.device)
@@ -223,7 +233,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         select = online.ranking(pixels) if online is not None else None
         in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
         schedule = _keep_schedule(config, inputs, online, student)
-        loader = inputs.loader(schedule)
+        loader = inputs.loader(lambda epoch, step: _served(schedule.budget(epoch, step), student))
     digest = weights_digest(model) if start is not None else ""
     agree(world, contents(inputs, online) | {"initial weights": digest})
     sizes = schedule.most_sizes
@@ -266,12 +276,20 @@ def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
     )
 
 
-def as_student(config: TrainConfig, model: torch.nn.Module) -> Student:
-    """The model as what the run trains. Raises InputError for one that cannot be that."""
+def as_student(config: TrainConfig, model: torch.nn.Module, *stores: TicketStore | None) -> Student:
+    """The model as what the run trains; where it has no patches of its own, on those of the ticket files.
+
+    Raises InputError for one that cannot be that.
+    """
     if not isinstance(config, SelectorTrainConfig):
-        return make_student(model)
+        return fitted_student(model, config.how, config.patch_size, *stores)
     blocks = config.blocks or default_blocks(model)
     return SelectorStudent(EViT(model, config.stage_keep or DEFAULT_STAGE_KEEP, blocks, bool(config.fuse_tokens)))
+
+
+def _served(budget: Budget, student: Student) -> Budget:
+    """A budget that ends with as many patches as the student can take."""
+    return replace(budget, k=student.most_kept(budget.k))
 
 
 def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector | None, student: Student) -> Schedule:
@@ -287,6 +305,7 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
         header = next((store.header for store in (files.store, files.val_store) if store is not None), None)
         final = final_budget(inputs.k, num_patches, config.share, header)
         fuse_tokens = header is not None and header.selector.fuse_tokens
+    final = _served(final, student)
     if config.keep_schedule == NO_SCHEDULE:
         return KeepSchedule(final)
     if config.milestones:

@@ -33,7 +33,7 @@ ALIKE_RUNS = {
     "steps": "how many steps were taken",
     "val_view": "how validation images are seen",
 }
-SPARSE = ("mode", "hidden", "keep_schedule", "keep_schedule_start", "keep_schedule_epochs")
+SPARSE = ("mode", "how", "patch_size", "hidden", "keep_schedule", "keep_schedule_start", "keep_schedule_epochs")
 """Settings that arms which drop patches must have alike."""
 ARMS_OWN = (
     *("arm", "seed", "keep", "missing", "bad_images", "random_tokens", "frozen_views"),

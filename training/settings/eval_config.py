@@ -16,7 +16,7 @@ from dlth.training.settings.fields import (
     refuse_own_flags,
     setting,
 )
-from dlth.training.settings.train_config import MODEL, OWN_FLAGS, RUN, WHAT
+from dlth.training.settings.train_config import HOW, MODEL, OWN_FLAGS, PATCH_SIZE, RUN, WHAT, How
 
 DEFAULT_SEED = 42
 FROM_FILE = " What the checkpoint says of itself if absent."
@@ -45,6 +45,8 @@ class EvalConfig(Settings):
 
     model: str | None = setting(None, MODEL, "Friendly or timm name of the model." + FROM_FILE)
     model_kwargs: Pairs | None = setting(None, MODEL, "Further arguments of the timm model." + FROM_FILE)
+    how: How | None = setting(None, MODEL, HOW + "." + FROM_FILE)
+    patch_size: int | None = setting(None, MODEL, PATCH_SIZE, gt=0, le=MAX_SIDE)
     num_classes: int | None = setting(None, MODEL, "Size of the head." + FROM_FILE, gt=0, le=MAX_CLASSES)
     img_size: int | None = setting(None, MODEL, "Side of the view in pixels." + FROM_FILE, gt=0, le=MAX_SIDE)
     use_ema: bool = setting(False, MODEL, "Take the averaged weights of the run or of the checkpoint.")

@@ -35,9 +35,13 @@ from dlth.training.settings.recipes import RECIPE_MODEL, RECIPES
 
 Arm = Literal["ticket", "random", "dense"]
 Mode = Literal["projected", "frozen", "online"]
+How = Literal["sparse", "zero", "small-dense"]
 
 WHAT, TOKENS, MODEL, OPTIM, SCHEDULE = "What is trained", "Tokens", "Model", "Optimizer", "Learning rate"
 AUGMENT, SELECTOR, RUN, OUTPUT = "Augmentation", "Selector (online mode)", "How it runs", "Output and checkpoints"
+
+HOW = "How patches are left out: sparse (not computed), zero (in the image), small-dense (others as a smaller image)"
+PATCH_SIZE = "Side of a patch in pixels for models without patches of one size; as the tickets', or 16, if absent."
 
 DEFAULT_MODEL = "deit_small"
 OWN_FLAGS = {
@@ -146,6 +150,8 @@ class TrainConfig(Settings):
         f"Student: a friendly or timm name; what --init-from records if absent, or the recipe's, {DEFAULT_MODEL}.",
     )
     model_kwargs: Pairs = setting({}, MODEL, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
+    how: How | None = setting(None, MODEL, HOW + "; sparse where the model can, otherwise zero.")
+    patch_size: int | None = setting(None, MODEL, PATCH_SIZE, gt=0, le=MAX_SIDE)
     num_classes: int | None = setting(
         None, MODEL, "Size of the head; the training shards' classes if absent.", gt=0, le=MAX_CLASSES
     )

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,17 +213,16 @@ def test_reencoded_images_are_told(make_shards: Callable[..., Any], make_tickets
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"grid": Grid(8, 8)}, r"grid: the file has 4x4 patches, the model 8x8"),
         ({"k": 17}, r"keep: the file holds the 16 best patches \(keep 0.5\), asked for 17"),
         ({"split": "validation"}, "split: the file is for 'train', the images are 'validation'"),
         ({"dataset": "imagenet"}, "dataset: the file is for 'pictures', the images are 'imagenet'"),
     ],
-    ids=["grid", "keep", "split", "dataset"],
+    ids=["keep", "split", "dataset"],
 )
 def test_what_does_not_fit_is_refused(
     asked: dict[str, object], message: str, make_shards: Callable[..., Any], make_tickets: Make
 ) -> None:
-    """A wrong grid, keep, split or data set is refused before an image is read, both sides shown."""
+    """A wrong keep, split or data set is refused before an image is read, both sides shown."""
     header = make_tickets(open_index(make_shards(1, 2).spec)).header
     check_compatible(header, grid=Grid(4, 4), k=16, split="train", dataset="pictures")
     with pytest.raises(MismatchError, match=message):
@@ -230,11 +230,15 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_best_patches_alone_cannot_move(make_shards: Callable[..., Any], make_tickets: Make) -> None:
-    """A file of form 'top' serves its own view up to its k, and is refused for crops; all reasons come at once."""
+    """A file of form 'top' serves its own view up to its k, and is refused for crops and for another grid, which a full
+    one serves; all reasons come at once."""
     header = make_tickets(open_index(make_shards(1, 2).spec), form="top").header
     check_compatible(header, grid=Grid(4, 4), k=8, moved=False)
     with pytest.raises(MismatchError, match=r"(?s)holds the 8 best patches.*form: the file is 'top'"):
         check_compatible(header, grid=Grid(4, 4), k=9)
+    with pytest.raises(MismatchError, match=r"(?s)grid: the file has 4x4 patches, the model 8x8.*needs 'full'"):
+        check_compatible(header, grid=Grid(8, 8), k=9, moved=False)
+    check_compatible(replace(header, form="full"), grid=Grid(8, 8), k=33)
 
 
 def test_a_lost_shard_is_counted(make_shards: Callable[..., Any], make_tickets: Make, tmp_path: Path) -> None:

@@ -405,7 +405,6 @@ def test_global_random_state_is_untouched(index: ShardIndex, store: TicketStore)
         ({"join": None}, InputError, "the ticket arm needs a join"),
         ({"rank": 1}, InputError, "rank 1 is not one of 1"),
         ({"batching": Batching(9), "mixing": MIXED}, InputError, "mixing works on pairs: .* got 9 images"),
-        ({"grid": Grid(8, 8)}, MismatchError, "the file has 4x4 patches, the model 8x8"),
         ({"arm": "best"}, InputError, "the arm is one of ticket, random, dense, got 'best'"),
         ({"bad_images": "hide"}, InputError, "bad_images is 'error' or 'skip', got 'hide'"),
         ({"view_epochs": 0}, InputError, "view_epochs must be at least 1"),

@@ -103,7 +103,8 @@ def tickets(make_shards: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path]
 
 
 def test_the_cards_command_is_accepted_for_its_file(dlth: Run, make_shards: Callable[..., Any], tmp_path: Path) -> None:
-    """Tickets of 6x6 patches: the card's command checks and plans a run; a model of another grid is told the size."""
+    """Tickets of 6x6 patches: the card's command checks and plans a run; for a model of another grid they are
+    moved, and the size is told."""
     shards, path = make_shards(1, 4), tmp_path / "t.zarr"
     code, _, err = dlth(
         *("select", *MODEL[:2], "--model-kwargs", "depth=1,embed_dim=24", "--img-size", 96, "--data", shards.spec),
@@ -117,9 +118,10 @@ def test_the_cards_command_is_accepted_for_its_file(dlth: Run, make_shards: Call
     assert code == 0, err
     assert "26 of 36 patches" in said
     without = [word for word in words if word not in ("--img-size", "96")]
-    code, _, err = dlth(*without, *rest)
-    assert code == 2
-    assert "the file has 6x6 patches, the model 14x14 (--img-size 96 would fit)" in err
+    code, said, err = dlth(*without, *rest)
+    assert code == 0
+    assert "142 of 196 patches" in said
+    assert "tickets of 6x6 patches are moved to the student's 14x14; --img-size 96 would take them as they are" in err
 
 
 def test_verify_names_the_damage_and_exits_with_1(dlth: Run, tickets: tuple[Any, Path]) -> None:

@@ -467,13 +467,13 @@ def test_starting_from_weights_is_not_resuming(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        ({"img_size": 48}, MismatchError, r"grid: the file has 4x4 patches, the model 6x6"),
+        ({"patch_size": 16}, InputError, r"runs on its own patches of 8 pixels, not of 16"),
         ({"num_classes": 3}, InputError, r"labels up to 3; a head of 3 classes has .*key n00000003_3: label 3\)"),
         ({"opt": "adamww"}, InputError, r"timm has no optimizer 'adamww' \(did you mean 'adamw'\?\)"),
-        ({"model": "swin_tiny_patch4_window7_224", "model_kwargs": {}}, InputError, r"What can: "),
+        ({"model": "resnet18", "model_kwargs": {}, "how": "sparse"}, InputError, r"Any model takes --how zero"),
         ({"device": "cuda:99"}, InputError, r"GPU"),
     ],
-    ids=["grid", "classes", "optimizer", "model", "device"],
+    ids=["patches", "classes", "optimizer", "model", "device"],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(
     make_run: MakeRun, overrides: dict[str, Any], error: type[Exception], message: str
