@@ -1,12 +1,16 @@
 """Swin on kept tokens alone, against timm's own forward and against dense Swin whose attention is masked."""
 
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from makers.runs import Listener
+from safetensors.torch import load_file
 from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
@@ -15,6 +19,8 @@ from dlth.training import make_student
 from dlth.training.models.compiled import compiled
 from dlth.training.models.sparse_swin import SparseSwin
 from dlth.training.models.window_plan import NUM_GROUPS, Layout, plan_windows
+from dlth.training.runs.loop import train
+from dlth.training.settings.train_config import TrainConfig
 
 SIZE = {"img_size": 64, "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 2, 4), "num_classes": 5}
 """16x16 tokens of 4 pixels, then 8x8, then 4x4: a token for each of 16 patches."""
@@ -241,3 +247,25 @@ def test_what_cannot_be_sparse_is_refused() -> None:
         make_student(swin, "sparse", 12)(images(swin), draw(16, 4))
     with pytest.raises(InputError, match="--how zero"):
         make_student(tiny_swin("v1", global_pool="max"), "sparse")
+
+
+class Stops(Listener):
+    """Asks its run to stop after the second step."""
+
+    def stepped(self, record: Any) -> None:
+        if record["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_run_stopped_and_resumed_ends_on_the_same_bits(make_run: Callable[..., TrainConfig]) -> None:
+    """Trained on tickets in two parts as in one, with stochastic depth and mixing; timm loads what was saved."""
+    kwargs = {"window_size": 3, "embed_dim": 8, "depths": (1, 2, 1), "num_heads": (1, 2, 2)}
+    changes = {"model": V1, "model_kwargs": kwargs, "img_size": 64, "drop_path": 0.2, "mixup": 0.8, "mix_group": 8}
+    whole, halves = make_run("whole", **changes), make_run("halves", **changes)
+    result = train(whole)
+    assert (result.k, result.num_patches) == (8, 16)
+    assert result.evaluation["model"].keys() == {"dense", "ticket", "random"}
+    assert train(halves, reporter=Stops()).status == "stopped"
+    assert train(halves.model_copy(update={"resume": "auto"})).weights_sha256 == result.weights_sha256
+    swin = timm.create_model(V1, num_classes=4, img_size=64, **kwargs)
+    swin.load_state_dict(load_file(Path(whole.out) / "model.safetensors"), strict=True)
