@@ -31,8 +31,8 @@ TABLES: Mapping[str, type[Settings]] = {
     "select": SelectConfig,
     "label": LabelConfig,
     "train": TrainConfig,
-    "train-selector": SelectorTrainConfig,
     "evaluate": EvalConfig,
+    "train-selector": SelectorTrainConfig,
 }
 OWN_CODE = ("ranker", "selector_ranker")
 """Settings that may name a user's own code."""

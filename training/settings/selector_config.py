@@ -19,7 +19,8 @@ class SelectorTrainConfig(TrainConfig):
     absent: ClassVar[frozenset[str]] = frozenset(
         (
             *("arm", "mode", "tickets", "val_tickets", "keep", "missing", "random_tokens", "hidden", "frozen_views"),
-            "mix_token",
+            *("how", "patch_size", "mix_token"),
+            *(name for name in TrainConfig.model_fields if name.startswith("token_")),
             *(name for name in TrainConfig.model_fields if name.startswith("selector")),
         )
     )
