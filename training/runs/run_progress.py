@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlth.data.loading.patches import ARMS
 from dlth.tickets.errors import DamageError, shown
+from dlth.training.evaluation.evalset import DROPPING
 
 _ROUNDING = 1e-3
 """How far sums may go past their bound: they are rounded in float32 before they come here."""
@@ -154,7 +155,7 @@ def _is_best(best: Mapping[str, Any], epoch: int) -> bool:
         return True
     if {name: type(value) for name, value in best.items()} != {"epoch": int, "tokens": str, "top1": float}:
         return False
-    return bool(0 <= best["epoch"] <= epoch and best["tokens"] in ARMS and 0 <= best["top1"] <= 100)
+    return bool(0 <= best["epoch"] <= epoch and best["tokens"] in (*ARMS, DROPPING) and 0 <= best["top1"] <= 100)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -138,6 +138,7 @@ class Parts:
         config, inputs, online = self.config, self.inputs, self.online
         ticket_arm, in_loop = config.arm == "ticket", online.text if online is not None else ""
         k = inputs.k if config.arm != "dense" and inputs.k is not None else self.grid.num_patches
+        k = self.student.budget.k if self.student.budget is not None else k  # a selector's own
         val = inputs.val.about_tickets() if inputs.val is not None else {}
         return {
             "arm": config.arm,

@@ -120,7 +120,7 @@ def test_the_cards_command_is_accepted_for_its_file(dlth: Run, make_shards: Call
     without = [word for word in words if word not in ("--img-size", "96")]
     code, said, err = dlth(*without, *rest)
     assert code == 0
-    assert "142 of 196 patches" in said
+    assert "138 of 196 patches" in said
     assert "tickets of 6x6 patches are moved to the student's 14x14; --img-size 96 would take them as they are" in err
 
 
