@@ -113,7 +113,7 @@ def _flag(line: str) -> tuple[str, str]:
     [
         ("epochs = 3\n", r"'epochs' at its top level: it belongs under \[train\]"),
         ("[select]\nepochs = 3\n", r"'epochs' under \[select\]: it belongs under \[train\]"),
-        ("model = 'x'\n", r"'model' .*under \[select\] or \[train\] or \[train-selector\] or \[evaluate\]"),
+        ("model = 'x'\n", r"'model' .*under \[select\] or \[train\] or \[evaluate\]"),
         ("dat = 'x'\n", r"'dat' at its top level \(did you mean 'data'\?\)"),
         ("[trian]\n", r"'trian' .*did you mean 'train'"),
         ("[train]\nepoch = 3\n", r"under \[train\] in dlth.toml: 'epoch' \(did you mean 'epochs'\?\)"),
