@@ -56,8 +56,9 @@ class SparseSwin(ImageStudent):
 
     def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
         super().__init__(model, patch_size)
-        token = model.patch_embed.patch_size[0]
-        if self.patch_size % token or model.patch_embed.patch_size[1] != token:
+        stem: Any = model.patch_embed
+        token, width = stem.patch_size
+        if self.patch_size % token or width != token:
             raise InputError(
                 f"patches of {self.patch_size} pixels are not whole tokens of {token}: --how sparse needs a"
                 f" --patch-size that is a multiple of {token}"
@@ -67,7 +68,7 @@ class SparseSwin(ImageStudent):
                 f"--how sparse takes the mean of kept tokens, and this {type(model).__name__} pools by"
                 f" {model.global_pool!r}: build it with global_pool='avg', or use --how zero"
             )
-        self.tokens_per_side = self.patch_size // token
+        self.tokens_per_side: int = self.patch_size // token
 
     @classmethod
     def takes(cls, model: nn.Module) -> bool:

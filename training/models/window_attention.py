@@ -11,6 +11,7 @@ Axes: T tokens, C width, W windows, n tokens of a window, h heads, d width of a 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,8 @@ def _attend(attn: AnyWindowAttention, qkv: Tensor, group: Group, biases: Tensor)
 def _project(attn: AnyWindowAttention, tokens: Tensor) -> Tensor:
     """Queries, keys and values side by side, [T, 3·C]."""
     if isinstance(attn, WindowAttentionV2) and attn.q_bias is not None:
-        return F.linear(tokens, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]))
+        biases: list[Any] = [attn.q_bias, attn.k_bias, attn.v_bias]
+        return F.linear(tokens, attn.qkv.weight, torch.cat(biases))
     return attn.qkv(tokens)
 
 
