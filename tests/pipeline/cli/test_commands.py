@@ -189,7 +189,7 @@ def test_an_unfinished_file_is_refused_everywhere(dlth: Run, tickets: tuple[Any,
     [
         pytest.param(("--keep", "1.5"), "keep", id="more than all patches"),
         pytest.param(("--tickets", "nowhere.zarr"), "nowhere.zarr", id="no such ticket file"),
-        pytest.param(("--img-size", "64"), "grid", id="another grid"),
+        pytest.param(("--patch-size", "16"), "patches of 8 pixels", id="another patch size"),
         pytest.param(("--split", "val"), "val", id="another split"),
         pytest.param(("--learning-rate", "1"), "No such option", id="unknown flag"),
         pytest.param(("--epochs", "many"), "--epochs", id="not a number"),
