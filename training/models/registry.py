@@ -181,7 +181,7 @@ def _timms(timm_name: str, options: dict[str, Any]) -> nn.Module:
             raise
     others = dict(options)
     height, width = to_2tuple(others.pop("img_size"))
-    model = timm.create_model(timm_name, **others)
+    model: Any = timm.create_model(timm_name, **others)
     model.pretrained_cfg["input_size"] = (3, height, width)
     return model
 

@@ -32,7 +32,7 @@ def set_to(swin: Swin, side: int) -> nn.Module:
         for block in stage.blocks:
             if not any(getattr(block.attn, "pretrained_window_size", (1,))):
                 block.attn.pretrained_window_size = own
-        after = tuple(math.ceil(tokens / 2) for tokens in size) if merges else size
+        after = (math.ceil(size[0] / 2), math.ceil(size[1] / 2)) if merges else size
         stage.set_input_size(size, (_window(after[0], own[0]), _window(after[1], own[1])))
         size = after
     for weight in small.parameters():
