@@ -152,7 +152,8 @@ _CFG: dict[str, Any] = {
     "first_conv": "patch_embed.conv1",
     "classifier": ("head", "aux_head"),
 }
-default_cfgs = generate_default_cfgs(dict.fromkeys(("lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l"), _CFG))
+_WHOLE = _CFG | {"crop_pct": 1.0}
+default_cfgs = generate_default_cfgs({"lvvit_t": _CFG, "lvvit_s": _CFG, "lvvit_m": _WHOLE, "lvvit_l": _WHOLE})
 """What timm knows of the published models; it has no weights of them."""
 
 

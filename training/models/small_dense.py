@@ -6,14 +6,14 @@ a square: of any other, the best ones that make a square are taken.
 """
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from dlth.tickets.errors import InputError
+from dlth.training.models.embedding import take
 from dlth.training.models.small_windows import Swin, run_as, set_to
-from dlth.training.models.student import ImageStudent, patch_grid
+from dlth.training.models.student import ImageStudent, check_patches, patch_grid
 
 
 class SmallDense(ImageStudent):
@@ -31,7 +31,7 @@ class SmallDense(ImageStudent):
                 f"{type(model).__name__} takes images of one size, and --how small-dense gives it smaller ones: build"
                 " it with dynamic_img_size=True, or leave --how out"
             )
-        self._small: dict[tuple[int, torch.device], nn.Module] = {}  # in no state_dict: they have no weights
+        self._small: dict[tuple[int, torch.device, torch.dtype], nn.Module] = {}  # in no state_dict: without weights
 
     @classmethod
     def takes(cls, model: nn.Module) -> bool:
@@ -41,6 +41,7 @@ class SmallDense(ImageStudent):
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """As `Student` has it; where k is no square, `patches` come best first and the last ones are left out."""
         if patches is not None:
+            check_patches(patches, len(images))
             images = laid_out(images, patches, self.patch_size)
         if patches is not None and isinstance(self.model, Swin):
             return self._run_swin(self.model, images)
@@ -48,16 +49,13 @@ class SmallDense(ImageStudent):
         return logits
 
     def _run_swin(self, swin: Swin, images: Tensor) -> Tensor:
-        key = images.shape[-1], images.device
+        key = images.shape[-1], images.device, next(swin.parameters()).dtype
         if key not in self._small:
             self._small[key] = set_to(swin, images.shape[-1])
-        return run_as(self._small[key], swin, images)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of the model, in all its sizes."""
-        for small in self._small.values():
-            small.train(mode)
-        return super().train(mode)
+        small = self._small[key]
+        if small.training != swin.training:  # whoever set the mode, of the student or of the model itself
+            small.train(swin.training)
+        return run_as(small, swin, images)
 
     def most_kept(self, k: int) -> int:
         """The largest square that is not above k."""
@@ -78,7 +76,7 @@ def laid_out(images: Tensor, patches: Tensor, patch_size: int) -> Tensor:
     side = math.isqrt(patches.shape[1])
     ordered = patches[:, : side**2].sort(dim=1).values
     cells = images.unflatten(3, (grid.cols, patch_size)).unflatten(2, (grid.rows, patch_size))
-    batch = torch.arange(len(images), device=images.device)[:, None]
-    kept = cells[batch, :, ordered // grid.cols, :, ordered % grid.cols]  # [B, k, C, patch, patch]
+    pixels = cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, patches, C · patch · patch]
+    kept = take(pixels, ordered).unflatten(2, (images.shape[1], patch_size, patch_size))
     rows = kept.unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5)
     return rows.reshape(len(images), images.shape[1], side * patch_size, side * patch_size)

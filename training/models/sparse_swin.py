@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dlth.tickets.errors import InputError
 from dlth.training.models.embedding import embed_patches, image_grid
-from dlth.training.models.student import ImageStudent
+from dlth.training.models.student import ImageStudent, check_patches
 from dlth.training.models.window_attention import attend_in_windows
 from dlth.training.models.window_plan import Layout, WindowPlan, number, plan_windows
 
@@ -77,7 +77,10 @@ class SparseSwin(ImageStudent):
 
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """As `Student` has it: None is timm's own forward. Raises InputError for images that are not whole patches."""
-        return self.model(images) if patches is None else self._on_kept(images, patches)
+        if patches is None:
+            return self.model(images)
+        check_patches(patches, len(images))
+        return self._on_kept(images, patches)
 
     def num_tokens(self, k: int) -> int:
         """Those of the first stage; each merging leaves at least a quarter."""

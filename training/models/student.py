@@ -126,3 +126,17 @@ def patch_grid(size: tuple[int, int], patch_size: int) -> Grid:
             " --patch-size, or an --img-size, that fits"
         )
     return Grid(size[0] // patch_size, size[1] // patch_size)
+
+
+def check_patches(patches: Tensor, num_images: int) -> None:
+    """Raises InputError for what is no int64 [num_images, k] of at least one patch; torch itself refuses an index
+    outside the grid, where it is read: looking at values here would wait for a GPU.
+    """
+    if not isinstance(patches, Tensor):
+        raise InputError(f"patches must be an int64 tensor [batch, k], got a {type(patches).__name__}")
+    shape = tuple(patches.shape)
+    if patches.dtype != torch.int64 or len(shape) != 2 or shape[0] != num_images or shape[1] == 0:
+        raise InputError(
+            f"patches must be int64 [batch, k] for a batch of {num_images}, k at least 1, got {patches.dtype}"
+            f" {list(shape)}"
+        )

@@ -9,15 +9,13 @@ Convolutional and hybrid stems see their neighbours, so there all patches are em
 
 from typing import cast
 
-import torch
 from timm.models import checkpoint, checkpoint_seq
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from dlth.tickets.errors import InputError
 from dlth.training.models.embedding import embed, embeds_kept_only, rotary_of_block
 from dlth.training.models.registry import ViT, check_can_drop
-from dlth.training.models.student import Student
+from dlth.training.models.student import Student, check_patches
 from dlth.training.models.token_logits import TokenLogits
 
 
@@ -50,17 +48,9 @@ class TicketViT(Student):
         if patches is None and sources is None:
             return self.vit(images)
         if patches is not None:
-            _check_patches(patches, len(images))
+            check_patches(patches, len(images))
         tokens, rotary = embed(self.vit, images, patches, sources)
         return self.vit.forward_head(self.vit.norm(_run_blocks(self.vit, tokens, rotary)))
-
-
-def _check_patches(patches: Tensor, num_images: int) -> None:
-    """Raises InputError for what is no int64 [num_images, k]."""
-    if patches.ndim != 2 or patches.dtype != torch.int64 or len(patches) != num_images:
-        raise InputError(
-            f"patches must be int64 [batch, k] for a batch of {num_images}, got {patches.dtype} {list(patches.shape)}"
-        )
 
 
 def _run_blocks(vit: ViT, tokens: Tensor, rotary: Tensor | None) -> Tensor:

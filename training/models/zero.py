@@ -7,7 +7,7 @@ already, so zero is the mean colour. Nothing is saved: the model computes what i
 import torch
 from torch import Tensor, nn
 
-from dlth.training.models.student import ImageStudent, patch_grid
+from dlth.training.models.student import ImageStudent, check_patches, patch_grid
 
 
 class ZeroStudent(ImageStudent):
@@ -22,7 +22,10 @@ class ZeroStudent(ImageStudent):
 
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """As `Student` has it."""
-        logits: Tensor = self.model(images if patches is None else zeroed(images, patches, self.patch_size))
+        if patches is not None:
+            check_patches(patches, len(images))
+            images = zeroed(images, patches, self.patch_size)
+        logits: Tensor = self.model(images)
         return logits
 
     def num_tokens(self, k: int) -> int:

@@ -133,3 +133,35 @@ def test_a_smaller_swin_compiles() -> None:
     patches = torch.arange(4).expand(2, -1)
     expected = student(images, patches)
     assert torch.equal(torch.compile(student, backend="eager", fullgraph=True)(images, patches), expected)
+
+
+@pytest.mark.parametrize(("model", "how"), [("cnn", "zero"), ("swin", "small-dense"), ("swin", "sparse")])
+def test_patches_of_another_batch_are_refused(model: str, how: str) -> None:
+    """A row an image, of at least one patch, int64: nothing is left black or broadcast, and a list is named as one."""
+    student = make_student(tiny_swin() if model == "swin" else nn.Flatten(), how, 16)
+    images, patches = torch.zeros(2, 3, 64, 64), torch.arange(4).expand(2, -1)
+    student(images, patches)
+    for wrong in (patches[:1], patches[:, :0], patches[0], patches.int(), [[0, 1], [2, 3]]):
+        with pytest.raises(InputError, match=r"patches must be (int64 \[batch, k\] for a batch of 2|an int64 tensor)"):
+            student(images, wrong)
+    with pytest.raises((RuntimeError, IndexError)):
+        student(images, patches - 1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_smaller_swin_follows_its_models_mode_and_dtype(version: int) -> None:
+    """Stochastic depth is on and off as the model has it, whoever set it, and a model may be cast between passes."""
+    torch.manual_seed(0)
+    swin, images, patches = (
+        tiny_swin(version, drop_path_rate=0.9),
+        torch.randn(2, 3, 64, 64),
+        torch.arange(4).repeat(2, 1),
+    )
+    student = make_student(swin, "small-dense", 16)
+    swin.train()
+    assert not torch.equal(student(images, patches), student(images, patches))
+    swin.eval()
+    logits = student(images, patches)
+    assert torch.equal(logits, student(images, patches))
+    assert torch.allclose(student.double()(images.double(), patches).float(), logits, atol=1e-4)
+    assert torch.equal(student.float()(images, patches), logits)
