@@ -11,6 +11,7 @@ Batches are read by `plain_pickle.py`, which runs nothing of them.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from dlth.data.images.png import stored_png
 from dlth.data.packing.archives import Located
 from dlth.data.packing.plain_pickle import MAX_BYTES, read_pickle
-from dlth.data.packing.samples import Contents, Sample
+from dlth.data.packing.samples import SUFFIXES, Contents, Sample
 from dlth.data.shards.tar import pread
 from dlth.tickets.errors import DamageError, InputError, LimitError, MissingFileError, shown
 from dlth.tickets.store.disk import fresh, reading, space_errors
@@ -31,6 +32,7 @@ _SHAPE = (3, 32, 32)
 _ROW = 3072  # bytes of an image: all red ones first, each colour row by row
 _PARTS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "test"), "test")
 _SUFFIX = "png"
+_MAX_NAME = 255  # characters of a class name, as of a folder's
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,15 @@ _KINDS = (
 
 
 def find_cifar(files: Sequence[Located]) -> Cifar | None:
-    """Which of the archives these are the files of, packed or not, if of any: its meta file and a batch are there."""
+    """Which of the archives these are the files of, packed or not, if of any: its meta file and a batch are there, or
+    any two of its files and no image, as one that lacks its meta file should be told so.
+    """
     names = {file.name for file in files}
-    return next((kind for kind in _KINDS if kind.meta in names and names & {*kind.train, *kind.test}), None)
+    images = any(Path(name).suffix.lower() in SUFFIXES for name in names)
+    for kind in _KINDS:
+        if len(names & kind.files) > 1 and (kind.meta in names or not images):
+            return kind
+    return None
 
 
 def cifar_contents(kind: Cifar, files: Sequence[Located], split: str, spool: Path) -> Contents:
@@ -78,12 +86,20 @@ def cifar_contents(kind: Cifar, files: Sequence[Located], split: str, spool: Pat
     if split not in _PARTS:
         raise InputError(f"split {shown(split)!r}: CIFAR has images to train and to test: give train, or val (test)")
     part = _PARTS[split]
-    found = {file.name: file for file in files if file.name in kind.files}
-    if len(found) != sum(file.name in kind.files for file in files):
-        raise InputError(f"{shown(files[0].file)}: a batch of CIFAR stands in it twice: give one archive")
+    found: dict[str, Located] = {}
+    for file in files:
+        if file.name in kind.files and (first := found.setdefault(file.name, file)) is not file:
+            raise InputError(
+                f"{shown(file.place)}: this file of CIFAR stands in it twice, or in {shown(first.place)}, too: give one"
+                " archive"
+            )
     batches = kind.train if part == "train" else kind.test
     if missing := [name for name in (kind.meta, *batches) if name not in found]:
-        raise MissingFileError(f"{shown(files[0].file)}: {', '.join(missing)} of {kind.name} missing: fetch it again")
+        one = next(iter(found.values()))
+        raise MissingFileError(
+            f"{shown(one.archive or Path(one.file).parent)} looks like CIFAR: {', '.join(missing)} of {kind.name}"
+            " missing: fetch it again"
+        )
     names = _class_names(_content(found[kind.meta]), kind, found[kind.meta].place)
     spool.mkdir(parents=True, exist_ok=True)
     samples = list(_spooled([found[name] for name in batches], kind, part, names, spool / "cifar.spool"))
@@ -125,9 +141,18 @@ def _images(
 
 def _class_names(content: Mapping[str, Any], kind: Cifar, where: str) -> tuple[str, ...]:
     names = content.get(kind.class_names)
-    if not isinstance(names, list) or not names or not all(type(name) is str and name.isprintable() for name in names):
-        raise DamageError(f"{shown(where)}: {kind.class_names!r} must be a list of names. Fetch the archive again.")
+    if not isinstance(names, list) or not names or not all(map(_is_name, names)):
+        raise DamageError(
+            f"{shown(where)}: {kind.class_names!r} must be a list of names, of 1 to {_MAX_NAME} characters without"
+            " slashes. Fetch the archive again."
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DamageError(f"{shown(where)}: the class name {shown(twice[0])!r} stands twice. Fetch the archive again.")
     return tuple(names)
+
+
+def _is_name(name: object) -> bool:
+    return type(name) is str and 0 < len(name) <= _MAX_NAME and name.isprintable() and not {"/", "\\"} & set(name)
 
 
 def _content(file: Located) -> dict[str, Any]:

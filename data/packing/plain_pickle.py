@@ -68,7 +68,7 @@ def read_pickle(raw: bytes, where: str) -> dict[str, Any]:
         (result,) = machine.stack
         if not isinstance(result, dict):
             raise ValueError(f"it holds a {type(result).__name__}, not a dict")
-        return {name: _made(value) if isinstance(value, _Array) else value for name, value in result.items()}
+        return _with_arrays(result, len(raw))
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise DamageError(f"{shown(where)} cannot be read: {shown(error)}. Fetch the archive again.") from error
 
@@ -162,9 +162,23 @@ def _called(name: Any, arguments: Any) -> Any:
     raise ValueError(f"it calls {called} with other arguments than an array of bytes needs")
 
 
+def _with_arrays(result: dict[str, Any], size: int) -> dict[str, Any]:
+    """The dict with its arrays made: each once, however many names it has, and no more bytes than the pickle's `size`,
+    as many arrays may name the same bytes.
+    """
+    arrays = {id(value): value for value in result.values() if isinstance(value, _Array)}
+    made: dict[int, NDArray[np.uint8]] = {}
+    for number, array in arrays.items():
+        made[number] = _made(array)
+        size -= made[number].nbytes
+        if size < 0:
+            raise ValueError("its arrays have more bytes than it")
+    return {name: made.get(id(value), value) for name, value in result.items()}
+
+
 def _made(array: _Array) -> NDArray[np.uint8]:
     version, shape, kind, columns_first, content = _only(tuple, array.state)
-    sizes = [_only(int, size) for size in _only(tuple, shape)]
+    sizes = [_only(int, size) for size in _only(tuple, shape)[: _MAX_AXES + 1]]
     if version != 1 or kind != _BYTE or not 1 <= len(sizes) <= _MAX_AXES or min(sizes) < 0:
         raise ValueError("an array is none of bytes in rows")
     if math.prod(sizes) != len(_only(str, content)):

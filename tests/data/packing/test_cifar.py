@@ -182,6 +182,19 @@ def test_columns_first_is_numpys_other_order() -> None:
     assert read_pickle(b"\x80\x02}U\x01a" + ARRAY + state + b"s.", "batch")["a"].tobytes() == b"abcdef"
 
 
+def test_an_array_of_many_names_is_made_once() -> None:
+    """Names of one array share it, and arrays of the same bytes are refused once they outgrow the pickle."""
+
+    def array(content: bytes) -> bytes:
+        return ARRAY + b"(K\x01M\x00\x10\x85" + BYTE + b"\x89" + content + b"tb"
+
+    first = b"\x80\x02}(U\x01a" + array(b"T\x00\x10\x00\x00" + bytes(4096) + b"q\x01") + b"q\x02"
+    named = read_pickle(first + b"U\x01bh\x02U\x01ch\x02u.", "batch")
+    assert named["a"] is named["b"] is named["c"]
+    with pytest.raises(DamageError, match="its arrays have more bytes than it"):
+        read_pickle(first + b"U\x01b" + array(b"h\x01") + b"u.", "batch")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -213,14 +226,19 @@ def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("n01440764\n")
     with pytest.raises(InputError, match="CIFAR's batches say their labels: leave --labels out"):
         pack(archive, tmp_path / "out", labels=tmp_path / "labels.txt")
-    with pytest.raises(InputError, match="stands in it twice"):
+    with pytest.raises(InputError, match=rf"{archive}: {FOLDER}/.* stands in it twice"):
         pack([archive, archive], tmp_path / "out")
-    files = cifar_files()
-    del files["data_batch_3"]
-    with pytest.raises(MissingFileError, match="data_batch_3 of cifar10 missing"):
-        pack(make_cifar(tmp_path / "less.tar.gz", files), tmp_path / "out")
-    files = cifar_files() | {"batches.meta": python2_pickle({b"label_names": [b"a\nb"]})}
-    with pytest.raises(DamageError, match="'label_names' must be a list of names"):
+    for name in ("data_batch_3", "batches.meta"):
+        files = cifar_files()
+        del files[name]
+        with pytest.raises(MissingFileError, match=rf"less\.tar\.gz looks like CIFAR: {name} of cifar10 missing"):
+            pack(make_cifar(tmp_path / "less.tar.gz", files), tmp_path / "out")
+    for names in ([b"a\nb"], [b""], [b"a/b"], [b"a\\b"], [b"a" * 256]):
+        files = cifar_files() | {"batches.meta": python2_pickle({b"label_names": names})}
+        with pytest.raises(DamageError, match="'label_names' must be a list of names"):
+            pack(make_cifar(tmp_path / "meta.tar.gz", files), tmp_path / "out")
+    files = cifar_files() | {"batches.meta": python2_pickle({b"label_names": [b"cat", b"dog", b"cat"]})}
+    with pytest.raises(DamageError, match=r"meta\.tar\.gz: .*batches\.meta: the class name 'cat' stands twice"):
         pack(make_cifar(tmp_path / "meta.tar.gz", files), tmp_path / "out")
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(archive.read_bytes()[:-2000])
