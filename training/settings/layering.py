@@ -132,15 +132,18 @@ def layered(
 
 def with_recipe(kind: type[TrainT], given: Sequence[Layer], unless_said: str = "") -> Layers[TrainT]:
     """What the user gave, and below it the recipe that the highest layer names; `unless_said` is taken without one.
-    Raises InputError if there is no such recipe.
+    Raises InputError if there is no such recipe, or none for what is trained.
     """
     recipes = [layer.values["recipe"] for layer in given if layer.values.get("recipe") is not None]
     name = str(recipes[-1]) if recipes else unless_said
     layers = Layers(kind, tuple(given))
     if not name or name == NO_RECIPE:
         return layers.over(layers.sources["recipe"], {"recipe": ""}) if recipes else layers
-    if name not in RECIPES:
-        raise InputError(f"there is no recipe {shown(name)!r}; there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+    if name not in kind.recipes:
+        if name in RECIPES:
+            raise InputError(f"recipe {name} is not for {kind.trained}; {', '.join(kind.recipes)} are")
+        there = f"there are {', '.join(kind.recipes)}.{nearest(name, kind.recipes)}"
+        raise InputError(f"there is no recipe {shown(name)!r}; {there}")
     return layers.under(f"recipe {name}", RECIPES[name]).under(DEFAULT, {"recipe": name})
 
 

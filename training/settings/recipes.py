@@ -104,6 +104,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """What each recipe sets otherwise than the defaults."""
 
+SELECTORS_RECIPES = ("evit", "deit", "cifar10", "smoke")
+"""Recipes of a selector's training: no other's model can select, or its numbers are of what a selector has not."""
+STUDENTS_RECIPES = tuple(name for name in RECIPES if name != "evit")
+"""Recipes of a student's training: EViT's fine-tuning is a selector's."""
+
 RECIPE_MODEL = {"lvvit": "lvvit_small", "swin": "swin_tiny_patch4_window7_224", "resnet50": "resnet50"}
 """The student of a recipe's run that names none and starts from no weights that do."""
 

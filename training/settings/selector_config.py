@@ -6,8 +6,9 @@ belongs to tickets and to the students that are given them is absent: neither a 
 
 from typing import ClassVar, Literal
 
-from dlth.training.settings.fields import FUSE_TOKENS, WHICH_BLOCKS, Integers, Keep, setting
-from dlth.training.settings.train_config import WHAT, TrainConfig
+from dlth.training.settings.fields import FUSE_TOKENS, NO_SCHEDULE, WHICH_BLOCKS, Integers, Keep, setting
+from dlth.training.settings.recipes import SELECTORS_RECIPES
+from dlth.training.settings.train_config import DEFAULT_MODEL, MODEL, TOKENS, WHAT, TrainConfig
 
 DROPPING = "What is dropped"
 DEFAULT_STAGE_KEEP = "0.7"
@@ -16,6 +17,8 @@ DEFAULT_STAGE_KEEP = "0.7"
 class SelectorTrainConfig(TrainConfig):
     """Settings of `dlth train-selector`; field names are the flags' names."""
 
+    trained: ClassVar[str] = "a selector (dlth train-selector)"
+    recipes: ClassVar[tuple[str, ...]] = SELECTORS_RECIPES
     absent: ClassVar[frozenset[str]] = frozenset(
         (
             *("arm", "mode", "tickets", "val_tickets", "keep", "missing", "random_tokens", "hidden", "frozen_views"),
@@ -28,6 +31,15 @@ class SelectorTrainConfig(TrainConfig):
     # No run of a student is of this arm: neither its numbers nor its folder may pass for those of one.
     arm: Literal["selector"] = setting("selector", WHAT, "What is trained.")  # type: ignore[assignment]
 
+    model: str | None = setting(
+        None,
+        MODEL,
+        f"Model to train: a friendly or timm name; what --init-from records if absent, otherwise {DEFAULT_MODEL}.",
+    )
+    # Milestones are shares of the patches that a student is given; a selector comes to its share by its stages.
+    keep_schedule: Literal["none", "cosine"] = setting(  # type: ignore[assignment]
+        NO_SCHEDULE, TOKENS, "cosine lets the stage rate fall from 1 step by step, EViT's schedule."
+    )
     stage_keep: Keep | None = setting(
         None,
         DROPPING,

@@ -4,7 +4,7 @@ Checked when made, so that a run with an impossible setting ends before data are
 `recipes.py`.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -31,7 +31,7 @@ from dlth.training.settings.fields import (
     refuse_own_flags,
     setting,
 )
-from dlth.training.settings.recipes import RECIPE_MODEL, RECIPES
+from dlth.training.settings.recipes import RECIPE_MODEL, RECIPES, STUDENTS_RECIPES
 
 Arm = Literal["ticket", "random", "dense"]
 Mode = Literal["projected", "frozen", "online"]
@@ -65,6 +65,8 @@ class TrainConfig(Settings):
     """Settings of `dlth train`; field names are the flags' names."""
 
     recorded = True
+    trained: ClassVar[str] = "a student (dlth train)"
+    recipes: ClassVar[tuple[str, ...]] = STUDENTS_RECIPES
 
     data: str = setting(
         ...,
@@ -256,7 +258,7 @@ class TrainConfig(Settings):
     device: str = setting("auto", RUN, "cuda, cpu, cuda:1; auto takes a GPU where there is one.", free=True)
     amp: bool = setting(False, RUN, "Compute in --amp-dtype where it is safe.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
-    torchcompile: str | None = setting(None, RUN, "Compile the student with this backend, e.g. inductor.")
+    torchcompile: str | None = setting(None, RUN, "Compile the model with this backend, e.g. inductor.")
     channels_last: bool = setting(False, RUN, "Keep images in channels-last memory.")
     workers: int = setting(
         4,

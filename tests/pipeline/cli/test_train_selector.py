@@ -12,6 +12,7 @@ from makers.models import tiny_vit
 from makers.runs import KWARGS
 
 from dlth.tickets import TicketStore
+from dlth.training.settings.selector_config import SelectorTrainConfig
 
 Run = Callable[..., tuple[int, str, str]]
 MODEL = ("--model", "vit_tiny_patch16_224", "--img-size", 32)
@@ -41,6 +42,8 @@ def test_settings_of_a_selectors_training_have_a_table_and_a_recipe(dlth: Run, p
     assert (settings["epochs"], settings["warmup_epochs"], settings["drop_path"]) == (30, 0, 0.0)
     assert not {"arm", "tickets", "keep", "selector"} & settings.keys()
     assert settings["out"] == "runs/selector-deit-stage0.6-seed42"
+    helps = [str(field.description) for field in SelectorTrainConfig.names().values()]
+    assert [text for text in helps if "student" in text.lower() or "milestones" in text] == []
 
 
 def test_a_plan_writes_nothing_a_run_gives_weights_to_select_with(dlth: Run, project: Path) -> None:
@@ -70,6 +73,8 @@ def test_a_plan_writes_nothing_a_run_gives_weights_to_select_with(dlth: Run, pro
         ((), "tickets = 't.zarr'\n", "has 'tickets' under [train-selector]: it belongs under [train]"),
         ((), "stage_kep = 1\n", "did you mean 'stage_keep'?"),
         (("--recipe", "evil"), "", "did you mean 'evit'?"),
+        (("--recipe", "lvvit"), "", "recipe lvvit is not for a selector (dlth train-selector); evit, deit, cifar10,"),
+        (("--keep-schedule", "0:0.5,3:1.0"), "", "--keep-schedule: Input should be 'none' or 'cosine', found"),
     ],
     ids=str,
 )

@@ -80,7 +80,12 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"mix_group": 3}, None, r"--mix-group: .*multiple of 2"),
         ({"learning_rate": 1}, None, r"unknown setting among the flags: 'learning_rate'"),
         ({"weigth_decay": 1}, None, r"did you mean 'weight_decay'\?"),
-        ({}, "diet", rf"there is no recipe 'diet'; there are {', '.join(RECIPES)}. \(did you mean 'deit'\?\)"),
+        (
+            {},
+            "diet",
+            rf"there is no recipe 'diet'; there are {', '.join(TrainConfig.recipes)}. \(did you mean 'deit'\?\)",
+        ),
+        ({}, "evit", r"recipe evit is not for a student \(dlth train\); deit, lvvit, .* are"),
         ({"lr": "fast"}, None, r"--lr: .*found fast"),
         ({"drop_path": 1.5}, None, r"--drop-path: .*less than 1"),
         ({"lr": float("nan")}, None, r"--lr: .*finite"),
