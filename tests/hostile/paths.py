@@ -46,6 +46,8 @@ MODEL = (
 RUN = (*MODEL, "--recipe", "none", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--warmup-epochs", "0")
 ONLINE = ("--mode", "online", "--keep", "0.5")
 SELECT = (*MODEL, "--keep", "0.5", "--blocks", "0", "--workers", "0", "--num-classes", "4")
+LABEL = (*MODEL[2:], "--annotator", MODEL[1], "--workers", "0", "--num-classes", "5")
+SELECTOR_RUN = ("--stage-keep", "0.5", "--blocks", "0")
 
 
 SELECTOR = SelectorInfo("tiny", "ab" * 32, "random", (0,))
@@ -85,14 +87,31 @@ ROWS: dict[str, Row] = {
     "train": _row(
         "train --data {data} --out {out} --tickets {tickets}", *RUN, data="shards", out="out", tickets="t.zarr",
         val="shards", val_tickets="t.zarr", init_from="w.safetensors", selector_checkpoint="w.safetensors",
-        resume="run", config="settings.toml", written="out",
+        resume="run", config="settings.toml", token_labels="t.zarr", written="out",
         extra={
+            "token_labels": ("--token-labels", "{token_labels}"),
             "val": ("--val", "{val}"),
             "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
             "init_from": ("--init-from", "{init_from}"),
             "selector_checkpoint": (*ONLINE, "--selector-checkpoint", "{selector_checkpoint}"),
             "resume": ("--resume", "{resume}"),
         },
+    ),
+    "train-selector": _row(
+        "train-selector --data {data} --out {out}", *RUN, *SELECTOR_RUN, data="shards", out="out", val="shards",
+        init_from="w.safetensors", resume="run", config="settings.toml", written="out",
+        extra={
+            "val": ("--val", "{val}"),
+            "init_from": ("--init-from", "{init_from}"),
+            "resume": ("--resume", "{resume}"),
+        },
+    ),
+    "label": _row(
+        "label --data {data} --out {out}", *LABEL, data="shards", out="out.zarr", checkpoint="w.safetensors",
+        config="settings.toml", written="out", extra={"checkpoint": ("--checkpoint", "{checkpoint}")},
+    ),
+    "label import": _row(
+        "label import {maps} --data {data} --out {out}", maps="maps", data="shards", out="out.zarr", written="out",
     ),
     "evaluate": _row(
         "evaluate --checkpoint {checkpoint} --val {val} --workers 0", *MODEL, checkpoint="w.safetensors", val="shards",
@@ -206,6 +225,7 @@ def build(root: Path, models: bool = True) -> None:
     (root / "settings.toml").write_text("batch_size = 3\n")
     if models:
         _weights(root / "w.safetensors")
+        _maps(root / "maps")
     write_keys(root, "lab")
     os.mkfifo(root / "fifo")
     os.symlink("nowhere", root / "dangling")
@@ -231,6 +251,15 @@ def _weights(path: Path) -> None:
     write_tensors(path, model.state_dict(), about.to_json())
 
 
+def _maps(folder: Path) -> None:
+    import torch
+
+    folder.mkdir()
+    classes = torch.arange(5.0)[:, None, None].expand(5, 2, 2)
+    for number in range(1, 7):
+        torch.save(torch.stack([classes.flip(0), classes]), folder / f"n{number}.pt")
+
+
 def call(words: tuple[str, ...]) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command in this process; an exception passes."""
     before, sys.argv = sys.argv, ["dlth", *words]
@@ -251,7 +280,7 @@ def words_of(row: Row, name: str = "", path: str = "") -> tuple[str, ...]:
     settings = ("--config", "{config}") if name == "config" else ()
     given = row.given | ({name: path} if name else {})
     words = [*row.words, *row.extra.get(name, ()), *settings]
-    if row.words[0] == "select" and name != "checkpoint":
+    if row.words[0] in ("select", "label") and row.words[1] != "import" and name != "checkpoint":
         words.append("--random-weights")
     return tuple(given[word[1:-1]] if word[:1] == "{" else word for word in words)
 
@@ -312,7 +341,7 @@ def legal(row: Row, name: str, what: str) -> bool:
     """Whether such a path may be what somebody wants there: a new place is written, and a folder may be there."""
     if name not in row.written:
         return False
-    folder = row.words[0] in ("pack", "train", "demo") or row.words[1] in ("show", "push")
+    folder = row.words[0] in ("pack", "train", "train-selector", "demo") or row.words[1] in ("show", "push")
     anywhere = ("not UTF-8", "missing", "inside the shards, with a slash")
     return what in anywhere or (folder and what in ("an empty folder", "shards", "empty"))
 
@@ -342,7 +371,7 @@ def main(every: int, denied: bool, words: set[str]) -> int:
         os.chmod(folder, 0o755)
         root = Path(folder) / "world"
         rows = {name: row for name, row in ROWS.items() if not words or words & set(name.split())}
-        build(root, models=any(name in rows for name in ("select", "train", "evaluate")))
+        build(root, models=not all(name.startswith("tickets ") for name in rows))
         _deny(root)
         if not denied or os.geteuid():
             return _told(root, rows, every, denied)

@@ -17,6 +17,7 @@ from dlth.data.packing.pack import pack
 from dlth.data.shards.index import open_index
 from dlth.pipeline.cli.app import app
 from dlth.pipeline.selection.config import SelectConfig
+from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.pipeline.studies.demo_config import DemoConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
@@ -24,12 +25,16 @@ from dlth.tickets.errors import InputError
 from dlth.tickets.store.locks import owned
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.fields import path_kind
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
 
-SETTINGS = {"select": SelectConfig, "train": TrainConfig, "evaluate": EvalConfig, "demo": DemoConfig}
+SETTINGS = {
+    **{"select": SelectConfig, "train": TrainConfig, "train-selector": SelectorTrainConfig, "evaluate": EvalConfig},
+    **{"label": LabelConfig, "demo": DemoConfig},
+}
 NO_PATHS = {
     *("split", "selector", "dataset", "creator", "license_", "crop_pct", "grid", "keep", "view", "form", "format_"),
-    *("kind", "class_", "recipe"),
+    *("kind", "class_", "recipe", "annotator"),
 }
 """Words that name no file. `keys` of show and `key` of info are words, too, and are told by the row."""
 WORDS = {("tickets show", "keys"), ("tickets info", "key"), ("tickets verify", "subset")}
@@ -42,6 +47,9 @@ def commands(group: typer.Typer, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + name, command.callback
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
+        itself = inner.typer_instance.registered_callback
+        if inner.typer_instance.info.invoke_without_command is True and itself is not None:
+            yield prefix + str(inner.name), itself.callback
         yield from commands(inner.typer_instance, f"{prefix}{inner.name} ")
 
 
@@ -50,7 +58,7 @@ def path_parameters(name: str, callback: Any) -> set[str]:
     that say so.
     """
     if name in SETTINGS:
-        fields = {field for field, about in SETTINGS[name].model_fields.items() if path_kind(about)}
+        fields = {field for field, about in SETTINGS[name].names().items() if path_kind(about)}
         own = {"out"} if name == "demo" else {"config"}
         return fields | own
     hints = typing.get_type_hints(callback)
@@ -75,7 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("part", ["index pack demo select evaluate", "tickets"])
+@pytest.mark.parametrize("part", ["index pack demo select label evaluate", "tickets"])
 def test_bad_paths_are_one_clear_error_and_leave_nothing(world: Path, part: str) -> None:
     """Each command as it stands, and of all pairs of a path and something bad in its place every fifteenth
     (`paths.py 1` takes all). Exit code 2, one error, nothing made, nothing changed, nothing waits.

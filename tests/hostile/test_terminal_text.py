@@ -256,6 +256,12 @@ def _cases(lab: Lab, url: str) -> dict[str, list[tuple[object, ...]]]:
         "demo": [("demo", "--out", t / "zarr.json" / EVIL)],
         "train": [("train", *run_words(lab), "--dry-run"), ("train", "--config", toml), ("train", "--arm", EVIL),
                   ("train", *run_words(lab), "--recipe", EVIL), ("train", *run_words(lab), "--init-from", odd)],
+        "train-selector": [("train-selector", "--config", toml), ("train-selector", *data, "--init-from", odd),
+                           ("train-selector", *data, *out("sel"), "--recipe", EVIL)],
+        "label": [("label", "--config", toml), ("label", *data, *out("l"), "--annotator", EVIL, "--random-weights"),
+                  ("label", *data, *out("l"), "--checkpoint", odd)],
+        "label import": [("label", "import", odd, *data, *out("l")),
+                         ("label", "import", lab.shards, *data, *out("l"), "--annotator", EVIL)],
         "evaluate": [("evaluate", "--checkpoint", lab.run, "--val", lab.shards, "--workers", 0),
                      ("evaluate", "--checkpoint", odd, "--val", lab.shards)],
         "tickets info": [("info", t), ("info", odd), ("info", t, "--key", EVIL)],
@@ -292,7 +298,9 @@ def _commands(group: Any, prefix: str = "") -> set[str]:
     """The names of all commands, those of groups with the group's before them."""
     names: set[str] = set()
     for name, command in group.commands.items():
-        names |= _commands(command, f"{name} ") if hasattr(command, "commands") else {prefix + name}
+        names |= _commands(command, f"{name} ") if hasattr(command, "commands") else set()
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            names.add(prefix + name)
     return names
 
 
