@@ -82,10 +82,6 @@ class SparseSwin(ImageStudent):
         check_patches(patches, len(images))
         return self._on_kept(images, patches)
 
-    def num_tokens(self, k: int) -> int:
-        """Those of the first stage; each merging leaves at least a quarter."""
-        return k * self.tokens_per_side**2
-
     @torch.compiler.disable
     def _on_kept(self, images: Tensor, patches: Tensor) -> Tensor:
         """Logits of the tokens of the kept patches int64 [B, k] alone."""

@@ -4,7 +4,9 @@ The loop, the evaluation and what results say ask a `Student`, never the model i
 convolutions), or another way to leave patches out, is one file with one subclass, and one line in `students.py`.
 """
 
+import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +78,7 @@ class Student(nn.Module, ABC):
         return k
 
     def num_tokens(self, k: int) -> int:
-        """Tokens that the model computes for an image of which k patches are kept: prefix tokens too."""
+        """Tokens in the model's first blocks for an image of which k patches are kept: prefix tokens too."""
         return k + int(getattr(self.model, "num_prefix_tokens", 0))
 
     def flops(self, k: int | None = None) -> int:
@@ -116,6 +118,12 @@ class ImageStudent(Student):
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
         return self._patch_size
+
+    def num_tokens(self, k: int) -> int:
+        """As `Student` has it: as many as the model embeds of k patches; of a model without tokens, k."""
+        stem: Any = getattr(self.model, "patch_embed", None)
+        token = stem.feat_ratio(as_scalar=False) if hasattr(stem, "feat_ratio") else (self.patch_size,) * 2
+        return super().num_tokens(k * self.patch_size**2 // math.prod(token))
 
 
 def patch_grid(size: tuple[int, int], patch_size: int) -> Grid:

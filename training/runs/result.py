@@ -34,7 +34,7 @@ class RunResult:
     k, keep, num_patches: patches that were trained on, as asked for, and in all; evaluations drop to k
     k_last: patches kept in the last step, more than k after a dense finish; None in results of older versions
     how, patch_size: how the student leaves patches out, and their side in pixels
-    tokens, flops: tokens that its model computes for an image of k patches, and operations of their forward
+    tokens, flops: tokens that its model's first blocks compute for an image of k patches, and its operations
     tickets, val_tickets: identities of the ticket files, empty where there is none
     tickets_are, val_tickets_are: what those tickets are in words (selector, control, what they were made from)
     val_view, val_tickets_view: how validation images are seen, and how their tickets' selector saw them

@@ -61,6 +61,10 @@ class SelectorStudent(Student):
         logits: Tensor | TokenLogits = self.model(images) if budget is None else self.evit(images, budget)
         return logits
 
+    def num_tokens(self, k: int) -> int:
+        """All of them: patches fall behind the first blocks."""
+        return super().num_tokens(self.grid.num_patches)
+
     def flops(self, k: int | None = None) -> int:
         """Of an image's forward with patches falling, or, k being None, on all of them."""
         size = self.grid.rows * self.patch_size, self.grid.cols * self.patch_size

@@ -78,6 +78,14 @@ def test_patches_are_the_models_or_the_tickets() -> None:
     assert [make_student(model).how for model in (tiny_vit(), resnet, nn.Identity())] == ["sparse", "zero", "zero"]
 
 
+@pytest.mark.parametrize(("how", "tokens"), [("sparse", 92), ("zero", 256), ("small-dense", 64)])
+def test_tokens_are_of_one_size_however_patches_are_left_out(how: str, tokens: int) -> None:
+    """Of 64 patches of 8 pixels 23 are kept (16 as a square): a Swin's tokens are 4x4 pixels, a CNN's are patches."""
+    assert make_student(tiny_swin(), how, patch_size=8).num_tokens(23) == tokens
+    resnet = build("resnet18", img_size=64)
+    assert make_student(resnet, "zero", patch_size=8).num_tokens(23) == 64
+
+
 @pytest.mark.parametrize(
     ("model", "how", "patch_size", "message"),
     [

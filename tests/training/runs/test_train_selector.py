@@ -66,7 +66,7 @@ def test_a_run_says_accuracy_with_and_without_dropping_and_how_to_select(make_se
     config = make_selector(model_ema=True, model_ema_decay=0.5, drop_path=0.2, mixup=0.8)
     result = train(config)
     assert (result.status, result.arm, result.mode, result.k, result.num_patches) == ("finished", "selector", "", 7, 16)
-    assert result.selector == SELECTION
+    assert (result.selector, result.tokens) == (SELECTION, 17)
     out = Path(config.out)
     for table in result.evaluation.values():
         assert {arm: (row["tokens"], row["images"]) for arm, row in table.items()} == {
