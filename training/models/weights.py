@@ -8,7 +8,9 @@ and its filters, which resample position embeddings and drop heads without a wor
 """
 
 import hashlib
+import io
 import pickle
+import pickletools
 import struct
 import tarfile
 import zipfile
@@ -32,6 +34,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MAX_FILE_BYTES = 64 * 2**30
 MAX_HEADER_BYTES = 100 * 2**20
+_LEGACY_PICKLES = 5
+"""Magic number, version, machine, content and names of storages; a zip has one, the content."""
 NAMED = 6
 """How many entries of a kind a message names."""
 
@@ -141,6 +145,9 @@ def _read_pickle(path: Path) -> object:
         _check_zip(path)
     elif tarfile.is_tarfile(path):  # torch would unpack its members, links and all, and read what they lead to
         raise UnsafeError(f"{path.name} is a tar, a form that torch left before 2017; have it saved again")
+    else:
+        with path.open("rb") as file:
+            _check_calls(file.read(MAX_HEADER_BYTES), path.name)
     try:
         with torch.serialization.safe_globals([(_Namespace, "argparse.Namespace")]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -169,6 +176,34 @@ def _check_zip(path: Path) -> None:
         raise UnsafeError(f"{path.name} holds compressed members; torch.save writes none")
     if any(member.file_size > MAX_HEADER_BYTES for member in members if member.filename.endswith("data.pkl")):
         raise LimitError(f"{path.name} has a pickle above {MAX_HEADER_BYTES} bytes beside its tensors")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [archive.read(member) for member in members if member.filename.endswith("data.pkl")]
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, RuntimeError, EOFError) as error:
+        raise InputError(f"{path.name} is no checkpoint that can be read: {shown(error)}") from error
+    for content in pickles:
+        _check_calls(content, path.name)
+
+
+def _check_calls(content: bytes, name: str) -> None:
+    """Raises UnsafeError for pickles that call bytearray: torch's reader lets a few bytes make gigabytes so.
+
+    `content` begins with a pickle, or with those that a file of torch's form before zips is made of.
+    """
+    stream = io.BytesIO(content)
+    try:
+        for _ in range(_LEGACY_PICKLES):
+            for code, argument, _ in pickletools.genops(stream):
+                if code.name == "GLOBAL" and str(argument).endswith(" bytearray"):  # Python 2's is a __builtin__
+                    raise UnsafeError(
+                        f"{name} holds more than tensors and plain values and was not opened: it calls"
+                        f" {shown(argument)}, which takes memory of any size. Have its weights saved again alone, best"
+                        " as safetensors."
+                    )
+            if stream.tell() == len(content):
+                return
+    except ValueError as error:
+        raise InputError(f"{name} is no checkpoint that can be read: {shown(error)}") from error
 
 
 def _has_one_directory(path: Path) -> bool:

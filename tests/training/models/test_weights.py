@@ -255,6 +255,30 @@ def test_a_zip_is_one_to_every_reader_or_refused(tmp_path: Path) -> None:
             read_weights(tmp_path / "odd.pth")
 
 
+@pytest.mark.parametrize("form", ["raw", "python 2", "stack", "legacy", "zip"])
+def test_no_pickle_makes_memory_of_nothing(tmp_path: Path, form: str) -> None:
+    """A call of bytearray with a size, which torch's reader lets pass, is refused before it is made."""
+    code = b"\x80\x02cbuiltins\nbytearray\nJ\x00\xf1\x53\x65\x85R."
+    if form == "python 2":
+        code = code.replace(b"builtins", b"__builtin__")
+    elif form == "stack":
+        code = b"\x80\x04\x8c\x08builtins\x8c\x09bytearray\x93J\x00\xf1\x53\x65\x85R."
+    elif form == "legacy":
+        start = io.BytesIO()
+        torch.save({}, start, _use_new_zipfile_serialization=False)
+        whole = start.getvalue()
+        code = whole[: whole.rindex(b"\x80\x02}")] + code + b"\x80\x02]q\x00."
+    path = tmp_path / "w.pth"
+    path.write_bytes(code)
+    if form == "zip":
+        with torch.serialization._open_zipfile_writer(str(path)) as archive:
+            archive.write_record("data.pkl", code, len(code))
+    with pytest.raises(
+        UnsafeError, match="w.pth holds more than .* (builtins|__builtin__) bytearray|Unsupported operand"
+    ):
+        read_weights(path)
+
+
 def test_expanded_tensors_are_refused(tmp_path: Path) -> None:
     """A tensor of one stored number and stride 0 sizes no model; a view of numbers that are all there is read."""
     whole = torch.arange(12.0).reshape(3, 4)
