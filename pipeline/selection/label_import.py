@@ -4,6 +4,7 @@ LV-ViT's authors publish one file an image, a tensor [2, 5, 18, 18]: scores, the
 pickle, so it is read by torch's restricted reader alone. A map is an image's whose key has its path or its name.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from dlth.tickets.errors import InputError, LimitError, MissingTicketError, show
 from dlth.tickets.format.label_header import AnnotatorInfo, LabelHeader
 from dlth.tickets.format.label_rows import ShardLabels
 from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.store.disk import reading
 from dlth.tickets.store.label_store import LabelStore
 from dlth.tickets.store.label_writer import LabelWriter
 from dlth.tickets.store.matching import base_name
@@ -121,6 +123,7 @@ def plan(source: Source) -> ImportPlan:
         annotator=AnnotatorInfo(source.annotator, "", "imported", "float16"),
         dataset=DatasetInfo("", source.split or "", index.num_samples, index.fingerprint),
         versions=versions(),
+        extensions={"maps_sha256": _digest(source.maps, paths)},
     )
     return ImportPlan(source, header, index, paths)
 
@@ -154,6 +157,18 @@ def _find(key: str, by_path: dict[str, str], by_name: dict[str, str]) -> str:
     return by_path.get(key) or by_path.get(key.rpartition(".")[0]) or by_name.get(base_name(key), "")
 
 
+def _digest(folder: Path, paths: list[str]) -> str:
+    """sha256, in hex, of the maps of all images in order, by path and content: a file is gone on with from the same."""
+    digest = hashlib.sha256()
+    for path in paths:
+        content = ""
+        if path and (folder / path).is_file():
+            with reading(folder / path), (folder / path).open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path}\0{content}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def _map(path: Path) -> np.ndarray:
     """A map as it lies in its file, float [2, best, rows, columns]: scores, then classes."""
     tensor = read_tensor(path, MAX_MAP_BYTES)
@@ -162,7 +177,7 @@ def _map(path: Path) -> np.ndarray:
             f"{shown(path)} holds {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}: a map is"
             " floats [2, best, rows, columns], scores and then classes"
         )
-    values: np.ndarray = tensor.float().numpy()
+    values: np.ndarray = tensor.detach().resolve_neg().float().numpy()
     return values
 
 
@@ -173,11 +188,18 @@ def _read_map(path: Path, header: LabelHeader) -> tuple[np.ndarray, np.ndarray]:
     if values.shape != shape:
         raise InputError(f"{shown(path)} has the shape {list(values.shape)}, the first map {list(shape)}")
     scores, classes = values
-    whole = np.isfinite(values).all() and (classes == np.rint(classes)).all()
+    if not (np.abs(scores) <= np.finfo(np.float16).max).all():
+        raise InputError(
+            f"{shown(path)} has scores that are NaN, infinite or beyond float16: it was damaged or made so"
+        )
+    whole = np.isfinite(classes).all() and (classes == np.rint(classes)).all()
     if not whole or classes.min() < 0 or classes.max() >= header.num_classes:
         raise InputError(
             f"{shown(path)} names classes from {classes.min():g} to {classes.max():g}: they are whole numbers below"
             f" --num-classes {header.num_classes}"
         )
+    ordered = np.sort(classes, axis=0)
+    if (ordered[1:] == ordered[:-1]).any():
+        raise InputError(f"{shown(path)} names a class twice in one cell")
     order = np.argsort(-scores, axis=0, kind="stable")
     return np.take_along_axis(classes, order, axis=0), np.take_along_axis(scores, order, axis=0)

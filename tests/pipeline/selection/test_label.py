@@ -116,6 +116,38 @@ def test_published_maps_are_taken(dlth: Callable[..., Any], make_shards: Callabl
     np.testing.assert_array_equal(labels.classes, np.take_along_axis(maps[:, 1], order, axis=1))
 
 
+def test_other_maps_are_not_mixed_in(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """What was begun or finished from some maps is not gone on with from others, and is from the same elsewhere. Maps
+    that require gradients or are stored negated are numbers as any.
+    """
+    from dlth.pipeline.selection import label_import
+
+    shards = make_shards(2, [2, 1])
+    keys = [key for rows in shards.keys for key in rows]
+    maps = torch.from_numpy(write_maps(tmp_path / "a", keys))
+    learned = maps[1].clone().requires_grad_()
+    negated = torch._neg_view(-maps[0])
+    write_maps(tmp_path / "b", keys, **{keys[0]: negated, keys[1]: learned})
+    write_maps(tmp_path / "broken", keys, **{keys[2]: torch.ones(2, 5, 6, 6)})
+    out = tmp_path / "labels.zarr"
+
+    def take(name: str) -> LabelStore:
+        source = label_import.Source(tmp_path / name, shards.spec, None, 20, "dm_nfnet_f6", 576, False)
+        return label_import.plan(source).write(out)
+
+    with pytest.raises(InputError, match="names a class twice"):
+        take("broken")
+    with pytest.raises(MismatchError, match="maps_sha256"):
+        take("b")
+    out = tmp_path / "other.zarr"
+    labels = take("b").labels(0)
+    np.testing.assert_array_equal(labels.scores[0], np.sort(maps[0, 0].numpy(), axis=0)[::-1])
+    (tmp_path / "b").rename(tmp_path / "moved")
+    assert take("moved").identity
+    with pytest.raises(MismatchError, match="maps_sha256"):
+        take("a")
+
+
 class Evil:
     """Runs when it is unpickled, unless the reader is a restricted one."""
 
@@ -130,8 +162,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "other grid": (torch.zeros(2, 5, 7, 6), r"has the shape \[2, 5, 7, 6\], the first map \[2, 5, 6, 6\]"),
     "class beyond": (torch.full((2, 5, 6, 6), 20.0), "names classes from 20 to 20"),
     "half a class": (torch.full((2, 5, 6, 6), 0.5), "they are whole numbers"),
-    "no number": (torch.full((2, 5, 6, 6), torch.nan), "they are whole numbers"),
-    "class twice": (torch.ones(2, 5, 6, 6), "row 1 names a class twice"),
+    "no number": (torch.full((2, 5, 6, 6), torch.nan), r"n000\S*\.pt has scores that are NaN, infinite or beyond"),
+    "too large": (torch.full((2, 5, 6, 6), 7e4), r"\.pt has scores that are NaN, infinite or beyond float16"),
+    "class no number": (torch.stack([torch.ones(5, 6, 6), torch.full((5, 6, 6), torch.nan)]), "they are whole numbers"),
+    "class twice": (torch.ones(2, 5, 6, 6), r"\.pt names a class twice in one cell"),
     "expanded": (torch.zeros(1).expand(2, 5, 6, 6), "not one tensor of plain numbers"),
 }
 

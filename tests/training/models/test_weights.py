@@ -274,7 +274,7 @@ def test_no_pickle_makes_memory_of_nothing(tmp_path: Path, form: str) -> None:
         with torch.serialization._open_zipfile_writer(str(path)) as archive:
             archive.write_record("data.pkl", code, len(code))
     with pytest.raises(
-        UnsafeError, match="w.pth holds more than .* (builtins|__builtin__) bytearray|Unsupported operand"
+        UnsafeError, match=r"w.pth holds more than .* (builtins|__builtin__) bytearray|Unsupported operand"
     ):
         read_weights(path)
 
