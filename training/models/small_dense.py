@@ -61,6 +61,10 @@ class SmallDense(ImageStudent):
         """The largest square that is not above k."""
         return math.isqrt(k) ** 2
 
+    def labelled(self, patches: Tensor | None) -> Tensor | None:
+        """Those that are laid out, in row-major order."""
+        return None if patches is None else _ordered(patches)
+
     def num_tokens(self, k: int) -> int:
         """As many as there are in the smaller image."""
         return super().num_tokens(self.most_kept(k))
@@ -73,10 +77,15 @@ def laid_out(images: Tensor, patches: Tensor, patch_size: int) -> Tensor:
     Raises InputError for images that are not whole patches of `patch_size` pixels.
     """
     grid = patch_grid((images.shape[2], images.shape[3]), patch_size)
-    side = math.isqrt(patches.shape[1])
-    ordered = patches[:, : side**2].sort(dim=1).values
+    ordered = _ordered(patches)
+    side = math.isqrt(ordered.shape[1])
     cells = images.unflatten(3, (grid.cols, patch_size)).unflatten(2, (grid.rows, patch_size))
     pixels = cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, patches, C · patch · patch]
     kept = take(pixels, ordered).unflatten(2, (images.shape[1], patch_size, patch_size))
     rows = kept.unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5)
     return rows.reshape(len(images), images.shape[1], side * patch_size, side * patch_size)
+
+
+def _ordered(patches: Tensor) -> Tensor:
+    """The first patches of each image that make a square, in row-major order."""
+    return patches[:, : math.isqrt(patches.shape[1]) ** 2].sort(dim=1).values

@@ -77,6 +77,10 @@ class Student(nn.Module, ABC):
         """How many patches are run where k are kept: all of them, unless a subclass cannot take any number."""
         return k
 
+    def labelled(self, patches: Tensor | None) -> Tensor | None:
+        """The patches that the model's `TokenLogits` are of, in their order, where `patches` are kept; None is all."""
+        return patches
+
     def num_tokens(self, k: int) -> int:
         """Tokens in the model's first blocks for an image of which k patches are kept: prefix tokens too."""
         return k + int(getattr(self.model, "num_prefix_tokens", 0))

@@ -28,6 +28,9 @@ class ZeroStudent(ImageStudent):
         logits: Tensor = self.model(images)
         return logits
 
+    def labelled(self, patches: Tensor | None) -> None:
+        """All of them: a patch that is zero has its token all the same."""
+
     def num_tokens(self, k: int) -> int:
         """All of them, whatever is kept."""
         return super().num_tokens(self.grid.num_patches)

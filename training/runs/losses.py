@@ -27,8 +27,9 @@ def image_loss(output: Tensor | TokenLogits, targets: Tensor, patch_weight: floa
 def batch_loss(
     output: Tensor | TokenLogits, batch: Batch, targets: Tensor, patches: Tensor | None, grid: Grid, config: TrainConfig
 ) -> Tensor:
-    """Loss float32 [B] of a student's output on `patches` int64 [B, k] of `grid` (None: all): by the batch's token
-    labels, moved, mixed and dropped as the patches are, and without any by `targets`, the images' own labels mixed.
+    """Loss float32 [B] of a student's output, logits of `patches` int64 [B, k] of `grid` (None: all): by the batch's
+    token labels, moved, mixed and dropped as the patches are, and without any by `targets`, the images' own labels
+    mixed.
     """
     if batch.token_labels is None or not isinstance(output, TokenLogits):
         return image_loss(output, targets, config.patch_weight)

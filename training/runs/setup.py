@@ -27,7 +27,7 @@ from dlth.training.evaluation.ticket_fit import fitted_student, tickets_crop, to
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.lvvit import LVViT
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.registry import build, default_blocks, resolve
+from dlth.training.models.registry import build, default_blocks, patch_size_of, resolve
 from dlth.training.models.student import Student
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import (
@@ -214,7 +214,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         model = _model(config, files.num_classes, start)
         student = as_student(config, model, files.store, files.val_store)
         _check_mixing(config, student)
-        _check_learns(config, model)
+        _check_learns(config, student)
         if config.users_crop_pct is None:
             images |= tickets_crop(files.val_store, images, reporter.note)
         frame = Frame.of(model, student.grid, student.patch_size, **images)
@@ -244,12 +244,20 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     )
 
 
-def _check_learns(config: TrainConfig, model: torch.nn.Module) -> None:
-    """Raises InputError for token labels that the model has no logits for."""
-    if config.token_labels is not None and not isinstance(model, LVViT):
+def _check_learns(config: TrainConfig, student: Student) -> None:
+    """Raises InputError for token labels that the student has no logits for, patch by patch."""
+    model = student.model
+    if config.token_labels is None:
+        return
+    if not isinstance(model, LVViT):
         raise InputError(
             f"{type(model).__name__} has no logits of patches that could learn from token labels: LV-ViT has (--model"
             " lvvit_s); leave out --token-labels for others"
+        )
+    if student.patch_size != patch_size_of(model):
+        raise InputError(
+            f"token labels teach LV-ViT's own patches of {patch_size_of(model)} pixels, not of {student.patch_size}:"
+            " leave out --patch-size; tickets of another grid are moved to it"
         )
 
 

@@ -165,7 +165,7 @@ class Stepper:
                 output = forward(images, budget=budget)
             else:
                 output = forward(images, patches)
-        losses = batch_loss(output, batch, targets, patches, self.student.grid, self.config)
+        losses = batch_loss(output, batch, targets, self.student.labelled(patches), self.student.grid, self.config)
         if unranked is not None:
             losses = losses.masked_fill(unranked, math.nan)
         return losses, torch.zeros_like(batch.weights) if batch.hidden is None else hidden_share(batch.hidden, patches)

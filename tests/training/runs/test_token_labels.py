@@ -19,6 +19,9 @@ from dlth.tickets.store.label_store import LabelStore
 from dlth.tickets.store.label_writer import LabelWriter
 from dlth.training.distributed.process_group import World
 from dlth.training.distributed.signals import StopRequest
+from dlth.training.models.registry import build
+from dlth.training.models.small_dense import laid_out
+from dlth.training.models.students import make_student
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import Training, train
 from dlth.training.settings.train_config import TrainConfig
@@ -83,6 +86,32 @@ def test_mixtoken_and_the_random_arm(make_run: MakeRun, tmp_path: Path) -> None:
     train(config.model_copy(update={"token_labels": str(store.path)}), reporter=heard)
     losses = [step["loss"] for step in heard.steps]
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.parametrize(("how", "options"), [("zero", {}), ("small-dense", {"dynamic_img_size": True})])
+def test_labels_are_of_the_patches_that_have_logits(
+    make_run: MakeRun, tmp_path: Path, how: str, options: dict[str, Any]
+) -> None:
+    """LV-ViT that is given zeros or a smaller image learns from the labels of the patches whose logits it gives, in
+    their order; patches of another size than its own have none.
+    """
+    settings = LVVIT | {"how": how, "epochs": 1, "warmup_epochs": 0, "model_kwargs": LVVIT["model_kwargs"] | options}
+    config = make_run("run", **settings)
+    config = config.model_copy(update={"token_labels": str(write_labels(config.data, tmp_path / "labels.zarr").path)})
+    assert np.isfinite(train(config).train_loss)
+    student = make_student(build("lvvit_t", img_size=32, num_classes=4, **settings["model_kwargs"]), how)
+    numbers = torch.arange(16.0).reshape(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    patches = torch.tensor([[7, 2, 9, 4, 1, 0, 3, 5]])
+    if how == "zero":
+        assert student.labelled(patches) is None
+        assert student.train()(numbers.expand(1, 3, 32, 32), patches).patches.shape[1] == 16
+    else:
+        assert (
+            student.labelled(patches).flatten().tolist()
+            == laid_out(numbers, patches, 8)[0, 0, ::8, ::8].flatten().tolist()
+        )
+    with pytest.raises(InputError, match="own patches of 8 pixels, not of 16: leave out --patch-size"):
+        train(config.model_copy(update={"patch_size": 16, "out": str(tmp_path / "other")}))
 
 
 def test_what_does_not_fit_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
