@@ -13,18 +13,39 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 
+from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.training.runs.checkpoint import take_apart
 from dlth.training.settings.layering import nearest
+from dlth.training.settings.recipes import RECIPES
 from dlth.training.settings.train_config import TrainConfig
 
 SetRate = Callable[[int, int], float]
 """(epoch, step counted over the run) -> learning rate of the last layer; sets the optimizer's groups on the way."""
 
 
+RATES = ("lr", "min_lr")
+"""Settings that are rates as they stand, at any batch."""
+
+
 def learning_rate(config: TrainConfig, global_batch: int) -> float:
     """The peak learning rate: as given, or scaled linearly by the images of a step."""
     return config.lr if config.lr is not None else config.lr_base * global_batch / config.lr_base_size
+
+
+def lowest_rate(config: TrainConfig, global_batch: int, note: Note) -> float:
+    """The learning rate at which the schedule ends: `min_lr`, but not above the peak, which follows the batch where
+    `min_lr` does not. Who gives both rates gets both; `note` is told where the peak is taken.
+    """
+    peak, own = learning_rate(config, global_batch), RECIPES.get(config.recipe, {})
+    both = all(getattr(config, name) != own.get(name, TrainConfig.model_fields[name].default) for name in RATES)
+    if config.min_lr <= peak or both or config.sched == "step":  # timm's steps know no end
+        return config.min_lr
+    note(
+        f"the learning rate is {peak:.3g} and does not fall: its peak at {global_batch} images a step is below min_lr"
+        f" {config.min_lr:g}; --min-lr says a lower end"
+    )
+    return peak
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: int) -> torch.optim.Optimizer:
@@ -76,8 +97,10 @@ MAX_RATE = 3.4e38
 """The largest number of 32 bits: beyond any use, but what a rate is too large for is not known here."""
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> SetRate:
-    """The learning rate by epoch, or by step where the configuration says so; its highest one is tried.
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int, lowest: float
+) -> SetRate:
+    """The learning rate by epoch, or by step where the configuration says so, down to `lowest`; its highest is tried.
 
     Raises:
         InputError: rates beyond `MAX_RATE`, or that the optimizer cannot step with
@@ -89,7 +112,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_p
             num_epochs=config.epochs,
             decay_epochs=config.decay_epochs,
             decay_rate=config.decay_rate,
-            min_lr=config.min_lr,
+            min_lr=lowest,
             warmup_lr=config.warmup_lr,
             warmup_epochs=config.warmup_epochs,
             step_on_epochs=not config.sched_on_updates,

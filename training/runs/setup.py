@@ -42,7 +42,7 @@ from dlth.training.models.weights_metadata import (
 from dlth.training.reporter import Reporter
 from dlth.training.runs.inputs import Inputs, open_files
 from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule, Schedule, final_budget
-from dlth.training.runs.optim import SetRate, make_ema, make_optimizer, make_schedule
+from dlth.training.runs.optim import SetRate, lowest_rate, make_ema, make_optimizer, make_schedule
 from dlth.training.runs.step import Stepper
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
@@ -230,7 +230,8 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         student.flops(inputs.k)  # a model that cannot see such an image says so here
         ema = make_ema(model, config)
         optimizer = make_optimizer(model, config, inputs.batching.global_batch)
-        set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch)
+        lowest = lowest_rate(config, inputs.batching.global_batch, reporter.note)
+        set_rate = make_schedule(optimizer, config, inputs.steps_per_epoch, lowest)
         select = online.ranking(pixels) if online is not None else None
         in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
         schedule = _keep_schedule(config, inputs, online, student)

@@ -176,7 +176,9 @@ class TrainConfig(Settings):
     sched_on_updates: bool = setting(False, SCHEDULE, "Change the learning rate each step, not each epoch.")
     warmup_epochs: int = setting(5, SCHEDULE, "Epochs of linear warm-up.", ge=0)
     warmup_lr: float = setting(1e-6, SCHEDULE, "Learning rate at which the warm-up begins.", ge=0)
-    min_lr: float = setting(1e-5, SCHEDULE, "Learning rate at which the schedule ends.", ge=0)
+    min_lr: float = setting(
+        1e-5, SCHEDULE, "Learning rate at which the schedule ends; at most the peak, unless --lr is given too.", ge=0
+    )
     decay_epochs: float = setting(90, SCHEDULE, "Epochs between the steps of the step schedule.", gt=0)
     decay_rate: float = setting(0.1, SCHEDULE, "Factor of the step schedule, power of the poly schedule.", gt=0)
 

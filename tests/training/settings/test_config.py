@@ -4,13 +4,15 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 
 from dlth.data.loading.order import DEFAULT_WINDOW
 from dlth.tickets.errors import InputError, MissingFileError
-from dlth.training.runs.optim import learning_rate
+from dlth.training.runs.optim import learning_rate, lowest_rate, make_optimizer, make_schedule
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import checked, layered
 from dlth.training.settings.recipes import RECIPES
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import to_toml
 from dlth.training.settings.train_config import TrainConfig
 
@@ -53,6 +55,31 @@ def test_the_deit_recipe_holds_the_papers_numbers() -> None:
     assert regularisation == (0.8, 1.0, 0.25, 0.1, 0.1)
     assert (config.model_ema, config.model_ema_decay, config.batch_size * 4) == (True, 0.99996, 1024)
     assert (config.aug_repeats, config.drop_last, config.mix_group, config.crop_pct) == (3, True, 128, 0.875)
+
+
+@pytest.mark.parametrize(
+    ("given", "batch", "ends_at"),
+    [
+        ({}, 32, 1.25e-6),
+        ({}, 64, 2e-6),
+        ({"min_lr": 1e-5}, 32, 1.25e-6),
+        ({"lr": 1e-6}, 2048, 1e-6),
+        ({"lr": 1e-6, "min_lr": 1e-5}, 32, 1e-5),
+    ],
+    ids=str,
+)
+def test_the_learning_rate_does_not_end_above_its_peak(given: dict[str, float], batch: int, ends_at: float) -> None:
+    """The peak follows the batch and min_lr does not: where it is above, the rate stays and that is said; but both
+    rates of a user are taken as they are.
+    """
+    config = layered({"data": "d", "out": "run"} | given, recipe="evit", kind=SelectorTrainConfig)
+    notes: list[str] = []
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), config, batch)
+    set_rate = make_schedule(optimizer, config, 3, lowest_rate(config, batch, notes.append))
+    rates = [set_rate(epoch, 3 * epoch) for epoch in range(31)]
+    assert rates[-1] == pytest.approx(ends_at)
+    assert len(notes) == (ends_at < config.min_lr)
+    assert rates == sorted(rates, reverse="min_lr" not in given or "lr" not in given)
 
 
 def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
