@@ -197,7 +197,7 @@ class Inputs:
             ratio=config.ratio,
             interpolation=config.train_interpolation,
             hflip=config.hflip,
-            rand_augment=config.aa or "",
+            rand_augment=config.rand_augment,
             color_jitter=config.color_jitter,
             reprob=config.reprob,
             mean=frame.mean,

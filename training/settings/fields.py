@@ -6,6 +6,7 @@ description serves the flag's help, the TOML file and the error.
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -42,6 +43,9 @@ MAX_EPOCHS = 10**6
 
 NO_SCHEDULE, COSINE = "none", "cosine"
 """Keep schedules that have a name; any other is milestones."""
+
+_MAX_BRACKETS = 4
+"""Brackets within brackets of a model's argument; timm's have two."""
 
 NO_PATH = "auto"
 """The one word that may stand where a path may, and is none (``resume``)."""
@@ -145,11 +149,11 @@ def _comma_list(value: object) -> object:
 
 
 def _pairs(value: object) -> object:
-    """``a=1,b=true`` to a dict; values are numbers, true, false or text."""
+    """``a=1,b=true,c=[1,2]`` to a dict; values are numbers, true, false or text, or lists or tuples of such."""
     if not isinstance(value, str):
         return value
     pairs: dict[str, Any] = {}
-    for part in filter(None, value.split(",")):
+    for part in filter(None, _parts(value)):
         name, equals, text = part.partition("=")
         if not equals:
             raise ValueError(f"expected name=value, found {part!r}")
@@ -157,10 +161,27 @@ def _pairs(value: object) -> object:
     return pairs
 
 
+def _parts(text: str) -> list[str]:
+    """Cut at the commas that stand in no bracket."""
+    cuts, depth = [-1], 0
+    for place, char in enumerate(text):
+        depth += (char in "[(") - (char in "])")
+        if not 0 <= depth <= _MAX_BRACKETS:
+            raise ValueError(f"expected brackets in pairs, at most {_MAX_BRACKETS} within each other")
+        if char == "," and depth == 0:
+            cuts.append(place)
+    if depth:
+        raise ValueError("a bracket is not closed (a shell may need quotes around them)")
+    return [text[one + 1 : other] for one, other in pairwise([*cuts, len(text)])]
+
+
 def _finite_pairs(pairs: dict[str, Any]) -> dict[str, Any]:
     """Numbers that are none would be met in the middle of a step, if at all."""
     for name, value in pairs.items():
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, list | tuple):
+            for item in value:
+                _finite_pairs({name: item})
+        elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}, which is no number")
     return pairs
 
@@ -172,6 +193,9 @@ def refuse_own_flags(kwargs: Mapping[str, Any] | None, flag: str, own: Mapping[s
 
 
 def _literal(text: str) -> Any:
+    """One value. A tuple is a list here, as it would be once it was written down and read again."""
+    if (text[:1], text[-1:]) in (("[", "]"), ("(", ")")):
+        return [_literal(part.strip()) for part in _parts(text[1:-1]) if part.strip()]
     for read in (int, float):
         try:
             return read(ascii_only(text))

@@ -19,9 +19,9 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.user_files import named_text
 from dlth.training.settings.fields import COSINE, Settings
-from dlth.training.settings.recipes import RECIPES
+from dlth.training.settings.recipes import RECIPE_MODEL, RECIPES
 from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml, read_toml, to_toml, toml_of
-from dlth.training.settings.train_config import TrainConfig
+from dlth.training.settings.train_config import DEFAULT_MODEL, TrainConfig
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 TrainT = TypeVar("TrainT", bound=TrainConfig)
@@ -79,12 +79,13 @@ class Layers(Generic[SettingsT]):
         return checked(self.kind, self.values, self.sources)
 
     def text(self) -> str:
-        """TOML of every setting with its source; settings that are required and not given are comments.
+        """TOML of every setting with its source, a run's student too; those required and not given are comments.
 
         Raises:
             InputError: a value that its field cannot take; whether the values fit together is not asked
         """
-        problems, values = [], {}
+        problems: list[str] = []
+        values: dict[str, Any] = {}
         for name, field in self.kind.names().items():
             try:
                 adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
@@ -93,7 +94,11 @@ class Layers(Generic[SettingsT]):
                 problems += [_problem(dict(each, loc=(name, *each["loc"])), self.sources) for each in error.errors()]
         if problems:
             raise InputError("; ".join(problems))
-        return toml_of(self.kind, values, self.sources)
+        sources = self.sources
+        if issubclass(self.kind, TrainConfig) and values["model"] is None and values["init_from"] is None:
+            values["model"] = RECIPE_MODEL.get(values["recipe"], DEFAULT_MODEL)
+            sources["model"] = f"recipe {values['recipe']}" if values["recipe"] in RECIPE_MODEL else DEFAULT
+        return toml_of(self.kind, values, sources)
 
     def _top(self, name: str) -> Layer | None:
         return next((layer for layer in reversed(self.layers) if name in layer.values), None)

@@ -43,7 +43,7 @@ AUGMENT, SELECTOR, RUN, OUTPUT = "Augmentation", "Selector (online mode)", "How 
 HOW = "How patches are left out: sparse (not computed), zero (in the image), small-dense (others as a smaller image)"
 PATCH_SIZE = "Side of a patch in pixels for models without patches of one size; as the tickets', or 16, if absent."
 
-DEFAULT_MODEL = "deit_small"
+DEFAULT_MODEL, NO_POLICY = "deit_small", "none"
 OWN_FLAGS = {
     "name": "--model",
     "num_classes": "--num-classes",
@@ -151,7 +151,7 @@ class TrainConfig(Settings):
         MODEL,
         f"Student: a friendly or timm name; what --init-from records if absent, or the recipe's, {DEFAULT_MODEL}.",
     )
-    model_kwargs: Pairs = setting({}, MODEL, "Further arguments of the timm model, e.g. patch_size=8,depth=4.")
+    model_kwargs: Pairs = setting({}, MODEL, "Further arguments of the timm model, e.g. patch_size=8,depths=[2,2].")
     how: How | None = setting(None, MODEL, HOW + "; sparse where the model can, otherwise zero.")
     patch_size: int | None = setting(None, MODEL, PATCH_SIZE, gt=0, le=MAX_SIDE)
     num_classes: int | None = setting(
@@ -224,7 +224,7 @@ class TrainConfig(Settings):
         0, AUGMENT, "Views of an image in an epoch, which then shows as many images fewer; 0 is off.", ge=0, le=1_000
     )
     drop_last: bool = setting(False, AUGMENT, "Leave out what does not fill the last batch, unless it is the only one.")
-    aa: str | None = setting(None, AUGMENT, "RandAugment, e.g. rand-m9-mstd0.5-inc1.")
+    aa: str | None = setting(None, AUGMENT, "RandAugment, e.g. rand-m9-mstd0.5-inc1; none switches a recipe's off.")
     color_jitter: float = setting(0.0, AUGMENT, "Strength of colour jitter (brightness, contrast, saturation).", ge=0)
     reprob: float = setting(0.0, AUGMENT, "Share of images in which a box is erased.", ge=0, le=1)
     scale: Pair = setting((0.08, 1.0), AUGMENT, "Least and most area of a crop, as a share of the image.")
@@ -290,6 +290,11 @@ class TrainConfig(Settings):
     def student(self) -> str:
         """Name of the student's model."""
         return self.model or RECIPE_MODEL.get(self.recipe, DEFAULT_MODEL)
+
+    @property
+    def rand_augment(self) -> str:
+        """The augmentation policy; empty for none."""
+        return "" if self.aa is None or self.aa == NO_POLICY else self.aa
 
     @property
     def milestones(self) -> tuple[tuple[int, str], ...]:

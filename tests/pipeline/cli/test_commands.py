@@ -217,10 +217,14 @@ def test_print_config_gives_a_file_that_config_reads_back(dlth: Run, tmp_path: P
     assert code == 0
     for line in ('aa = "rand-m9-mstd0.5-inc1"  # recipe deit', "lr = 0.001  # flag", "momentum = 0.9  # default"):
         assert line in first.splitlines()
+    assert 'model = "deit_small"  # default' in first.splitlines()
     (tmp_path / "c.toml").write_text(first)
     again = dlth("train", "--config", tmp_path / "c.toml", "--print-config")[1]
     assert tomllib.loads(again) == tomllib.loads(first)
     assert f"lr = 0.001  # {tmp_path / 'c.toml'}" in again.splitlines()
+    swin = dlth("train", "--recipe", "swin", "--print-config")[1]
+    assert 'model = "swin_tiny_patch4_window7_224"  # recipe swin' in swin.splitlines()
+    assert "# model is not set" in dlth("train", "--init-from", "w.pth", "--print-config")[1].splitlines()
 
 
 def test_a_dry_run_of_training_takes_no_step(dlth: Run, tickets: tuple[Any, Path], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ MakeRun = Callable[..., TrainConfig]
 RESNET = ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 16)})
 SWIN = (
     "swin_tiny_patch4_window7_224",
-    {"patch_size": 2, "window_size": 4, "embed_dim": 12, "depths": (2, 1), "num_heads": (2, 2)},
+    "patch_size=2,window_size=4,embed_dim=12,depths=[2,1],num_heads=(2,2)",
 )
 WAYS: dict[str, dict[str, Any]] = {
     "vit small-dense": {"how": "small-dense", "model_kwargs": KWARGS | {"depth": 2, "dynamic_img_size": True}},

@@ -85,7 +85,7 @@ def test_the_learning_rate_does_not_end_above_its_peak(given: dict[str, float], 
 def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
     """What --print-config shows, --config reads: every kind of value survives, awkward text too."""
     overrides = {
-        "model_kwargs": "patch_size=8,depth=2,no_embed_class=true,act_layer=gelu",
+        "model_kwargs": "patch_size=8,depths=[2,1],no_embed_class=true,window=(7, 7),act_layer=gelu",
         "keep": 0.7,
         "selector_blocks": "1,2",
         "opt_betas": "0.9,0.95",
@@ -98,7 +98,19 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
     file.write_text(to_toml(config), encoding="utf-8")
     assert layered({}, config_file=file) == config
     assert config.keep == "0.7"
-    assert config.model_kwargs == {"patch_size": 8, "depth": 2, "no_embed_class": True, "act_layer": "gelu"}
+    kwargs = {"patch_size": 8, "depths": [2, 1], "no_embed_class": True, "window": [7, 7], "act_layer": "gelu"}
+    assert config.model_kwargs == kwargs
+    assert layered(NEEDED | {"selector_kwargs": overrides["model_kwargs"]}).selector_kwargs == kwargs
+
+
+@pytest.mark.parametrize("off", ["none", ""])
+def test_a_recipes_augmentation_policy_can_be_switched_off(off: str, tmp_path: Path) -> None:
+    """`--aa none` and an empty text are no policy, and are read back from what the run writes."""
+    config = layered(NEEDED | {"aa": off}, recipe="deit")
+    assert config.rand_augment == ""
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert layered({}, config_file=file) == config
 
 
 @pytest.mark.parametrize(
@@ -140,6 +152,10 @@ def test_toml_and_back_is_the_same_configuration(tmp_path: Path) -> None:
         ({"arm": "dense", "keep_schedule": "0:0.7"}, None, r"has no meaning"),
         ({"arm": "random", "tickets": None, "keep_schedule": "5:1.0"}, None, r"how many patches the random arm keeps"),
         ({"model_kwargs": "depth"}, None, r"expected name=value, found 'depth'"),
+        ({"model_kwargs": "depths=[1,2"}, None, r"--model-kwargs: a bracket is not closed"),
+        ({"model_kwargs": "depths=1],a=2"}, None, r"--model-kwargs: expected brackets in pairs"),
+        ({"model_kwargs": "depths=" + "[" * 9_000}, None, r"brackets in pairs, at most 4 within"),
+        ({"model_kwargs": "depths=[[1,nan]]"}, None, r"depths is nan, which is no number"),
         ({"epochs": True}, None, r"--epochs: true and false are no value of this setting, found True"),
         ({"lr": False}, None, r"--lr: true and false are no value"),
         ({"mean": "123.7,116.3,103.5"}, None, r"--mean.0: .*less than or equal to 1, found 123.7"),
