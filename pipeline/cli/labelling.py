@@ -7,7 +7,7 @@ import typer
 
 from dlth.pipeline.cli import console
 from dlth.pipeline.cli.flags import integer, with_flags
-from dlth.pipeline.cli.options import ConfigFile, DryRun, Json, PrintConfig, Shards, Split, only_printed
+from dlth.pipeline.cli.options import ConfigFile, DryRun, Json, PrintConfig, Split, only_printed
 from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.tickets.errors import shown
 from dlth.training.distributed.ranks import ranks
@@ -55,8 +55,10 @@ def label(
 
 def import_(
     maps: Annotated[Path, typer.Argument(help="Folder of .pt maps, one an image, by its key or by its path's end.")],
-    data: Shards,
     out: Annotated[Path, typer.Option(help="The token label file to write; nothing is overwritten.")],
+    data: Annotated[
+        str | None, typer.Option(help="Shards of the images, as `dlth label` takes them; dlth.toml's if absent.")
+    ] = None,
     num_classes: Annotated[int, typer.Option(parser=integer, help="Classes of the annotator's head.")] = 1000,
     split: Split = None,
     annotator: Annotated[str, typer.Option(help="Name of the annotator, for the header.")] = "dm_nfnet_f6",
@@ -66,9 +68,14 @@ def import_(
     json: Json = False,
 ) -> None:
     """Take published maps ([2, 5, 18, 18] tensors in .pt files) as a token label file, without running code in them."""
-    from dlth.pipeline.selection import label_import
+    from dlth.pipeline.project.settings import import_settings
 
-    source = label_import.Source(maps, data, split, num_classes, annotator, img_size, allow_missing)
+    shards, split, notes = import_settings(data, split)
+    for text in notes:
+        console.note(text)
+    from dlth.pipeline.selection import label_import  # torch: not before the settings are sound
+
+    source = label_import.Source(maps, shards, split, num_classes, annotator, img_size, allow_missing)
     plan = label_import.plan(source)
     if dry_run:
         console.result("dlth label import, dry run: nothing is written", plan.facts(), json)

@@ -62,13 +62,19 @@ def for_select(layers: Layers[SelectConfig], file: ProjectFile | None) -> tuple[
 
 
 def for_label(layers: Layers[LabelConfig], file: ProjectFile | None) -> tuple[Layers[LabelConfig], list[str]]:
-    """Shards, split and name of the token label file."""
+    """Shards, split and name of the token label file; of a folder of several splits, the training images."""
     values, notes = Values(out="labels.zarr"), list[str]()
+    split = str(layers.get("split") or "")
     if layers.get("data") is None and (shards := shards_here(file)):
         folder, training, _ = shards
-        values |= {"data": str(folder)} | ({"split": training} if training else {})
-        notes.append(f"data: {shown(folder)}, the shards found here" + (f" (split {training})" if training else ""))
-    return layers.under(DERIVED, values), notes
+        values["data"], split = str(folder), split or training
+        notes.append(f"data: {shown(folder)}, the shards found here" + (f" (split {split})" if split else ""))
+    elif not split and (data := str(layers.get("data") or "")):
+        if data.endswith(".tar"):  # named one by one, so the split is a name for the header alone
+            split = first_of(TRAINING, words(data.rpartition("/")[2])) or ""
+        elif split := first_of(TRAINING, () if is_remote(data) else splits_in(Path(data))) or "":
+            notes.append(f"split: {shown(split)}, the training images of {shown(data)}")
+    return layers.under(DERIVED, values | ({"split": split} if split else {})), notes
 
 
 def for_train(layers: Layers[TrainT], file: ProjectFile | None) -> tuple[Layers[TrainT], list[str]]:

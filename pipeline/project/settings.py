@@ -63,6 +63,18 @@ def label_settings(flags: Mapping[str, Any], config_file: Path | None) -> Comman
     return _command_settings(layers, notes, file)
 
 
+def import_settings(data: str | None, split: str | None) -> tuple[str, str | None, tuple[str, ...]]:
+    """Shards and split of ``dlth label import``, as ``dlth label`` finds them, and what a person should know of them.
+
+    Raises DlthError for what no setting can be, and where nothing says which shards.
+    """
+    flags = {name: value for name, value in (("data", data), ("split", split)) if value is not None}
+    chosen = label_settings(flags, None)
+    if chosen.layers.get("data") is None:
+        raise InputError("name the shards of the images: --data, or data = … in dlth.toml")
+    return str(chosen.layers.get("data")), chosen.layers.get("split") or None, chosen.notes
+
+
 def train_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[TrainConfig]:
     """The settings of ``dlth train``. Raises DlthError for what no setting can be."""
     return _run_settings("train", TrainConfig, UNLESS_SAID, flags, config_file)

@@ -148,6 +148,34 @@ def test_other_maps_are_not_mixed_in(make_shards: Callable[..., Any], tmp_path: 
         take("a")
 
 
+def test_the_training_images_of_what_pack_makes(
+    dlth: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both commands take the training images of a folder of several splits, and the shards that dlth.toml names."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for number in range(3):
+            path = tmp_path / split / f"n{number % 2}" / f"{split}{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(make_image(make_picture(number)))
+        code, _, err = dlth("pack", split, "--out", "shards", "--split", split)
+        assert code == 0, err
+    write_maps(tmp_path / "maps", [f"train{number}" for number in range(3)])
+    assert Path("dlth.toml").is_file()
+    annotator = ("--annotator", "resnet10t", "--num-classes", 7, "--img-size", 64, "--random-weights")
+    for at, data in enumerate(((), ("--data", "shards"))):
+        code, said, err = dlth("label", *annotator, *data, "--out", "made.zarr", "--dry-run", "--json")
+        assert (code, json.loads(said)["images"]) == (0, 3), err
+        code, _, err = dlth("label", "import", "maps", *data, "--out", f"{at}.zarr", "--num-classes", 20, "--json")
+        assert code == 0, err
+        store = LabelStore(tmp_path / f"{at}.zarr")
+        assert (store.header.dataset.split, store.num_rows, store.num_skipped) == ("train", 3, 0)
+    Path("dlth.toml").unlink()
+    Path("shards").rename("elsewhere")
+    code, _, err = dlth("label", "import", "maps", "--out", "none.zarr")
+    assert (code, "name the shards of the images: --data" in err) == (2, True), err
+
+
 class Evil:
     """Runs when it is unpickled, unless the reader is a restricted one."""
 
