@@ -66,14 +66,15 @@ HEADLINE = {
 class Parts:
     """What a run is made of.
 
-    `schedule`: what each step keeps; `online`: the selector in the loop, and `select` what it makes of the student's
-    images, None without one.
+    `starts_from`: whose weights, in words; `schedule`: what each step keeps; `online`: the selector in the loop, and
+    `select` what it makes of the student's images, None without one.
     """
 
     config: TrainConfig
     world: World
     inputs: Inputs
     student: Student
+    starts_from: str
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     set_rate: SetRate
@@ -115,6 +116,7 @@ class Parts:
         global_batch = inputs.batching.global_batch
         return {
             "model": f"{record['model']}, {record['parameters'] / 1e6:.1f} M parameters",
+            "starts from": self.starts_from,
             "recipe": recipe_fact(config.recipe, global_batch),
             "arm": ", ".join(filter(None, (config.arm, record["mode"]))),
             "tokens": str(self.schedule),
@@ -240,9 +242,22 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     agree(world, contents(inputs, online) | {"initial weights": digest})
     sizes = schedule.most_sizes
     stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes)
+    starts = _starts_from(config, digest, reporter.note)
     return Parts(
-        config, world, inputs, student, ema, optimizer, set_rate, schedule, loader, stepper, pixels, online, select
+        *(config, world, inputs, student, starts, ema, optimizer, set_rate),
+        *(schedule, loader, stepper, pixels, online, select),
     )
+
+
+def _starts_from(config: TrainConfig, digest: str, note: Note) -> str:
+    """Whose weights the run starts from; `note` is told of a selector that is to be fine-tuned from none."""
+    if config.init_from is not None:
+        return f"{config.init_from} (sha256 {digest[:16]})"
+    if config.pretrained:
+        return "timm's weights"
+    if isinstance(config, SelectorTrainConfig):
+        note("the selector starts from random weights; fine-tuning wants trained ones: --init-from, or --pretrained")
+    return "random weights (no --init-from)"
 
 
 def _check_learns(config: TrainConfig, student: Student) -> None:

@@ -101,9 +101,20 @@ def test_what_was_trained_to_select_selects_so_unless_told_otherwise(make_select
     named = " ".join(notes)
     assert "--blocks 1 (recorded: 0,1), --fuse-tokens False (recorded: True)" in named
     assert "--stage-keep 0.5 (recorded: stage keep 0.6)" in named
-    again = prepare(make_selector("again", init_from=config.out, **dict.fromkeys(DROPS)), WORLD, Listener())
+    listener = Listener()
+    again = prepare(make_selector("again", init_from=config.out, **dict.fromkeys(DROPS)), WORLD, listener)
+    digest = header.selector.weights_sha256[:16]
+    assert again.facts()["starts from"] == f"{config.out} (sha256 {digest})"
+    assert not any("random weights" in text for text in listener.notes)
     assert isinstance(again.student, SelectorStudent)
     assert again.student.facts() == SELECTION
+
+
+def test_a_selector_from_no_weights_is_told_so(make_selector: MakeRun) -> None:
+    """The plan says random weights, and a note what fine-tuning wants."""
+    listener = Listener()
+    assert planned(make_selector(), reporter=listener)["starts from"] == "random weights (no --init-from)"
+    assert any("fine-tuning wants trained ones: --init-from" in text for text in listener.notes)
 
 
 def test_the_selector_in_the_loop_needs_its_weights_alone(make_selector: MakeRun, tmp_path: Path) -> None:
