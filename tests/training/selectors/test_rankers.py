@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -306,7 +307,71 @@ class Failing(Backwards):
 class Gapless(Backwards):
     def select(self, images, budget=None):
         return Selection(super().select(images).patches, torch.ones(()))
+
+class Odd(Backwards):
+    def select(self, images, budget=None):
+        return what(*super().select(images), images)
+
+def leave(*_):
+    raise SystemExit(3)
 """
+ODD = [
+    ("lambda p, g, x: leave()", r"failed on a black image \(SystemExit: 3"),
+    ("lambda p, g, x: (p, g) if len(x) == 1 else {}['it']", r"failed on 3 black images \(KeyError"),
+    ("lambda p, g, x: (p[:1], g)", r"for 3 images it gave patches torch.int64 \[1, 16\], not each of 0 to 15 once"),
+    ("lambda p, g, x: (p.repeat(2, 1), g)", r"torch.int64 \[2, 16\]"),
+    ("lambda p, g, x: (p[:, :8], g)", r"torch.int64 \[1, 8\]"),
+    ("lambda p, g, x: (p + 0.25, g)", r"torch.float32 \[1, 16\]"),
+    ("lambda p, g, x: (p.numpy(), g)", "gave of type tuple"),
+    ("lambda p, g, x: None", "gave of type NoneType"),
+    ("lambda p, g, x: (p, g[:, None])", r"gaps of shape \[1, 1\] for one image, not \[1\], floating"),
+    ("lambda p, g, x: (p, g + 0j)", r"gaps of shape \[1\] and torch.complex64"),
+]
+"""What a ranker may give, and what is said of it."""
+
+
+@pytest.mark.parametrize(("what", "message"), ODD, ids=[what for what, _ in ODD])
+def test_what_is_no_selection_is_refused(what: str, message: str) -> None:
+    """Before any image is read, and for each batch: an error names the ranker, and nothing is cut or rounded."""
+    code: dict[str, Any] = {"__name__": "mine"}
+    exec(f"{OWN}\nwhat = lambda p, g, x: (p, g)", code)
+    wanted, images = spec(tiny_vit()), torch.zeros(2, 3, 32, 32)
+    odd = choose(code["Odd"](wanted, CPU), wanted, CPU).ranker
+    assert odd.select(images).patches[:, 0].tolist() == [15, 15]
+    code["what"] = eval(what, code)
+    with pytest.raises(InputError, match=message):
+        choose(code["Odd"](wanted, CPU), wanted, CPU)
+    with pytest.raises(InputError, match="the ranker mine:Odd "):
+        odd.select(images)
+
+
+PART = """
+def make(spec, device):
+    made = Backwards(spec, device)
+    made.{} = None
+    return made
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise SystemExit(3)", r"cannot be imported .* \(SystemExit: 3"),
+        ("def make(spec, device): raise SystemExit", r"called with a RankerSpec and a device \(SystemExit"),
+        *((OWN + PART.format(part), f"has {part} of type None") for part in ("frame", "budget", "info", "device")),
+        (f"{OWN}\nBackwards.flops = None", "has flops None, not two numbers"),
+        (f"{OWN}\nBackwards.flops = property(lambda self: {{}}['it'])", r"does not say what it is \(KeyError"),
+    ],
+)
+def test_code_that_makes_no_ranker_is_refused(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves at import or in the maker, and parts that are not what `PatchRanker` says, are one error each."""
+    name = f"mine_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=message):
+        choose(f"{name}:make", spec(tiny_vit()), CPU)
 
 
 def test_a_users_own_ranker_comes_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
