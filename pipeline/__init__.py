@@ -7,12 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dlth.pipeline.selection.config import SelectConfig
+    from dlth.pipeline.selection.stage import plan, select
     from dlth.pipeline.studies.arm_comparison import Comparison, compare_arms
 
-_EXPORTS = {"Comparison": "studies.arm_comparison", "compare_arms": "studies.arm_comparison"}
+_EXPORTS = {
+    "Comparison": "studies.arm_comparison",
+    "SelectConfig": "selection.config",
+    "compare_arms": "studies.arm_comparison",
+    "plan": "selection.stage",
+    "select": "selection.stage",
+}
 """Exported name -> module of this package."""
 
-__all__ = ["Comparison", "compare_arms"]
+__all__ = ["Comparison", "SelectConfig", "compare_arms", "plan", "select"]
 
 
 def __getattr__(name: str) -> object:

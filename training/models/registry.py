@@ -52,8 +52,10 @@ FRIENDLY: dict[str, tuple[str, dict[str, int]]] = {
 """Friendly name -> timm's name (with the tag of its weights) and what is built differently."""
 
 WHAT_CAN = (
-    "What can: timm's VisionTransformer, distilled DeiT and Eva models, such as deit_small, vit_base or deit3_base"
+    "What can: timm's VisionTransformer, distilled DeiT and Eva models, and LV-ViT, such as deit_small, vit_base,"
+    " deit3_base or lvvit_small"
 )
+DROPS_TOO = "; in training and evaluation, --how sparse also takes Swin V1 and V2"
 
 
 def resolve(name: str) -> str:
@@ -269,7 +271,8 @@ def check_family(vit: nn.Module, verb: str) -> ViT:
         if type(vit)._pos_embed in known and type(vit).forward_features is base.forward_features:
             return vit
     reason = _REASONS.get(type(vit).__name__, "it is no plain vision transformer")
-    raise InputError(f"{type(vit).__name__} cannot {verb} patches: {reason}. {WHAT_CAN}.")
+    too = DROPS_TOO if verb == "drop" else ""
+    raise InputError(f"{type(vit).__name__} cannot {verb} patches: {reason}. {WHAT_CAN}{too}.")
 
 
 def check_can_select(vit: nn.Module) -> ViT:

@@ -27,7 +27,7 @@ from dlth.training.evaluation.ticket_fit import fitted_student, tickets_crop, to
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.lvvit import LVViT
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.registry import build, default_blocks, patch_size_of, resolve
+from dlth.training.models.registry import build, patch_size_of, resolve
 from dlth.training.models.student import Student
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import (
@@ -308,8 +308,8 @@ def as_student(config: TrainConfig, model: torch.nn.Module, *stores: TicketStore
     """
     if not isinstance(config, SelectorTrainConfig):
         return fitted_student(model, config.how, config.patch_size, *stores)
-    blocks = config.blocks or default_blocks(model)
-    return SelectorStudent(EViT(model, config.stage_keep or DEFAULT_STAGE_KEEP, blocks, bool(config.fuse_tokens)))
+    rate = config.stage_keep or DEFAULT_STAGE_KEEP
+    return SelectorStudent(EViT(model, rate, config.blocks, bool(config.fuse_tokens)))
 
 
 def _served(budget: Budget, student: Student) -> Budget:

@@ -36,7 +36,7 @@ class Selector:
     Args:
         vit: a timm ViT with a class token (`check_can_select`)
         stage_keep: share of its patches that each stage keeps (EViT's and the paper's rate)
-        blocks: selection blocks, counted from 0
+        blocks: selection blocks, counted from 0; None is `default_blocks`: 3, 6, 9 of 12
         fuse_tokens: fuse the patches dropped at a stage into one token, weighted by their scores (EViT's option)
         keep: final share of the patches, takes the place of `stage_keep`
         tokens: final number of patches, takes the place of `stage_keep`
@@ -53,7 +53,7 @@ class Selector:
         self,
         vit: nn.Module,
         stage_keep: Rate | None = 0.7,
-        blocks: Sequence[int] = (3, 6, 9),
+        blocks: Sequence[int] | None = None,
         fuse_tokens: bool = False,
         *,
         keep: Rate | None = None,

@@ -18,7 +18,6 @@ from dlth.training.models.frame import Frame
 from dlth.training.models.registry import (
     build,
     check_family,
-    default_blocks,
     grid_of,
     on_black_image,
     resolve,
@@ -84,7 +83,7 @@ def evit(spec: RankerSpec, device: torch.device, product: Product = QUERY_KEY) -
     vit, source = spec.load()
     selector = Selector(
         vit,
-        blocks=spec.blocks or default_blocks(vit),
+        blocks=spec.blocks,
         fuse_tokens=spec.fuse_tokens,
         **{"stage_keep": None, **spec.rates},
         product=product,

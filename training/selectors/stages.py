@@ -33,18 +33,18 @@ from dlth.training.models.class_attention import (
     value_of,
 )
 from dlth.training.models.embedding import rotary_of_block, take, take_rotary
-from dlth.training.models.registry import ViT, check_can_select
+from dlth.training.models.registry import ViT, check_can_select, default_blocks
 
 
-def check_dropping(vit: nn.Module, blocks: Sequence[int], fuse_tokens: bool) -> tuple[ViT, tuple[int, ...]]:
-    """The model and its selection blocks, if the rule can be run on them.
+def check_dropping(vit: nn.Module, blocks: Sequence[int] | None, fuse_tokens: bool) -> tuple[ViT, tuple[int, ...]]:
+    """The model and its selection blocks (None: its `default_blocks`), if the rule can be run on them.
 
     Raises:
         InputError: a model that cannot select, blocks that it does not have or out of order, or fused tokens that
             would need a position
     """
     checked = check_can_select(vit)
-    numbers, depth = tuple(blocks), len(checked.blocks)
+    numbers, depth = default_blocks(checked) if blocks is None else tuple(blocks), len(checked.blocks)
     whole = all(isinstance(block, Integral) and not isinstance(block, bool) and 0 <= block < depth for block in numbers)
     if not numbers or not whole or not all(earlier < later for earlier, later in pairwise(numbers)):
         raise InputError(

@@ -24,7 +24,7 @@ class EViT(nn.Module):
     Args:
         vit: a timm ViT with a class token, which is trained under its own names
         stage_keep: share of its patches that each stage keeps
-        blocks: selection blocks, counted from 0
+        blocks: selection blocks, counted from 0; None is `default_blocks`: 3, 6, 9 of 12
         fuse_tokens: fuse the patches dropped at a stage into one token, weighted by their scores
     Attributes:
         budget: what each stage keeps of an image of the size that the model was built for
@@ -36,7 +36,7 @@ class EViT(nn.Module):
         self,
         vit: nn.Module,
         stage_keep: Rate = 0.7,
-        blocks: Sequence[int] = (3, 6, 9),
+        blocks: Sequence[int] | None = None,
         fuse_tokens: bool = False,
     ) -> None:
         super().__init__()
