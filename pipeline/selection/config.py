@@ -9,6 +9,7 @@ from dlth.training.settings.fields import (
     FUSE_TOKENS,
     MAX_BATCH,
     MAX_SIDE,
+    WHERE,
     WHICH_BLOCKS,
     WHICH_RANKER,
     Deviations,
@@ -22,7 +23,13 @@ from dlth.training.settings.fields import (
     setting,
 )
 
-OWN_FLAGS = {"name": "--model", "num_classes": "--num-classes", "img_size": "--img-size", "pretrained": "--pretrained"}
+OWN_FLAGS = {
+    "name": "--model",
+    "num_classes": "--num-classes",
+    "img_size": "--img-size",
+    "pretrained": "--pretrained",
+    **WHERE,
+}
 DEFAULT_MODEL = "deit_small"
 FROM_FILE = " What the checkpoint records if absent, otherwise the model's own."
 MAX_CROPS = 100

@@ -39,9 +39,11 @@ ABOUT_SELECTION = ("blocks", "fuse_tokens")
 _MAX_NOTE = 1 << 16
 NOT_THE_MODELS = (
     *("name", "model_name", "num_classes", "img_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
-    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "features_only"),
+    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "features_only", "device", "dtype"),
 )
-"""Arguments of timm's `create_model` that are said elsewhere, or that read files and fetch weights."""
+"""Arguments of timm's `create_model` that are said elsewhere, or that read files and fetch weights; on a device of its
+own (meta) a model has no weights that could be read or run.
+"""
 
 Text = Annotated[str, Field(max_length=1_000)]
 Size = Annotated[int, Field(ge=1, le=65_536)]

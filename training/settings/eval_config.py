@@ -8,6 +8,7 @@ from dlth.data.shards.scan import MAX_CLASSES
 from dlth.training.settings.fields import (
     MAX_BATCH,
     MAX_SIDE,
+    WHERE,
     Deviations,
     Keep,
     Means,
@@ -67,6 +68,6 @@ class EvalConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        own = {name: OWN_FLAGS[name] for name in ("name", "num_classes", "img_size")}
+        own = {name: OWN_FLAGS[name] for name in ("name", "num_classes", "img_size", *WHERE)}
         refuse_own_flags(self.model_kwargs, "--model-kwargs", own)
         return self

@@ -186,6 +186,10 @@ def _finite_pairs(pairs: dict[str, Any]) -> dict[str, Any]:
     return pairs
 
 
+WHERE = {"device": "--device", "dtype": "--amp-dtype"}
+"""Arguments by which timm places a model, and the flags that place it here."""
+
+
 def refuse_own_flags(kwargs: Mapping[str, Any] | None, flag: str, own: Mapping[str, str]) -> None:
     """Raises ValueError for model arguments of `flag` that have a flag of their `own`: timm would get them twice."""
     for name in own.keys() & (kwargs or {}):
@@ -239,7 +243,7 @@ def _schedule(text: str) -> str:
 
 ScheduleText = Annotated[str, AfterValidator(_schedule)]
 Keep = Annotated[str, BeforeValidator(_exact), AfterValidator(_share)]
-Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list), Field(min_length=1)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]
 # Of values in [0, 1]: means of 0 to 255, as other programs have them, would blacken every image without a word.
 Mean = Annotated[float, Field(ge=0, le=1)]

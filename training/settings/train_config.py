@@ -17,6 +17,7 @@ from dlth.training.settings.fields import (
     MAX_EPOCHS,
     MAX_SIDE,
     NO_SCHEDULE,
+    WHERE,
     WHICH_BLOCKS,
     WHICH_RANKER,
     Deviations,
@@ -51,12 +52,14 @@ OWN_FLAGS = {
     "drop_path": "--drop-path",
     "drop_path_rate": "--drop-path",
     "pretrained": "--pretrained",
+    **WHERE,
 }
 SELECTORS_OWN_FLAGS = {
     "name": "--selector",
     "num_classes": "--selector-checkpoint, whose head says it",
     "img_size": "--img-size",
     "pretrained": "--selector-pretrained",
+    **WHERE,
 }
 """Arguments of a timm model that are settings, and by which flag."""
 

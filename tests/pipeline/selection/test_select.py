@@ -256,6 +256,8 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_do(make_shards: Callabl
         pytest.param({"model": "vit_tiny_patch16_224.x"}, "no weights 'x' of vit_tiny_patch16_224", id="no such tag"),
         pytest.param({"keep": "1.5"}, "keep", id="keep above one"),
         pytest.param({"blocks": "1,9"}, "9", id="no such block"),
+        pytest.param({"blocks": ""}, "--blocks: .*at least 1 item", id="blocks that are none"),
+        pytest.param({"model_kwargs": "device=meta"}, "a flag of its own: --device", id="a device among kwargs"),
         pytest.param({"model_kwargs": "num_classes=5"}, "a flag of its own: --num-classes", id="a flag among kwargs"),
         pytest.param(
             {"model_kwargs": KWARGS | {"in_chans": 1}}, "cannot see an RGB image of 32x32 pixels", id="grey images"
@@ -336,7 +338,7 @@ def test_stage_1_asks_a_ranker_for_nothing_but_the_protocol(tmp_path: Path, monk
     config = select_config(str(tmp_path), tmp_path / "t.zarr", bad_images="skip")
     as_object = plan(config, ranker=ranker)
     assert as_object.header.extensions == {"ranker": f"{Stripes.__module__}:Stripes"}
-    assert (as_object.ranker, ranker.seen) == (ranker, 1)  # a black image
+    assert (as_object.ranker.ranker, ranker.seen) == (ranker, 4)  # a black image, and three at once
     ranker.seen = 0
     made = plan(config, ranker="stripes")
     assert made.header.extensions == {"ranker": "stripes"}

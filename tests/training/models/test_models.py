@@ -11,7 +11,7 @@ from torch import nn
 
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.grid import Grid
-from dlth.training import Selector, TicketViT
+from dlth.training import EViT, Selector, TicketViT
 from dlth.training.models.registry import (
     FRIENDLY,
     build,
@@ -69,7 +69,8 @@ def test_build_passes_sizes_on() -> None:
 @pytest.mark.parametrize(("depth", "blocks"), [(12, (3, 6, 9)), (16, (4, 8, 12)), (4, (1, 2, 3)), (2, (1,)), (1, (0,))])
 def test_default_blocks(depth: int, blocks: tuple[int, ...]) -> None:
     """The paper's for its depths, and numbers that exist for all others."""
-    assert default_blocks(on_paper("vit_tiny_patch16_224", depth=depth)) == blocks
+    vit = on_paper("vit_tiny_patch16_224", depth=depth)
+    assert default_blocks(vit) == EViT(vit).blocks == Selector(vit).blocks == blocks
 
 
 def test_arguments_a_model_does_not_take() -> None:
@@ -110,7 +111,7 @@ def test_names_and_arguments_that_cannot_serve_say_why() -> None:
 )
 def test_models_that_cannot_select(name: str, options: dict, reason: str) -> None:
     """Each refusal says why, and what can."""
-    with pytest.raises(InputError, match=f"{reason}.*What can: .*deit_small"):
+    with pytest.raises(InputError, match=f"{reason}.*What can: .*LV-ViT.*deit_small"):
         Selector(on_paper(name, **options), blocks=(0,))
 
 
@@ -118,7 +119,7 @@ def test_models_that_cannot_select(name: str, options: dict, reason: str) -> Non
     ("name", "reason"),
     [
         ("beit_base_patch16_224", "Beit cannot drop patches: its relative position bias belongs to the full grid"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer cannot drop patches: it attends within windows"),
+        ("swin_tiny_patch4_window7_224", "SwinTransformer cannot drop patches: it attends within windows.*LV-ViT.*V2"),
         ("samvit_base_patch16", "VisionTransformerSAM cannot drop patches"),
         ("resnet18", "ResNet cannot drop patches"),
     ],

@@ -57,6 +57,7 @@ def noted(path: Path, note: object) -> Path:
         ({"model": "a", "interpolation": "../x"}, "interpolation: "),
         ({"model": "a", "model_kwargs": {"checkpoint_path": "/etc/passwd"}}, "model_kwargs: .*checkpoint_path"),
         ({"model": "a", "model_kwargs": {"pretrained": True}}, "model_kwargs: .*pretrained"),
+        ({"model": "a", "model_kwargs": {"device": "meta"}}, "model_kwargs: .*device"),
         ({"model": "a", "selection": {"blocks": [], "stage_keep": "0.7"}}, "selection.blocks: "),
         ({"model": "a", "selection": {"blocks": [-1], "stage_keep": "0.7"}}, "selection.blocks.0: "),
         ({"model": "a", "selection": {"blocks": [3], "stage_keep": "1.7"}}, "selection.stage_keep: "),
