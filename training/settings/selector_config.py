@@ -37,7 +37,7 @@ class SelectorTrainConfig(TrainConfig):
         f"Model to train: a friendly or timm name; what --init-from records if absent, otherwise {DEFAULT_MODEL}.",
     )
     # Milestones are shares of the patches that a student is given; a selector comes to its share by its stages.
-    keep_schedule: Literal["none", "cosine"] = setting(  # type: ignore[assignment]
+    keep_schedule: Literal["none", "cosine"] = setting(
         NO_SCHEDULE, TOKENS, "cosine lets the stage rate fall from 1 step by step, EViT's schedule."
     )
     stage_keep: Keep | None = setting(
