@@ -149,6 +149,6 @@ def check_patches(patches: Tensor, num_images: int) -> None:
     shape = tuple(patches.shape)
     if patches.dtype != torch.int64 or len(shape) != 2 or shape[0] != num_images or shape[1] == 0:
         raise InputError(
-            f"patches must be int64 [batch, k] for a batch of {num_images}, k at least 1, got {patches.dtype}"
-            f" {list(shape)}"
+            f"patches must be int64 [batch, k] for a batch of {num_images}, got {patches.dtype} {list(shape)}"
+            + (": k is at least 1" if 0 in shape[1:] else "")
         )
