@@ -1,5 +1,6 @@
 """`dlth label`: token labels, made by an annotator, or taken from maps that others published."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from dlth.pipeline.cli import console
 from dlth.pipeline.cli.flags import integer, with_flags
 from dlth.pipeline.cli.options import ConfigFile, DryRun, Json, PrintConfig, Split, only_printed
+from dlth.pipeline.cli.selection import run_pass
 from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.tickets.errors import shown
 from dlth.training.distributed.ranks import ranks
@@ -37,20 +39,8 @@ def label(
     from dlth.pipeline.selection import label_stage  # torch and timm: not before the settings are sound
 
     plan = label_stage.plan(settings, note=console.note)
-    facts = plan.facts() | chosen.facts
-    if dry_run:
-        console.result("dlth label, dry run: nothing is written", facts, json)
-        return
-    quiet = json or not console.leads()
-    if not quiet:
-        console.result("dlth label", facts)
-    with console.counting("label", plan.index.num_samples, quiet=quiet) as counter:
-        wait = console.leads() and ranks().launched  # under torchrun the first rank reports for all
-        report = label_stage.label(plan, counter.advance, counter.skip, console.note, wait)
-    if json and console.leads():
-        console.as_json(report.__dict__ | {"rate": counter.rate})
-    else:
-        _say(report, settings.out)
+    say = partial(_say, out=settings.out)
+    run_pass("label", plan, plan.facts() | chosen.facts, label_stage.label, say, dry_run=dry_run, json=json)
 
 
 def import_(
@@ -86,7 +76,7 @@ def import_(
     console.result("dlth label import", facts, json)
 
 
-def _say(report: "PassReport", out: str) -> None:
+def _say(report: "PassReport", rate: float, out: str) -> None:
     """What this process did, and, from the first one, what became of the file."""
     here = " here" if ranks().launched else ""
     console.note(

@@ -1,5 +1,7 @@
 """`dlth select`: stage 1, from flags to a plan, and from a report to what a person should know."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlth.pipeline.cli import console
@@ -31,20 +33,34 @@ def select(
     from dlth.pipeline.selection import stage  # torch and timm: not before the settings are sound
 
     plan = stage.plan(settings, note=console.note)
-    facts = plan.facts() | chosen.facts
+    say = partial(_say, out=settings.out)
+    run_pass("select", plan, plan.facts() | chosen.facts, stage.select, say, dry_run=dry_run, json=json)
+
+
+def run_pass(
+    name: str,
+    plan: Any,
+    facts: Mapping[str, object],
+    work: Callable[..., Any],
+    say: Callable[[Any, float], None],
+    *,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    """Show what command `name` will do to all images, do it, and `say` what came of it, at which rate (images/s)."""
     if dry_run:
-        console.result("dlth select, dry run: nothing is written", facts, json)
+        console.result(f"dlth {name}, dry run: nothing is written", facts, json)
         return
     quiet = json or not console.leads()
     if not quiet:
-        console.result("dlth select", facts)
-    with console.counting("select", plan.index.num_samples, quiet=quiet) as counter:
+        console.result(f"dlth {name}", facts)
+    with console.counting(name, plan.index.num_samples, quiet=quiet) as counter:
         wait = console.leads() and ranks().launched  # under torchrun the first rank reports for all
-        report = stage.select(plan, counter.advance, counter.skip, console.note, wait)
+        report = work(plan, counter.advance, counter.skip, console.note, wait)
     if json and console.leads():
         console.as_json(report.__dict__ | {"rate": counter.rate})
     else:
-        _say(report, counter.rate, settings.out)
+        say(report, counter.rate)
 
 
 def _say(report: "SelectReport", rate: float, out: str) -> None:

@@ -93,13 +93,17 @@ class Student(nn.Module, ABC):
         Raises:
             InputError: the model cannot see an image of its grid
         """
-        device = next(self.parameters()).device
-        patches = None if k is None else torch.arange(k, device=device)[None]
         size = self.grid.rows * self.patch_size, self.grid.cols * self.patch_size
         training = self.training
-        flops = flops_of(lambda image: self.eval()(image, patches), size, device)
+        flops = flops_of(lambda image: self.eval().on_first(image, k), size, next(self.parameters()).device)
         self.train(training)
         return flops
+
+    def on_first(self, images: Tensor, k: int | None) -> Tensor | TokenLogits:
+        """What `forward` gives of the first k patches, or of all; a subclass that is given none says what k means."""
+        patches = None if k is None else torch.arange(k, device=images.device).expand(len(images), -1)
+        output: Tensor | TokenLogits = self(images, patches)
+        return output
 
 
 class ImageStudent(Student):

@@ -27,7 +27,7 @@ from dlth.training.models.frame import Frame
 from dlth.training.models.registry import flops_of, grid_of
 from dlth.training.models.weights import weights_digest
 from dlth.training.selectors.patch_ranker import Selection
-from dlth.training.selectors.stages import Stage, check_budget, check_dropping, run_stages
+from dlth.training.selectors.stages import Stage, check_dropping, fitting_budget, run_stages
 
 
 class Selector:
@@ -125,10 +125,8 @@ class Selector:
             raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
 
     def _budget_of(self, num_patches: int, budget: Budget | None = None) -> Budget:
-        """The budget for images of that many patches; another number than the model's own needs dynamic_img_size."""
-        if budget is None:
-            return self.budget if num_patches == self.budget.num_patches else self._new_budget(num_patches)
-        return check_budget(budget, num_patches, len(self.blocks))
+        """The budget for images of that many patches."""
+        return fitting_budget(budget, self.budget, num_patches, self._new_budget)
 
     def _new_budget(self, num_patches: int) -> Budget:
         stage_keep, keep, tokens = self._rates

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
-from dlth.training.models.registry import flops_of
 from dlth.training.models.student import Student
 from dlth.training.models.token_logits import TokenLogits
 from dlth.training.selectors.trainable import EViT
@@ -65,10 +64,7 @@ class SelectorStudent(Student):
         """All of them: patches fall behind the first blocks."""
         return super().num_tokens(self.grid.num_patches)
 
-    def flops(self, k: int | None = None) -> int:
-        """Of an image's forward with patches falling, or, k being None, on all of them."""
-        size = self.grid.rows * self.patch_size, self.grid.cols * self.patch_size
-        training, budget = self.training, None if k is None else self.budget
-        flops = flops_of(lambda image: self.eval()(image, budget=budget), size, next(self.parameters()).device)
-        self.train(training)
-        return flops
+    def on_first(self, images: Tensor, k: int | None) -> Tensor | TokenLogits:
+        """As many as its own budget keeps, whatever k is; on all of them where it is None."""
+        output: Tensor | TokenLogits = self(images, budget=None if k is None else self.budget)
+        return output

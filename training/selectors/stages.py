@@ -8,7 +8,7 @@ has its dropout and drop path as in timm's forward; scores are the attention bef
 Axes: B images, P patches of the grid, N tokens, n prefix tokens, m patch tokens still there, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import NamedTuple
@@ -56,14 +56,21 @@ def check_dropping(vit: nn.Module, blocks: Sequence[int] | None, fuse_tokens: bo
     return checked, tuple(int(block) for block in numbers)
 
 
-def check_budget(budget: Budget, num_patches: int, num_stages: int) -> Budget:
-    """The budget, if it is for that many patches and stages; raises InputError otherwise."""
-    if (budget.num_patches, len(budget.stage_tokens)) != (num_patches, num_stages):
+def fitting_budget(asked: Budget | None, own: Budget, num_patches: int, made: Callable[[int], Budget]) -> Budget:
+    """The budget asked for, for images of that many patches; else the model's own, or the one `made` for another size.
+
+    Another number of patches than the model's own needs dynamic_img_size. Raises InputError for a budget that is for
+    another number of patches, or of stages than the model's own.
+    """
+    num_stages = len(own.stage_tokens)
+    if asked is None:
+        return own if num_patches == own.num_patches else made(num_patches)
+    if (asked.num_patches, len(asked.stage_tokens)) != (num_patches, num_stages):
         raise InputError(
-            f"a budget for {budget.num_patches} patches in {len(budget.stage_tokens)} stages does not fit"
+            f"a budget for {asked.num_patches} patches in {len(asked.stage_tokens)} stages does not fit"
             f" {num_patches} patches and {num_stages} selection blocks"
         )
-    return budget
+    return asked
 
 
 def run_stages(

@@ -15,7 +15,7 @@ from dlth.tickets.ranking.budget import Rate
 from dlth.training.models.embedding import embed
 from dlth.training.models.registry import grid_of
 from dlth.training.models.token_logits import TokenLogits
-from dlth.training.selectors.stages import check_budget, check_dropping, run_stages
+from dlth.training.selectors.stages import check_dropping, fitting_budget, run_stages
 
 
 class EViT(nn.Module):
@@ -42,7 +42,7 @@ class EViT(nn.Module):
         super().__init__()
         self.vit, self.blocks = check_dropping(vit, blocks, fuse_tokens)
         self.fuse_tokens, self._stage_keep = fuse_tokens, stage_keep
-        self.budget = self._budget_of(grid_of(vit).num_patches)
+        self.budget = self._new_budget(grid_of(vit).num_patches)
 
     def forward(self, images: Tensor, budget: Budget | None = None) -> Tensor | TokenLogits:
         """Logits [B, classes] of normalised float images [B, C, height, width]; LV-ViT's `TokenLogits` in training.
@@ -52,12 +52,7 @@ class EViT(nn.Module):
         """
         tokens, table = embed(self.vit, images)
         num_patches = tokens.shape[1] - self.vit.num_prefix_tokens
-        if budget is not None:
-            check_budget(budget, num_patches, len(self.blocks))
-        elif num_patches == self.budget.num_patches:
-            budget = self.budget
-        else:  # a model with dynamic_img_size
-            budget = self._budget_of(num_patches)
+        budget = fitting_budget(budget, self.budget, num_patches, self._new_budget)
         _, tokens = run_stages(
             self.vit,
             tokens,
@@ -70,5 +65,5 @@ class EViT(nn.Module):
         logits: Tensor | TokenLogits = self.vit.forward_head(self.vit.norm(tokens))
         return logits
 
-    def _budget_of(self, num_patches: int) -> Budget:
+    def _new_budget(self, num_patches: int) -> Budget:
         return Budget.from_stage_keep(self._stage_keep, num_patches, len(self.blocks), self.fuse_tokens)
