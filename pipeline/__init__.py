@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dlth.pipeline.judging.arm_comparison import Comparison, compare_arms
     from dlth.pipeline.selection.config import SelectConfig
     from dlth.pipeline.selection.stage import plan, select
-    from dlth.pipeline.studies.arm_comparison import Comparison, compare_arms
 
 _EXPORTS = {
-    "Comparison": "studies.arm_comparison",
+    "Comparison": "judging.arm_comparison",
     "SelectConfig": "selection.config",
-    "compare_arms": "studies.arm_comparison",
+    "compare_arms": "judging.arm_comparison",
     "plan": "selection.stage",
     "select": "selection.stage",
 }

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.data.images.decode import decode
 from dlth.data.shards.index import ShardIndex, open_index
+from dlth.pipeline.judging.arm_comparison import Comparison, compare_arms
 from dlth.pipeline.pages import figures
 from dlth.pipeline.pages.report import Picture, Report, Section, Table, Verdict, write_report
-from dlth.pipeline.studies.arm_comparison import Comparison, compare_arms
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import MismatchError
 from dlth.training import Selector, TicketViT

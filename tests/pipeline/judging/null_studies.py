@@ -1,6 +1,6 @@
 """Simulated studies whose truth is known: how often do intervals miss it, and tests find what is not there?
 
-    python tests/pipeline/studies/null_studies.py [--studies 1000]
+    python tests/pipeline/judging/null_studies.py [--studies 1000]
 
 prints the table of docs/statistics.md. An image is right where its ease (the same for both arms), what the arm makes of
 it (with `interaction`), the luck of one run with one image, and the run's own level add up above zero. All are normal,

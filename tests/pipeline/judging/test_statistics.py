@@ -11,7 +11,7 @@ from scipy import stats
 from dlth.pipeline import compare_arms
 from dlth.tickets.errors import InputError, MismatchError
 
-STUDIES = runpy.run_path(str(TESTS / "pipeline/studies/null_studies.py"))
+STUDIES = runpy.run_path(str(TESTS / "pipeline/judging/null_studies.py"))
 Study, tally = STUDIES["Study"], STUDIES["tally"]
 
 
