@@ -8,7 +8,7 @@ A name is compared where results say it: a result of an older version is not ref
 compared among runs of one seed, as every seed has its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dlth.tickets.errors import shown
@@ -41,6 +41,8 @@ ARMS_OWN = (
     *("model", "crop_pct", "nan_patience", "torchcompile", "channels_last"),
 )
 """Settings that may differ: they make the arm, or touch no result, or are compared by what came of them."""
+FOLLOWS = {"epochs": ("steps",), "keep": ("k",), "img_size": ("val_view",), "crop_pct": ("val_view",)}
+"""What differs of itself where a setting does."""
 
 Fact = tuple[str, Any]
 """What must be alike, and among which results: those of a seed or of a packing, or all (None)."""
@@ -48,12 +50,14 @@ CONTENT = {"data_content": "data_order", "val_content": "val_order"}
 """Digests of bytes, by the packing that they take their sample in: another packing's says nothing of these bytes."""
 
 
-def comparable(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def comparable(results: Sequence[Mapping[str, Any]], besides: Collection[str] = ()) -> list[str]:
     """What keeps results, each a result.json, from being compared: a sentence for each difference, none if they may be.
 
-    Each is held against the first that says the same, or the first of its seed.
+    Each is held against the first that says the same, or the first of its seed. `besides` names settings, and names of
+    `ALIKE` and `ALIKE_RUNS`, that may differ too, and with each what follows from it: with "epochs" also "steps".
     """
-    differences, said = [], [_facts(result) for result in results]
+    besides = {*besides, *(fact for name in besides for fact in FOLLOWS.get(name, ()))}
+    differences, said = [], [_facts(result, besides) for result in results]
     for place, facts in enumerate(said):
         for fact, value in facts.items():
             first = next((other for other in range(place) if fact in said[other]), None)
@@ -63,17 +67,19 @@ def comparable(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return differences
 
 
-def _facts(result: Mapping[str, Any]) -> dict[Fact, Any]:
+def _facts(result: Mapping[str, Any], besides: Collection[str]) -> dict[Fact, Any]:
     """What a result says of what must be alike."""
     data, config, drops = result["data"], result.get("config", {}), result["arm"] != "dense"
     packing = {name: data.get(order) for name, order in CONTENT.items()}
-    facts: dict[Fact, Any] = {(text, packing.get(name)): data[name] for name, text in ALIKE.items() if name in data}
+    images = [name for name in ALIKE if name in data and name not in besides]
+    facts: dict[Fact, Any] = {(ALIKE[name], packing.get(name)): data[name] for name in images}
     facts |= {(text, result["seed"]): data[name] for name, text in ALIKE_BY_SEED.items() if name in data}
-    facts |= {(text, None): result[name] for name, text in ALIKE_RUNS.items() if name in result}
-    if drops and "k" in result:
+    facts |= {(ALIKE_RUNS[name], None): result[name] for name in ALIKE_RUNS if name in result and name not in besides}
+    if drops and "k" in result and "k" not in besides:
         facts["how many patches are kept", None] = result["k"]
-    fixed = [name for name, field in TrainConfig.model_fields.items() if not is_free(field) and name not in ARMS_OWN]
-    settings = [name for name in fixed if name in config and (drops or name not in SPARSE)]
+    fixed = [name for name, field in TrainConfig.model_fields.items() if not is_free(field)]
+    settings = [name for name in fixed if name in config and name not in ARMS_OWN and name not in besides]
+    settings = [name for name in settings if drops or name not in SPARSE]
     return facts | {(f"the setting {name}", None): config[name] for name in settings}
 
 

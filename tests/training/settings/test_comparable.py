@@ -64,6 +64,8 @@ def test_arms_with_and_without_tickets_see_the_same_images(
         "how validation images are seen: none (arm dense, seed 42), center 32x32, crop 1 (arm dense, seed 42)",
         f"the setting lr: {config['lr'] or 'none'} (arm dense, seed 42), 0.5 (arm dense, seed 42)",
     ]
+    assert comparable([dense, longer], besides=["lr", "val_view", "epochs"]) == [], "steps follow from epochs"
+    assert comparable([ticket, {**ticket, "k": 3}], besides=["keep"]) == []
     kept = {**random, "k": 3, "config": random["config"] | {"hidden": "keep", "mode": "online"}}
     assert comparable([dense, kept]) == [], "all patches are kept there"
     assert [text.split(":")[0] for text in comparable([ticket, kept])] == [
