@@ -106,6 +106,26 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
                 path.rmdir()
 
 
+def is_owned(folder: Path, name: str = "") -> bool:
+    """Whether a process owns a folder of results, or the file `name` in it, now.
+
+    Asked by sharing the lock for an instant, in which another that asks for ownership would be told that it is owned:
+    who waits for it anyway tries again.
+    """
+    lock = folder / (f".{name}{LOCK}" if name else LOCK)
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def _refuse_foreign(handle: int, lock: Path) -> None:
     """Raises UnsafeError where an open lock file is not one of ours: alone under its name, empty or with a number."""
     refuse_shared(handle, lock)

@@ -13,7 +13,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -50,18 +50,20 @@ from dlth.training.settings.toml_text import CONFIG, to_toml
 from dlth.training.settings.train_config import TrainConfig
 
 
-def train(config: TrainConfig, *, reporter: Reporter | None = None) -> RunResult:
+def train(config: TrainConfig, *, reporter: Reporter | None = None, stop: StopRequest | None = None) -> RunResult:
     """Train a student as configured, or go on training it; under torchrun, together with the other ranks.
 
-    SIGTERM and SIGINT let it finish its step and save; the result's status is then "stopped".
+    SIGTERM and SIGINT let it finish its step and save; the result's status is then "stopped". A caller that listens to
+    signals itself, as one that trains several does, gives its own `stop`.
 
     Raises:
         DlthError: data, tickets, model and settings do not fit together, or a checkpoint is of another run
         RankError: another rank ended
         DivergedError: loss or gradient were not finite for `nan_patience` steps; checkpoints hold the last good weights
     """
-    with joined(config.device) as world, stop_on_signals() as stop:
-        return Training(config, world, reporter if reporter is not None and world.leads else Reporter()).run(stop)
+    listening = stop_on_signals() if stop is None else nullcontext(stop)
+    with joined(config.device) as world, listening as asked:
+        return Training(config, world, reporter if reporter is not None and world.leads else Reporter()).run(asked)
 
 
 def planned(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[str, Any]:

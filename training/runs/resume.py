@@ -21,7 +21,8 @@ from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint, newest, put
 from dlth.training.runs.result import versions
 from dlth.training.runs.run_progress import RunProgress, RunSize
 from dlth.training.runs.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
-from dlth.training.runs.setup import Parts, contents, fixed_settings
+from dlth.training.runs.setup import Parts, contents
+from dlth.training.settings.fields import fixed_settings
 from dlth.training.settings.layering import is_written
 from dlth.training.settings.toml_text import CONFIG
 from dlth.training.settings.train_config import TrainConfig

@@ -140,6 +140,21 @@ def logged_epochs(folder: Path) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == "epoch"]
 
 
+def newest_records(folder: Path, limit: int = 1 << 20) -> Iterator[dict[str, Any]]:
+    """The records of a run's log from the newest back, as far as its last `limit` bytes go; a line that is just being
+    written is left out. Raises DamageError and UnsafeError for what is no log.
+    """
+    path = folder / METRICS
+    if not _is_log(path):
+        return
+    with path.open("rb") as file:
+        begin = max(0, file.seek(0, os.SEEK_END) - limit)
+        file.seek(begin)
+        lines = file.read(limit).split(b"\n")[:-1]
+    for line in reversed(lines[1:] if begin else lines):
+        yield _record(line, path)
+
+
 @own_style()
 def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]) -> None:
     """Draw loss, top-1 by kind of tokens, and learning rate over epochs; a column that is absent is left out.
@@ -201,15 +216,22 @@ def _kept(path: Path, after: int, mark: Mark | None) -> Iterator[bytes]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Whole lines of a log, none where there is none. Raises DamageError and UnsafeError for what is no log."""
-    if not os.path.lexists(path):
+    if not _is_log(path):
         return
-    if path.is_symlink() or not path.is_file():
-        raise UnsafeError(f"{shown(path)} is not a regular file")
     with path.open("rb") as file:
         while (line := file.readline(_MAX_LINE)).endswith(b"\n"):
             yield line
         if len(line) == _MAX_LINE:
             raise DamageError(f"{shown(path)} is no list of JSON lines: one has no end", file=path.name)
+
+
+def _is_log(path: Path) -> bool:
+    """Whether there is a log; raises UnsafeError for a link or no file in its place."""
+    if not os.path.lexists(path):
+        return False
+    if path.is_symlink() or not path.is_file():
+        raise UnsafeError(f"{shown(path)} is not a regular file")
+    return True
 
 
 def _record(line: bytes, path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.selectors.selector_student import SelectorStudent
 from dlth.training.selectors.trainable import EViT
-from dlth.training.settings.fields import NO_SCHEDULE, is_free
+from dlth.training.settings.fields import NO_SCHEDULE, fixed_settings
 from dlth.training.settings.recipes import RECIPE_BATCH
 from dlth.training.settings.selector_config import DEFAULT_STAGE_KEEP, SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
@@ -185,12 +185,6 @@ class Parts:
     def _selection(self) -> dict[str, Any]:
         """How the model is trained to select; empty for a student."""
         return self.student.facts() if isinstance(self.student, SelectorStudent) else {}
-
-
-def fixed_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide the result: paths and machine matters are not among them."""
-    values = config.model_dump(mode="json")
-    return {name: values[name] for name, field in type(config).model_fields.items() if not is_free(field)}
 
 
 def recipe_fact(recipe: str, global_batch: int) -> str:

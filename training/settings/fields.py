@@ -144,6 +144,12 @@ class Settings(BaseModel):
         return value
 
 
+def fixed_settings(config: Settings) -> dict[str, Any]:
+    """The settings that decide the result, as JSON holds them: paths and machine matters are not among them."""
+    values = config.model_dump(mode="json")
+    return {name: values[name] for name, field in type(config).model_fields.items() if not is_free(field)}
+
+
 def _comma_list(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 

@@ -1,0 +1,51 @@
+"""Plans of tiny studies on real shards with real tickets, as `dlth compare` makes them of what a user asks for."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlth.data.shards.index import open_index
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
+from dlth.tickets import ViewSpec
+from dlth.training.settings.fields import fixed_settings
+from makers.pictures import write_shards
+from makers.runs import train_config
+from makers.tickets import select_tickets
+
+IMAGES, VAL_IMAGES = 64, 16
+
+
+def tiny_study(
+    folder: Path,
+    arms: Sequence[str] = ("ticket", "dense"),
+    seeds: Sequence[int] = (0, 1),
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    **shared: Any,
+) -> StudyPlan:
+    """A plan of two epochs of 64 images in 8 steps each; `changes`: settings of single arms, `shared`: of all."""
+    tickets = {}
+    for number, (split, rows) in enumerate((("train", [IMAGES // 2] * 2), ("val", [VAL_IMAGES]))):
+        index = open_index(write_shards(folder, len(rows), rows, split=split, seed=number).spec)
+        view = ViewSpec("whole", 32, 32) if split == "train" else ViewSpec("center", 32, 32, "0.9")
+        tickets[split] = str(select_tickets(index, folder / f"{split}.zarr", view=view, split=split).path)
+    base = {"val": str(folder / "val"), "tickets": tickets["train"], "val_tickets": tickets["val"], "log_interval": 2}
+    runs = [
+        planned_run(str(folder / "train"), arm, seed, base | shared | dict((changes or {}).get(arm, {})))
+        for seed in seeds
+        for arm in arms
+    ]
+    return StudyPlan(tuple(runs), {"margin": 5.0})
+
+
+def planned_run(data: str, arm: str, seed: int, settings: Mapping[str, Any]) -> PlannedRun:
+    """One run of a plan, its name and cost as a plan has them."""
+    config = train_config(data, Path("-"), arm=arm, seed=seed, **settings)
+    values = config.model_dump(mode="json")
+    digest = hashlib.sha256(repr(fixed_settings(config)).encode()).hexdigest()[:8]
+    steps = config.epochs * IMAGES // config.batch_size
+    cost = RunCost(config.epochs, steps, config.epochs * IMAGES, steps * 100, steps * 1e6)
+    kept = {name: value for name, value in values.items() if name not in ("out", "resume")}
+    key = ArmKey("dense") if arm == "dense" else ArmKey(arm, "0.5", "projected")
+    return PlannedRun(f"{arm}-seed{seed}-{digest}", key, seed, kept, cost)

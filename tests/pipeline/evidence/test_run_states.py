@@ -1,0 +1,131 @@
+"""How runs stand is told by what they leave: locks, settings, logs, results and marks of failure."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from makers.studies import tiny_study
+
+from dlth.pipeline.evidence.failure import FAILED, Failure, write_failure
+from dlth.pipeline.evidence.run_states import RunState, run_states, study_states
+from dlth.pipeline.evidence.study_plan import StudyPlan, write_study
+from dlth.tickets.errors import MissingFileError
+from dlth.tickets.store.locks import owned
+from dlth.training.distributed.signals import StopRequest
+from dlth.training.reporter import Reporter
+from dlth.training.runs.loop import train
+from dlth.training.runs.runlog import METRICS, RESULT
+from dlth.training.settings.layering import checked
+from dlth.training.settings.toml_text import CONFIG
+from dlth.training.settings.train_config import TrainConfig
+
+
+class StopAt(Reporter):
+    """Asks a run to stop at a step, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.stop = step, StopRequest()
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        self.stop.requested = record["step"] == self.step
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyPlan]:
+    """Four runs: the first is finished, the second stopped in its second epoch, the others nobody began."""
+    base = tmp_path_factory.mktemp("study")
+    folder, plan = base / "study", tiny_study(base)
+    folder.mkdir()
+    write_study(folder, plan)
+    for run, stop_at in zip(plan.runs, (99, 11), strict=False):
+        config = checked(TrainConfig, {**run.settings, "out": str(plan.folder(folder, run))})
+        watch = StopAt(stop_at)
+        train(config, reporter=watch, stop=watch.stop)
+    return folder, plan
+
+
+def changed(states: tuple[RunState, ...], name: str) -> RunState:
+    return next(state for state in states if state.name == name)
+
+
+def test_a_study_says_how_each_run_stands(study: tuple[Path, StudyPlan]) -> None:
+    """Finished with its accuracy, stopped with epoch and step, and those that nobody began, in the plan's order."""
+    folder, plan = study
+    finished, stopped, *waiting = run_states(folder)
+    assert [run.name for run in plan.runs] == [state.name for state in run_states(folder)]
+    result = json.loads((finished.folder / RESULT).read_text())
+    assert (finished.state, finished.epoch, finished.step, finished.done) == ("finished", 2, 16, 1.0)
+    assert (finished.k, finished.top1) == (8, result["evaluation"]["model"]["ticket"]["top1"])
+    assert (stopped.state, stopped.epoch, stopped.epochs, stopped.step, stopped.steps) == ("stopped", 1, 2, 10, 16)
+    assert stopped.done == 10 / 16
+    assert stopped.top1 is not None
+    assert stopped.k == 16
+    assert [(state.state, state.age, state.done) for state in waiting] == [("waiting", None, 0.0)] * 2
+
+
+def test_who_holds_a_lock_is_running(study: tuple[Path, StudyPlan]) -> None:
+    """A worker's claim and a run's own lock both count; a lock file that a kill left does not."""
+    folder, plan = study
+    name = plan.runs[2].name
+    with owned(folder / "runs", name):
+        assert changed(run_states(folder), name).state == "running"
+    with owned(folder / "runs" / name):
+        assert changed(run_states(folder), name).state == "running"
+    (folder / "runs" / f".{name}.lock").write_text("4242")
+    assert changed(run_states(folder), name).state == "waiting"
+    os.remove(folder / "runs" / f".{name}.lock")
+
+
+def test_a_mark_of_failure_is_told_and_never_hides(study: tuple[Path, StudyPlan]) -> None:
+    """The message is passed on; a mark that was altered still is one."""
+    folder, plan = study
+    run = plan.folder(folder, plan.runs[3])
+    write_failure(run, Failure("E_DIVERGED", "the loss was nan"))
+    state = changed(run_states(folder), run.name)
+    assert (state.state, state.problem) == ("failed", "E_DIVERGED: the loss was nan")
+    (run / FAILED).write_text((run / FAILED).read_text().replace("nan", "one"))
+    state = changed(run_states(folder), run.name)
+    assert state.state == "failed"
+    assert "damaged" in state.problem
+    (run / FAILED).unlink()
+    run.rmdir()
+
+
+def test_a_folder_of_another_run_is_no_state_of_this(study: tuple[Path, StudyPlan]) -> None:
+    """Settings that decide the result and differ from the plan's are named, and the finished run does not count."""
+    folder, plan = study
+    path = plan.folder(folder, plan.runs[0]) / CONFIG
+    text = path.read_text()
+    path.write_text(text.replace("weight_decay = 0.05", "weight_decay = 0.5"))
+    state = study_states(folder, plan)[0]
+    path.write_text(text)
+    assert state.state == "failed"
+    assert "weight_decay is 0.5, not 0.05" in state.problem
+
+
+def test_any_folder_of_runs_is_listed(study: tuple[Path, StudyPlan]) -> None:
+    """Runs without a plan tell arm and place by their own files; one run's folder is a list of one."""
+    folder, plan = study
+    states = {state.name: state for state in run_states(folder / "runs")}
+    assert sorted(states) == sorted(run.name for run in plan.runs[:2])
+    dense = states[plan.runs[1].name]
+    assert (str(dense.arm), dense.state, dense.epoch, dense.step, dense.steps) == ("dense", "stopped", 1, 10, 16)
+    assert [state.name for state in run_states(folder / "runs" / dense.name)] == [dense.name]
+    with pytest.raises(MissingFileError, match="no folder of runs"):
+        run_states(folder / "nowhere")
+
+
+@pytest.mark.parametrize("bytes_", [b"\x00\xff\n", b"[]\n", b'{"kind": "train", "step": "x"}\n'])
+def test_a_log_that_is_none_is_said_and_stops_nothing(study: tuple[Path, StudyPlan], bytes_: bytes) -> None:
+    """What cannot be read is the problem of one run, and the others are listed."""
+    folder, plan = study
+    path = plan.folder(folder, plan.runs[1]) / METRICS
+    log = path.read_bytes()
+    path.write_bytes(bytes_)
+    states = run_states(folder)
+    path.write_bytes(log)
+    assert (states[0].state, states[1].state) == ("finished", "stopped")
+    assert METRICS in states[1].problem
