@@ -46,6 +46,7 @@ class Comparison:
     p_value: two-sided, of no difference; below 0.05 exactly where the interval leaves 0 out
     about: "arms" (another seed and other images could have come) or "models" (other images alone)
     num_seeds, num_images: what was compared
+    noise: parts of the variance of the difference as a share (not in points); about arms, those of runs and of images
     margin: points within which two accuracies count as equal; None where none was given
     equivalence_p_value: of a true difference of the margin or more, by two one-sided tests; None without a margin
     """
@@ -57,6 +58,7 @@ class Comparison:
     about: About
     num_seeds: int
     num_images: int
+    noise: "Noise"
     margin: float | None = None
     equivalence_p_value: float | None = None
 
@@ -78,6 +80,18 @@ class Comparison:
         if self.equivalent:
             return "holds"
         return "fails" if self.low > self.margin or self.high < -self.margin else "not decided"
+
+    @property
+    def beyond_p_value(self) -> float | None:
+        """Of a true difference within the margin, below 0.05 where 'as good as' fails; None without a margin."""
+        if self.margin is None:
+            return None
+        return min(1.0, 2 * self.noise.tail((abs(self.difference) - self.margin) / 100))
+
+    @property
+    def run_spread(self) -> float | None:
+        """Standard deviation of one seed's difference, in points; None below three seeds."""
+        return 100 * math.sqrt(self.noise.parts[0][0] * self.num_seeds) if self.about == "arms" else None
 
 
 def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = None) -> Comparison:
@@ -131,6 +145,7 @@ def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = Non
         about="arms" if num_seeds >= SEEDS_FOR_ARMS else "models",
         num_seeds=num_seeds,
         num_images=num_images,
+        noise=noise,
         margin=margin,
         equivalence_p_value=None if margin is None else noise.tail(margin / 100 - abs(difference)),
     )
