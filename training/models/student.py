@@ -6,6 +6,7 @@ convolutions), or another way to leave patches out, is one file with one subclas
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,9 +94,16 @@ class Student(nn.Module, ABC):
         Raises:
             InputError: the model cannot see an image of its grid
         """
+        return self._counted(lambda image: self.on_first(image, k))
+
+    def step_flops(self, budget: Budget) -> int:
+        """As `flops`, of the forward of a training step that keeps what `budget` says."""
+        return self.flops(None if budget.keeps_all else budget.k)
+
+    def _counted(self, forward: Callable[[Tensor], object]) -> int:
         size = self.grid.rows * self.patch_size, self.grid.cols * self.patch_size
         training = self.training
-        flops = flops_of(lambda image: self.eval().on_first(image, k), size, next(self.parameters()).device)
+        flops = flops_of(forward, size, next(self.eval().parameters()).device)
         self.train(training)
         return flops
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 
+from dlth.tickets import Budget
 from dlth.tickets.errors import shown
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.agreement import agree
@@ -148,7 +149,7 @@ class Training:
             at.batch, at.step = at.batch + 1, at.step + 1
             seconds = time.perf_counter() - clock
             self.step_seconds.append(seconds - data_seconds)
-            self._count(result, budget.k, data_seconds, seconds - data_seconds)
+            self._count(result, budget, data_seconds, seconds - data_seconds)
             self._report(result, lr, budget.k)
             if result.moved:
                 at.bad_steps = 0
@@ -161,9 +162,9 @@ class Training:
             clock = time.perf_counter()
         return True
 
-    def _count(self, result: StepResult, k: int, data_seconds: float, compute_seconds: float) -> None:
-        known, images, whole = math.isfinite(result.loss), result.weight, result.whole
-        chosen, every = (self.parts.student.num_tokens(patches) for patches in (k, self.parts.grid.num_patches))
+    def _count(self, result: StepResult, budget: Budget, data_seconds: float, compute_seconds: float) -> None:
+        parts, known, images, whole = self.parts, math.isfinite(result.loss), result.weight, result.whole
+        chosen, every = (parts.student.num_tokens(patches) for patches in (budget.k, parts.grid.num_patches))
         counted = Totals(
             loss_sum=result.loss * images if known else 0.0,
             loss_weight=images if known else 0.0,
@@ -171,6 +172,7 @@ class Training:
             tokens=(images - whole) * chosen + whole * every,
             hidden=result.hidden,
             whole=whole,
+            flops=parts.step_flops(budget, images, whole),
             data_seconds=data_seconds,
             compute_seconds=compute_seconds,
         )
@@ -205,7 +207,7 @@ class Training:
         at, last = self.progress, self.progress.epoch + 1 == self.config.epochs
         self.train_loss = at.in_epoch.loss
         row: dict[str, Any] = {"epoch": at.epoch, "train_loss": self.train_loss}
-        row["hidden_share"] = at.in_epoch.hidden_share
+        row |= at.in_epoch.counts() | {"hidden_share": at.in_epoch.hidden_share}
         if at.in_run.whole:
             row["whole_images"] = int(at.in_epoch.whole)
         if self.parts.inputs.val is not None and (last or (at.epoch + 1) % self.config.val_interval == 0):
@@ -352,6 +354,7 @@ class Training:
             throughput=at.in_run.rates() | self._step_seconds(),
             evaluation=self.evaluation,
             best=at.best,
+            **{f"train_{name}": count for name, count in at.in_run.counts().items()},
             train_loss=self.train_loss,
             hidden_share=at.in_run.hidden_share,
             whole_images=int(at.in_run.whole),

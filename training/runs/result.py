@@ -41,6 +41,8 @@ class RunResult:
     selector: the online mode's: model, digest and source of its weights, blocks, rates; of a selector's own training,
         its blocks and rates; else empty
     evaluation: weights ("model", "ema") -> arm -> top1, top5, loss, images, tokens
+    train_images, train_tokens, train_flops: what training has shown and computed in all, as the log's epochs count it;
+        None in results of older versions
     best: epoch, metric and value of model_best.safetensors, empty without validation
     train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss
     hidden_share: mean share of the kept patches' area that showed fill or noise, over the run; None without a step
@@ -75,6 +77,9 @@ class RunResult:
     patch_size: int | None = None
     tokens: int | None = None
     flops: int | None = None
+    train_images: int | None = None
+    train_tokens: int | None = None
+    train_flops: float | None = None
     train_loss: float | None = None
     hidden_share: float | None = None
     whole_images: int = 0

@@ -24,6 +24,8 @@ _MAX_LOSS = 3.5e38
 """A loss is a float32."""
 _MAX_SECONDS = 3.2e9
 """A century."""
+_MAX_FLOPS = 1e18
+"""Operations of training on one image: ten thousand times those of models that see a thousand pixels each way."""
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -32,7 +34,8 @@ class Totals:
     """Sums over some steps: seconds of this rank; of all ranks images, tokens, and the loss weighted by images.
 
     `hidden`: over the images, the share of their kept patches' area that shows fill or noise; `whole`: images trained
-    on all patches, as they, or those they mixed with, had no ticket.
+    on all patches, as they, or those they mixed with, had no ticket. `flops`: operations of training, as `StepFlops`
+    counts them; None where an older version trained a part of it and counted none.
     """
 
     loss_sum: float = 0.0
@@ -41,13 +44,15 @@ class Totals:
     tokens: float = 0.0
     hidden: float = 0.0
     whole: float = 0.0
+    flops: float | None = 0.0
     data_seconds: float = 0.0
     compute_seconds: float = 0.0
 
     def add(self, other: Self) -> None:
         """Add another's sums to these."""
         for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+            ours, theirs = getattr(self, one.name), getattr(other, one.name)
+            setattr(self, one.name, None if ours is None or theirs is None else ours + theirs)
 
     def can_be_of(self, num_images: float, tokens_per_image: int) -> bool:
         """Whether these can be the sums of at most so many images, each of at most so many tokens."""
@@ -57,11 +62,13 @@ class Totals:
             "hidden": self.images,
             "whole": self.images,
             "tokens": self.images * tokens_per_image,
+            "flops": self.images * _MAX_FLOPS,
             "loss_sum": self.loss_weight * _MAX_LOSS,
             "data_seconds": _MAX_SECONDS,
             "compute_seconds": _MAX_SECONDS,
         }
-        return all(-_ROUNDING <= getattr(self, name) <= bound * (1 + _ROUNDING) for name, bound in most.items())
+        sums = {name: getattr(self, name) for name in most if name != "flops" or self.flops is not None}
+        return all(-_ROUNDING <= value <= most[name] * (1 + _ROUNDING) for name, value in sums.items())
 
     @property
     def loss(self) -> float | None:
@@ -72,6 +79,10 @@ class Totals:
     def hidden_share(self) -> float | None:
         """Mean share of the kept patches' area that shows fill or noise, or None where there was no image."""
         return self.hidden / self.images if self.images else None
+
+    def counts(self) -> dict[str, int | float | None]:
+        """Images, tokens and operations, as logs name them."""
+        return {"images": round(self.images), "tokens": round(self.tokens), "flops": self.flops}
 
     def rates(self) -> dict[str, float]:
         """Images and tokens per second over all ranks, and the seconds that this rank waited for data and computed."""
@@ -123,6 +134,7 @@ class RunProgress:
         Raises:
             DamageError: a field that is missing, foreign or of another type; a place or sums that this run cannot have
         """
+        values = _with_uncounted(values)
         try:
             progress = _CHECK.validate_json(json.dumps(values))
         except ValidationError as error:
@@ -147,6 +159,14 @@ class RunProgress:
 
 
 _CHECK: TypeAdapter[RunProgress] = TypeAdapter(RunProgress)
+
+
+def _with_uncounted(values: Any) -> Any:
+    """An older version's progress with the sums that it did not count."""
+    if not isinstance(values, dict):
+        return values
+    sums = {name: values[name] for name in ("in_epoch", "in_run") if isinstance(values.get(name), dict)}
+    return values | {name: {"flops": None} | counted for name, counted in sums.items()}
 
 
 def _is_best(best: Mapping[str, Any], epoch: int) -> bool:

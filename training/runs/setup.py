@@ -44,6 +44,7 @@ from dlth.training.runs.inputs import Inputs, open_files
 from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule, Schedule, final_budget
 from dlth.training.runs.optim import SetRate, lowest_rate, make_ema, make_optimizer, make_schedule
 from dlth.training.runs.step import Stepper
+from dlth.training.runs.step_flops import StepFlops
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.selectors.selector_student import SelectorStudent
@@ -67,7 +68,7 @@ class Parts:
     """What a run is made of.
 
     `starts_from`: whose weights, in words; `schedule`: what each step keeps; `online`: the selector in the loop, and
-    `select` what it makes of the student's images, None without one.
+    `select` what it makes of the student's images, None without one; `step_flops`: what a step computes.
     """
 
     config: TrainConfig
@@ -84,6 +85,7 @@ class Parts:
     pixels: Pixels
     online: OnlineSelector | None
     select: Select | None
+    step_flops: StepFlops
 
     @property
     def grid(self) -> Grid:
@@ -240,6 +242,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     return Parts(
         *(config, world, inputs, student, starts, ema, optimizer, set_rate),
         *(schedule, loader, stepper, pixels, online, select),
+        StepFlops(student, online if in_loop is not None else None),
     )
 
 

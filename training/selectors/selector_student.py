@@ -64,6 +64,10 @@ class SelectorStudent(Student):
         """All of them: patches fall behind the first blocks."""
         return super().num_tokens(self.grid.num_patches)
 
+    def step_flops(self, budget: Budget) -> int:
+        """As `Student` has it: of a forward in which patches fall as `budget` says."""
+        return self._counted(lambda images: self(images, budget=budget))
+
     def on_first(self, images: Tensor, k: int | None) -> Tensor | TokenLogits:
         """As many as its own budget keeps, whatever k is; on all of them where it is None."""
         output: Tensor | TokenLogits = self(images, budget=None if k is None else self.budget)
