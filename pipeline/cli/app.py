@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dlth.pipeline.cli import (
+    agreeing,
     console,
     exchange,
     labelling,
@@ -34,6 +35,7 @@ COMMANDS = (
 )
 TICKETS = (
     (ticket_info, "info verify"),
+    (agreeing, "agree"),
     (ticket_tools, "stats diff merge subset union intersect inverse control"),
     (sharing, "shrink pack unpack push pull sign"),
     (show, "show"),

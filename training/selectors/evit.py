@@ -113,6 +113,23 @@ class Selector:
             gap = gap.masked_fill(~_are_numbers(stages), torch.nan)  # on the device: who reads the gap learns of it
         return Selection(ranking, gap)
 
+    def scores(self, images: Tensor) -> Tensor:
+        """Attention to each patch at the first selection block, which all patches reach: float32 [B, P].
+
+        Raises InputError as `select`.
+        """
+        self._check_mode()
+        with torch.no_grad():
+            tokens, table = embed(self.vit, images)
+            whole = tokens.shape[1] - self.vit.num_prefix_tokens
+            (stage,), _ = run_stages(
+                *(self.vit, tokens, table, self.blocks[:1], (whole,)),
+                fuse_tokens=False,
+                to_the_end=False,
+                product=self.product,
+            )
+            return torch.empty_like(stage.scores).scatter_(1, stage.patches, stage.scores)
+
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of the whole forward pass with dropping switched on, as EViT evaluates."""
         self._check_mode()

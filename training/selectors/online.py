@@ -72,14 +72,19 @@ class OnlineSelector:
 
 
 def open_selector(
-    config: TrainConfig, k: int | None, grid: Grid, device: torch.device, reporter: Reporter
+    config: TrainConfig,
+    k: int | None,
+    grid: Grid,
+    device: torch.device,
+    reporter: Reporter,
+    whose: str = "the student has",
 ) -> OnlineSelector:
     """Make the selector that the settings name, with what its weights record, on the device.
 
-    `k`: how many patches it keeps; None where nothing but its weights may say so.
+    `k`: how many patches it keeps; None where nothing but its weights may say so. `whose` the grid is, for messages.
 
     Raises:
-        InputError: no trained weights or some that are no numbers, no model, no rate, or not the student's grid
+        InputError: no trained weights or some that are no numbers, no model, no rate, or another grid
     """
     if not (config.selector_checkpoint or config.selector_pretrained):
         raise InputError(
@@ -116,6 +121,6 @@ def open_selector(
     if chosen.why:
         reporter.note(f"selector's ranker: {chosen.name} ({chosen.why})")
     if chosen.ranker.frame.grid != grid:
-        theirs = f"the selector ranks {chosen.ranker.frame.grid} patches, the student has {grid}"
+        theirs = f"the selector ranks {chosen.ranker.frame.grid} patches, {whose} {grid}"
         raise InputError(f"{theirs}: both need the same grid")
     return OnlineSelector(chosen.ranker, chosen.name)

@@ -6,7 +6,7 @@ lower patch: then the same pixels give the same ticket on any machine.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,3 +59,11 @@ class PatchRanker(Protocol):
 
         `budget` takes the place of the ranker's own for these images, as a keep schedule asks each step for another.
         """
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A ranker that can say what it ranks by: whoever ranks patches need not have a number for each."""
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Of normalised float images [B, 3, H, W]: float32 [B, P], in the order of the patches, higher is better."""

@@ -58,16 +58,20 @@ class ScoreRanker:
         size, device = self.frame.size, self.device
         return flops_of(self.select, size, device), flops_of(self.vit, size, device)
 
+    def scores(self, images: Tensor) -> Tensor:
+        """The rule's scores of normalised images, float32 [B, P]. Raises InputError for a model in training mode."""
+        if self.vit.training:
+            raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
+        with torch.no_grad():
+            return self.rule.scores(self.vit, images, self.block)
+
     def select(self, images: Tensor, budget: Budget | None = None) -> Selection:
         """As `PatchRanker` has it.
 
         Raises:
             InputError: a budget for another number of patches, or a model that was put into training mode
         """
-        if self.vit.training:
-            raise InputError("the selector's model is in training mode; call vit.eval() before selecting")
-        with torch.no_grad():
-            scores = self.rule.scores(self.vit, images, self.block)
+        scores = self.scores(images)
         budget, num_patches = budget or self.budget, scores.shape[1]
         if budget.num_patches != num_patches:
             raise InputError(f"a budget for {budget.num_patches} patches does not fit images of {num_patches}")
