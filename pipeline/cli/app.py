@@ -17,6 +17,7 @@ from dlth.pipeline.cli import (
     console,
     exchange,
     labelling,
+    reproducing,
     selection,
     shards,
     sharing,
@@ -58,6 +59,7 @@ _labels = typer.Typer(invoke_without_command=True)
 _labels.callback()(labelling.label)
 _labels.command("import")(labelling.import_)
 app.add_typer(_labels, name="label")
+app.add_typer(_group(((reproducing, "list_ check"),)), name="reproduce", help="The paper's experiments, row by row.")
 
 
 def _say_version(wanted: bool) -> None:

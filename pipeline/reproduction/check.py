@@ -1,0 +1,241 @@
+"""Whether bundles are as they were made, and what their images say: every number of the table, computed anew.
+
+First the files: those of the manifest, no others, each of its size and sha256. Then what they say of each other: the
+accuracies of result.json and of the log's last epoch are those of the single images, the settings are those that the
+result was made with, the tickets are those of the header, the runs are those of the plan. Neither images nor weights
+are needed. Bundles come from strangers: nothing is read before its size is known, and no link is followed.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlth.pipeline.evidence.finished_run import FinishedRun
+from dlth.pipeline.evidence.study_plan import RUNS, STUDY, read_study
+from dlth.pipeline.reproduction.bundle import (
+    MANIFEST,
+    TICKETS,
+    WHOLE,
+    Manifest,
+    limit_of,
+    paths,
+    ticket_identities,
+)
+from dlth.pipeline.reproduction.experiment import Experiment
+from dlth.pipeline.reproduction.experiments import EXPERIMENTS
+from dlth.pipeline.reproduction.row_settings import unlike
+from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, UnsafeError, shown
+from dlth.tickets.store.disk import read_file
+from dlth.training.evaluation.measure import ImageResults
+from dlth.training.settings.fields import fixed_settings
+from dlth.training.settings.layering import checked
+from dlth.training.settings.selector_config import SelectorTrainConfig
+from dlth.training.settings.toml_text import CONFIG, parse_toml
+from dlth.training.settings.train_config import TrainConfig
+
+MAX_BUNDLES = 1_000
+Numbers = Mapping[str, Mapping[str, float]]
+"""By kind of tokens: top1 and top5 in percent, loss, images."""
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """One run of a bundle.
+
+    numbers: computed from its single images; hours: of training, on this many devices
+    """
+
+    name: str
+    seed: int
+    k: int
+    epochs: int
+    numbers: Numbers
+    hours: float
+    device: str
+
+
+@dataclass(frozen=True)
+class CheckedBundle:
+    """What a bundle is.
+
+    damage: in what it is not as it was made; then it has no runs
+    unlike: in what it is not the paper's row though it is whole, such as a hundredth of the images
+    """
+
+    folder: Path
+    row: str
+    mode: str = ""
+    scale: str = WHOLE
+    runs: tuple[CheckedRun, ...] = ()
+    damage: tuple[DlthError, ...] = ()
+    unlike: tuple[str, ...] = ()
+
+    @property
+    def in_table(self) -> bool:
+        """Whether it is whole, and of the row as the paper has it."""
+        return not self.damage and not self.unlike
+
+
+def check_bundles(folder: Path, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> tuple[CheckedBundle, ...]:
+    """Check the bundle that a folder is, or every one that lies in it, or in its ``bundles``, by name.
+
+    Raises:
+        MissingFileError: there is none
+        LimitError: more than `MAX_BUNDLES`
+    """
+    if (folder / MANIFEST).exists():
+        return (check_bundle(folder, experiments),)
+    home = folder / "bundles" if (folder / "bundles").is_dir() else folder
+    names = [] if not home.is_dir() else sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
+    if not any((home / name / MANIFEST).exists() for name in names):
+        raise MissingFileError(f"{shown(folder)} holds no bundle: name a folder of `dlth reproduce`, or a bundle")
+    if len(names) > MAX_BUNDLES:
+        raise LimitError(f"{shown(home)} holds {len(names)} entries; at most {MAX_BUNDLES} bundles are checked")
+    return tuple(check_bundle(home / name, experiments) for name in names)
+
+
+def check_bundle(folder: Path, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> CheckedBundle:
+    """Check one bundle; what is wrong with it is its `damage`, and nothing is raised."""
+    try:
+        manifest = Manifest.read(folder)
+    except (DlthError, OSError) as error:
+        return CheckedBundle(folder, folder.name, damage=(_as_damage(error),))
+    about: dict[str, Any] = {"row": manifest.row, "mode": manifest.mode, "scale": manifest.scale}
+    if damage := [*_files_damage(folder, manifest)]:
+        return CheckedBundle(folder, **about, damage=tuple(damage))
+    try:
+        finished = [FinishedRun.load(folder / RUNS / name) for name in manifest.runs]
+        damage = [*_contradictions(folder, manifest, finished)]
+        runs = () if damage else tuple(map(_checked_run, finished))
+    except (DlthError, OSError) as error:
+        return CheckedBundle(folder, **about, damage=(_as_damage(error),))
+    return CheckedBundle(
+        folder, **about, runs=runs, damage=tuple(damage), unlike=_unlike(manifest, finished, experiments)
+    )
+
+
+def _files_damage(folder: Path, manifest: Manifest) -> Iterator[DlthError]:
+    """Files that are missing, too many, no files, or not those of the manifest."""
+    wanted, found = manifest.files, _found(folder)
+    expected = set(paths(manifest.runs, STUDY in wanted))
+    if set(wanted) != expected:
+        odd = shown(", ".join(sorted(set(wanted) ^ expected)))
+        yield DamageError(f"{shown(folder)}: its manifest does not list a bundle's files: {odd}", file=MANIFEST)
+        return
+    for name in sorted({*wanted, MANIFEST} - found):
+        yield DamageError(f"{shown(folder)}: {shown(name)} is missing", file=name)
+    for name in sorted(found - {*wanted, MANIFEST}):
+        yield DamageError(f"{shown(folder)}: {shown(name)} was added: the manifest does not know it", file=name)
+    for name in sorted(found & set(wanted)):
+        try:
+            raw = read_file(folder / name, limit_of(Path(name).name), shown(folder / name))
+        except DlthError as error:
+            yield error
+            continue
+        if (len(raw), hashlib.sha256(raw).hexdigest()) != (wanted[name].size, wanted[name].sha256):
+            yield DamageError(f"{shown(folder)}: {shown(name)} is not as it was written", file=name)
+
+
+def _found(folder: Path) -> set[str]:
+    """Every file below a folder by its path with slashes, and every entry that is neither file nor folder, or is a
+    folder without an entry. Raises LimitError for more than any bundle has.
+    """
+    found: set[str] = set()
+    folders = [""]
+    for prefix in folders:
+        with os.scandir(folder / prefix) as entries:
+            listed = list(entries)
+        for entry in listed:
+            deeper = entry.is_dir(follow_symlinks=False) and prefix.count("/") < 2
+            (folders.append if deeper else found.add)(f"{prefix}{entry.name}{'/' if deeper else ''}")
+        if not listed:
+            found.add(prefix)
+        if len(found) + len(folders) > 10 * MAX_BUNDLES:
+            raise LimitError(f"{shown(folder)} holds more files than a bundle has")
+    return found
+
+
+def _contradictions(folder: Path, manifest: Manifest, runs: list[FinishedRun]) -> Iterator[DamageError]:
+    """What the files of a bundle, each as it was written, do not say alike."""
+    tickets = ticket_identities(read_file(folder / TICKETS, limit_of(TICKETS), TICKETS))
+    plan = read_study(folder) if STUDY in manifest.files else None
+    planned = {run.name: run.seed for run in plan.runs} if plan is not None else None
+    if planned is not None and planned != {run.folder.name: run.seed for run in runs}:
+        yield DamageError(f"{shown(folder)}: its runs are not those of {STUDY}", file=STUDY)
+    for run in runs:
+        for problem in _run_contradictions(run, tickets):
+            yield DamageError(f"{shown(folder)}: run {shown(run.folder.name)}: {problem}", file=run.folder.name)
+
+
+def _run_contradictions(run: FinishedRun, tickets: Mapping[str, str]) -> Iterator[str]:
+    result, kind = run.result, SelectorTrainConfig if run.result.arm == "selector" else TrainConfig
+    text = read_file(run.folder / CONFIG, limit_of(CONFIG), CONFIG).decode("utf-8", "replace")
+    config = checked(kind, parse_toml(text, CONFIG))
+    digest = hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest()
+    if digest != result.config_sha256 or config.model_dump(mode="json") != result.config:
+        yield "its result was made with other settings"
+    for name, identity in (("tickets", result.tickets), ("val_tickets", result.val_tickets)):
+        if identity not in ("", tickets.get(name)):
+            yield f"its {name} are not those of {TICKETS}"
+    numbers, said = recomputed(run.images), result.evaluation.get("model", {})
+    last = run.epochs[-1] if run.epochs else {}
+    if numbers.keys() != said.keys():
+        yield f"its images were measured on {_words(numbers)}, its result says {_words(said)}"
+        return
+    for tokens, row in numbers.items():
+        logged = {name: last.get(f"eval_{tokens}_{name}") for name in ("top1", "top5", "loss")}
+        for source, values in (("result", said[tokens]), ("log", logged | {"images": row["images"]})):
+            for name, value in row.items():
+                if not _same(value, values.get(name)):
+                    theirs = shown(values.get(name))
+                    yield f"{name} on {tokens} tokens is {value:g} by its images, {theirs} by its {source}"
+
+
+def recomputed(images: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Accuracies in percent, mean loss and number of the images that were seen, by kind of tokens, from per-image
+    results (`EvalResult.save`).
+    """
+    kinds = [name.removesuffix("_seen") for name in images if name.endswith("_seen")]
+    columns = ("top1", "top5", "loss", "seen")
+    return {kind: ImageResults(*(images[f"{kind}_{name}"] for name in columns)).summary() for kind in kinds}
+
+
+def _same(computed: float, said: Any) -> bool:
+    """Equal but for the order of a sum; a loss that is no number was written as none."""
+    if said is None:
+        return not math.isfinite(computed)
+    return isinstance(said, int | float) and math.isclose(computed, said, rel_tol=1e-9)
+
+
+def _checked_run(run: FinishedRun) -> CheckedRun:
+    result = run.result
+    hours = sum(result.throughput.get(name, 0.0) for name in ("data_seconds", "compute_seconds")) / 3600
+    device = f"{result.world_size} x {result.device}"
+    numbers = recomputed(run.images)
+    return CheckedRun(run.folder.name, result.seed, result.k, result.epochs, numbers, hours, device)
+
+
+def _unlike(manifest: Manifest, runs: list[FinishedRun], experiments: Mapping[str, Experiment]) -> tuple[str, ...]:
+    """Why a whole bundle does not stand in the table."""
+    if manifest.row not in experiments:
+        return ("no experiment of this version has its name",)
+    said = [f"scale {manifest.scale} of its images and epochs"] if manifest.scale != WHOLE else []
+    return tuple(
+        dict.fromkeys([*said, *(text for run in runs for text in unlike(experiments[manifest.row], run.result))])
+    )
+
+
+def _as_damage(error: Exception) -> DlthError:
+    """The error itself, where it says what of the bundle cannot be read."""
+    if isinstance(error, DamageError | LimitError | UnsafeError | MissingFileError):
+        return error
+    return DamageError(f"the bundle cannot be read: {shown(error)}")
+
+
+def _words(names: Mapping[str, Any]) -> str:
+    return shown(", ".join(sorted(names)) or "nothing")

@@ -1,0 +1,244 @@
+"""Bundles: made whole or not at all, checked without images, and every altered byte, number and file is found."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from makers.experiments import PLAIN, SPLITS, toy_row
+from makers.pictures import write_shards
+from makers.runs import train_config
+from makers.tickets import select_tickets, tree_bytes
+
+from dlth.data.shards.index import open_index
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
+from dlth.pipeline.reproduction import bundle
+from dlth.pipeline.reproduction.bundle import MANIFEST, BundleOf, Manifest, write_bundle
+from dlth.pipeline.reproduction.check import CheckedBundle, check_bundle, check_bundles
+from dlth.pipeline.reproduction.table import as_csv, as_markdown, table
+from dlth.tickets import ViewSpec
+from dlth.tickets.errors import IncompleteError, MismatchError, MissingFileError
+from dlth.training.runs.loop import train
+from dlth.training.runs.sealed_json import sealed
+
+RUN = "ticket-seed0"
+
+
+LT = toy_row("toy/lt/0.8", "lt", rate="0.8")
+
+
+@pytest.fixture(scope="module")
+def of(tmp_path_factory: pytest.TempPathFactory) -> BundleOf:
+    """Two finished runs of the row, seeds 0 and 1, and their plan."""
+    study = tmp_path_factory.mktemp("study")
+    train_images, val = (write_shards(study, len(rows), rows, split=split).spec for split, rows in SPLITS.items())
+    tickets = {}
+    for name, spec, view in (
+        ("tickets", train_images, ViewSpec("whole", 32, 32)),
+        ("val_tickets", val, ViewSpec("center", 32, 32, "0.9")),
+    ):
+        tickets[name] = str(select_tickets(open_index(spec), study / f"{name}.zarr", view=view, split="").path)
+    runs, planned = {}, []
+    for seed in (0, 1):
+        name = f"ticket-seed{seed}"
+        config = train_config(
+            *(train_images, study / "runs" / name), val=val, seed=seed, keep=LT.keep, **PLAIN, **tickets
+        )
+        train(config)
+        runs[name] = study / "runs" / name
+        key = ArmKey("ticket", LT.keep, "projected")
+        planned.append(PlannedRun(name, key, seed, config.model_dump(mode="json"), RunCost(2, 6, 42, 400, 1e9)))
+    return BundleOf(LT.name, "projected", "1", runs, StudyPlan(tuple(planned)))
+
+
+@pytest.fixture(scope="module")
+def whole(of: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundles"), of)
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / whole.name))
+
+
+def checked(folder: Path) -> CheckedBundle:
+    return check_bundle(folder, {LT.name: LT})
+
+
+def digested(folder: Path) -> None:
+    """What somebody does who alters a bundle and knows how: all digests of it are made anew."""
+    manifest = Manifest.read(folder)
+    files = {name: bundle._record(folder / name) for name in manifest.files}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).text())
+
+
+def test_a_whole_bundle_gives_the_table(whole: Path) -> None:
+    """Numbers of a complete bundle are the means of its single images; a row that was not run says so."""
+    found, other = checked(whole), toy_row("toy/dense", "dense")
+    assert (found.damage, found.unlike, found.in_table) == ((), (), True)
+    results = [
+        json.loads((whole / "runs" / name / "result.json").read_text()) for name in ("ticket-seed0", "ticket-seed1")
+    ]
+    said = [result["evaluation"]["model"] for result in results]
+    line, empty = table([LT, other], [found])
+    assert line.ticket == pytest.approx(np.mean([each["ticket"]["top1"] for each in said]))
+    assert line.dense == pytest.approx(np.mean([each["dense"]["top1"] for each in said]))
+    assert (line.seeds, line.k, line.state, line.hours is not None) == ("0, 1", 9, "complete", True)
+    assert (empty.state, empty.dense, empty.hours) == ("not run", None, None)
+    assert "| toy/dense | – |" in as_markdown([line, empty])
+    assert as_csv([line, empty]).splitlines()[2].startswith("toy/dense,,,16,2,,")
+
+
+def test_every_altered_byte_is_found(copied: Path) -> None:
+    """A bit flipped anywhere, in any file, is damage: at forty places of each, and at every seventh of the manifest."""
+    for name, raw in tree_bytes(copied).items():
+        step = 7 if name == MANIFEST else max(1, len(raw) // 40)
+        for place in {*range(0, len(raw), step), len(raw) - 1}:
+            (copied / name).write_bytes(raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :])
+            assert checked(copied).damage, f"{name}, byte {place}"
+        (copied / name).write_bytes(raw)
+    assert not checked(copied).damage
+
+
+def test_every_missing_and_added_file_is_found(copied: Path) -> None:
+    """A file that is gone, cut, longer, a link, or one too many in any folder is damage, and named."""
+    for name, raw in tree_bytes(copied).items():
+        path = copied / name
+        path.unlink()
+        assert checked(copied).damage, name
+        path.symlink_to(__file__)
+        assert checked(copied).damage, name
+        path.unlink()
+        for other in (b"", raw[:-1], raw + b" "):
+            path.write_bytes(other)
+            assert checked(copied).damage, name
+        path.write_bytes(raw)
+    for name in ("x", "runs/x", f"runs/{RUN}/x", f"runs/{RUN}/.x", "x/y"):
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_bytes(b"")
+        assert any(name in str(problem) for problem in checked(copied).damage)
+        (copied / name).unlink()
+    (copied / "x").rmdir()
+    for extra in ("empty", f"runs/{RUN}/empty"):
+        (copied / extra).mkdir()
+        assert checked(copied).damage
+        (copied / extra).rmdir()
+    assert not checked(copied).damage
+
+
+def numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all numbers in JSON."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(item, (*path, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+def changed(content: Any, path: tuple[Any, ...]) -> Any:
+    copy = json.loads(json.dumps(content))
+    place = copy
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] += 1
+    return copy
+
+
+def test_numbers_altered_with_all_digests_made_anew_are_found(copied: Path) -> None:
+    """Each accuracy, loss and count of the result, each of the log's last epoch, settings, and each single image
+    is held against the others: one that was altered, digests and all, contradicts them.
+    """
+    path = copied / "runs" / RUN / "result.json"
+    raw = path.read_bytes()
+    result = json.loads(raw)
+    result.pop("sha256")
+    for place in [*numbers(result["evaluation"], ("evaluation",)), ("config", "seed"), ("config", "lr")]:
+        if place[-1] in ("tokens", "with_ticket"):
+            continue
+        path.write_text(json.dumps(sealed(changed(result, place)), indent=2) + "\n")
+        digested(copied)
+        assert checked(copied).damage, place
+    path.write_bytes(raw)
+    path = copied / "runs" / RUN / "metrics.jsonl"
+    raw = path.read_bytes()
+    *before, last = raw.decode().splitlines()
+    for name in [name for name in json.loads(last) if name.startswith("eval_")]:
+        path.write_text("\n".join([*before, json.dumps(changed(json.loads(last), (name,)))]) + "\n")
+        digested(copied)
+        assert checked(copied).damage, name
+    path.write_bytes(raw)
+    path = copied / "runs" / RUN / "eval.npz"
+    columns = dict(np.load(path))
+    for name in [name for name in columns if name.endswith(("_top1", "_top5", "_seen"))]:
+        column = columns[name].copy()
+        column[3] ^= True
+        saved = io.BytesIO()
+        np.savez_compressed(saved, **columns | {name: column})
+        path.write_bytes(saved.getvalue())
+        digested(copied)
+        assert checked(copied).damage, name
+
+
+def test_what_is_not_the_row_is_not_in_its_table(of: BundleOf, tmp_path: Path) -> None:
+    """A whole bundle at a smaller scale, of fewer images, of other settings or of no row gives the table no number."""
+    scaled = write_bundle(tmp_path, replace(of, scale="0.5"))
+    assert scaled.name == "toy_lt_0.8+projected+scale0.5"
+    full = write_bundle(tmp_path, of)
+    (found,) = (each for each in check_bundles(tmp_path, {LT.name: LT}) if each.folder == scaled)
+    (line,) = table([LT], [found])
+    assert (found.damage, line.dense, line.state) == ((), None, "not the row: scale 0.5 of its images and epochs")
+    larger = replace(LT, dataset=replace(LT.dataset, images=1000, val_images=500), epochs=300, batch=1024)
+    unlike = check_bundle(full, {LT.name: larger}).unlike
+    assert "epochs is 2, not 300" in unlike
+    assert "images of a step: 8, not 1024" in unlike
+    assert "training images: 21, not 1000" in unlike
+    assert "validation images: 11, not 500" in unlike
+    faster = replace(LT, settings={**LT.settings, "lr": 0.01})
+    assert check_bundle(full, {LT.name: faster}).unlike == ("lr is 0.001, not 0.01",)
+    assert check_bundle(full, {}).unlike == ("no experiment of this version has its name",)
+
+
+def test_a_bundle_is_made_once_and_of_finished_runs(of: BundleOf, tmp_path: Path) -> None:
+    """A bundle stays as it is, grows by seeds, never loses any, and is not made of a run that is not finished."""
+    assert of.plan is not None
+    one = replace(of, runs={RUN: of.runs[RUN]}, plan=replace(of.plan, runs=of.plan.runs[:1]))
+    folder = write_bundle(tmp_path, one)
+    before = (folder / MANIFEST).stat().st_mtime_ns
+    assert write_bundle(tmp_path, one) == folder
+    assert (folder / MANIFEST).stat().st_mtime_ns == before
+    assert Manifest.read(write_bundle(tmp_path, of)).runs == list(of.runs)
+    with pytest.raises(MismatchError, match="is a bundle of other runs"):
+        write_bundle(tmp_path, one)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    with pytest.raises(IncompleteError, match=r"toy/other: .*unfinished is not finished"):
+        write_bundle(tmp_path, replace(of, row="toy/other", runs={RUN: unfinished}))
+    assert sorted(os.listdir(tmp_path)) == [folder.name, "unfinished"]
+
+
+def test_check_of_a_folder_names_each_bundle(
+    copied: Path, whole: Path, dlth: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """`dlth reproduce check` ends with 0 for whole bundles, with 1 and its name for a damaged one, with 2 for none."""
+    code, out, _ = dlth("reproduce", "check", whole, "--json")
+    told: Mapping[str, Any] = json.loads(out)
+    assert (code, told["ok"], told["bundles"][0]["whole"], told["bundles"][0]["row"]) == (0, True, True, "toy/lt/0.8")
+    assert {line["state"] for line in told["table"]} > {"not run"}
+    (copied / "tickets.json").unlink()
+    code, out, err = dlth("reproduce", "check", copied.parent, "--markdown", tmp_path / "table.md")
+    assert code == 1
+    assert "damaged[E_DAMAGE]" in err
+    assert "tickets.json is missing" in err
+    assert f"{copied.name}: damaged" in out
+    assert "| deit-s/dense |" in (tmp_path / "table.md").read_text()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(MissingFileError, match="holds no bundle"):
+        check_bundles(empty)
