@@ -2,18 +2,20 @@
 
     python tests/pipeline/judging/null_studies.py [--studies 1000]
 
-prints the table of docs/statistics.md. An image is right where its ease (the same for both arms), what the arm makes of
-it (with `interaction`), the luck of one run with one image, and the run's own level add up above zero. All are normal,
-so the truth is known without error: of arms by construction, of models from their runs' levels.
+prints the first table of docs/statistics.md; how a result comes about is told in `makers.known_arms`.
 """
 
 import argparse
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from makers.known_arms import draw_ease, draw_runs
 
 from dlth.pipeline import compare_arms
 
@@ -34,19 +36,12 @@ class Study:
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
         """Both arms' results, bool [seeds, images], and the true difference of these very models in points."""
-        taste, luck = (math.sqrt(0.15), math.sqrt(0.15)) if self.interaction else (0.0, math.sqrt(0.3))
-        ease_N = math.sqrt(0.7) * rng.standard_normal(self.images, np.float32)
-        results, levels = [], []
-        for accuracy in (self.accuracy + self.gap / 100, self.accuracy):
-            middle = ndtri(accuracy)
-            per_point = np.sqrt(2 * np.pi) * np.exp(middle**2 / 2) / 100  # how far the level moves for a point
-            scatter = self.spread * per_point
-            level_S1 = middle * np.sqrt(1 + scatter**2) + scatter * rng.standard_normal((self.seeds, 1))
-            sum_N = ease_N + taste * rng.standard_normal(self.images, np.float32)
-            luck_SN = luck * rng.standard_normal((self.seeds, self.images), np.float32)
-            results.append(sum_N + luck_SN > -level_S1.astype(np.float32))
-            levels.append(100 * ndtr(level_S1).mean())
-        return results[0], results[1], levels[0] - levels[1]
+        ease_N = draw_ease(rng, self.images)
+        first, second = (
+            draw_runs(rng, ease_N, self.seeds, accuracy, self.spread, self.interaction)
+            for accuracy in (self.accuracy + self.gap / 100, self.accuracy)
+        )
+        return first[0], second[0], first[1] - second[1]
 
 
 @dataclass(frozen=True)
