@@ -1,6 +1,8 @@
-"""A finished run, read back from its folder: its result, its epochs, and what became of every validation image."""
+"""A finished run, read back from its folder: its result, its epochs, and what became of every validation image.
 
-from collections.abc import Mapping
+Accuracies are counted from the images, and must be those of result.json: a result says nothing that its images do not.
+"""
+
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +11,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.pipeline.evidence.image_results import ImageColumns, evaluated_on, read_image_results
 from dlth.tickets.errors import DamageError, shown
 from dlth.training.runs.result import RunResult, read_result
 from dlth.training.runs.resume import VAL_RESULTS
 from dlth.training.runs.runlog import RESULT, logged_epochs
+
+_ROUNDING = 1e-6
+"""Percentage points by which two sums over the same images may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,17 +31,30 @@ class FinishedRun:
 
     folder: Path
     result: RunResult
-    images: Mapping[str, NDArray[Any]]
+    images: ImageColumns
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a run's folder. Raises DamageError for a result or images that are none, or not of each other."""
+        """Read a run's folder.
+
+        Raises:
+            DamageError: a result or images that are none, or not of each other
+            UnsafeError, LimitError: links, devices and sizes that no run leaves
+        """
         result = read_result(folder / RESULT)
         if result is None or result.status != "finished":
             raise DamageError(f"{shown(folder)} holds no finished run", file=RESULT)
-        path = folder / VAL_RESULTS
-        images = dict(np.load(path, allow_pickle=False)) if path.is_file() else {}
-        return cls(folder, result, images)
+        images = read_image_results(folder / VAL_RESULTS) if result.evaluation else {}
+        run = cls(folder, result, images)
+        for tokens in evaluated_on(images):
+            told = result.evaluation.get("model", {}).get(tokens, {}).get("top1")
+            if not isinstance(told, int | float) or abs(told - run.top1(tokens)) > _ROUNDING:
+                raise DamageError(
+                    f"{shown(folder)}: {RESULT} says {shown(told)} % on {tokens} tokens, {VAL_RESULTS}"
+                    f" {run.top1(tokens)} %: they are of different runs",
+                    file=VAL_RESULTS,
+                )
+        return run
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
@@ -51,3 +70,12 @@ class FinishedRun:
     def judged_on(self) -> str:
         """Tokens that its arm is judged by: all for the dense arm, the selector's for others where there are any."""
         return "ticket" if self.result.arm != "dense" and "ticket_top1" in self.images else "dense"
+
+    def hits(self, tokens: str) -> NDArray[np.bool_]:
+        """bool [images seen]: whether the model was right on these tokens."""
+        hits: NDArray[np.bool_] = self.images[f"{tokens}_top1"][self.images[f"{tokens}_seen"]]
+        return hits
+
+    def top1(self, tokens: str) -> float:
+        """Accuracy in percent on these tokens, over the images that were seen."""
+        return 100 * float(self.hits(tokens).mean())

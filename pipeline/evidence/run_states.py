@@ -92,15 +92,18 @@ def study_states(study: Path, plan: StudyPlan) -> tuple[RunState, ...]:
     return tuple(planned_state(study, plan, run) for run in plan.runs)
 
 
-def planned_state(study: Path, plan: StudyPlan, run: PlannedRun) -> RunState:
-    """How one run of a study stands; what its folder holds counts only if it is that run's."""
+def planned_state(study: Path, plan: StudyPlan, run: PlannedRun, mine: bool = False) -> RunState:
+    """How one run of a study stands; what its folder holds counts only if it is that run's.
+
+    mine: the caller has claimed it, which does not make it a running one
+    """
     folder = plan.folder(study, run)
     begun = RunState(
         run.name, folder, "waiting", run.arm, run.seed, epochs=run.cost.epochs or None, steps=run.cost.steps or None
     )
     if other := other_run(folder, run.settings):
         return replace(begun, state="failed", problem=other)
-    return _seen(begun, is_owned(folder.parent, run.name))
+    return _seen(begun, not mine and is_owned(folder.parent, run.name))
 
 
 def other_run(folder: Path, settings: Mapping[str, Any]) -> str:

@@ -1,11 +1,16 @@
 """A report as one HTML file that needs no network: text, tables and pictures as values, a template that draws them.
 
-The pictures are also written as PNG files beside it, for a README or a talk. Text is escaped by the template, because
-keys and names come from files that others made.
+Beside it lie the same tables as CSV and in one JSON, and the pictures as PNG files, for a script, a README or a talk.
+Text is escaped by the template, because keys and names come from files that others made.
 """
 
-from dataclasses import dataclass
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -13,33 +18,71 @@ from dlth.pipeline.pages.figures import png
 from dlth.pipeline.pages.page import data_url, render_page
 from dlth.tickets.store.disk import make_folder, write_files
 
+Cell = str | int | float | None
+NOTHING = "–"
+"""What a cell without a value shows."""
+
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows; the first column names the row, the others are numbers."""
+    """Columns and rows of values; the first column names the row.
+
+    name: of its CSV file, and in the JSON; a table without one is shown alone
+    formats: how numbers of a column are shown, as in "+.1f"; files have them whole
+    words: columns of text beside the first, which are not set to the right as numbers are
+    caption: what stands above it
+    """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    name: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    caption: str = ""
+
+    @property
+    def texts(self) -> tuple[tuple[str, ...], ...]:
+        """The rows as they are shown."""
+        formats = [self.formats.get(column, "") for column in self.columns]
+        return tuple(
+            tuple(_shown_cell(cell, spec) for cell, spec in zip(row, formats, strict=True)) for row in self.rows
+        )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, the name of its PNG file, and what it shows."""
+    """A figure, the name of its PNG file, what it shows, and for those who cannot see it what is to be seen there."""
 
     name: str
     figure: Figure
     caption: str
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Pictures of which one is shown, as the reader chooses: what is chosen, and each picture by its word."""
+
+    label: str
+    options: tuple[tuple[str, Picture], ...]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with texts, tables, pictures and commands, drawn in this order."""
+    """A heading with texts, tables, choices, pictures and commands, drawn in this order."""
 
     title: str
     texts: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
+    choices: tuple[Choice, ...] = ()
     pictures: tuple[Picture, ...] = ()
     commands: tuple[str, ...] = ()
+
+    @property
+    def all_pictures(self) -> Iterator[Picture]:
+        """Those of choices and the others."""
+        yield from (picture for choice in self.choices for _, picture in choice.options)
+        yield from self.pictures
 
 
 @dataclass(frozen=True)
@@ -52,21 +95,55 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report."""
+    """A whole report; warnings are what a reader must know before the verdicts."""
 
     title: str
     lead: str
     verdicts: tuple[Verdict, ...] = ()
     sections: tuple[Section, ...] = ()
     footer: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Those that have a name, by it."""
+        return {table.name: table for section in self.sections for table in section.tables if table.name}
 
 
-def write_report(report: Report, out: Path) -> Path:
-    """Write `report.html` and its pictures as PNG files to a folder; returns the HTML file's path."""
-    make_folder(out)
-    drawn = {picture.name: png(picture.figure) for section in report.sections for picture in section.pictures}
-    page = render_page("report.html", **vars(report), urls={name: data_url(raw, "png") for name, raw in drawn.items()})
-    path = out / "report.html"
-    pictures = {out / f"{name}.png": raw for name, raw in drawn.items()}
-    write_files(pictures | {path: page.encode()})
-    return path
+def files_folder(page: Path) -> Path:
+    """Where the tables and pictures of a page lie: `NAME_files`, as browsers call it, beside `NAME.html`."""
+    return page.with_name(f"{page.stem}_files")
+
+
+def write_page(report: Report, page: Path) -> Path:
+    """Write an HTML file, `NAME.json` beside it, and tables and pictures in `NAME_files`; returns the HTML's path."""
+    make_folder(files_folder(page))
+    drawn = {picture.name: png(picture.figure) for section in report.sections for picture in section.all_pictures}
+    urls = {name: data_url(raw, "png") for name, raw in drawn.items()}
+    files = {files_folder(page) / f"{name}.png": raw for name, raw in drawn.items()}
+    files |= {files_folder(page) / f"{name}.csv": as_csv(table) for name, table in report.tables.items()}
+    files[page.with_suffix(".json")] = as_json(report)
+    html = render_page("report.html", title=report.title, report=report, urls=urls)
+    write_files(files | {page: html.encode()})
+    return page
+
+
+def as_csv(table: Table) -> bytes:
+    """A table as CSV: numbers whole, nothing for no value."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+    return text.getvalue().encode()
+
+
+def as_json(report: Report) -> bytes:
+    """Verdicts, warnings and named tables as JSON."""
+    tables = {name: {"columns": table.columns, "rows": table.rows} for name, table in report.tables.items()}
+    verdicts = [vars(verdict) for verdict in report.verdicts]
+    content: dict[str, Any] = {"title": report.title, "warnings": report.warnings, "verdicts": verdicts}
+    return (json.dumps(content | {"tables": tables}, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _shown_cell(cell: Cell, spec: str) -> str:
+    if cell is None:
+        return NOTHING
+    return cell if isinstance(cell, str) else format(cell, spec or ("," if isinstance(cell, int) else ".4g"))

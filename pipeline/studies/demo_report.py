@@ -18,7 +18,7 @@ from dlth.data.images.decode import decode
 from dlth.data.shards.index import ShardIndex, open_index
 from dlth.pipeline.judging.arm_comparison import Comparison, compare_arms
 from dlth.pipeline.pages import figures
-from dlth.pipeline.pages.report import Picture, Report, Section, Table, Verdict, write_report
+from dlth.pipeline.pages.report import Picture, Report, Section, Table, Verdict, write_page
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import MismatchError
 from dlth.training import Selector, TicketViT
@@ -103,7 +103,7 @@ def write_demo_report(
         ),
         footer=_footer(runs, store),
     )
-    return write_report(report, out)
+    return write_page(report, out / "report.html")
 
 
 def ticket_recall(store: TicketStore, known: Mapping[str, Sequence[int]]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dlth.pipeline.pages.gallery import Card, Gallery, page
-from dlth.pipeline.pages.report import Report, Section, Table, write_report
+from dlth.pipeline.pages.report import Report, Section, Table, write_page
 from dlth.tickets import Grid, generator
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def test_the_report_opens_offline_on_a_phone(tab: Tab, tmp_path: Path) -> None:
     report = Report(
         "A report", "x" * 300, sections=(Section("Wide", tables=(wide,), commands=("dlth " * 60,)),), footer="f" * 300
     )
-    tab.open(write_report(report, tmp_path), width=390, height=844, mobile=True)
+    tab.open(write_page(report, tmp_path / "report.html"), width=390, height=844, mobile=True)
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
     assert tab.complaints == []
     assert len(tab.requests) == 1

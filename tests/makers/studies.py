@@ -1,9 +1,13 @@
 """Plans of tiny studies on real shards with real tickets, as `dlth compare` makes them of what a user asks for."""
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 from dlth.data.shards.index import open_index
 from dlth.pipeline.evidence.arm_key import ArmKey
@@ -15,6 +19,8 @@ from makers.runs import train_config
 from makers.tickets import select_tickets
 
 IMAGES, VAL_IMAGES = 64, 16
+MEASURED = re.compile(r"second|memory|throughput|sha256$")
+"""Names of what differs between two runs of the same: times, memory; and digests of all that, and of paths."""
 
 
 def tiny_study(
@@ -49,3 +55,27 @@ def planned_run(data: str, arm: str, seed: int, settings: Mapping[str, Any]) -> 
     kept = {name: value for name, value in values.items() if name not in ("out", "resume")}
     key = ArmKey("dense") if arm == "dense" else ArmKey(arm, "0.5", "projected")
     return PlannedRun(f"{arm}-seed{seed}-{digest}", key, seed, kept, cost)
+
+
+def leavings(study: Path, plan: StudyPlan) -> dict[str, object]:
+    """All that the runs of a study left, by file, but for what is measured: seconds, memory, and where it was run."""
+    left: dict[str, object] = {}
+    for run in plan.runs:
+        folder = plan.folder(study, run)
+        left[run.name] = sorted(path.name for path in folder.iterdir())
+        for name in ("model.safetensors", "model_best.safetensors"):
+            left[f"{run.name}/{name}"] = _tensors(folder / name)
+        left[f"{run.name}/images"] = (folder / "eval.npz").read_bytes()
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        left[f"{run.name}/metrics"] = [_unmeasured(json.loads(line)) for line in lines]
+        left[f"{run.name}/result"] = _unmeasured(json.loads((folder / "result.json").read_text()))
+    return left
+
+
+def _unmeasured(record: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in record.items() if not MEASURED.search(name)}
+    return kept | ({"config": record["config"] | {"out": ""}} if "config" in record else {})
+
+
+def _tensors(path: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}

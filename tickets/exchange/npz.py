@@ -16,11 +16,8 @@ read is checked first: no object arrays (pickles), every size as the zip and the
 import hashlib
 import math
 import os
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,8 +27,6 @@ from numpy.typing import NDArray
 from dlth.tickets.callbacks import Progress
 from dlth.tickets.derive.draft import specs
 from dlth.tickets.errors import (
-    DamageError,
-    DlthError,
     InputError,
     LimitError,
     MissingFileError,
@@ -40,24 +35,15 @@ from dlth.tickets.errors import (
     shown,
 )
 from dlth.tickets.exchange.imports import ForeignRows, decode_keys
+from dlth.tickets.exchange.npz_column import Column, check_directory, guarded
 from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.jsontext import canonical, parse
-from dlth.tickets.format.layout import MAX_CHUNK_BYTES, MAX_META_BYTES, MAX_SHARDS
-from dlth.tickets.format.manifest import MAX_ROWS, ShardSpec
+from dlth.tickets.format.layout import MAX_META_BYTES, MAX_SHARDS
+from dlth.tickets.format.manifest import ShardSpec
 from dlth.tickets.store.disk import new_file, open_regular, reading, user_path
 from dlth.tickets.store.ticket_store import TicketStore, open_store
 
-_MAX_MEMBERS = 64
-_MAX_DIRECTORY_BYTES = 2**20  # a member takes some 100; whatever count is stated, zipfile makes an object of each
-_MAX_AXIS = 2**31  # above any axis that is read, far below where sizes multiplied could wrap
-_MAX_CODE_POINT = 0x10FFFF
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OSError)
-_HEADER_ERRORS = (
-    *(tokenize.TokenError, SyntaxError, ArithmeticError, LookupError, TypeError, AttributeError),
-    *(SystemError, MemoryError),
-)
-"""What numpy lets through beside ValueError when the text of an array's header is no header."""
 
 
 def export_npz(store: TicketStore, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
@@ -107,8 +93,9 @@ class NpzTable:
         self.path = user_path(path)
         self.name = shown(self.path.name)
         self.digest = file_digest(self.path)
-        with _guarded(self.name):
-            _check_directory(self.path)
+        with guarded(self.name):
+            with open(self.path, "rb") as file:
+                check_directory(file, self.name)
             self._archive = zipfile.ZipFile(self.path)
         self._arrays = {info.filename: info for info in self._archive.infolist()}
         rankings = [name for name in ("patches", "masks") if f"{name}.npy" in self._arrays]
@@ -150,9 +137,9 @@ class NpzTable:
         """The keys of rows [start, stop)."""
         return decode_keys(self._columns["keys"].read(start, stop).tolist(), start, self.name)
 
-    def _column(self, name: str, kinds: str, axes: tuple[int, ...]) -> "_Column":
-        with _guarded(self.name):
-            return _Column(self._archive, self._arrays[f"{name}.npy"], self.name, kinds, axes)
+    def _column(self, name: str, kinds: str, axes: tuple[int, ...]) -> Column:
+        with guarded(self.name):
+            return Column(self._archive, self._arrays[f"{name}.npy"], self.name, kinds, axes)
 
     def _whole(self, name: str, kinds: str, limit: int) -> NDArray[Any] | None:
         """A small array [items], or None where the file has none."""
@@ -177,68 +164,6 @@ class NpzTable:
         return tuple(ShardSpec(name, int(count)) for name, count in zip(decoded, rows, strict=True))
 
 
-@contextmanager
-def _guarded(name: str) -> Iterator[None]:
-    """Turns what zipfile and numpy raise on a broken file into DamageError naming it."""
-    try:
-        yield
-    except DlthError:
-        raise
-    except _ZIP_ERRORS as error:
-        raise DamageError(f"{name} cannot be read as .npz: {shown(error)}", file=name) from error
-
-
-class _Column:
-    """One array of the archive, read a range of rows at a time."""
-
-    def __init__(
-        self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, kinds: str, axes: tuple[int, ...]
-    ) -> None:
-        self.name, self._where = info.filename.removesuffix(".npy"), where
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA's header asks for gigabytes
-            raise InputError(f"{where}: '{self.name}' is packed in a way that numpy does not write; save it anew")
-        self._file = archive.open(info)
-        version = np.lib.format.read_magic(self._file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise SchemaError(f"{where}: '{self.name}' is of .npy version {version}; 1.0 and 2.0 are read")
-        try:
-            self.shape, fortran, self._dtype = readers[version](self._file)
-        except _HEADER_ERRORS as error:
-            raise DamageError(
-                f"{where}: '{self.name}' has a header that is none: {shown(error)}", file=where
-            ) from error
-        if self._dtype.hasobject:
-            raise UnsafeError(f"{where}: '{self.name}' holds Python objects, which would have to be unpickled")
-        if self._dtype.kind not in kinds or self._dtype.fields is not None or len(self.shape) not in axes:
-            raise InputError(f"{where}: '{self.name}' has the wrong type {self._dtype} or shape {list(self.shape)}")
-        if fortran and len(self.shape) > 1:
-            raise InputError(f"{where}: '{self.name}' is stored column by column; save np.ascontiguousarray of it")
-        self._start = self._file.tell()
-        if not all(type(length) is int and 0 <= length < _MAX_AXIS for length in self.shape):  # True, -2, 10**30
-            raise LimitError(f"{where}: '{self.name}' has the shape {shown(self.shape)}, beyond every bound")
-        self._row_bytes = math.prod(self.shape[1:]) * self._dtype.itemsize
-        if not 0 <= self.shape[0] <= MAX_ROWS or not 1 <= self._row_bytes <= MAX_CHUNK_BYTES:
-            raise LimitError(f"{where}: '{self.name}' has the shape {list(self.shape)}, beyond every bound")
-        if info.file_size != self._start + self.shape[0] * self._row_bytes:
-            raise DamageError(f"{where}: '{self.name}' is not as long as its shape says", file=where)
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop)."""
-        wanted = (stop - start) * self._row_bytes
-        if wanted > 4 * MAX_CHUNK_BYTES:
-            raise LimitError(f"{self._where}: {stop - start} rows of '{self.name}' at once; use smaller shards")
-        with _guarded(self._where):
-            if self._file.tell() != (offset := self._start + start * self._row_bytes):
-                self._file.seek(offset)
-            raw = self._file.read(wanted)
-        if len(raw) != wanted:
-            raise DamageError(f"{self._where}: '{self.name}' ends early", file=self._where)
-        if self._dtype.kind == "U" and (np.frombuffer(raw, f"{self._dtype.str[0]}u4") > _MAX_CODE_POINT).any():
-            raise DamageError(f"{self._where}: '{self.name}' holds numbers that are no characters", file=self._where)
-        return np.frombuffer(raw, dtype=self._dtype).reshape(stop - start, *self.shape[1:])
-
-
 def file_digest(path: Path) -> str:
     """sha256 of a regular file; raises InputError for anything else."""
     try:
@@ -246,29 +171,3 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (MissingFileError, UnsafeError) as error:
         raise InputError(str(error)) from error
-
-
-def _check_directory(path: Path) -> None:
-    """Refuse a zip whose directory lists many members, before zipfile makes an object of each.
-
-    Every end record is held to the bounds (count and bytes): which of several zipfile takes is its own affair.
-    """
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 66_000))
-        tail = file.read()
-    for mark, at, size in ((b"PK\x05\x06", 10, 2), (b"PK\x06\x06", 32, 8)):
-        place = tail.find(mark)
-        while place >= 0:
-            stated = tail[place + at :]
-            count, length = stated[:size], stated[size : size + min(2 * size, 8)]
-            num_members, num_bytes = int.from_bytes(count, "little"), int.from_bytes(length, "little")
-            if num_members > _MAX_MEMBERS and count != b"\xff\xff":
-                raise LimitError(f"{shown(path.name)} lists {num_members} members, the bound is {_MAX_MEMBERS}")
-            if num_bytes > _MAX_DIRECTORY_BYTES and length != b"\xff\xff\xff\xff":
-                raise LimitError(
-                    f"{shown(path.name)} lists its members in {num_bytes} bytes, the bound is {_MAX_DIRECTORY_BYTES}"
-                )
-            place = tail.find(mark, place + 1)
-    locator = tail.rfind(b"PK\x06\x07")
-    if locator >= 0 and tail[max(0, locator - 56) :][:4] != b"PK\x06\x06":
-        raise DamageError(f"{shown(path.name)}: its end record is not where it must be", file=path.name)

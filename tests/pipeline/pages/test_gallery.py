@@ -20,7 +20,7 @@ from dlth.data.shards.index import ShardIndex, open_index
 from dlth.pipeline.cli.app import app
 from dlth.pipeline.pages import figures
 from dlth.pipeline.pages.gallery import Card, Gallery, page, sheets
-from dlth.pipeline.pages.report import Report, Section, Table, write_report
+from dlth.pipeline.pages.report import Report, Section, Table, write_page
 from dlth.pipeline.pages.show import Choice, gallery_of
 from dlth.tickets import Grid, TicketStore, ViewSpec, generator, project
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError, SchemaError
@@ -288,7 +288,7 @@ def test_large_grids_are_packed_in_two_bytes() -> None:
 def test_the_report_is_escaped_and_closed_in_the_same_way(tmp_path: Path) -> None:
     """The demo's report goes through the same page: hostile texts stay texts, and no script may run at all."""
     section = Section(HOSTILE[1], texts=HOSTILE, tables=(Table(HOSTILE[:2], (HOSTILE[:2],)),), commands=HOSTILE)
-    text = write_report(Report(HOSTILE[0], HOSTILE[2], sections=(section,)), tmp_path).read_text("utf-8")
+    text = write_page(Report(HOSTILE[0], HOSTILE[2], sections=(section,)), tmp_path / "r.html").read_text("utf-8")
     found = Page(text)
     assert not found.all("script")
     assert not found.all("img")

@@ -45,7 +45,12 @@ def test_the_report_says_what_the_runs_left(finished: tuple[Demo, list[str]]) ->
     assert f"ticket arm is trained on tickets of {result['tickets_are']}; ticket tokens are" in page
     assert TicketStore(demo.out / "tickets" / "val.zarr").identity in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
-    assert {path.stem for path in demo.out.glob("*.png")} >= {"tickets", "accuracy", "recall", "curves-loss"}
+    assert {path.stem for path in (demo.out / "report_files").glob("*.png")} >= {
+        "tickets",
+        "accuracy",
+        "recall",
+        "curves-loss",
+    }
 
 
 def test_one_seed_decides_nothing_of_arms(finished: tuple[Demo, list[str]]) -> None:

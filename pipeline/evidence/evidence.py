@@ -1,0 +1,102 @@
+"""Finished runs side by side: by arm and seed, what keeps arms from being compared, and the images that all have seen.
+
+A family is what is compared: the arms that drop patches at one keep, mode and variant, and the dense arm of the
+variant. Runs that differ in more than the arm stop the verdicts of their family; tables show them all the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.finished_run import FinishedRun
+from dlth.pipeline.evidence.run_states import RunState
+from dlth.pipeline.evidence.study_plan import StudyPlan
+from dlth.training.settings.comparable import comparable
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What folders hold.
+
+    runs: finished runs by arm and seed, both in order
+    unfinished: runs of the folders that have no result, or one that cannot be read
+    studies: plans by the folder of the study
+    notes: what a person should know, such as runs that were left out
+    """
+
+    runs: Mapping[ArmKey, Mapping[int, FinishedRun]]
+    unfinished: tuple[RunState, ...] = ()
+    studies: Mapping[Path, StudyPlan] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all_runs(self) -> list[FinishedRun]:
+        """Every finished run, arm by arm, seed by seed."""
+        return [run for runs in self.runs.values() for run in runs.values()]
+
+    @cached_property
+    def differences(self) -> dict[ArmKey, list[str]]:
+        """For each arm that drops patches and cannot be judged, what its family's runs differ in."""
+        besides = {name for plan in self.studies.values() for name in plan.may_differ}
+        found = {}
+        for arm in self.runs:
+            family = [key for key in self.runs if key.variant == arm.variant and _place(key) in ("", _place(arm))]
+            results = [run.result.to_json() for key in family for run in self.runs[key].values()]
+            if arm.arm != DENSE and (differences := comparable(results, besides)):
+                found[arm] = differences
+        return found
+
+    @cached_property
+    def judged(self) -> dict[ArmKey, Mapping[int, FinishedRun]]:
+        """Runs that can be judged: of families without differences, and with validation images."""
+        judged = {}
+        for arm, runs in self.runs.items():
+            with_images = {seed: run for seed, run in runs.items() if run.images}
+            if with_images and arm not in self.differences:
+                judged[arm] = with_images
+        return judged
+
+    @cached_property
+    def hits(self) -> dict[ArmKey, dict[int, NDArray[np.bool_]]]:
+        """By arm and seed bool [N], whether an image was right on the tokens that the arm is judged by.
+
+        The same N images in the same order, that of their keys: those that every judged run has seen.
+        """
+        runs = [run for runs in self.judged.values() for run in runs.values()]
+        rows = dict(zip(map(id, runs), shared_images(runs), strict=True))
+        return {
+            arm: {seed: run.images[f"{run.judged_on}_top1"][rows[id(run)]] for seed, run in runs.items()}
+            for arm, runs in self.judged.items()
+        }
+
+    @property
+    def left_out(self) -> int:
+        """Validation images that not every judged run has seen, so no verdict counts them."""
+        runs = [run for runs in self.judged.values() for run in runs.values()]
+        shared = next((len(hits) for seeds in self.hits.values() for hits in seeds.values()), 0)
+        return max((len(run.images["keys"]) for run in runs), default=0) - shared
+
+
+def shared_images(runs: Sequence[FinishedRun]) -> list[NDArray[np.int64]]:
+    """For each run int [N], the rows of the N images that all of them have seen, in the order of their keys."""
+    if not runs:
+        return []
+    seen = [run.images["keys"][run.images[f"{run.judged_on}_seen"]] for run in runs]
+    shared = reduce(np.intersect1d, seen, np.unique(seen[0]))
+    rows = []
+    for run in runs:
+        order = np.argsort(run.images["keys"], kind="stable")
+        rows.append(order[np.searchsorted(run.images["keys"], shared, sorter=order)])
+    return rows
+
+
+def _place(key: ArmKey) -> str:
+    """Where an arm stands among those that drop patches; empty for the dense one."""
+    return "" if key.arm == DENSE else f"{key.keep} {key.mode}"

@@ -1,0 +1,136 @@
+"""From folders to evidence: studies by their plan, loose runs by what their results say they are.
+
+Folders may come from another lab: what cannot be read is told and left out, and nothing in one leads to another.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.evidence import DENSE, Evidence
+from dlth.pipeline.evidence.finished_run import FinishedRun
+from dlth.pipeline.evidence.run_states import RunState, run_states, study_states
+from dlth.pipeline.evidence.study_plan import STUDY, StudyPlan, read_study
+from dlth.tickets.callbacks import Note
+from dlth.tickets.errors import DamageError, DlthError, InputError, shown
+from dlth.training.runs.result import RunResult
+from dlth.training.settings.train_config import TrainConfig
+
+CONTROL = "control"
+_BASE_ARMS = ("ticket", "random", DENSE)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A folder that was named: its plan, if it is a study, and its runs."""
+
+    folder: Path
+    plan: StudyPlan | None
+    states: tuple[RunState, ...]
+
+
+def gather(folders: Sequence[Path], note: Note = lambda text: None) -> Evidence:
+    """Read what studies, folders of runs, and runs hold; `note` is told what was left out.
+
+    The seeds of one arm may lie in several folders. Where two folders have the same arm and seed they are kept apart:
+    their names become part of the variant.
+
+    Raises:
+        InputError: no folder, or one without runs
+        MissingFileError, DamageError, LimitError: a folder that is not there, a damaged plan, too many runs
+    """
+    if not folders:
+        raise InputError("name at least one folder: of a study, of runs, or of one run")
+    sources = [_source(folder) for folder in dict.fromkeys(folders)]
+    notes: list[str] = []
+
+    def tell(text: str) -> None:
+        notes.append(text)
+        note(text)
+
+    loaded = [list(_loaded(source.states, tell)) for source in sources]
+    runs = _by_arm(sources, loaded, tell)
+    unfinished = tuple(each for read in loaded for each in read if isinstance(each, RunState))
+    studies = {source.folder: source.plan for source in sources if source.plan is not None}
+    return Evidence(runs, unfinished, studies, tuple(notes))
+
+
+def arm_key(result: RunResult) -> ArmKey:
+    """Which arm a run is of, by its result: that of a control's tickets is the control's."""
+    if result.arm == DENSE:
+        return ArmKey(DENSE)
+    said, _, rest = result.tickets_are.partition(": ")
+    arm = f"{CONTROL}-{rest.partition(';')[0]}" if result.arm == "ticket" and said == CONTROL else result.arm
+    mode = result.mode or str(TrainConfig.model_fields["mode"].default)
+    return ArmKey(shown(arm, 60), shown(result.keep, 20), shown(mode, 20))
+
+
+def _source(folder: Path) -> _Source:
+    if (folder / STUDY).is_file():
+        plan = read_study(folder)
+        return _Source(folder, plan, study_states(folder, plan))
+    if not (states := run_states(folder)):
+        raise InputError(f"{shown(folder)} holds no run and no study: name a folder that dlth train or compare made")
+    return _Source(folder, None, states)
+
+
+def _loaded(states: Sequence[RunState], tell: Note) -> Iterator[FinishedRun | RunState]:
+    """Each run that is finished, with its images; the state of each other."""
+    for state in states:
+        if state.state != "finished":
+            yield state
+            continue
+        try:
+            run = FinishedRun.load(state.folder)
+            _check(run, state)
+            yield run
+        except DlthError as error:
+            tell(f"left out: {error}")
+            yield replace(state, state="failed", problem=str(error))
+
+
+def _check(run: FinishedRun, state: RunState) -> None:
+    """Refuse a result of another run than the folder's, as the plan or its settings say."""
+    arm = "ticket" if state.arm.arm.startswith(f"{CONTROL}-") else state.arm.arm
+    if (run.result.arm, run.seed) != (arm, state.seed):
+        raise DamageError(
+            f"{shown(state.folder)} should hold a run of arm {shown(arm)}, seed {state.seed}; its result is of arm"
+            f" {shown(run.result.arm)}, seed {run.seed}"
+        )
+
+
+def _by_arm(
+    sources: Sequence[_Source], loaded: Sequence[Sequence[FinishedRun | RunState]], tell: Note
+) -> dict[ArmKey, dict[int, FinishedRun]]:
+    """Runs by arm and seed, both in order."""
+    placed = []
+    for source, read in zip(sources, loaded, strict=True):
+        planned = {state.folder: state.arm for state in source.states} if source.plan is not None else {}
+        for run in read:
+            if isinstance(run, FinishedRun) and run.result.arm not in _BASE_ARMS:
+                tell(f"left out: {shown(run.folder)} is a run of arm {shown(run.result.arm)}, which no clause is about")
+            elif isinstance(run, FinishedRun):
+                placed.append((source.folder, planned.get(run.folder) or arm_key(run.result), run))
+    where: dict[tuple[ArmKey, int], set[Path]] = {}
+    for folder, arm, run in placed:
+        where.setdefault((arm, run.seed), set()).add(folder)
+    apart = any(len(folders) > 1 for folders in where.values())
+    if apart:
+        tell("folders have runs of the same arm and seed: each folder's runs are arms of their own")
+    by_arm: dict[ArmKey, dict[int, FinishedRun]] = {}
+    for folder, arm, run in placed:
+        key = replace(arm, variant=", ".join(filter(None, (folder.name, arm.variant)))) if apart else arm
+        if run.seed in by_arm.setdefault(key, {}):
+            tell(f"left out: {shown(run.folder)}, another run of {shown(key)}, seed {run.seed}")
+            continue
+        by_arm[key][run.seed] = run
+    return {arm: dict(sorted(by_arm[arm].items())) for arm in sorted(by_arm, key=_order)}
+
+
+def _order(key: ArmKey) -> tuple[object, ...]:
+    """The dense arm of a variant, then its keeps from the largest, ticket before random before controls."""
+    keep = float(key.keep) if re.fullmatch(r"[0-9]*\.?[0-9]+", key.keep) else 0.0
+    base = _BASE_ARMS.index(key.arm) if key.arm in _BASE_ARMS else len(_BASE_ARMS)
+    return key.variant, key.arm != DENSE, key.mode, -keep, base, key.arm

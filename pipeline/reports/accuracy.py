@@ -1,0 +1,70 @@
+"""How accurate the arms are: a row for each arm over its seeds, and one for each run."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.evidence import Evidence
+from dlth.pipeline.evidence.finished_run import FinishedRun
+from dlth.pipeline.pages.report import Cell, Section, Table
+
+TOKENS = {"dense": "on all tokens", "ticket": "on ticket tokens", "random": "on random tokens"}
+"""What models are evaluated on, and the column of it."""
+KEY_COLUMNS = ("arm", "keep", "mode", "variant")
+
+
+def accuracy_section(evidence: Evidence) -> Section | None:
+    """Top-1 by arm and by run."""
+    if not evidence.runs:
+        return None
+    text = (
+        "Top-1 accuracy in percent on the whole validation set: the mean over seeds, and ± their standard deviation."
+        " An arm that drops patches is judged on the selector's patches, the dense arm on all."
+    )
+    return Section("Accuracy", texts=(text,), tables=(_arms(evidence), _runs(evidence)))
+
+
+def key_cells(key: ArmKey) -> tuple[str, str, str, str]:
+    """An arm's name, keep, mode and variant as cells."""
+    return key.arm, key.keep, key.mode, key.variant
+
+
+def _arms(evidence: Evidence) -> Table:
+    rows = []
+    for key, by_seed in evidence.runs.items():
+        runs = list(by_seed.values())
+        first = runs[0].result
+        judged = [run.top1(run.judged_on) for run in runs if run.images]
+        means = (mean([run.top1(tokens) for run in runs if f"{tokens}_top1" in run.images]) for tokens in TOKENS)
+        rows.append((*key_cells(key), len(runs), first.k, first.epochs, mean(judged), _spread(judged), *means))
+    columns = (*KEY_COLUMNS, "runs", "patches", "epochs", "top-1", "±", *TOKENS.values())
+    formats = dict.fromkeys(("top-1", "±", *TOKENS.values()), ".2f")
+    return Table(columns, tuple(rows), "arms", formats, KEY_COLUMNS[1:], "By arm")
+
+
+def _runs(evidence: Evidence) -> Table:
+    rows = [
+        (*key_cells(key), seed, run.result.train_loss, *(_top1(run, tokens) for tokens in TOKENS), _seen(run))
+        for key, by_seed in evidence.runs.items()
+        for seed, run in by_seed.items()
+    ]
+    columns = (*KEY_COLUMNS, "seed", "training loss", *TOKENS.values(), "images")
+    formats = dict.fromkeys(TOKENS.values(), ".2f") | {"training loss": ".4f", "seed": ""}
+    return Table(columns, tuple(rows), "runs", formats, KEY_COLUMNS[1:], "By run")
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None of nothing."""
+    return fmean(values) if values else None
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def _top1(run: FinishedRun, tokens: str) -> float | None:
+    return run.top1(tokens) if f"{tokens}_top1" in run.images else None
+
+
+def _seen(run: FinishedRun) -> Cell:
+    return int(run.images[f"{run.judged_on}_seen"].sum()) if run.images else None

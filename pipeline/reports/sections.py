@@ -1,0 +1,19 @@
+"""The sections of a report, in their order. Each is a function of the evidence; one with nothing to say gives None.
+
+A new section is a file beside this one and a line in `SECTIONS`.
+"""
+
+from collections.abc import Callable
+
+from dlth.pipeline.evidence.evidence import Evidence
+from dlth.pipeline.pages.report import Section
+from dlth.pipeline.reports.accuracy import accuracy_section
+
+SectionMaker = Callable[[Evidence], Section | None]
+SECTIONS: tuple[SectionMaker, ...] = (accuracy_section,)
+
+
+def sections_of(evidence: Evidence) -> tuple[Section, ...]:
+    """Every section that has something to say of the evidence."""
+    made = (make(evidence) for make in SECTIONS)
+    return tuple(section for section in made if section is not None)

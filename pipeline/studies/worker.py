@@ -1,0 +1,206 @@
+"""Do the runs of a study that nobody else does, until all of them are over.
+
+Any number of processes may do this at once, on any machines that see the folder. A run is claimed by a lock beside its
+folder, and looked at again under that lock; a claim ends with its process, however that ends, so a killed worker's run
+is taken over at its last checkpoint by the next who looks. Rejected: dealing runs out beforehand (worker i of n), which
+leaves a dead worker's share undone, and a process that leads, which can die itself.
+
+What a run does by itself (it diverges, or is refused) is marked in its folder, and the others go on. What a machine
+does to it (a full disk, no memory, files that are not there) ends this worker and marks nothing: another may do better.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlth.pipeline.evidence.failure import FAILED, Failure, read_failure, write_failure
+from dlth.pipeline.evidence.run_states import RunState, other_run, planned_state
+from dlth.pipeline.evidence.study_plan import RUNS, PlannedRun, StudyPlan
+from dlth.pipeline.studies.launched import batch_shared_by, train_on_gpus
+from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError, SpaceError, TransferError
+from dlth.tickets.store.disk import make_folder
+from dlth.tickets.store.locks import owned
+from dlth.training.distributed.process_group import pick_device
+from dlth.training.distributed.signals import StopRequest, stop_on_signals
+from dlth.training.machine_errors import BugError, MachineError, OutOfMemoryError, RankError
+from dlth.training.reporter import Reporter
+from dlth.training.runs.loop import train
+from dlth.training.settings.layering import checked
+from dlth.training.settings.train_config import TrainConfig
+
+POLL = 1.0
+"""Seconds between two looks for a run to take over, while others have all that is left."""
+BETWEEN_LOOKS = 2.0
+"""Seconds between two looks at all runs while this process trains; more where a look is slow, as over a network."""
+SHARE_OF_LOOKS = 0.02
+MACHINES = (
+    *(SpaceError, LockedError, TransferError, MissingFileError),
+    *(MachineError, OutOfMemoryError, RankError, BugError),
+)
+"""Errors that are no fault of a run's."""
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """How a study stands when a worker leaves it; `stopped`: because it was asked to."""
+
+    runs: tuple[RunState, ...]
+    stopped: bool = False
+
+    @property
+    def failed(self) -> tuple[RunState, ...]:
+        """The runs that failed by themselves, or whose folder holds another run."""
+        return tuple(run for run in self.runs if run.state == "failed")
+
+
+class StudyReporter:
+    """Base of everything that listens to a study; all methods do nothing here."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+    def looked(self, states: Sequence[RunState]) -> None:
+        """How all runs stand now, in the order of the plan; every few seconds."""
+
+
+def run_study(
+    folder: Path, plan: StudyPlan, *, gpus: int = 1, retry: bool = False, reporter: StudyReporter | None = None
+) -> StudyState:
+    """Do every run of a study that nobody else does, wait for those of others, and return when all are over.
+
+    SIGTERM and SIGINT let the run in hand save; the state is then `stopped`.
+
+    Args:
+        folder: the study's
+        plan: its plan, as its study.json has it
+        gpus: processes that train a run together, each on its GPU; steps have the plan's number of images for any
+        retry: try failed runs again
+        reporter: told how all runs stand
+    Raises:
+        InputError: a device that this machine has not, or a number of GPUs that no step can be shared by
+        DlthError: what the machine refuses, as `MACHINES`; the run in hand can be taken over
+    """
+    worker = Worker(folder, plan, gpus, reporter or StudyReporter())
+    worker.check_machine()
+    make_folder(folder / RUNS)
+    if retry:
+        worker.forgive()
+    with stop_on_signals() as stop:
+        return worker.work(stop)
+
+
+class Worker:
+    """One process at work on a study; what it remembers is only to spare another look."""
+
+    def __init__(self, folder: Path, plan: StudyPlan, gpus: int, reporter: StudyReporter) -> None:
+        self.folder, self.plan, self.gpus, self.reporter = folder, plan, gpus, reporter
+        self.finished: dict[str, RunState] = {}
+        self.next_look = 0.0
+
+    def check_machine(self) -> None:
+        """Raises InputError for what is wrong with this machine and would else be taken for a run's failure."""
+        configs = [self.config(run) for run in self.plan.runs]
+        for name in sorted({config.device for config in configs}):
+            device = pick_device(name)
+            if device.type == "cuda" and torch.cuda.device_count() < self.gpus:
+                raise InputError(f"--gpus {self.gpus}: this machine has {torch.cuda.device_count()}")
+        for config in configs:
+            batch_shared_by(config, self.planned_gpus, self.gpus)
+
+    @property
+    def planned_gpus(self) -> int:
+        """The processes that the plan's batch sizes are meant for."""
+        return int(self.plan.settings.get("gpus", 1))
+
+    def config(self, run: PlannedRun) -> TrainConfig:
+        """The settings of a run, in its place."""
+        return checked(TrainConfig, {**run.settings, "out": str(self.plan.folder(self.folder, run)), "resume": "auto"})
+
+    def forgive(self) -> None:
+        """Take the marks of failure away; a folder that holds another run stays as it is."""
+        for run in self.plan.runs:
+            place = self.plan.folder(self.folder, run)
+            if read_failure(place) is not None and not other_run(place, run.settings):
+                with suppress(LockedError), owned(self.folder / RUNS, run.name):
+                    (place / FAILED).unlink(missing_ok=True)
+
+    def work(self, stop: StopRequest) -> StudyState:
+        """Take one run after another, until none is left or a stop is asked for."""
+        while not stop.requested:
+            states = self.look()
+            if all(state.is_over for state in states):
+                return StudyState(states)
+            if not any(self.take(run, stop) for run in self._open(states)):
+                time.sleep(POLL)
+        return StudyState(self.look(), stopped=True)
+
+    def _open(self, states: Sequence[RunState]) -> Iterator[PlannedRun]:
+        """Runs that may be had, those first that somebody began."""
+        for wanted in ("stopped", "waiting"):
+            for run, state in zip(self.plan.runs, states, strict=True):
+                if state.state == wanted:
+                    yield run
+
+    def take(self, run: PlannedRun, stop: StopRequest) -> bool:
+        """Claim a run and do it to its end; False where another has it, or had it since the last look."""
+        try:
+            with owned(self.folder / RUNS, run.name):
+                state = planned_state(self.folder, self.plan, run, mine=True)
+                if state.state not in ("waiting", "stopped"):
+                    return False
+                self._do(run, stop)
+                return True
+        except LockedError:
+            return False
+
+    def _do(self, run: PlannedRun, stop: StopRequest) -> None:
+        config = self.config(run)
+        try:
+            if self.gpus == 1:
+                train(config, reporter=_Watch(self, run.name), stop=stop)
+            else:
+                train_on_gpus(batch_shared_by(config, self.planned_gpus, self.gpus), self.gpus, stop, self.look_again)
+        except MACHINES:
+            raise
+        except DlthError as error:
+            write_failure(Path(config.out), Failure(error.code, str(error)))
+            self.reporter.note(f"{run.name} failed [{error.code}]: {error}")
+
+    def look(self, at: Mapping[str, Any] | None = None, name: str = "") -> tuple[RunState, ...]:
+        """Look at all runs and tell of them; `at`: the newest step of the one that this process trains."""
+        begun = time.monotonic()
+        states = []
+        for run in self.plan.runs:
+            state = self.finished.get(run.name) or planned_state(self.folder, self.plan, run)
+            if state.state == "finished":
+                self.finished[run.name] = state
+            elif at is not None and run.name == name:
+                state = replace(state, step=at["step"], epoch=at["epoch"], steps=at["num_steps"], k=at["k"])
+            states.append(state)
+        self.reporter.looked(states)
+        now = time.monotonic()
+        self.next_look = now + max(BETWEEN_LOOKS, (now - begun) / SHARE_OF_LOOKS)
+        return tuple(states)
+
+    def look_again(self, at: Mapping[str, Any] | None = None, name: str = "") -> None:
+        """Look if the last look is long enough ago."""
+        if time.monotonic() >= self.next_look:
+            self.look(at, name)
+
+
+class _Watch(Reporter):
+    """Looks at the study from within the run that this process trains."""
+
+    def __init__(self, worker: Worker, name: str) -> None:
+        self.worker, self.name = worker, name
+
+    def note(self, text: str) -> None:
+        self.worker.reporter.note(f"{self.name}: {text}")
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        self.worker.look_again(record, self.name)

@@ -1,0 +1,111 @@
+"""Evidence from folders of studies and runs: what is put together, what is kept apart, and what is left out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from makers.results import write_run, write_study_of
+
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.gather import gather
+from dlth.tickets.errors import InputError
+from dlth.training.runs.sealed_json import sealed
+
+TICKET, RANDOM, CENTRE = (ArmKey(arm, "0.5", "projected") for arm in ("ticket", "random", "control-centre"))
+DENSE, SMALL = ArmKey("dense"), ArmKey("ticket", "0.25", "projected")
+ARMS = (DENSE, TICKET, RANDOM, CENTRE)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of four arms and two keeps with three seeds, of which one run is missing."""
+    folder = tmp_path_factory.mktemp("studies") / "one"
+    write_study_of(folder, (*ARMS, SMALL), unfinished=("random-keep0.5-seed2",))
+    return folder
+
+
+def change(run: Path, **of: object) -> None:
+    """Put other values into a run's result, sealed as a run would."""
+    result = json.loads((run / "result.json").read_text()) | of
+    (run / "result.json").write_text(json.dumps(sealed({name: of for name, of in result.items() if name != "sha256"})))
+
+
+def test_a_study_is_read_by_its_plan(study: Path) -> None:
+    """Arms come dense first, then keep by keep; the run that is not there is named as waiting."""
+    evidence = gather([study])
+    assert list(evidence.runs) == [DENSE, TICKET, RANDOM, CENTRE, SMALL]
+    assert [list(runs) for runs in evidence.runs.values()] == [[0, 1, 2], [0, 1, 2], [0, 1], [0, 1, 2], [0, 1, 2]]
+    assert [(state.name, state.state) for state in evidence.unfinished] == [("random-keep0.5-seed2", "waiting")]
+    assert not evidence.differences
+    assert evidence.hits[RANDOM].keys() == {0, 1}
+
+
+def test_runs_alone_say_which_arm_they_are(study: Path) -> None:
+    """The runs' folders without their plan give the same arms and hits, a control's by what its tickets are."""
+    whole, loose = gather([study]), gather([study / "runs"])
+    assert list(loose.runs) == list(whole.runs)
+    assert all(np.array_equal(loose.hits[arm][0], whole.hits[arm][0]) for arm in whole.hits)
+
+
+def test_a_run_that_lies_is_left_out_and_told(study: Path, tmp_path: Path) -> None:
+    """Images of another run, a result of another arm, a damaged one: each is told, and the other runs stay."""
+    shutil.copytree(study, tmp_path / "one")
+    runs = tmp_path / "one" / "runs"
+    shutil.copy(runs / "dense-seed0" / "eval.npz", runs / "dense-seed1" / "eval.npz")
+    change(runs / "ticket-keep0.5-seed1", arm="random")
+    (runs / "ticket-keep0.5-seed2" / "eval.npz").unlink()
+    said: list[str] = []
+    evidence = gather([tmp_path / "one"], said.append)
+    assert [len(runs) for runs in evidence.runs.values()] == [2, 1, 2, 3, 3]
+    assert [state.state for state in evidence.unfinished].count("failed") == 3
+    for told in ("they are of different runs", "its result is of arm random, seed 1", "eval.npz is missing"):
+        assert sum(told in text for text in said) == 1
+
+
+def test_what_differs_stops_the_verdicts_of_its_keep_alone(study: Path, tmp_path: Path) -> None:
+    """A longer run at one keep is named and not judged there; the other keep is, and tables have all runs."""
+    shutil.copytree(study, tmp_path / "one")
+    change(tmp_path / "one" / "runs" / "ticket-keep0.25-seed1", steps=99)
+    evidence = gather([tmp_path / "one"])
+    assert evidence.differences.keys() == {SMALL}
+    assert evidence.differences[SMALL][0].startswith("how many steps were taken: ")
+    assert set(evidence.hits) == {*ARMS}
+    assert len(evidence.runs[SMALL]) == 3
+
+
+def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path) -> None:
+    """Hits are of the images that every run saw, in one order, and the others are counted."""
+    for arm in ("ticket", "dense"):
+        write_run(tmp_path / arm, arm, 0)
+    before = gather([tmp_path])
+    path = tmp_path / "ticket" / "eval.npz"
+    columns = dict(np.load(path))
+    turned = {name: values[::-1] for name, values in columns.items()}
+    turned |= {
+        name: turned[name] & (np.arange(len(turned["keys"])) >= 7) for name in turned if turned[name].dtype == bool
+    }
+    np.savez_compressed(path, **turned)
+    result = json.loads((tmp_path / "ticket" / "result.json").read_text())
+    for tokens, row in result["evaluation"]["model"].items():
+        row["top1"] = 100 * float(turned[f"{tokens}_top1"][7:].mean())
+    change(tmp_path / "ticket", evaluation=result["evaluation"])
+    evidence = gather([tmp_path])
+    assert evidence.left_out == 7
+    assert all(np.array_equal(evidence.hits[arm][0], before.hits[arm][0][:-7]) for arm in (TICKET, DENSE))
+
+
+def test_folders_with_the_same_runs_are_kept_apart(study: Path, tmp_path: Path) -> None:
+    """More seeds in another folder are the same arms; the same seeds again are arms of their own, by folder."""
+    write_run(tmp_path / "more", "dense", 3)
+    assert list(gather([study, tmp_path / "more"]).runs[DENSE]) == [0, 1, 2, 3]
+    write_run(tmp_path / "again", "dense", 2)
+    apart = gather([study, tmp_path / "again"])
+    assert [arm.variant for arm in apart.runs if arm.arm == "dense"] == ["again", "one"]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    """Nothing to report is an error that says what to name."""
+    with pytest.raises(InputError, match="holds no run and no study"):
+        gather([tmp_path])
