@@ -18,6 +18,7 @@ from dlth.pipeline.cli import (
     exchange,
     labelling,
     reproducing,
+    runs,
     selection,
     shards,
     sharing,
@@ -33,6 +34,7 @@ COMMANDS = (
     (shards, "pack index"),
     (studies, "demo"),
     (training, "train train_selector evaluate"),
+    (runs, "runs"),
 )
 TICKETS = (
     (ticket_info, "info verify"),

@@ -8,7 +8,7 @@ a log unreadable. Results go to standard output, everything said on the way goes
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -16,8 +16,10 @@ from json import dumps
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from dlth.tickets.errors import plain, shown
 from dlth.tickets.format.jsontext import strict
@@ -152,6 +154,24 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         view.add_row(*map(_cell, row))
     _out().print(view)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lines of columns under their names, a line for each row, however wide: for lists too long for a table."""
+    cells = [columns, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@contextmanager
+def redrawn() -> Iterator[Callable[[str], None] | None]:
+    """Shows a text on standard error in the place of the one before; None off a terminal. Notes go above it."""
+    if not _err().is_terminal:
+        yield None
+        return
+    with Live(console=_err(), auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        yield lambda text: live.update(Text(plain(text), no_wrap=True), refresh=True)
 
 
 def result(title: str, values: Mapping[str, object], json: bool = False) -> None:

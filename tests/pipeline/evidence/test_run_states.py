@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,17 @@ def test_a_log_that_is_none_is_said_and_stops_nothing(study: tuple[Path, StudyPl
     path.write_bytes(log)
     assert (states[0].state, states[1].state) == ("finished", "stopped")
     assert METRICS in states[1].problem
+
+
+def test_dlth_runs_lists_a_line_for_each_run(study: tuple[Path, StudyPlan], dlth: Callable[..., Any]) -> None:
+    """Lines for people, objects for scripts; an unknown folder is one error."""
+    folder, plan = study
+    code, out, err = dlth("runs", folder)
+    lines = out.splitlines()
+    assert (code, err, len(lines)) == (0, "", 5)
+    assert [line.split()[0] for line in lines] == ["run", *(run.name for run in plan.runs)]
+    assert re.search(r"ticket, keep 0.5, projected +0 +8 +2/2 +16/16 +\d+\.\d\d +finished +\d+ s$", lines[1])
+    assert re.search(r"dense +0 +16 +1/2 +10/16 +\d+\.\d\d +stopped +\d+ s$", lines[2])
+    told = json.loads(dlth("runs", folder, "--json")[1])["runs"]
+    assert next((run["name"], run["state"]) for run in told) == (plan.runs[0].name, "finished")
+    assert dlth("runs", folder / "nowhere")[0] == 2

@@ -1,0 +1,72 @@
+"""`dlth runs`: how the runs of a study, or of any folder of runs, stand."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.options import Json
+from dlth.tickets.errors import shown
+
+if TYPE_CHECKING:
+    from dlth.pipeline.evidence.run_states import RunState
+
+COLUMNS = ("run", "arm", "seed", "patches", "epoch", "step", "top-1 %", "state", "age")
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, one that holds runs, or a run's own.")],
+    json: Json = False,
+) -> None:
+    """How runs stand: arm, epoch, accuracy so far, whether somebody works on them, and when they last wrote."""
+    from dlth.pipeline.evidence.run_states import run_states
+
+    states = run_states(folder)
+    if json:
+        console.as_json({"runs": [as_plain(state) for state in states]})
+        return
+    console.write(console.aligned(COLUMNS, run_rows(states)))
+    for state in states:
+        if state.problem:
+            console.note(f"{shown(state.name)}: {state.problem}")
+
+
+def run_rows(states: Sequence["RunState"]) -> list[tuple[object, ...]]:
+    """A table's row for each run; what is not known is empty."""
+    return [
+        (
+            state.name,
+            str(state.arm),
+            _told(state.seed),
+            _told(state.k),
+            _of(state.epoch, state.epochs),
+            _of(state.step, state.steps),
+            "" if state.top1 is None else f"{state.top1:.2f}",
+            state.state,
+            "" if state.age is None else _ago(state.age),
+        )
+        for state in states
+    ]
+
+
+def as_plain(state: "RunState") -> dict[str, Any]:
+    """A run's state as JSON holds it."""
+    return asdict(state) | {"folder": str(state.folder)}
+
+
+def _told(number: int | None) -> str:
+    return "" if number is None else str(number)
+
+
+def _ago(seconds: float) -> str:
+    """In the largest unit of which two have passed: 95 s, 12 min, 30 h, 4 d."""
+    unit, length = next((name, size) for name, size in _UNITS if seconds >= 2 * size or size == 1)
+    return f"{seconds // length:.0f} {unit}"
+
+
+def _of(count: int, whole: int | None) -> str:
+    return f"{count}/{whole}" if whole else str(count) if count else ""
