@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.pipeline.evidence.agreement import Agreement
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
+from dlth.pipeline.evidence.validation_images import ValidationImages
 from dlth.training.settings.comparable import comparable
 
 DENSE = "dense"
@@ -29,12 +31,16 @@ class Evidence:
     unfinished: runs of the folders that have no result, or one that cannot be read
     studies: plans by the folder of the study
     notes: what a person should know, such as runs that were left out
+    agreements: what `dlth tickets agree --out` left in the folders about tickets that runs were trained on, by name
+    images: what the runs were evaluated on, where who gathers has it at hand
     """
 
     runs: Mapping[ArmKey, Mapping[int, FinishedRun]]
     unfinished: tuple[RunState, ...] = ()
     studies: Mapping[Path, StudyPlan] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    images: ValidationImages | None = None
 
     @property
     def all_runs(self) -> list[FinishedRun]:

@@ -4,10 +4,12 @@ Folders may come from another lab: what cannot be read is told and left out, and
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+from dlth.pipeline.evidence.agreement import Agreement, read_agreement
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.evidence import DENSE, Evidence
 from dlth.pipeline.evidence.finished_run import FinishedRun
@@ -19,6 +21,8 @@ from dlth.training.runs.result import RunResult
 from dlth.training.settings.train_config import TrainConfig
 
 CONTROL = "control"
+AGREEMENTS, MAX_AGREEMENTS = "agreement*.json", 100
+"""Files of a study's folder, or a run's, and how many are looked at."""
 _BASE_ARMS = ("ticket", "random", DENSE)
 
 
@@ -54,7 +58,8 @@ def gather(folders: Sequence[Path], note: Note = lambda text: None) -> Evidence:
     runs = _by_arm(sources, loaded, tell)
     unfinished = tuple(each for read in loaded for each in read if isinstance(each, RunState))
     studies = {source.folder: source.plan for source in sources if source.plan is not None}
-    return Evidence(runs, unfinished, studies, tuple(notes))
+    agreements = _agreements([source.folder for source in sources], runs, tell)
+    return Evidence(runs, unfinished, studies, tuple(notes), agreements)
 
 
 def arm_key(result: RunResult) -> ArmKey:
@@ -134,3 +139,22 @@ def _order(key: ArmKey) -> tuple[object, ...]:
     keep = float(key.keep) if re.fullmatch(r"[0-9]*\.?[0-9]+", key.keep) else 0.0
     base = _BASE_ARMS.index(key.arm) if key.arm in _BASE_ARMS else len(_BASE_ARMS)
     return key.variant, key.arm != DENSE, key.mode, -keep, base, key.arm
+
+
+def _agreements(
+    folders: Sequence[Path], runs: Mapping[ArmKey, Mapping[int, FinishedRun]], tell: Note
+) -> dict[str, Agreement]:
+    """What was measured of the tickets that a run was trained on, by folder and file."""
+    trained_on = {run.result.tickets for by_seed in runs.values() for run in by_seed.values()}
+    found = {}
+    for path in (path for folder in folders for path in sorted(islice(folder.glob(AGREEMENTS), MAX_AGREEMENTS))):
+        try:
+            agreement = read_agreement(path)
+        except DlthError as error:
+            tell(f"left out: {error}")
+            continue
+        if agreement.tickets in trained_on:
+            found[f"{path.parent.name}/{path.name}"] = agreement
+        else:
+            tell(f"left out: {shown(path)} is about tickets that none of these runs was trained on")
+    return found

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dlth.pipeline.evidence.evidence import Evidence
 from dlth.pipeline.pages.report import Section
 from dlth.pipeline.reports.accuracy import accuracy_section
+from dlth.pipeline.reports.agreement import agreement_section
+from dlth.pipeline.reports.drawn import recall_section, tickets_section
 
 SectionMaker = Callable[[Evidence], Section | None]
-SECTIONS: tuple[SectionMaker, ...] = (accuracy_section,)
+SECTIONS: tuple[SectionMaker, ...] = (accuracy_section, tickets_section, recall_section, agreement_section)
 
 
 def sections_of(evidence: Evidence) -> tuple[Section, ...]:

@@ -23,7 +23,7 @@ from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.callbacks import Note, Progress
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.header import TicketHeader
-from dlth.tickets.format.provenance import describe
+from dlth.tickets.format.provenance import describe, ranker_of
 from dlth.tickets.ranking.ranks import num_shared
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.pixels import Pixels
@@ -68,8 +68,11 @@ class AgreePlan:
 
 
 class _Told(Reporter):
-    def __init__(self, note: Note) -> None:
-        self.note = note  # type: ignore[method-assign]
+    def __init__(self, tell: Note) -> None:
+        self._tell = tell
+
+    def note(self, text: str) -> None:
+        self._tell(text)
 
 
 def plan_agreement(store: TicketStore, config: AgreeConfig, note: Note = lambda text: None) -> AgreePlan:
@@ -90,11 +93,11 @@ def plan_agreement(store: TicketStore, config: AgreeConfig, note: Note = lambda 
     joined = join(index, store, "skip")
     note(f"{joined.coverage}")
     online = open_selector(config, k, grid, device, _Told(note), "the tickets have")
-    frame, own = online.selector.frame, header.selector
     if online.selector.budget.k != k:
         raise MismatchError(f"the tickets keep {k} patches, the selector {online.selector.budget.k}: give --keep")
-    if online.selector.info.weights_sha256 != own.weights_sha256:
-        note(f"the selector in the loop is another than the tickets': theirs is {describe(header)}")
+    if _of_another(online, header):
+        note(f"the tickets are of another selector than the one in the loop, or of other blocks: {describe(header)}")
+    frame = online.selector.frame
     augmentation = Augmentation(
         size=frame.size,
         scale=config.scale,
@@ -158,6 +161,13 @@ def _refuse_unscored(header: TicketHeader) -> None:
             f"these tickets are a control, which no selector chose: {describe(header)}. Compare the tickets that it"
             " was made from"
         )
+
+
+def _of_another(online: OnlineSelector, header: TicketHeader) -> bool:
+    """Whether the selector in the loop is not what chose the tickets."""
+    ours, theirs = online.selector.info, header.selector
+    same = ours.weights_sha256 == theirs.weights_sha256 and ours.fuse_tokens == theirs.fuse_tokens
+    return not same or ours.blocks != theirs.blocks or online.ranker != ranker_of(header)
 
 
 def _seen(plan: AgreePlan, batch: RankedViews) -> Seen:

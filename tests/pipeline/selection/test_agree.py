@@ -51,9 +51,9 @@ def world(make_shards: Callable[..., Any], tmp_path: Path, dlth: Dlth) -> dict[s
     return {"data": data, "file": file, "vit": vit.eval(), "settings": {**words, "data": data}}
 
 
-def compared(world: dict[str, Any], **changes: Any) -> Any:
+def compared(world: dict[str, Any], note: Callable[[str], None] = lambda text: None, **changes: Any) -> Any:
     config = checked(AgreeConfig, world["settings"] | changes)
-    return agree(plan_agreement(TicketStore(world["file"]), config))
+    return agree(plan_agreement(TicketStore(world["file"]), config, note))
 
 
 def test_in_the_view_that_stage_1_saw_tickets_are_the_selectors_own(world: dict[str, Any]) -> None:
@@ -68,7 +68,9 @@ def test_in_the_view_that_stage_1_saw_tickets_are_the_selectors_own(world: dict[
 
 def test_figures_are_those_of_a_loop_by_hand(world: dict[str, Any]) -> None:
     """Crops and mirrors of a run's first epoch: the shares, IoU, score caught and counts by area are counted anew."""
-    found = compared(world, images=9, scale=(0.2, 1.0), selector_blocks=(0,))
+    said: list[str] = []
+    found = compared(world, said.append, images=9, scale=(0.2, 1.0), selector_blocks=(0,))
+    assert any("another selector than the one in the loop, or of other blocks" in text for text in said)
     index, store = open_index(world["data"]), TicketStore(world["file"])
     selector = Selector(world["vit"], blocks=(0,), keep="0.5")
     crops = Augmentation(size=(32, 32), scale=(0.2, 1.0), mean=(0.5,) * 3, std=(0.5,) * 3)
