@@ -121,6 +121,10 @@ class Batching:
         """How many of that many images an epoch shows: the first of its order, the last perhaps in fewer views."""
         return -(-self._edge(num_samples, self.num_steps(num_samples)) // self.num_views)
 
+    def num_images(self, num_samples: int) -> int:
+        """How many images the steps of an epoch take in all, each of an image's views counted."""
+        return self._edge(num_samples, self.num_steps(num_samples))
+
     def batch(self, order: Ids, step: int) -> Ids:
         """The ids of a step over all ranks, int64 [images of the step], the first views first."""
         return order[self._places(len(order), step) // self.num_views]

@@ -14,6 +14,7 @@ import typer
 
 from dlth.pipeline.cli import (
     agreeing,
+    comparing,
     console,
     exchange,
     labelling,
@@ -33,6 +34,7 @@ COMMANDS = (
     (selection, "select"),
     (shards, "pack index"),
     (studies, "demo"),
+    (comparing, "compare"),
     (training, "train train_selector evaluate"),
     (runs, "runs"),
 )

@@ -7,7 +7,7 @@ in parentheses. A flag that is not given is absent from the overrides, so a reci
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -20,16 +20,21 @@ from dlth.training.settings.fields import Settings, panel_of
 Number = TypeVar("Number", int, float)
 
 
-def with_flags(config: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one flag per field of `config`; it receives those that were set as `overrides`, a dict.
+def with_flags(
+    *configs: type[Settings], without: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one flag per field of the `configs`; it receives those that were set as `overrides`, a dict.
 
+    Of fields of one name the first has the flag; those `without` have none.
     The decorated function takes `overrides: dict[str, Any]` first and its own typer parameters after it.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         taken = {parameter.name for parameter in own}
-        flags = [_parameter(name, field) for name, field in config.names().items() if name not in taken]
+        fields = {name: field for config in reversed(configs) for name, field in config.names().items()}
+        order = dict.fromkeys(name for config in configs for name in config.names())
+        flags = [_parameter(name, fields[name]) for name in order if name not in {*taken, *without}]
 
         @wraps(function)
         def command(**values: Any) -> Any:

@@ -71,7 +71,8 @@ class ConsoleReporter(Reporter):
         self._stack, self._counter = ExitStack(), None
 
 
-def _recipe_help(kind: type[TrainConfig], unless_said: str) -> str:
+def recipe_help(kind: type[TrainConfig], unless_said: str) -> str:
+    """The help of `--recipe`, of a command that trains."""
     return (
         f"Start from a recipe: {', '.join(kind.recipes)}, none; what it sets takes the place of defaults below,"
         f" --print-config shows it. (Default: {unless_said}.)"
@@ -81,7 +82,7 @@ def _recipe_help(kind: type[TrainConfig], unless_said: str) -> str:
 @with_flags(TrainConfig)
 def train(
     overrides: dict[str, Any],
-    recipe: Annotated[str | None, typer.Option(help=_recipe_help(TrainConfig, UNLESS_SAID))] = None,
+    recipe: Annotated[str | None, typer.Option(help=recipe_help(TrainConfig, UNLESS_SAID))] = None,
     config: ConfigFile = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
@@ -98,7 +99,7 @@ def train(
 @with_flags(SelectorTrainConfig)
 def train_selector(
     overrides: dict[str, Any],
-    recipe: Annotated[str | None, typer.Option(help=_recipe_help(SelectorTrainConfig, SELECTORS_UNLESS_SAID))] = None,
+    recipe: Annotated[str | None, typer.Option(help=recipe_help(SelectorTrainConfig, SELECTORS_UNLESS_SAID))] = None,
     config: ConfigFile = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,

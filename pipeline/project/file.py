@@ -8,7 +8,6 @@ folder, as those of flags are.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,12 @@ from pydantic.fields import FieldInfo
 
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
+from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.fields import NO_PATH, Settings, path_kind
+from dlth.training.settings.fields import Settings, path_kind
 from dlth.training.settings.layering import check_names, nearest
+from dlth.training.settings.paths import beside
 from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import read_toml
 from dlth.training.settings.train_config import TrainConfig
@@ -33,6 +34,7 @@ TABLES: Mapping[str, type[Settings]] = {
     "train": TrainConfig,
     "evaluate": EvalConfig,
     "train-selector": SelectorTrainConfig,
+    "compare": CompareConfig,
 }
 OWN_CODE = ("ranker", "selector_ranker")
 """Settings that may name a user's own code."""
@@ -77,10 +79,13 @@ def project_file(command: str, config_file: Path | None = None) -> ProjectFile |
 
 def _without_code(file: ProjectFile, command: str) -> ProjectFile:
     """A file that was found and not named, which may have come with somebody's shards: it names no code to import."""
-    for name, value in file.tables[command].items():
+    tables = [(command, file.tables[command])]
+    if command == "compare":
+        tables += [("train", file.tables["train"]), *_nested(file.tables[command])]
+    for table, name, value in ((table, *item) for table, values in tables for item in values.items()):
         if name in OWN_CODE and ":" in str(value):
             raise InputError(
-                f"{shown(file.path)} names code to import ([{command}] {name} = {shown(value)!r}), and a file of"
+                f"{shown(file.path)} names code to import ([{table}] {name} = {shown(value)!r}), and a file of"
                 f" settings that nobody named may have come with somebody's shards: give --{name.replace('_', '-')}"
                 f" {shown(value)}, or --config {shown(file.path)}"
             )
@@ -103,6 +108,9 @@ def _of(path: Path, content: Mapping[str, Any]) -> ProjectFile:
                 raise InputError(f"{shown(path)} has {shown(key)!r} under [{name}]: it belongs under {homes}")
         check_names(kind, table, f"under [{name}] in {shown(path)}")
         tables[name] = {key: _placed(path.parent, kind.model_fields[key], value) for key, value in table.items()}
+    for _, values in _nested(tables["compare"]):
+        known = {key: TrainConfig.model_fields[key] for key in values if key in TrainConfig.model_fields}
+        values |= {key: _placed(path.parent, field, values[key]) for key, field in known.items()}
     return ProjectFile(path, top, tables)
 
 
@@ -122,18 +130,16 @@ def _homes(key: str) -> str:
     return " or ".join(f"[{name}]" for name, kind in TABLES.items() if key in kind.names())
 
 
+def _nested(study: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Tables of a study that hold settings of train, by their names; what is no table is refused with the rest."""
+    arms = study.get("arm")
+    named = {"compare.sweep": study.get("sweep")}
+    named |= {f"compare.arm.{arm}": values for arm, values in arms.items()} if isinstance(arms, dict) else {}
+    return [(name, values) for name, values in named.items() if isinstance(values, dict)]
+
+
 def _placed(folder: Path, field: FieldInfo, value: Any) -> Any:
+    if isinstance(value, list):  # values to sweep over
+        return [_placed(folder, field, each) for each in value]
     kind = path_kind(field)
     return beside(folder, value, kind) if kind and isinstance(value, str) else value
-
-
-def beside(folder: Path, text: str, kind: str = "file") -> str:
-    """A path, or shards with commas between, that a file in `folder` names, as the working folder knows it.
-
-    Addresses and absolute paths stay as they are.
-    """
-    if kind == "shards" and not (folder / text).exists():
-        return ",".join(beside(folder, part.strip()) for part in re.split(r",(?![^{}]*\})", text))
-    if text in ("", NO_PATH) or "://" in text or os.path.isabs(text) or folder == Path():
-        return text
-    return os.path.normpath(folder / text)

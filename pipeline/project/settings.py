@@ -11,9 +11,10 @@ from dlth.pipeline.project.file import SHARDS, TABLES, ProjectFile, project_file
 from dlth.pipeline.project.run_folder import RUNS, run_folder, run_name
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
+from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets.errors import InputError, shown
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.layering import FLAG, Layer, Layers, SettingsT, TrainT, fitted, with_recipe
+from dlth.training.settings.layering import FLAG, NO_RECIPE, Layer, Layers, SettingsT, TrainT, fitted, with_recipe
 from dlth.training.settings.recipes import SELECTORS_UNLESS_SAID, UNLESS_SAID
 from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
@@ -104,6 +105,30 @@ def _run_settings(
     if folder.name != name:
         notes.append(f"{shown(RUNS / name)} holds a run of other settings: this one is {shown(folder)}")
     return _command_settings(layers.under(derived.DERIVED, {"out": str(folder)}), notes, file)
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """The settings of one call of ``dlth compare``: the study's, and those of train that its runs share.
+
+    notes, file: as `CommandSettings` has them
+    """
+
+    study: CommandSettings[CompareConfig]
+    train: Mapping[str, Any]
+    notes: tuple[str, ...]
+    file: Path | None
+
+
+def compare_settings(flags: Mapping[str, Any], train: Mapping[str, Any], config_file: Path | None) -> StudySettings:
+    """The settings of ``dlth compare`` from its own flags and those of train. Raises DlthError for what none can be."""
+    file = project_file("compare", config_file)
+    chosen = _command_settings(Layers(CompareConfig, _given("compare", file, flags)), [], file)
+    layers, notes = derived.for_train(with_recipe(TrainConfig, _given("train", file, train), UNLESS_SAID), file)
+    shared: dict[str, Any] = {"recipe": layers.get("recipe") or NO_RECIPE}
+    for layer in layers.layers:
+        shared |= layer.values if layer.given or layer.source == derived.DERIVED else {}
+    return StudySettings(chosen, shared, tuple(notes), chosen.file)
 
 
 def evaluate_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[EvalConfig]:

@@ -1,4 +1,4 @@
 """Several runs side by side: the statistics of arms, and the demo that runs both stages.
 
-May import: selection, project, pages, evidence, judging, reports.
+May import: selection, pages, evidence, judging, reports.
 """

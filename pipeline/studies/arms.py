@@ -1,0 +1,76 @@
+"""The arms of a grid, opened and checked: what can be wrong with a run of a study is found here, all at once."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from dlth.data.sharing.ticket_cache import local_tickets
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.studies.grid import Cell
+from dlth.pipeline.studies.study_config import CompareConfig
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import DlthError, InputError
+from dlth.training.runs.survey import Survey, survey
+from dlth.training.settings.layering import layered
+from dlth.training.settings.train_config import TrainConfig
+
+Counting = Callable[[str, int, str], AbstractContextManager[Any]]
+"""``counting(label, total, unit)`` gives what shows progress, with a method `advance(count)`."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm of the grid, opened and checked: its settings, of its first seed, and what a run of it takes."""
+
+    cell: Cell
+    config: TrainConfig
+    survey: Survey
+
+    @property
+    def key(self) -> ArmKey:
+        """Its key, with the keep that its ticket file says where no other was asked for."""
+        key = self.cell.key
+        return key if key.arm == "dense" else replace(key, keep=self.survey.record["keep"])
+
+    @cached_property
+    def tickets(self) -> TicketStore | None:
+        """The training tickets of its settings; a control's are those that it is made of."""
+        return TicketStore(local_tickets(self.config.tickets)) if self.config.tickets is not None else None
+
+    def with_epochs(self, epochs: int) -> "Arm":
+        """The same arm trained for so many epochs; what dlth's own settings say of epochs follows."""
+        cell = replace(self.cell, values={**self.cell.values, "epochs": epochs})
+        return replace(self, cell=cell, config=run_config(cell, self.config.seed, self.config.out))
+
+
+def run_config(cell: Cell, seed: int, out: str) -> TrainConfig:
+    """The settings of a run of an arm. Raises InputError for settings that contradict each other."""
+    return layered({**cell.values, "seed": seed, "out": out})
+
+
+def opened(cells: Sequence[Cell], config: CompareConfig, counting: Counting | None) -> tuple[Arm, ...]:
+    """Open and check every arm, and measure some of its steps; a control is checked on the tickets it is made of.
+
+    Raises InputError with what is wrong with each arm that cannot be.
+    """
+    arms: list[Arm] = []
+    problems: dict[str, list[Cell]] = {}
+    with counting("check arms", len(cells), "arms") if counting is not None else nullcontext() as counter:
+        for cell in cells:
+            try:
+                settings = run_config(cell, config.seeds[0], config.out)
+                arms.append(Arm(cell, settings, survey(settings, processes=config.gpus, seconds=config.measure)))
+            except DlthError as error:
+                problems.setdefault(str(error), []).append(cell)
+            if counter is not None:
+                counter.advance(1)
+    if problems:
+        raise InputError("\n".join(_told(text, failed, len(cells)) for text, failed in problems.items()))
+    return tuple(arms)
+
+
+def _told(problem: str, cells: Sequence[Cell], of: int) -> str:
+    whose = "every arm" if len(cells) == of else "; ".join(str(cell.key) for cell in cells)
+    return f"{whose}: {problem}"

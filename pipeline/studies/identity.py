@@ -1,0 +1,42 @@
+"""What makes a run that run and no other, as a digest at the end of its folder's name.
+
+All that decides the result is in it, and nothing else: settings that are not free and not left at their default, and
+the contents of what is read (images, tickets, weights), wherever it lies. So a study finds its runs again after data
+were moved, and never takes those of other tickets of the same name for its own.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.tickets.format.jsontext import canonical, strict
+from dlth.training.settings.fields import fixed_settings
+from dlth.training.settings.train_config import TrainConfig
+
+DIGITS = 10
+"""Hexadecimal digits of the digest: two runs of a study of ten thousand share them once in twenty thousand studies."""
+BY_CONTENT = ("init_from",)
+"""Settings that name a file, which is known by its digest."""
+_MOST_WORDS = 60
+
+
+def run_digest(config: TrainConfig, contents: Mapping[str, Any]) -> str:
+    """Sha256, hexadecimal, of the settings and `contents` that decide the result of a run."""
+    fixed = {name: value for name, value in fixed_settings(config).items() if name not in BY_CONTENT}
+    default = {name: field.get_default(call_default_factory=True) for name, field in TrainConfig.model_fields.items()}
+    plain = strict({name: value for name, value in fixed.items() if not _same(value, default[name])})
+    decides = {"settings": plain, "model": config.student, "contents": strict(dict(contents))}
+    return hashlib.sha256(canonical(decides)).hexdigest()
+
+
+def run_name(key: ArmKey, seed: int, digest: str) -> str:
+    """The name of a run's folder: readable words, the seed, and the digest that makes it the run's own."""
+    keep = f"keep{key.keep}" if key.keep else ""
+    words = re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join(filter(None, (key.arm, keep, key.mode, key.variant))))
+    return f"{words[:_MOST_WORDS].rstrip('-_.')}-seed{seed}-{digest[:DIGITS]}"
+
+
+def _same(value: Any, default: Any) -> bool:
+    return bool(value == (list(default) if isinstance(default, tuple) else default))

@@ -1,0 +1,93 @@
+"""How many epochs make an arm spend what the reference spends.
+
+The reference is the dense arm, or where there is none the arm of the largest keep; it trains for the epochs that the
+settings say. Schedules follow from each arm's own epochs; the warm-up stays as it is.
+
+By tokens an image costs its share of the patches *as it was asked for*, which is how the paper's scripts come to
+350, 412, 489, 586 and 711 epochs for stage rates of 0.95 to 0.75: 300 over the rate's third power, in three digits.
+Exact tokens (whole patches, class token) differ by a per cent or two. FLOPs and hours count what is really done.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from dlth.pipeline.studies.arms import Arm
+from dlth.pipeline.studies.study_config import CompareConfig
+from dlth.tickets import Budget, TicketHeader
+from dlth.tickets.ranking.budget import exact_rate
+from dlth.training.settings.fields import MAX_EPOCHS, NO_SCHEDULE
+
+_DIGITS_OF_A_SHARE = 3
+"""Of a stage rate's power, as the paper's scripts must have rounded it."""
+
+
+def nearest_epochs(spent: Callable[[int], float], budget: float) -> int:
+    """The number of epochs, at least 1, that comes nearest to spending the budget; the larger of two that are as near.
+
+    `spent(epochs)` rises with the epochs, from 0 for none.
+    """
+    low, high = 0, 1
+    while spent(high) < budget and high < MAX_EPOCHS:
+        low, high = high, min(2 * high, MAX_EPOCHS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spent(middle) < budget else (low, middle)
+    return max(1, low if budget - spent(low) < spent(high) - budget else high)
+
+
+def nominal_share(keep: str | None, header: TicketHeader | None) -> Fraction:
+    """The share of the patches as it was asked for: a run's own, else its ticket file's, which may be a stage rate."""
+    if keep is not None:
+        return Fraction(exact_rate(keep))
+    if header is None:
+        return Fraction(1)
+    return share_of_stages(header) or Fraction(exact_rate(header.keep))
+
+
+def share_of_stages(header: TicketHeader) -> Fraction | None:
+    """What a file's stage rate leaves after all stages, in three digits; None where a share was asked for instead.
+
+    The one of the two that was asked for is the shorter decimal: the other was worked out, to six digits.
+    """
+    stages = len(header.stage_tokens)
+    if not stages or len(header.stage_keep) >= len(header.keep):
+        return None
+    made = Budget.from_stage_keep(header.stage_keep, header.grid.num_patches, stages, header.selector.fuse_tokens)
+    power = exact_rate(header.stage_keep) ** stages
+    return round(Fraction(power), _DIGITS_OF_A_SHARE) if made.k == header.k else None
+
+
+def matched(arms: Sequence[Arm], config: CompareConfig) -> tuple[Arm, ...]:
+    """The arms with the epochs that the study's matching gives them; those with epochs of their own keep them."""
+    if config.match == "epochs":
+        return tuple(arms)
+    references = {variant: _reference(arms, variant) for variant in {arm.key.variant for arm in arms}}
+    return tuple(_matched(arm, references[arm.key.variant], config) for arm in arms)
+
+
+def _reference(arms: Sequence[Arm], variant: str) -> Arm:
+    """The arm of a variant that the others spend as much as: the dense one, else the first of the largest k."""
+    own = [arm for arm in arms if arm.key.variant == variant]
+    return max(own, key=lambda arm: (arm.key.arm == "dense", arm.survey.record["k"]))
+
+
+def _matched(arm: Arm, reference: Arm, config: CompareConfig) -> Arm:
+    if arm is reference or "epochs" in config.arm.get(arm.key.arm, {}):
+        return arm
+    budget = _spending(reference, config.match)(reference.config.epochs)
+    return arm.with_epochs(nearest_epochs(_spending(arm, config.match), budget))
+
+
+def _spending(arm: Arm, match: str) -> Callable[[int], float]:
+    """What an arm spends in so many epochs: epochs of all patches, operations, or seconds."""
+    found, falls = arm.survey, arm.config.keep_schedule != NO_SCHEDULE
+    if match == "flops":
+        return lambda epochs: found.work(epochs).flops
+    if match == "hours":
+        return lambda epochs: found.seconds(epochs, 0) or 0.0
+    if falls:  # so the patches of each step are counted
+        every = found.first_epochs[0].images * found.record["num_patches"]
+        return lambda epochs: found.work(epochs).patches / every
+    header = arm.tickets.header if arm.tickets is not None else None
+    share = Fraction(1) if arm.key.arm == "dense" else nominal_share(arm.config.keep, header)
+    return lambda epochs: float(epochs * share)

@@ -1,0 +1,104 @@
+"""The plan of a study: every arm opened and checked, matched with the others, counted, and given its runs by name.
+
+All is checked before anything is spent, and all that is wrong with any arm is told at once: whoever mends one setting
+at a time for a grid of ten arms would wait for ten checks. Seeds differ in nothing that can be refused, so they share
+one check. Nothing is written here.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
+from dlth.pipeline.studies.arms import Arm, Counting, opened
+from dlth.pipeline.studies.asked import located
+from dlth.pipeline.studies.grid import grid
+from dlth.pipeline.studies.identity import run_digest, run_name
+from dlth.pipeline.studies.matching import matched
+from dlth.pipeline.studies.study_config import MOST_RUNS, CompareConfig
+from dlth.pipeline.studies.study_controls import control_contents, control_file
+from dlth.tickets.callbacks import Note
+from dlth.tickets.errors import InputError
+from dlth.training.settings.train_config import TrainConfig
+
+
+def plan_study(
+    config: CompareConfig,
+    train: Mapping[str, object],
+    *,
+    note: Note = lambda text: None,
+    counting: Counting | None = None,
+) -> StudyPlan:
+    """Plan a study: check every arm, match their epochs, count what they cost, and name their runs.
+
+    Args:
+        config: settings of the study
+        train: settings of `dlth train` that its runs share, as a user gave them; a recipe by its name
+        note: told what a person should know of any arm
+        counting: shows progress, arm by arm
+    Raises:
+        InputError: whatever does not fit, of all arms at once
+    """
+    cells, notes = grid(config, train)
+    if len(cells) * len(config.seeds) > MOST_RUNS:
+        raise InputError(f"{len(cells)} arms with {len(config.seeds)} seeds: at most {MOST_RUNS:,} runs are planned")
+    arms = opened(cells, config, counting)
+    for text in dict.fromkeys(text for arm in arms for text in arm.survey.notes):
+        note(text)
+    arms = matched(arms, config)
+    return StudyPlan(
+        runs=tuple(_run(arm, seed, config) for arm in arms for seed in config.seeds),
+        settings=config.model_dump(mode="json") | {"controls": _controls(arms, config)},
+        may_differ=_may_differ(config),
+        notes=notes,
+    )
+
+
+def _run(arm: Arm, seed: int, config: CompareConfig) -> PlannedRun:
+    """The run of an arm with a seed."""
+    settings, contents = arm.config.model_copy(update={"seed": seed}), arm.survey.contents
+    values = {name: located(TrainConfig, name, value) for name, value in settings.model_dump(mode="json").items()}
+    if arm.cell.control:
+        assert arm.tickets is not None
+        identity = arm.tickets.identity
+        contents = {**contents, "tickets": control_contents(arm.cell.control, identity)}
+        values["tickets"] = os.path.abspath(control_file(Path(config.out), arm.cell.control, identity))
+    return PlannedRun(
+        name=run_name(arm.key, seed, run_digest(settings, contents)),
+        arm=arm.key,
+        seed=seed,
+        settings={name: value for name, value in values.items() if name not in ("out", "resume")},
+        cost=_cost(arm),
+    )
+
+
+def _cost(arm: Arm) -> RunCost:
+    config, found = arm.config, arm.survey
+    work, evaluations = found.work(config.epochs), -(-config.epochs // config.val_interval)
+    return RunCost(
+        epochs=config.epochs,
+        steps=config.epochs * found.steps_per_epoch,
+        images=work.images,
+        tokens=work.tokens,
+        flops=work.flops,
+        bytes_read=config.epochs * found.read_bytes + evaluations * found.val_bytes,
+        bytes_written=found.written_bytes,
+        seconds=found.seconds(config.epochs, evaluations),
+    )
+
+
+def _controls(arms: tuple[Arm, ...], config: CompareConfig) -> dict[str, str]:
+    """Names of the control files, and the ticket files that they are made of."""
+    made = {}
+    for arm in arms:
+        if arm.cell.control and arm.tickets is not None:
+            name = control_file(Path(config.out), arm.cell.control, arm.tickets.identity).name
+            made[name] = located(TrainConfig, "tickets", arm.config.tickets)
+    return made
+
+
+def _may_differ(config: CompareConfig) -> tuple[str, ...]:
+    """In what the runs differ because the study says so."""
+    own = {name for values in config.arm.values() for name in values}
+    grid = {"keep": len(config.keep) > 1, "mode": len(config.mode) > 1, "epochs": config.match != "epochs"}
+    return tuple(sorted(own | set(config.sweep) | {name for name, differs in grid.items() if differs}))
