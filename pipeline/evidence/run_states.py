@@ -16,12 +16,13 @@ from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.failure import read_failure
 from dlth.pipeline.evidence.study_plan import STUDY, PlannedRun, StudyPlan, read_study
 from dlth.tickets.errors import DlthError, LimitError, MissingFileError, shown
+from dlth.tickets.store.disk import read_file
 from dlth.tickets.store.locks import is_owned
 from dlth.training.runs.result import RunResult, read_result
 from dlth.training.runs.runlog import METRICS, RESULT, newest_records
 from dlth.training.settings.fields import fixed_settings
 from dlth.training.settings.layering import checked
-from dlth.training.settings.toml_text import CONFIG, read_toml
+from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_toml
 from dlth.training.settings.train_config import TrainConfig
 
 State = Literal["waiting", "running", "stopped", "failed", "finished"]
@@ -78,13 +79,13 @@ def run_states(folder: Path) -> tuple[RunState, ...]:
         return study_states(folder, read_study(folder))
     if not folder.is_dir():
         raise MissingFileError(f"{shown(folder)} is no folder of runs: name a study's, a run's, or one that holds runs")
-    if (folder / CONFIG).is_file():
+    if os.path.lexists(folder / CONFIG):
         return (loose_state(folder.resolve()),)
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     if len(names) > MAX_RUNS:
         raise LimitError(f"{shown(folder)} holds {len(names)} folders; at most {MAX_RUNS} are looked at")
-    return tuple(loose_state(folder / name) for name in sorted(names) if (folder / name / CONFIG).is_file())
+    return tuple(loose_state(folder / name) for name in sorted(names) if os.path.lexists(folder / name / CONFIG))
 
 
 def study_states(study: Path, plan: StudyPlan) -> tuple[RunState, ...]:
@@ -113,7 +114,7 @@ def other_run(folder: Path, settings: Mapping[str, Any]) -> str:
     if not os.path.lexists(folder / CONFIG):
         return ""
     try:
-        theirs = fixed_settings(checked(TrainConfig, read_toml(folder / CONFIG)))
+        theirs = fixed_settings(checked(TrainConfig, _settings(folder)))
     except DlthError as error:
         return f"{shown(folder)} holds settings that cannot be read: {error}"
     ours = fixed_settings(checked(TrainConfig, {**settings, "out": str(folder)}))
@@ -127,7 +128,7 @@ def loose_state(folder: Path) -> RunState:
     """How the run of a folder stands of which no plan tells; a control's key says ticket, as its settings do."""
     begun = RunState(folder.name, folder, "waiting", ArmKey("?"))
     try:
-        values = read_toml(folder / CONFIG)
+        values = _settings(folder)
     except DlthError as error:
         return replace(begun, state="stopped", problem=str(error))
     arm = _text(values, "arm") or "selector"  # whose own settings have no arm
@@ -140,7 +141,10 @@ def _seen(begun: RunState, owned: bool) -> RunState:
     """The state with what the folder tells; `owned`: a worker has the run in hand, whatever its folder says."""
     folder = begun.folder
     begun = replace(begun, age=_age(folder))
-    result = read_result(folder / RESULT)
+    try:
+        result = read_result(folder / RESULT)
+    except DlthError as error:
+        return replace(begun, state="stopped", problem=str(error))
     if result is not None and result.status == "finished":
         return _finished(begun, result)
     failure = read_failure(folder)
@@ -192,6 +196,12 @@ def _logged(begun: RunState) -> RunState:
         if top1 is not None and k is not None:
             break
     return replace(begun, step=step, steps=steps, epoch=epoch or 0, top1=top1, k=k)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of its settings. Raises DlthError; no link is followed."""
+    path = folder / CONFIG
+    return parse_toml(read_file(path, MAX_CONFIG_BYTES, shown(path)).decode("utf-8", "replace"), shown(path))
 
 
 def _age(folder: Path) -> float | None:

@@ -9,6 +9,7 @@ The plan is a file and not worked out by each process anew: epochs matched by me
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from dlth.training.runs.sealed_json import read_sealed, sealed
 STUDY, RUNS = "study.json", "runs"
 MAX_STUDY_BYTES = 64 << 20
 """A run of a plan has four kilobytes."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class RunCost:
 class PlannedRun:
     """A run of a study: the name of its folder, what it is, and the settings of `dlth train` but for `out`, `resume`.
 
-    The name ends in a digest of all that decides its result, so a folder is that of one run and no other.
+    The name ends in a digest of all that decides its result, so a folder is that of one run and no other. Raises
+    ValueError for one that is no plain name of a folder: a plan may come from anywhere.
     """
 
     name: str
@@ -61,6 +64,10 @@ class PlannedRun:
     seed: int
     settings: Mapping[str, Any]
     cost: RunCost
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{shown(self.name)!r} is no name of a run's folder")
 
 
 @dataclass(frozen=True)

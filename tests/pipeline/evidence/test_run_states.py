@@ -12,13 +12,14 @@ from makers.studies import tiny_study
 
 from dlth.pipeline.evidence.failure import FAILED, Failure, write_failure
 from dlth.pipeline.evidence.run_states import RunState, run_states, study_states
-from dlth.pipeline.evidence.study_plan import StudyPlan, write_study
-from dlth.tickets.errors import MissingFileError
+from dlth.pipeline.evidence.study_plan import STUDY, StudyPlan, write_study
+from dlth.tickets.errors import DamageError, MissingFileError
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.signals import StopRequest
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
 from dlth.training.runs.runlog import METRICS, RESULT
+from dlth.training.runs.sealed_json import sealed
 from dlth.training.settings.layering import checked
 from dlth.training.settings.toml_text import CONFIG
 from dlth.training.settings.train_config import TrainConfig
@@ -130,6 +131,31 @@ def test_a_log_that_is_none_is_said_and_stops_nothing(study: tuple[Path, StudyPl
     path.write_bytes(log)
     assert (states[0].state, states[1].state) == ("finished", "stopped")
     assert METRICS in states[1].problem
+
+
+@pytest.mark.parametrize("name", [CONFIG, METRICS, RESULT])
+def test_no_link_is_followed(study: tuple[Path, StudyPlan], name: str) -> None:
+    """A link in the place of a run's file is that run's problem, wherever it leads."""
+    folder, plan = study
+    path = plan.folder(folder, plan.runs[1]) / name
+    aside = path.rename(path.with_name("aside")) if path.exists() else None
+    path.symlink_to("/dev/zero")
+    states = run_states(folder / "runs"), run_states(folder)
+    path.unlink()
+    if aside is not None:
+        aside.rename(path)
+    assert all(any("link" in state.problem or "regular" in state.problem for state in seen) for seen in states)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/x", ".hidden", "", "a/b", "a\n"])
+def test_a_plan_names_folders_of_its_study_alone(study: tuple[Path, StudyPlan], name: str, tmp_path: Path) -> None:
+    """A name that leads anywhere else is refused when a plan is read, though its seal is right."""
+    plan = json.loads((study[0] / STUDY).read_text())
+    plan["runs"][0]["name"] = name
+    del plan["sha256"]
+    (tmp_path / STUDY).write_text(json.dumps(sealed(plan)))
+    with pytest.raises(DamageError, match="no name of a run's folder"):
+        run_states(tmp_path)
 
 
 def test_dlth_runs_lists_a_line_for_each_run(study: tuple[Path, StudyPlan], dlth: Callable[..., Any]) -> None:
