@@ -63,7 +63,8 @@ _labels = typer.Typer(invoke_without_command=True)
 _labels.callback()(labelling.label)
 _labels.command("import")(labelling.import_)
 app.add_typer(_labels, name="label")
-app.add_typer(_group(((reproducing, "list_ check"),)), name="reproduce", help="The paper's experiments, row by row.")
+_rows = _group(((reproducing, "list_ run check"),), cls=reproducing.RowsOrCommand)
+app.add_typer(_rows, name="reproduce", help="The paper's experiments, row by row.")
 
 
 def _say_version(wanted: bool) -> None:

@@ -1,18 +1,33 @@
 """`dlth reproduce`: the paper's experiments by name, what was made of them, and whether that is whole."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dlth.pipeline.cli import console
-from dlth.pipeline.cli.options import Json, checked
+from dlth.pipeline.cli.exit_codes import EXIT_INPUT
+from dlth.pipeline.cli.flags import with_flags
+from dlth.pipeline.cli.options import DryRun, Json, checked
+from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.tickets.errors import shown
+from dlth.training.distributed.signals import EXIT_RESUMABLE
 
 Patterns = Annotated[list[str] | None, typer.Argument(help="Rows, by name or as 'deit-s/*'; all if absent.")]
 TERMINAL = ("row", "k", "epochs", "reference", "dense", "difference", "ticket", "random", "hours", "state")
 """Columns that a terminal shows; --json and the files have all."""
+
+
+class RowsOrCommand(TyperGroup):
+    """Rows of the table may stand where a command's name would: then they are to be run."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words after `reproduce`, with the name of the command that they mean."""
+        named = not args or args[0] in (*self.commands, *self.get_help_option_names(ctx))
+        return super().parse_args(ctx, args if named else ["run", *args])
 
 
 def list_(rows: Patterns = None, json: Json = False) -> None:
@@ -33,6 +48,70 @@ def list_(rows: Patterns = None, json: Json = False) -> None:
             console.note(f"{row.name}: {text}")
     if missing := [row.name for row in wanted if row.missing]:
         console.note(f"cannot be run by this version: {', '.join(missing)}")
+
+
+@with_flags(ReproduceConfig)
+def run(
+    overrides: dict[str, Any],
+    rows: Annotated[list[str], typer.Argument(help="Rows, by name or as 'deit-s/*' (in quotes).")],
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Run rows with the paper's recipe and length: selectors and tickets where they are missing, students, bundles.
+
+    The word run may be left out. The same command goes on where an earlier one ended; students may be shared by any
+    number of processes that run it.
+    """
+    from dlth.pipeline.cli.study_progress import study_progress
+    from dlth.pipeline.cli.training import ConsoleReporter
+    from dlth.pipeline.reproduction.experiments import chosen
+    from dlth.pipeline.reproduction.reproduce import Listener, Reproduction
+    from dlth.training.settings.layering import checked as settled
+
+    config = settled(ReproduceConfig, overrides)
+    listener = Listener(
+        console.note,
+        ConsoleReporter(json, command="dlth train-selector"),
+        partial(study_progress, quiet=json),
+        partial(console.counting, quiet=json),
+    )
+    asked = Reproduction.of(config, chosen(rows), listener)
+    for text in asked.to_make():
+        console.note(f"first: {text}")
+    if dry_run:
+        _show_plan(asked, json)
+        return
+    came = asked.run()
+    if not json:
+        for folder in came.bundles:
+            console.note(f"bundle: {shown(folder)}")
+        for state in came.failed:
+            console.note(f"failed: {shown(state.name)}: {state.problem}")
+    _show_bundles(Path(config.out), {row.name for row in asked.rows}, json)
+    raise typer.Exit(EXIT_RESUMABLE if came.stopped else EXIT_INPUT if came.failed else 0)
+
+
+def _show_plan(asked: Any, json: bool) -> None:
+    """Print what rows will cost; those whose tickets are not there are counted with random patches."""
+    from dlth.pipeline.cli.comparing import show_plan
+    from dlth.pipeline.evidence.study_plan import StudyPlan
+
+    planned = asked.planned(as_random=True)
+    show_plan(asked.study, StudyPlan(tuple(run for runs in planned.values() for run in runs)), json)
+
+
+def _show_bundles(folder: Path, rows: set[str], json: bool) -> None:
+    """Print the table of the rows that were asked for, and what became of trials at a smaller scale."""
+    from dlth.pipeline.reproduction.check import check_bundles
+    from dlth.pipeline.reproduction.experiments import EXPERIMENTS
+    from dlth.pipeline.reproduction.table import as_json, table
+
+    bundles = check_bundles(folder) if any((folder / "bundles").glob("*/bundle.json")) else ()
+    lines = table([row for name, row in EXPERIMENTS.items() if name in rows], bundles)
+    if json:
+        console.as_json({"out": str(folder), "table": as_json(lines)})
+    else:
+        show_table(lines)
 
 
 def check(

@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.pipeline.evidence.study_plan import MAX_STUDY_BYTES, RUNS, STUDY, StudyPlan, write_study
+from dlth.pipeline.reproduction.experiment import WHOLE
 from dlth.tickets.errors import DamageError, IncompleteError, MismatchError, SchemaError, shown
 from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.jsontext import parse
@@ -41,9 +42,6 @@ from dlth.training.settings.toml_text import CONFIG
 MANIFEST, TICKETS = "bundle.json", "tickets.json"
 OF_A_RUN = (CONFIG, METRICS, VAL_RESULTS, RESULT)
 MAX_MANIFEST, MAX_TICKETS, MAX_FILE = 4 << 20, 4 << 20, 1 << 30
-WHOLE = "1"
-"""The scale of a row as the paper has it."""
-
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 Word = Annotated[str, Field(max_length=100)]

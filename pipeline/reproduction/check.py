@@ -20,13 +20,12 @@ from dlth.pipeline.evidence.study_plan import RUNS, STUDY, read_study
 from dlth.pipeline.reproduction.bundle import (
     MANIFEST,
     TICKETS,
-    WHOLE,
     Manifest,
     limit_of,
     paths,
     ticket_identities,
 )
-from dlth.pipeline.reproduction.experiment import Experiment
+from dlth.pipeline.reproduction.experiment import WHOLE, Experiment
 from dlth.pipeline.reproduction.experiments import EXPERIMENTS
 from dlth.pipeline.reproduction.row_settings import unlike
 from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, UnsafeError, shown

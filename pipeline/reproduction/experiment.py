@@ -13,6 +13,8 @@ from dlth.tickets.ranking.budget import Budget, exact_rate
 
 PATCHES, STAGES = 196, 3
 """Patches of every image of the paper, and stages in which its selectors drop them."""
+WHOLE = "1"
+"""The scale of a row as the paper has it, of all images and epochs."""
 ARMS = {"lt": "ticket", "rc": "random", "dense": "dense", "selector": "selector", "evit": "selector"}
 """What the paper calls an arm, and dlth; "selector" is a run of `dlth train-selector`. There is no name for RR, whose
 random weights need a pruned model.

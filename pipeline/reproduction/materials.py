@@ -1,0 +1,137 @@
+"""What a row needs beside its images, and dlth can make: a selector's weights, and the tickets that they rank.
+
+Each has one place in the folder and is made once. A selector is the run of a row of its own; tickets are made at the
+row's rate by the selector of that rate, as the authors had one for each, in form `full`. Whole images are seen for
+training, and for validation the row's own evaluation crop.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dlth.data.shards.index import open_index
+from dlth.pipeline.reproduction.bundle import BundleOf
+from dlth.pipeline.reproduction.experiment import WHOLE, Experiment
+from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
+from dlth.pipeline.reproduction.row_settings import row_settings
+from dlth.pipeline.reproduction.scaling import first_shards, step_settings
+from dlth.pipeline.selection.config import SelectConfig
+from dlth.tickets.errors import InputError, shown
+from dlth.training.runs.result import read_result
+from dlth.training.runs.runlog import RESULT
+from dlth.training.settings.layering import checked, layered
+from dlth.training.settings.recipes import RECIPES
+from dlth.training.settings.selector_config import SelectorTrainConfig
+
+SELECTORS, TICKETS = "selectors", "tickets"
+EVALUATION_CROP = 0.875
+"""Of DeiT, and of any recipe that says none."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Where everything lies that rows share.
+
+    config: of the reproduction; home: its folder, at a smaller scale one in it
+    data, val: specs of the shards; images: how many training images a step may have, None without a bound
+    rows: every experiment by name
+    """
+
+    config: ReproduceConfig
+    home: Path
+    data: str
+    val: str
+    images: int | None
+    rows: Mapping[str, Experiment] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: ReproduceConfig, rows: Mapping[str, Experiment]) -> "Materials":
+        """Find the shards. Raises DlthError as `open_index`."""
+        out = Path(config.out)
+        if config.is_whole:
+            return cls(config, out, config.data, config.val, None, rows)
+        data = first_shards(config.data, config.split, config.scale)
+        val = first_shards(config.val, config.val_split, config.scale)
+        return cls(config, out / f"scale{config.scale}", data, val, open_index(data).num_samples, rows)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Settings that every run has: images and machine."""
+        config = self.config
+        machine = {name: getattr(config, name) for name in ("device", "workers", "amp", "amp_dtype")}
+        return {"data": self.data, "val": self.val, "split": config.split, "val_split": config.val_split, **machine}
+
+    def step(self, row: Experiment) -> dict[str, int]:
+        """Batch size and accumulation of a row's step."""
+        return step_settings(row, self.config.gpus, self.config.batch_size, self.images)
+
+    def selector_run(self, row: Experiment, seed: int) -> SelectorTrainConfig:
+        """The run of a selector row. Raises InputError for settings that contradict each other."""
+        start = {"init_from": self.config.init_from} if self.config.init_from else {"pretrained": True}
+        values = {} if row.arm == "evit" else start
+        values |= row_settings(row) | self.shared | self.step(row) | {"seed": seed, "resume": "auto"}
+        out = self.home / SELECTORS / f"{row.name.replace('/', '_')}-seed{seed}"
+        values = {name: value for name, value in values.items() if value is not None}
+        return layered(values | {"out": str(out)}, kind=SelectorTrainConfig)
+
+    def selector_of(self, row: Experiment, wanted: frozenset[str]) -> str:
+        """The weights that select for a row: those given, else those of its selector row's first seed.
+
+        `wanted`: names of rows that are trained before this one is run. Raises InputError where there are none.
+        """
+        if self.config.selector is not None:
+            return self.config.selector
+        owner = self.rows[row.selector]
+        out = self.selector_run(owner, self.config.seeds[0]).out
+        result = read_result(Path(out) / RESULT)
+        if owner.name in wanted or (result is not None and result.status == "finished"):
+            return out
+        raise InputError(
+            f"{row.name} needs a selector: give its weights (--selector), or run {shown(owner.name)} too, which"
+            " trains it"
+        )
+
+    def tickets_of(self, row: Experiment, weights: str) -> dict[str, SelectConfig]:
+        """The ticket files of a row, by the setting of train that names them, as `dlth select` makes them."""
+        given = {"tickets": self.config.tickets, "val_tickets": self.config.val_tickets}
+        owner = self.rows[row.selector]
+        whose = "given" if self.config.selector is not None else owner.name.rpartition("/")[0].replace("/", "_")
+        crop = RECIPES.get(row.settings.get("recipe", ""), {}).get("crop_pct", EVALUATION_CROP)
+        shared: dict[str, Any] = {
+            **{name: owner.settings[name] for name in ("model", "model_kwargs", "img_size") if name in owner.settings},
+            **{name: getattr(self.config, name) for name in ("device", "workers", "amp", "amp_dtype")},
+            **{"checkpoint": weights, "stage_keep": row.rate, "dataset": row.dataset.name},
+        }
+        files = {
+            "tickets": {"data": self.data, "split": self.config.split or "", "view": "whole"},
+            "val_tickets": {"data": self.val, "split": self.config.val_split or "", "view": "center", "crop_pct": crop},
+        }
+        names = {"tickets": f"{whose}-{row.rate}-train", "val_tickets": f"{whose}-{row.rate}-val-crop{crop}"}
+        place = self.home / TICKETS
+        return {
+            setting: checked(
+                SelectConfig, shared | values | {"out": given[setting] or str(place / f"{names[setting]}.zarr")}
+            )
+            for setting, values in files.items()
+        }
+
+    def student_settings(self, row: Experiment, wanted: frozenset[str]) -> dict[str, Any]:
+        """Settings of train of a student's row, but for those that a study gives each run."""
+        values = row_settings(row) | self.shared | self.step(row)
+        if row.settings.get("recipe") == "lvvit":
+            values["token_labels"] = self.config.token_labels
+        if row.selector:
+            weights = self.selector_of(row, wanted)
+            if self.config.mode == "online":
+                owner = self.rows[row.selector]
+                values |= {"selector": owner.settings["model"], "selector_checkpoint": weights}
+                values |= {"selector_kwargs": owner.settings.get("model_kwargs", {})}
+            else:
+                values |= {name: made.out for name, made in self.tickets_of(row, weights).items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def bundle_of(self, row: Experiment, runs: Mapping[str, Path], **plan: Any) -> BundleOf:
+        """What a row's bundle is made of."""
+        mode = self.config.mode if row.selector else ""
+        return BundleOf(row.name, mode, WHOLE if self.config.is_whole else self.config.scale, runs, **plan)

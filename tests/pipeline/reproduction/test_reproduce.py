@@ -1,0 +1,164 @@
+"""Rows run from images alone: selector, tickets, students, bundles; again, in part, and at a smaller scale."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from makers.experiments import SPLITS, toy_row
+from makers.pictures import write_shards
+
+from dlth.pipeline.reproduction.bundle import Manifest
+from dlth.pipeline.reproduction.check import check_bundles
+from dlth.pipeline.reproduction.experiment import Experiment
+from dlth.pipeline.reproduction.experiments import EXPERIMENTS
+from dlth.pipeline.reproduction.reproduce import Listener, Reproduction
+from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
+from dlth.pipeline.reproduction.scaling import first_shards, scaled, step_settings
+from dlth.pipeline.reproduction.table import table
+from dlth.tickets import TicketStore
+from dlth.tickets.errors import InputError
+
+ROWS = {
+    row.name: row
+    for row in (
+        toy_row("toy/dense", "dense"),
+        toy_row("toy/selector/0.8", "selector", rate="0.8", settings={**toy_row("", "").settings, "recipe": "evit"}),
+        toy_row("toy/lt/0.8", "lt", rate="0.8", selector="toy/selector/0.8"),
+        toy_row("toy/rc/0.8", "rc", rate="0.8", selector="toy/selector/0.8"),
+        toy_row("toy/pruned", "lt", missing="nothing prunes"),
+    )
+}
+MACHINE = {"device": "cpu", "workers": 0, "measure": 0, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("images")
+    train, val = (write_shards(folder, len(rows), rows, split=split).spec for split, rows in SPLITS.items())
+    return {"data": train, "val": val}
+
+
+def asked(images: dict[str, str], out: Path, *names: str, **values: Any) -> tuple[Reproduction, list[str]]:
+    """The rows of these names, and what is said of them."""
+    said: list[str] = []
+    config = ReproduceConfig(**MACHINE | images | {"out": str(out)} | values)
+    return Reproduction.of(config, [ROWS[name] for name in names], Listener(said.append), ROWS), said
+
+
+@pytest.fixture(scope="module")
+def finished(images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dense row, a selector that starts from its weights, and both arms on its tickets."""
+    out = tmp_path_factory.mktemp("reproduction") / "out"
+    first, _ = asked(images, out, "toy/dense")
+    assert len(first.run().bundles) == 1
+    (run,) = first.founded().runs
+    weights = str(out / "study" / "runs" / run.name)
+    rest, _ = asked(images, out, "toy/selector/0.8", "toy/lt/0.8", "toy/rc/0.8", init_from=weights)
+    assert len(rest.to_make()) == 3
+    assert len(rest.planned(as_random=True)) == 2
+    assert len(rest.run().bundles) == 3
+    assert rest.to_make() == []
+    return out
+
+
+def test_rows_become_the_table(finished: Path) -> None:
+    """Every row of a folder in which all were run has its numbers, of whole bundles that are the rows'."""
+    bundles = check_bundles(finished, ROWS)
+    assert [(bundle.damage, bundle.unlike) for bundle in bundles] == [((), ())] * 4
+    lines = {line.row: line for line in table(ROWS.values(), bundles)}
+    assert {name: line.state for name, line in lines.items()} == {
+        **dict.fromkeys(("toy/dense", "toy/selector/0.8", "toy/lt/0.8", "toy/rc/0.8"), "complete"),
+        "toy/pruned": "nothing prunes",
+    }
+    assert [lines[name].k for name in ("toy/dense", "toy/selector/0.8", "toy/lt/0.8")] == [16, 9, 9]
+    assert lines["toy/dense"].ticket is None
+    assert all(lines[name].ticket is not None for name in ("toy/selector/0.8", "toy/lt/0.8", "toy/rc/0.8"))
+
+
+def test_tickets_are_made_at_the_rows_rate_by_its_selector(finished: Path) -> None:
+    """Both arms have the tickets of the row's selector: made at its rate, on whole images, of form full, once."""
+    files = sorted((finished / "tickets").glob("*.zarr"))
+    assert [file.name for file in files] == ["toy_selector-0.8-train.zarr", "toy_selector-0.8-val-crop0.875.zarr"]
+    header = TicketStore(files[0]).header
+    assert (header.form, header.stage_keep, header.k, header.view.kind) == ("full", "0.8", 9, "whole")
+    assert TicketStore(files[1]).header.view.kind == "center"
+    bundles = [Manifest.read(path) for path in sorted((finished / "bundles").iterdir())]
+    assert [(bundle.row, bundle.mode) for bundle in bundles] == [
+        *(("toy/dense", ""), ("toy/lt/0.8", "projected"), ("toy/rc/0.8", "projected"), ("toy/selector/0.8", ""))
+    ]
+
+
+def test_a_second_call_does_what_is_missing(finished: Path, images: dict[str, str]) -> None:
+    """The same rows again change nothing; another seed adds its run, and the bundle then holds both."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.npz")}
+    again, _ = asked(images, finished, "toy/dense")
+    assert again.run().bundles == (finished / "bundles" / "toy_dense",)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    more, _ = asked(images, finished, "toy/dense", seeds=(1,))
+    more.run()
+    (bundle,) = (each for each in check_bundles(finished, ROWS) if each.row == "toy/dense")
+    assert (sorted(run.seed for run in bundle.runs), bundle.in_table) == ([0, 1], True)
+
+
+def test_a_smaller_scale_is_marked_and_kept_apart(finished: Path, images: dict[str, str]) -> None:
+    """A row tried with half of its shards and epochs has a bundle that says so, beside the whole one, which stays."""
+    small, _ = asked(images, finished, "toy/dense", scale="0.5")
+    (folder,) = small.run().bundles
+    assert folder.name == "toy_dense+scale0.5"
+    bundles = check_bundles(finished, ROWS)
+    (trial,) = (bundle for bundle in bundles if bundle.folder == folder)
+    assert trial.unlike[0] == "scale 0.5 of its images and epochs"
+    (line,) = table([ROWS["toy/dense"]], bundles)
+    assert line.state == "complete"
+    assert (finished / "scale0.5" / "study" / "study.json").is_file()
+
+
+def test_a_share_is_of_the_first_shards_and_of_the_epochs(images: dict[str, str]) -> None:
+    """A scale takes whole shards from the first on, at least one, and epochs, at least one; steps shrink to fit."""
+    assert first_shards(images["data"], None, "0.5").count(".tar") == 2
+    assert first_shards(images["data"], None, "0.01").endswith("train-000000.tar")
+    assert [scaled(EXPERIMENTS["deit-s/dense"], share).epochs for share in ("1", "0.01", "0.001")] == [300, 3, 1]
+    row = EXPERIMENTS["deit-s/dense"]
+    assert step_settings(row, 8, 128) == {"batch_size": 128, "grad_accum_steps": 1}
+    assert step_settings(row, 2, 96) == {"batch_size": 64, "grad_accum_steps": 8}
+    assert step_settings(row, 2, 128, images=21) == {"batch_size": 10, "grad_accum_steps": 1}
+    with pytest.raises(InputError, match=r"--gpus 3: a step of deit-s/dense has 1,024 images"):
+        step_settings(row, 3, 128)
+
+
+def test_what_is_lacking_is_said_before_anything_is_trained(images: dict[str, str], tmp_path: Path) -> None:
+    """Rows without a selector, without token labels, or of what dlth has not are refused or left out, by name."""
+    with pytest.raises(InputError, match=r"toy/lt/0\.8 needs a selector: .* or run toy/selector/0\.8 too"):
+        asked(images, tmp_path, "toy/lt/0.8")
+    with pytest.raises(InputError, match="none of these rows can be run by this version of dlth: nothing prunes"):
+        asked(images, tmp_path, "toy/pruned")
+    _, said = asked(images, tmp_path, "toy/dense", "toy/pruned")
+    assert said == ["toy/pruned is left out: nothing prunes"]
+    labelled: Experiment = replace(ROWS["toy/dense"], settings={"recipe": "lvvit"})
+    config = ReproduceConfig(**MACHINE | images | {"out": str(tmp_path)})
+    with pytest.raises(InputError, match="toy/dense: give --token-labels"):
+        Reproduction.of(config, [labelled], experiments={labelled.name: labelled})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_stand_where_a_command_would(
+    dlth: Callable[..., tuple[int, str, str]],
+    images: dict[str, str],
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`dlth reproduce ROW …` runs it and prints its line, `--dry-run` its plan; a row that is none is named."""
+    monkeypatch.setitem(EXPERIMENTS, "toy/dense", ROWS["toy/dense"])  # type: ignore[index]
+    flags = [text for name, value in (MACHINE | images).items() for text in ("--" + name.replace("_", "-"), value)]
+    code, out, _ = dlth("reproduce", "toy/dense", *flags, "--out", finished, "--dry-run", "--json")
+    assert code == 0
+    assert [arm["runs"] for arm in json.loads(out)["arms"]] == [1]
+    code, out, _ = dlth("reproduce", "toy/dense", *flags, "--out", finished, "--json")
+    (line,) = json.loads(out)["table"]
+    assert (code, line["row"], line["state"]) == (0, "toy/dense", "complete")
+    code, _, err = dlth("reproduce", "toy/dens", *flags)
+    assert code == 2
+    assert "no experiment is called 'toy/dens' (did you mean 'toy/dense'?)" in err
