@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dlth.pipeline.judging.arm_comparison import Comparison, compare_arms
+    from dlth.pipeline.judging.verdicts import ClauseVerdict, judge
     from dlth.pipeline.selection.config import SelectConfig
     from dlth.pipeline.selection.stage import plan, select
 
 _EXPORTS = {
+    "ClauseVerdict": "judging.verdicts",
     "Comparison": "judging.arm_comparison",
     "SelectConfig": "selection.config",
     "compare_arms": "judging.arm_comparison",
+    "judge": "judging.verdicts",
     "plan": "selection.stage",
     "select": "selection.stage",
 }
 """Exported name -> module of this package."""
 
-__all__ = ["Comparison", "SelectConfig", "compare_arms", "plan", "select"]
+__all__ = ["ClauseVerdict", "Comparison", "SelectConfig", "compare_arms", "judge", "plan", "select"]
 
 
 def __getattr__(name: str) -> object:

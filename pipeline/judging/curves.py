@@ -95,5 +95,10 @@ def mean_curve(curves: Sequence[Curve]) -> MeanCurve | None:
     if not spent_P.size:
         return None
     top1_SP = np.stack([np.interp(spent_P, curve.spent, curve.top1) for curve in curves])
-    values = (spent_P, top1_SP.mean(axis=0), top1_SP.min(axis=0), top1_SP.max(axis=0))
-    return MeanCurve(*(tuple(value.tolist()) for value in values), num_runs=len(curves))
+    return MeanCurve(
+        spent=tuple(spent_P.tolist()),
+        mean=tuple(top1_SP.mean(axis=0).tolist()),
+        low=tuple(top1_SP.min(axis=0).tolist()),
+        high=tuple(top1_SP.max(axis=0).tolist()),
+        num_runs=len(curves),
+    )

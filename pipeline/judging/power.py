@@ -3,7 +3,7 @@
 With S seeds the mean difference varies by the runs' variance over S, and by the images' part, which no seed averages
 away. The half-width of the interval varies, too, as it is estimated from the S runs; both are followed (for runs alone
 this is the noncentral t, as in Cohen's tables). That the truth is what was seen is an assumption, and a weak one after
-three seeds: their spread is known to a factor of two, and `docs/statistics.md` measures what that does to the promise.
+three seeds: the spread may be half of it or six times as much. `docs/statistics.md` has what that does to the promise.
 """
 
 import math

@@ -95,15 +95,19 @@ def _alone(verdict: ClauseVerdict) -> str:
 
 
 def truth(study: Study) -> Comparison:
-    """What three seeds see of the first keep if they show its true difference, and its spread as of 8 times 50 runs."""
+    """What three seeds see of the first keep if they show its true difference and spread.
+
+    What luck adds to the spread, and the images' noise, are estimated from 8 times 50 runs of equal level.
+    """
     rng, parts = np.random.default_rng(5), []
     margin = MARGIN if study.other == "ticket" else None
     for _ in range(8):
-        dense, other = (np.stack(list(runs.values())) for runs in replace(study, seeds=50).draw(rng).values())
+        dense, other = (np.stack(list(runs.values())) for runs in replace(study, seeds=50, spread=0).draw(rng).values())
         came = compare_arms(*((other, dense) if margin else (dense, other)), margin)
         parts.append([variance for variance, _ in came.noise.parts])
-    runs, images = np.mean(parts, axis=0).tolist()
-    noise = Noise(((runs * 50 / 3, 2), (images, study.images + 1)))
+    luck, images = np.mean(parts, axis=0).tolist()
+    runs = 2 * (study.spread / 100) ** 2 + 50 * luck
+    noise = Noise(((runs / 3, 2), (images, study.images + 1)))
     return replace(came, difference=study.gaps[0] * (-1 if margin else 1), noise=noise, num_seeds=3)
 
 
