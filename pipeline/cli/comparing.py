@@ -38,6 +38,7 @@ def compare(
     Run it again, anywhere that sees the folder: what is done is used, what others do is left to them, and what was
     broken off goes on.
     """
+    from dlth.pipeline.evidence.study_plan import STUDY, read_study
     from dlth.pipeline.project.settings import compare_settings
     from dlth.pipeline.studies.asked import asked_text
     from dlth.pipeline.studies.founding import founded
@@ -58,14 +59,14 @@ def compare(
         return console.counting(label, total, unit, quiet=json)
 
     def made(known: "StudyPlan | None") -> "StudyPlan":
-        plan = plan_study(study, chosen.train, note=console.note, counting=counting)
+        plan = plan_study(study, chosen.train, note=console.note, counting=counting, known=known)
         for text in [] if dry_run else make_controls(folder, plan.settings):
             console.note(text)
         return plan
 
     folder = Path(study.out)
     if dry_run:
-        show_plan(folder, made(None), json)
+        show_plan(folder, made(read_study(folder) if (folder / STUDY).is_file() else None), json)
         return
     plan = founded(folder, asked_text(study, chosen.train), made, console.note)
     show_plan(folder, plan, json)
@@ -81,6 +82,7 @@ def show_plan(folder: Path, plan: "StudyPlan", json: bool) -> None:
     if json:
         console.as_json({"out": str(folder), **asdict(table), "runs": [asdict(run) for run in plan.runs]})
         return
-    console.table(f"study {shown(folder)}: {table.what}", table.COLUMNS, [arm.cells for arm in table.arms])
+    console.write(f"study {shown(folder)}: {table.what}", style="bold")
+    console.write(console.aligned(table.COLUMNS, [arm.cells for arm in table.arms]))
     for text in (*table.totals, *plan.notes):
         console.note(text)

@@ -1,6 +1,6 @@
 """The arms of a grid, opened and checked: what can be wrong with a run of a study is found here, all at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +12,7 @@ from dlth.pipeline.studies.grid import Cell
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, InputError
+from dlth.tickets.format.jsontext import canonical
 from dlth.training.runs.survey import Survey, survey
 from dlth.training.settings.layering import layered
 from dlth.training.settings.train_config import TrainConfig
@@ -50,18 +51,30 @@ def run_config(cell: Cell, seed: int, out: str) -> TrainConfig:
     return layered({**cell.values, "seed": seed, "out": out})
 
 
-def opened(cells: Sequence[Cell], config: CompareConfig, counting: Counting | None) -> tuple[Arm, ...]:
+def opened(
+    cells: Sequence[Cell], config: CompareConfig, counting: Counting | None, rates: Mapping[ArmKey, float]
+) -> tuple[Arm, ...]:
     """Open and check every arm, and measure some of its steps; a control is checked on the tickets it is made of.
 
-    Raises InputError with what is wrong with each arm that cannot be.
+    Args:
+        cells: of the grid
+        config: of the study
+        counting: shows progress
+        rates: operations per second of arms that need not be measured
+    Raises:
+        InputError: what is wrong with each arm that cannot be
     """
     arms: list[Arm] = []
+    surveys: dict[bytes, Survey] = {}
     problems: dict[str, list[Cell]] = {}
     with counting("check arms", len(cells), "arms") if counting is not None else nullcontext() as counter:
         for cell in cells:
             try:
                 settings = run_config(cell, config.seeds[0], config.out)
-                arms.append(Arm(cell, settings, survey(settings, processes=config.gpus, seconds=config.measure)))
+                alike = canonical(settings.model_dump(mode="json"))  # a control takes what the ticket arm takes
+                if alike not in surveys:
+                    surveys[alike] = _surveyed(settings, config, rates.get(cell.key))
+                arms.append(Arm(cell, settings, surveys[alike]))
             except DlthError as error:
                 problems.setdefault(str(error), []).append(cell)
             if counter is not None:
@@ -69,6 +82,11 @@ def opened(cells: Sequence[Cell], config: CompareConfig, counting: Counting | No
     if problems:
         raise InputError("\n".join(_told(text, failed, len(cells)) for text, failed in problems.items()))
     return tuple(arms)
+
+
+def _surveyed(settings: TrainConfig, config: CompareConfig, rate: float | None) -> Survey:
+    found = survey(settings, processes=config.gpus, seconds=config.measure if rate is None else 0.0)
+    return found if rate is None else replace(found, flops_per_second=rate)
 
 
 def _told(problem: str, cells: Sequence[Cell], of: int) -> str:

@@ -1,19 +1,23 @@
 """How many epochs make an arm spend what the reference spends.
 
 The reference is the dense arm, or where there is none the arm of the largest keep; it trains for the epochs that the
-settings say. Schedules follow from each arm's own epochs; the warm-up stays as it is.
+settings say. What its selector cost is taken off a ticket arm's part, as a share of the operations of the reference.
+Schedules follow from each arm's own epochs; the warm-up stays as it is.
 
 By tokens an image costs its share of the patches *as it was asked for*, which is how the paper's scripts come to
 350, 412, 489, 586 and 711 epochs for stage rates of 0.95 to 0.75: 300 over the rate's third power, in three digits.
 Exact tokens (whole patches, class token) differ by a per cent or two. FLOPs and hours count what is really done.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.studies.arms import Arm
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets import Budget, TicketHeader
+from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.settings.fields import MAX_EPOCHS, NO_SCHEDULE
 
@@ -57,12 +61,29 @@ def share_of_stages(header: TicketHeader) -> Fraction | None:
     return round(Fraction(power), _DIGITS_OF_A_SHARE) if made.k == header.k else None
 
 
-def matched(arms: Sequence[Arm], config: CompareConfig) -> tuple[Arm, ...]:
-    """The arms with the epochs that the study's matching gives them; those with epochs of their own keep them."""
+def matched(
+    arms: Sequence[Arm], config: CompareConfig, charged: Mapping[ArmKey, float], known: StudyPlan | None
+) -> tuple[Arm, ...]:
+    """The arms with the epochs that the study's matching gives them; those with epochs of their own keep them.
+
+    Args:
+        arms: all of the study
+        config: the study's
+        charged: operations that a run of an arm is charged with for its selector
+        known: the study's plan so far; hours are never measured alike twice, so what they came to then stays
+    Raises:
+        InputError: a selector that costs more than there is to spend
+    """
     if config.match == "epochs":
         return tuple(arms)
-    references = {variant: _reference(arms, variant) for variant in {arm.key.variant for arm in arms}}
-    return tuple(_matched(arm, references[arm.key.variant], config) for arm in arms)
+    then = {run.arm: run.cost.epochs for run in known.runs} if known is not None and config.match == "hours" else {}
+    references = {arm.key.variant: _reference(arms, arm.key.variant) for arm in arms}
+    return tuple(
+        arm.with_epochs(then[arm.key])
+        if arm.key in then
+        else _matched(arm, references[arm.key.variant], config, charged.get(arm.key, 0.0))
+        for arm in arms
+    )
 
 
 def _reference(arms: Sequence[Arm], variant: str) -> Arm:
@@ -71,10 +92,19 @@ def _reference(arms: Sequence[Arm], variant: str) -> Arm:
     return max(own, key=lambda arm: (arm.key.arm == "dense", arm.survey.record["k"]))
 
 
-def _matched(arm: Arm, reference: Arm, config: CompareConfig) -> Arm:
+def _matched(arm: Arm, reference: Arm, config: CompareConfig, charged: float) -> Arm:
     if arm is reference or "epochs" in config.arm.get(arm.key.arm, {}):
         return arm
-    budget = _spending(reference, config.match)(reference.config.epochs)
+    epochs = reference.config.epochs
+    budget = _spending(reference, config.match)(epochs)
+    if charged:
+        left = 1 - charged / reference.survey.work(epochs).flops
+        if left <= 0:
+            raise InputError(
+                f"{arm.key}: the selector costs {charged / 1e15:.4g} PFLOP, which is all that {reference.key} spends in"
+                f" {epochs} epochs: charge the share of several runs (--selector-cost amortised --selector-runs N)"
+            )
+        budget *= left
     return arm.with_epochs(nearest_epochs(_spending(arm, config.match), budget))
 
 

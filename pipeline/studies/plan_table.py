@@ -10,6 +10,8 @@ from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.run_states import study_states
 from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan
 
+_LETTERS = ("", "k", "M", "G", "T", "P", "E", "Z")
+
 
 @dataclass(frozen=True)
 class ArmRow:
@@ -35,11 +37,9 @@ class ArmRow:
     @property
     def cells(self) -> tuple[object, ...]:
         """The row as `PlanTable.COLUMNS` name it."""
-        charged = (self.flops + self.charged_flops) / 1e15
-        hours = "" if self.seconds is None else round(self.seconds / 3600, 3)
-        sizes = (round(size / 1e9, 3) for size in (self.bytes_read, self.bytes_written))
-        tokens = round(self.tokens / 1e6, 3)
-        return (str(self.arm), self.runs, self.there, self.epochs, self.steps, tokens, charged, hours, *sizes)
+        amounts = map(scaled, (self.tokens, self.flops, self.charged_flops, self.bytes_read, self.bytes_written))
+        counts = str(self.runs), str(self.there), str(self.epochs), f"{self.steps:,}"
+        return (str(self.arm), *counts, *amounts, lasting(self.seconds))
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class PlanTable:
     """The arms of a plan, and sums over the runs that are not finished."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
-        *("arm", "runs", "there", "epochs", "steps", "M tokens", "PFLOP", "hours", "GB read", "GB written"),
+        *("arm", "runs", "there", "epochs", "steps", "tokens", "FLOP", "selector FLOP", "bytes read", "bytes written"),
+        "time",
     )
 
     arms: tuple[ArmRow, ...]
@@ -63,12 +64,21 @@ class PlanTable:
     def totals(self) -> tuple[str, ...]:
         """What is left to do, in words."""
         left = self.left
-        hours = "" if left.seconds is None else f", about {timedelta(seconds=round(left.seconds))} one after another"
-        return (
-            f"left to do: {left.runs} runs, {left.images:,} images shown, {left.tokens:,} tokens,"
-            f" {left.flops / 1e15:,.4g} PFLOP{hours}; {left.bytes_read / 1e9:,.3g} GB of images read,"
-            f" {left.bytes_written / 1e9:,.3g} GB written",
-        )
+        time = f", about {lasting(left.seconds)} one run after another" if left.seconds else ""
+        amounts = f"{left.images:,} images", f"{left.tokens:,} tokens", scaled(left.flops, "FLOP") + time
+        sizes = f"{scaled(left.bytes_read, 'B')} of images read, {scaled(left.bytes_written, 'B')} written"
+        return (f"left to do: {left.runs} runs, {', '.join(amounts)}; {sizes}",)
+
+
+def scaled(amount: float, unit: str = "") -> str:
+    """A count in three digits with its thousands as a letter: 1.28 M, 3.4 PFLOP."""
+    power = next((power for power in range(len(_LETTERS)) if abs(amount) < 999.5 * 1000**power), len(_LETTERS) - 1)
+    return f"{amount / 1000**power:.3g} {_LETTERS[power]}{unit}".rstrip()
+
+
+def lasting(seconds: float | None) -> str:
+    """A time in days, hours, minutes and seconds; empty where it is not known."""
+    return "" if seconds is None else str(timedelta(seconds=max(1, round(seconds))))
 
 
 def plan_table(folder: Path, plan: StudyPlan) -> PlanTable:

@@ -7,18 +7,23 @@ one check. Nothing is written here.
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
 from dlth.pipeline.studies.arms import Arm, Counting, opened
 from dlth.pipeline.studies.asked import located
 from dlth.pipeline.studies.grid import grid
 from dlth.pipeline.studies.identity import run_digest, run_name
 from dlth.pipeline.studies.matching import matched
+from dlth.pipeline.studies.selector_cost import selector_cost, told
 from dlth.pipeline.studies.study_config import MOST_RUNS, CompareConfig
 from dlth.pipeline.studies.study_controls import control_contents, control_file
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
+from dlth.training.runs.result import read_result
+from dlth.training.runs.runlog import RESULT
 from dlth.training.settings.train_config import TrainConfig
 
 
@@ -28,6 +33,7 @@ def plan_study(
     *,
     note: Note = lambda text: None,
     counting: Counting | None = None,
+    known: StudyPlan | None = None,
 ) -> StudyPlan:
     """Plan a study: check every arm, match their epochs, count what they cost, and name their runs.
 
@@ -36,25 +42,38 @@ def plan_study(
         train: settings of `dlth train` that its runs share, as a user gave them; a recipe by its name
         note: told what a person should know of any arm
         counting: shows progress, arm by arm
+        known: the study's plan so far, whose finished runs tell how fast they were
     Raises:
         InputError: whatever does not fit, of all arms at once
     """
     cells, notes = grid(config, train)
     if len(cells) * len(config.seeds) > MOST_RUNS:
         raise InputError(f"{len(cells)} arms with {len(config.seeds)} seeds: at most {MOST_RUNS:,} runs are planned")
-    arms = opened(cells, config, counting)
+    arms = opened(cells, config, counting, {} if known is None else finished_rates(Path(config.out), known))
     for text in dict.fromkeys(text for arm in arms for text in arm.survey.notes):
         note(text)
-    arms = matched(arms, config)
+    costs = {arm.key: selector_cost(arm, config) for arm in arms}
+    arms = matched(arms, config, {key: cost.charged for key, cost in costs.items()}, known)
     return StudyPlan(
-        runs=tuple(_run(arm, seed, config) for arm in arms for seed in config.seeds),
+        runs=tuple(_run(arm, seed, config, costs[arm.key].charged) for arm in arms for seed in config.seeds),
         settings=config.model_dump(mode="json") | {"controls": _controls(arms, config)},
         may_differ=_may_differ(config),
-        notes=notes,
+        notes=(*notes, *told(tuple(costs.values()), config)),
     )
 
 
-def _run(arm: Arm, seed: int, config: CompareConfig) -> PlannedRun:
+def finished_rates(study: Path, known: StudyPlan) -> dict[ArmKey, float]:
+    """Operations per second of each arm that a finished run of the study tells of."""
+    rates = {}
+    for run in known.runs:
+        result = read_result(known.folder(study, run) / RESULT)
+        if result is not None and result.status == "finished" and result.train_flops:
+            seconds = sum(result.throughput.get(name, 0.0) for name in ("data_seconds", "compute_seconds"))
+            rates |= {run.arm: result.train_flops / seconds} if seconds > 0 else {}
+    return rates
+
+
+def _run(arm: Arm, seed: int, config: CompareConfig, charged: float) -> PlannedRun:
     """The run of an arm with a seed."""
     settings, contents = arm.config.model_copy(update={"seed": seed}), arm.survey.contents
     values = {name: located(TrainConfig, name, value) for name, value in settings.model_dump(mode="json").items()}
@@ -68,7 +87,7 @@ def _run(arm: Arm, seed: int, config: CompareConfig) -> PlannedRun:
         arm=arm.key,
         seed=seed,
         settings={name: value for name, value in values.items() if name not in ("out", "resume")},
-        cost=_cost(arm),
+        cost=replace(_cost(arm), charged_flops=charged),
     )
 
 

@@ -62,11 +62,16 @@ def describe_selector(selector: SelectorInfo, ranker: str = DEFAULT_RANKER) -> s
     return f"selector {name} ({weights}{source}){blocks}{how}"
 
 
-def _averaged(header: TicketHeader) -> str:
-    """Over how many views of an image its ranking is a mean; nothing where it is of one."""
+def views_averaged(header: TicketHeader) -> int:
+    """Over how many views of an image its ranking is a mean."""
     views = header.extensions.get(AVERAGED)
     crops = views.get("crops") if isinstance(views, dict) else None
-    return f", mean of {2 + crops} views" if isinstance(crops, int) else ""
+    return max(1, 2 + crops) if isinstance(crops, int) else 1
+
+
+def _averaged(header: TicketHeader) -> str:
+    views = views_averaged(header)
+    return f", mean of {views} views" if views > 1 else ""
 
 
 def _parents(value: Any) -> str:
