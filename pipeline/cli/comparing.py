@@ -1,6 +1,8 @@
 """`dlth compare`: a study from its flags and files, planned and shown before it is run."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +22,13 @@ from dlth.training.settings.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from dlth.pipeline.evidence.study_plan import StudyPlan
+    from dlth.pipeline.pages.report import Report
+    from dlth.pipeline.studies.worker import StudyState
 
 _OF_NO_FLAG = {*OWN, "arm"} - {"mode", "keep", "out"}
 """Settings of train that the study gives by itself, and those of single arms, which only a file can say."""
+_OF_A_WORKER = {"out", "gpus"}
+"""What a process that joins a study may say of itself."""
 
 
 @with_flags(CompareConfig, TrainConfig, without=_OF_NO_FLAG)
@@ -30,21 +36,56 @@ def compare(
     overrides: dict[str, Any],
     recipe: Annotated[str | None, typer.Option(help=recipe_help(TrainConfig, UNLESS_SAID))] = None,
     config: ConfigFile = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try runs again that failed by themselves.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Train arms x keeps x modes x seeds side by side, and judge them; every flag of train is a flag here.
 
     Run it again, anywhere that sees the folder: what is done is used, what others do is left to them, and what was
-    broken off goes on.
+    broken off goes on. A study that is there is joined by its --out alone.
     """
-    from dlth.pipeline.evidence.study_plan import STUDY, read_study
-    from dlth.pipeline.project.settings import compare_settings
-    from dlth.pipeline.studies.asked import asked_text
-    from dlth.pipeline.studies.founding import founded
-    from dlth.pipeline.studies.planning import plan_study
-    from dlth.pipeline.studies.study_controls import make_controls
+    from dlth.pipeline.cli.study_progress import study_progress
+    from dlth.pipeline.evidence.study_plan import read_study
+    from dlth.pipeline.studies.compare import conclude
     from dlth.pipeline.studies.worker import run_study
+
+    if config is None and recipe is None and _joins(overrides):
+        folder, gpus = Path(overrides["out"]), overrides.get("gpus", 1)
+        plan = read_study(folder)
+    else:
+        study, train = _asked(overrides, recipe, config)
+        folder, gpus = Path(study.out), study.gpus
+        plan = _planned(study, train, dry_run, json)
+    if dry_run or not json:
+        show_plan(folder, plan, json)
+    if dry_run:
+        return
+    with study_progress(plan, quiet=json) as reporter:
+        state = run_study(folder, plan, gpus=gpus, retry=retry, reporter=reporter)
+    if state.stopped:
+        console.note("stopped on request: the same command goes on from there")
+        raise typer.Exit(EXIT_RESUMABLE)
+    show_outcome(folder, conclude(folder, console.note), state, json)
+    raise typer.Exit(EXIT_INPUT if state.failed else 0)
+
+
+def _joins(overrides: Mapping[str, Any]) -> bool:
+    """Whether a study that is there is named, and neither flags nor a file say what is to be compared."""
+    from dlth.pipeline.evidence.study_plan import STUDY
+    from dlth.pipeline.project.file import project_file
+
+    if overrides.keys() - _OF_A_WORKER or not (Path(overrides.get("out", "")) / STUDY).is_file():
+        return False
+    file = project_file("compare", None)
+    return file is None or not file.tables.get("compare")
+
+
+def _asked(
+    overrides: dict[str, Any], recipe: str | None, config: Path | None
+) -> tuple[CompareConfig, Mapping[str, Any]]:
+    """The study's settings, and those of train that its runs share."""
+    from dlth.pipeline.project.settings import compare_settings
 
     own = {name: value for name, value in overrides.items() if name in CompareConfig.model_fields}
     shared = {name: value for name, value in overrides.items() if name not in own}
@@ -52,26 +93,23 @@ def compare(
     chosen = compare_settings(own, shared, config)
     for text in chosen.notes:
         console.note(text)
-    study = chosen.study.config()
     fetched(chosen.train.get("tickets"), chosen.train.get("val_tickets"))
+    return chosen.study.config(), chosen.train
+
+
+def _planned(study: CompareConfig, train: Mapping[str, Any], dry_run: bool, json: bool) -> "StudyPlan":
+    """The study's plan; in a dry run as it would be made."""
+    from dlth.pipeline.evidence.study_plan import STUDY, read_study
+    from dlth.pipeline.studies.compare import found_study
+    from dlth.pipeline.studies.planning import plan_study
 
     def counting(label: str, total: int, unit: str) -> Any:
         return console.counting(label, total, unit, quiet=json)
 
-    def made(known: "StudyPlan | None") -> "StudyPlan":
-        plan = plan_study(study, chosen.train, note=console.note, counting=counting, known=known)
-        for text in [] if dry_run else make_controls(folder, plan.settings):
-            console.note(text)
-        return plan
-
-    folder = Path(study.out)
-    if dry_run:
-        show_plan(folder, made(read_study(folder) if (folder / STUDY).is_file() else None), json)
-        return
-    plan = founded(folder, asked_text(study, chosen.train), made, console.note)
-    show_plan(folder, plan, json)
-    state = run_study(folder, plan, gpus=study.gpus)
-    raise typer.Exit(EXIT_RESUMABLE if state.stopped else EXIT_INPUT if state.failed else 0)
+    if not dry_run:
+        return found_study(study, train, note=console.note, counting=counting)
+    known = read_study(Path(study.out)) if (Path(study.out) / STUDY).is_file() else None
+    return plan_study(study, train, note=console.note, counting=counting, known=known)
 
 
 def show_plan(folder: Path, plan: "StudyPlan", json: bool) -> None:
@@ -86,3 +124,23 @@ def show_plan(folder: Path, plan: "StudyPlan", json: bool) -> None:
     console.write(console.aligned(table.COLUMNS, [arm.cells for arm in table.arms]))
     for text in (*table.totals, *plan.notes):
         console.note(text)
+
+
+def show_outcome(folder: Path, report: "Report", state: "StudyState", json: bool) -> None:
+    """Print the verdicts and the table of arms, and which runs failed."""
+    from dlth.pipeline.pages.report import as_json
+    from dlth.pipeline.studies.compare import REPORT
+
+    failed = {run.name: run.problem for run in state.failed}
+    if json:
+        console.as_json(loads(as_json(report)) | {"out": str(folder), "failed": failed})
+        return
+    for warning in report.warnings:
+        console.note(warning)
+    if (arms := report.tables.get("arms")) is not None:
+        console.write(console.aligned(arms.columns, arms.texts))
+    for verdict in report.verdicts:
+        console.write(f"{verdict.outcome}: {verdict.text}")
+    for name, problem in failed.items():
+        console.note(f"failed: {name}: {problem}")
+    console.note(f"the whole report: {shown(folder / REPORT)}")

@@ -55,15 +55,6 @@ def founded(folder: Path, asked: str, make_plan: MakePlan, note: Note = lambda t
         return plan
 
 
-def joined_study(folder: Path) -> StudyPlan:
-    """The plan of a study that is there. Raises MissingFileError where there is none, DamageError."""
-    if not os.path.lexists(folder / STUDY):
-        raise MissingFileError(
-            f"{shown(folder)} holds no study to join: give what it is to compare (--arms, --keep, --data, …)"
-        )
-    return read_study(folder)
-
-
 @contextmanager
 def owned_in_time(folder: Path, note: Note) -> Iterator[None]:
     """Own the study's folder for the block, however long another does."""

@@ -23,6 +23,16 @@ MEASURED = re.compile(r"second|memory|throughput|sha256$")
 """Names of what differs between two runs of the same: times, memory; and digests of all that, and of paths."""
 
 
+def write_inputs(folder: Path) -> dict[str, str]:
+    """Shards in `folder/train` and `folder/val`, and their tickets; the ticket files by split."""
+    tickets = {}
+    for number, (split, rows) in enumerate((("train", [IMAGES // 2] * 2), ("val", [VAL_IMAGES]))):
+        index = open_index(write_shards(folder, len(rows), rows, split=split, seed=number).spec)
+        view = ViewSpec("whole", 32, 32) if split == "train" else ViewSpec("center", 32, 32, "0.9")
+        tickets[split] = str(select_tickets(index, folder / f"{split}.zarr", view=view, split=split).path)
+    return tickets
+
+
 def tiny_study(
     folder: Path,
     arms: Sequence[str] = ("ticket", "dense"),
@@ -31,11 +41,7 @@ def tiny_study(
     **shared: Any,
 ) -> StudyPlan:
     """A plan of two epochs of 64 images in 8 steps each; `changes`: settings of single arms, `shared`: of all."""
-    tickets = {}
-    for number, (split, rows) in enumerate((("train", [IMAGES // 2] * 2), ("val", [VAL_IMAGES]))):
-        index = open_index(write_shards(folder, len(rows), rows, split=split, seed=number).spec)
-        view = ViewSpec("whole", 32, 32) if split == "train" else ViewSpec("center", 32, 32, "0.9")
-        tickets[split] = str(select_tickets(index, folder / f"{split}.zarr", view=view, split=split).path)
+    tickets = write_inputs(folder)
     base = {"val": str(folder / "val"), "tickets": tickets["train"], "val_tickets": tickets["val"], "log_interval": 2}
     runs = [
         planned_run(str(folder / "train"), arm, seed, base | shared | dict((changes or {}).get(arm, {})))

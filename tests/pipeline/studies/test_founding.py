@@ -9,9 +9,9 @@ import pytest
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan, read_study
-from dlth.pipeline.studies.founding import founded, joined_study
+from dlth.pipeline.studies.founding import founded
 from dlth.pipeline.studies.pace import Pace, PaceMaker
-from dlth.tickets.errors import InputError, MismatchError, MissingFileError
+from dlth.tickets.errors import InputError, MismatchError
 from dlth.tickets.store.locks import owned
 
 
@@ -26,11 +26,9 @@ def never(known: StudyPlan | None) -> StudyPlan:
 
 
 def test_what_was_asked_before_is_planned_once(tmp_path: Path) -> None:
-    """The same text follows the plan that is there, whatever it would be now; so does who joins without asking."""
-    with pytest.raises(MissingFileError, match="no study to join"):
-        joined_study(tmp_path / "study")
+    """The same text follows the plan that is there, whatever it would be now."""
     plan = founded(tmp_path / "study", "arms", lambda known: planned(0))
-    assert founded(tmp_path / "study", "arms", never) == plan == joined_study(tmp_path / "study")
+    assert founded(tmp_path / "study", "arms", never) == plan == read_study(tmp_path / "study")
     assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["study.json", "study.toml"]
 
 

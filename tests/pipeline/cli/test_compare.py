@@ -1,0 +1,75 @@
+"""`dlth compare` from flags to verdicts: planned, run, joined, grown and told."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from makers.runs import SMALL
+from makers.studies import write_inputs
+
+from dlth.pipeline.evidence.failure import FAILED
+from dlth.pipeline.evidence.study_plan import read_study
+
+Dlth = Callable[..., tuple[int, str, str]]
+TRAIN = (*SMALL, "--recipe", "none", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "16", "--lr", "1e-3")
+TRAIN = (*TRAIN, "--workers", "0", "--device", "cpu", "--measure", "0")
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> tuple[str, ...]:
+    """Flags of a study of a tiny model on 64 images."""
+    tickets = write_inputs(tmp_path)
+    data = ("--data", str(tmp_path / "train"), "--val", str(tmp_path / "val"))
+    return (*TRAIN, *data, "--tickets", tickets["train"], "--val-tickets", tickets["val"])
+
+
+def test_a_study_runs_grows_and_is_joined(words: tuple[str, ...], tmp_path: Path, dlth: Dlth) -> None:
+    """Verdicts and table are printed and stand in the report; another seed is added to it; --out alone joins and says
+    the same without training.
+    """
+    out = tmp_path / "study"
+    code, told, said = dlth("compare", "--arms", "ticket,dense", "--seeds", "0", *words, "--out", out)
+    assert code == 0, said
+    assert re.search(r"^ticket +0\.5 +projected +1 +8 +1 +", told, re.MULTILINE), told
+    assert "2/2 runs (100.0%)" in said
+    grown = ("compare", "--arms", "ticket,dense", "--seeds", "0,1", *words, "--out", out)
+    code, told, said = dlth(*grown, "--json")
+    assert code == 0, said
+    assert [row[:5] for row in json.loads(told)["tables"]["arms"]["rows"]] == [
+        ["dense", "", "", "", 2],
+        ["ticket", "0.5", "projected", "", 2],
+    ]
+    plan = read_study(out)
+    before = {path: path.stat().st_mtime_ns for run in plan.runs for path in plan.folder(out, run).rglob("*")}
+    code, again, said = dlth("compare", "--out", out, "--json")
+    assert (code, again) == (0, told), said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert (out / "report.html").is_file()
+    code, _, said = dlth("compare", "--arms", "ticket", "--seeds", "0", *words, "--out", out)
+    assert code == 2
+    assert "there is no dense with seed 0" in said
+
+
+def test_a_study_with_a_failed_run_ends_with_2_and_tells_the_rest(
+    words: tuple[str, ...], tmp_path: Path, dlth: Dlth
+) -> None:
+    """The run that diverged is named with its error, the others are in the table."""
+    out = tmp_path / "study"
+    sweep = ("--sweep", "lr=[1e-3,1e30]", "--nan-patience", "1")
+    code, told, said = dlth("compare", "--arms", "dense", "--seeds", "0", *words, *sweep, "--out", out, "--json")
+    result = json.loads(told)
+    assert code == 2, said
+    ((name, problem),) = result["failed"].items()
+    assert "E_DIVERGED" in problem
+    assert (out / "runs" / name / FAILED).is_file()
+    assert [row[3] for row in result["tables"]["arms"]["rows"]] == ["lr=0.001"]
+
+
+def test_a_folder_without_a_study_is_not_joined(tmp_path: Path, dlth: Dlth) -> None:
+    """--out alone names a study that is there; otherwise what is to be compared must be said, and nothing is left."""
+    code, _, said = dlth("compare", "--out", tmp_path / "study")
+    assert code == 2
+    assert "--data" in said
+    assert list(tmp_path.iterdir()) == []
