@@ -4,8 +4,8 @@ A subclass, as views are drawn and the selector is opened by the very code of a 
 a student, its training and its images' classes is absent.
 """
 
-from pathlib import Path
-from typing import Any, ClassVar
+import os
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
@@ -36,7 +36,7 @@ class AgreeConfig(TrainConfig):
     )
     images: int = setting(2_000, WHAT, "Images to look at, the first that a run of --seed meets; at most all.", gt=0)
     out: str | None = setting(  # type: ignore[assignment]
-        None, OUTPUT, "JSON file to write, e.g. agreement.json in a study's folder, whose report then has it."
+        None, OUTPUT, "JSON file to write: agreement.json in a study's folder is in the study's report.", path="file"
     )
 
     @model_validator(mode="before")
@@ -44,6 +44,12 @@ class AgreeConfig(TrainConfig):
     def _weights_by_their_path(cls, values: Any) -> Any:
         """`--selector runs/selector` names weights that are there, and no model is called so."""
         name = values.get("selector") if isinstance(values, dict) else None
-        if isinstance(name, str) and not values.get("selector_checkpoint") and Path(name).exists():
+        if isinstance(name, str) and not values.get("selector_checkpoint") and os.path.exists(name):
             return {**values, "selector": None, "selector_checkpoint": name}
         return values
+
+    @model_validator(mode="after")
+    def _out_is_json(self) -> Self:
+        if self.out is not None and not self.out.endswith(".json"):  # it could take any other file's place
+            raise ValueError(f"--out {self.out}: what is written is a JSON file, and its name must end in .json")
+        return self

@@ -124,6 +124,11 @@ ROWS: dict[str, Row] = {
         "tickets verify {file}", file="t.zarr", key="lab.pub", signature="t.zarr.sig",
         extra={"key": ("--key", "{key}"), "signature": ("--key", "lab.pub", "--signature", "{signature}")},
     ),
+    "tickets agree": _row(
+        "tickets agree {file} --data {data} --selector-checkpoint {selector_checkpoint}", *MODEL[4:], "--workers", "0",
+        "--selector-blocks", "0", file="t.zarr", data="shards", selector_checkpoint="w.safetensors", out="out.json",
+        written="out", extra={"out": ("--out", "{out}")},
+    ),
     "tickets stats": _row("tickets stats {file} --data {data}", file="t.zarr", data="shards"),
     "tickets diff": _row("tickets diff {first} {second} --data {data}", first="t.zarr", second="u.zarr", data="shards"),
     "tickets merge": _row("tickets merge {files} v.zarr --out {out}", files="t.zarr", out="out.zarr", written="out"),
@@ -371,7 +376,7 @@ def main(every: int, denied: bool, words: set[str]) -> int:
         os.chmod(folder, 0o755)
         root = Path(folder) / "world"
         rows = {name: row for name, row in ROWS.items() if not words or words & set(name.split())}
-        build(root, models=not all(name.startswith("tickets ") for name in rows))
+        build(root, models=any(not name.startswith("tickets ") or name == "tickets agree" for name in rows))
         _deny(root)
         if not denied or os.geteuid():
             return _told(root, rows, every, denied)

@@ -267,6 +267,8 @@ def _cases(lab: Lab, url: str) -> dict[str, list[tuple[object, ...]]]:
         "tickets info": [("info", t), ("info", odd), ("info", t, "--key", EVIL)],
         "tickets verify": [("verify", t), ("verify", t, "--subset", EVIL),
                            ("verify", t, "--key", odd)],
+        "tickets agree": [("agree", t, *data, "--selector", odd), ("agree", odd, *data, "--selector", EVIL),
+                          ("agree", t, *data, "--selector", EVIL, "--selector-checkpoint", lab.run)],
         "tickets stats": [("stats", t, *data), ("stats", t, "--json"),
                           ("stats", t, "--keep", EVIL)],
         "tickets diff": [("diff", t, t, *data), ("diff", t, t, "--json"), ("diff", t, odd)],
