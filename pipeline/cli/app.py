@@ -18,6 +18,7 @@ from dlth.pipeline.cli import (
     console,
     exchange,
     labelling,
+    reporting,
     reproducing,
     runs,
     selection,
@@ -36,6 +37,7 @@ COMMANDS = (
     (studies, "demo"),
     (comparing, "compare"),
     (training, "train train_selector evaluate"),
+    (reporting, "report"),
     (runs, "runs"),
 )
 TICKETS = (

@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dlth.pipeline.pages.figures import png
+from dlth.pipeline.pages.figures import DPI, png
 from dlth.pipeline.pages.page import data_url, render_page
 from dlth.tickets.store.disk import make_folder, write_files
 
@@ -31,6 +31,7 @@ class Table:
     formats: how numbers of a column are shown, as in "+.1f"; files have them whole
     words: columns of text beside the first, which are not set to the right as numbers are
     caption: what stands above it
+    folded: whether it is long, and shown when it is asked for
     """
 
     columns: tuple[str, ...]
@@ -39,14 +40,19 @@ class Table:
     formats: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     caption: str = ""
+    folded: bool = False
+
+    @property
+    def shown_columns(self) -> tuple[str, ...]:
+        """Those that have anything in a row; files have all."""
+        filled = (any(row[place] not in (None, "") for row in self.rows) for place in range(len(self.columns)))
+        return tuple(column for column, has in zip(self.columns, filled, strict=True) if has)
 
     @property
     def texts(self) -> tuple[tuple[str, ...], ...]:
-        """The rows as they are shown."""
-        formats = [self.formats.get(column, "") for column in self.columns]
-        return tuple(
-            tuple(_shown_cell(cell, spec) for cell, spec in zip(row, formats, strict=True)) for row in self.rows
-        )
+        """The rows as they are shown, in these columns."""
+        places = [(self.columns.index(column), self.formats.get(column, "")) for column in self.shown_columns]
+        return tuple(tuple(_shown_cell(row[place], spec) for place, spec in places) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class Picture:
     figure: Figure
     caption: str
     alt: str = ""
+
+    @property
+    def width(self) -> int:
+        """How wide it is shown where there is room, in pixels; its PNG has twice as many."""
+        return round(float(self.figure.get_figwidth()) * DPI / 2)
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ def files_folder(page: Path) -> Path:
 def write_page(report: Report, page: Path) -> Path:
     """Write an HTML file, `NAME.json` beside it, and tables and pictures in `NAME_files`; returns the HTML's path."""
     make_folder(files_folder(page))
-    drawn = {picture.name: png(picture.figure) for section in report.sections for picture in section.all_pictures}
+    drawn = {picture.name: png(picture.figure, DPI) for section in report.sections for picture in section.all_pictures}
     urls = {name: data_url(raw, "png") for name, raw in drawn.items()}
     files = {files_folder(page) / f"{name}.png": raw for name, raw in drawn.items()}
     files |= {files_folder(page) / f"{name}.csv": as_csv(table) for name, table in report.tables.items()}

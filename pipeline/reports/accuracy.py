@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.evidence import Evidence
 from dlth.pipeline.evidence.finished_run import FinishedRun
-from dlth.pipeline.pages.report import Cell, Section, Table
+from dlth.pipeline.pages.charts import Dots, dots
+from dlth.pipeline.pages.report import Cell, Picture, Section, Table
+from dlth.pipeline.reports.arms import KEY_COLUMNS, key_cells, looks
+from dlth.tickets.errors import shown
 
 TOKENS = {"dense": "on all tokens", "ticket": "on ticket tokens", "random": "on random tokens"}
 """What models are evaluated on, and the column of it."""
-KEY_COLUMNS = ("arm", "keep", "mode", "variant")
+MOST_ROWS = 40
+"""Arms that the picture has room for."""
 
 
 def accuracy_section(evidence: Evidence) -> Section | None:
@@ -19,14 +22,28 @@ def accuracy_section(evidence: Evidence) -> Section | None:
         return None
     text = (
         "Top-1 accuracy in percent on the whole validation set: the mean over seeds, and ± their standard deviation."
-        " An arm that drops patches is judged on the selector's patches, the dense arm on all."
+        " An arm that drops patches is judged on the selector's patches, the dense arm on all. The columns to the right"
+        " are the same models on all patches, on the selector's, and on random ones."
     )
-    return Section("Accuracy", texts=(text,), tables=(_arms(evidence), _runs(evidence)))
+    pictures = (picture,) if (picture := _picture(evidence)) else ()
+    return Section("Accuracy", texts=(text,), tables=(_arms(evidence), _runs(evidence)), pictures=pictures)
 
 
-def key_cells(key: ArmKey) -> tuple[str, str, str, str]:
-    """An arm's name, keep, mode and variant as cells."""
-    return key.arm, key.keep, key.mode, key.variant
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None of nothing."""
+    return fmean(values) if values else None
+
+
+def _picture(evidence: Evidence) -> Picture | None:
+    drawn, rows = looks(evidence.runs), []
+    for key, runs in evidence.runs.items():
+        if values := [run.top1(run.judged_on) for run in runs.values() if run.images]:
+            rows.append(Dots(shown(key, 60), drawn[key], values))
+    if not rows or len(rows) > MOST_ROWS:
+        return None
+    told = "; ".join(f"{row.label}: {fmean(row.values):.1f} %, {len(row.values)} runs" for row in rows)
+    caption = "Accuracy by arm, on the tokens that it is judged by. A dot is a run, the bar their mean."
+    return Picture("accuracy", dots(rows, "top-1 accuracy, %"), caption, f"Accuracy by arm. {told}.")
 
 
 def _arms(evidence: Evidence) -> Table:
@@ -36,10 +53,11 @@ def _arms(evidence: Evidence) -> Table:
         first = runs[0].result
         judged = [run.top1(run.judged_on) for run in runs if run.images]
         means = (mean([run.top1(tokens) for run in runs if f"{tokens}_top1" in run.images]) for tokens in TOKENS)
-        rows.append((*key_cells(key), len(runs), first.k, first.epochs, mean(judged), _spread(judged), *means))
+        spread = stdev(judged) if len(judged) > 1 else None
+        rows.append((*key_cells(key), len(runs), first.k, first.epochs, mean(judged), spread, *means))
     columns = (*KEY_COLUMNS, "runs", "patches", "epochs", "top-1", "±", *TOKENS.values())
     formats = dict.fromkeys(("top-1", "±", *TOKENS.values()), ".2f")
-    return Table(columns, tuple(rows), "arms", formats, KEY_COLUMNS[1:], "By arm")
+    return Table(columns, tuple(rows), "arms", formats, KEY_COLUMNS, "By arm")
 
 
 def _runs(evidence: Evidence) -> Table:
@@ -49,17 +67,8 @@ def _runs(evidence: Evidence) -> Table:
         for seed, run in by_seed.items()
     ]
     columns = (*KEY_COLUMNS, "seed", "training loss", *TOKENS.values(), "images")
-    formats = dict.fromkeys(TOKENS.values(), ".2f") | {"training loss": ".4f", "seed": ""}
-    return Table(columns, tuple(rows), "runs", formats, KEY_COLUMNS[1:], "By run")
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
-    return fmean(values) if values else None
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
+    formats = dict.fromkeys(TOKENS.values(), ".2f") | {"training loss": ".4g", "seed": "d"}
+    return Table(columns, tuple(rows), "runs", formats, KEY_COLUMNS, "By run", folded=True)
 
 
 def _top1(run: FinishedRun, tokens: str) -> float | None:

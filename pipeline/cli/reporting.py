@@ -1,0 +1,39 @@
+"""`dlth report`: what studies and runs came to, as one page, and as tables for scripts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlth.pipeline.cli import console
+from dlth.pipeline.cli.options import Json
+from dlth.tickets.errors import shown
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of studies, of runs, or of one run.")],
+    out: Annotated[
+        Path, typer.Option(help="The page; tables and pictures go beside it, to NAME.json and NAME_files.")
+    ] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="What stands above it; the studies' names if not given.")] = "",
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Points within which two arms count as equally good; the study's, or 1, if not given."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Verdicts, tables and curves of studies and runs: one HTML page that needs no network, CSV and JSON."""
+    from dlth.pipeline.evidence.gather import gather
+    from dlth.pipeline.pages.report import files_folder
+    from dlth.pipeline.reports.report import verdicts_of, write_report
+    from dlth.pipeline.reports.verdicts import as_verdicts
+
+    evidence = gather(folders, console.note)
+    written = write_report(evidence, out, title, margin)
+    if json:
+        verdicts = [vars(verdict) for verdict in as_verdicts(verdicts_of(evidence, margin))]
+        console.as_json({"page": written, "files": files_folder(written), "verdicts": verdicts})
+        return
+    console.note(
+        f"{len(evidence.all_runs)} runs: {shown(written)}; tables and pictures in {shown(files_folder(written))}"
+    )
