@@ -62,7 +62,7 @@ class Evidence:
     @cached_property
     def judged(self) -> dict[ArmKey, Mapping[int, FinishedRun]]:
         """Runs that can be judged: of families without differences, and with validation images."""
-        judged = {}
+        judged: dict[ArmKey, Mapping[int, FinishedRun]] = {}
         for arm, runs in self.runs.items():
             with_images = {seed: run for seed, run in runs.items() if run.images}
             if with_images and arm not in self.differences:
