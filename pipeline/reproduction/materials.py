@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dlth.data.shards.index import open_index
-from dlth.pipeline.reproduction.bundle import BundleOf
+from dlth.pipeline.reproduction.bundle import BundleOf, file_digest
 from dlth.pipeline.reproduction.experiment import WHOLE, Experiment
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.reproduction.row_settings import row_settings
 from dlth.pipeline.reproduction.scaling import first_shards, step_settings
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import InputError, shown
+from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
 from dlth.training.settings.layering import checked, layered
@@ -96,7 +97,9 @@ class Materials:
         """The ticket files of a row, by the setting of train that names them, as `dlth select` makes them."""
         given = {"tickets": self.config.tickets, "val_tickets": self.config.val_tickets}
         owner = self.rows[row.selector]
-        whose = "given" if self.config.selector is not None else owner.name.rpartition("/")[0].replace("/", "_")
+        whose = owner.name.rpartition("/")[0].replace("/", "_")
+        if self.config.selector is not None:  # another one must not find its tickets
+            whose = f"given-{file_digest(WeightsFile.find(weights).path)[:10]}"
         crop = RECIPES.get(row.settings.get("recipe", ""), {}).get("crop_pct", EVALUATION_CROP)
         shared: dict[str, Any] = {
             **{name: owner.settings[name] for name in ("model", "model_kwargs", "img_size") if name in owner.settings},
@@ -107,12 +110,10 @@ class Materials:
             "tickets": {"data": self.data, "split": self.config.split or "", "view": "whole"},
             "val_tickets": {"data": self.val, "split": self.config.val_split or "", "view": "center", "crop_pct": crop},
         }
-        names = {"tickets": f"{whose}-{row.rate}-train", "val_tickets": f"{whose}-{row.rate}-val-crop{crop}"}
-        place = self.home / TICKETS
+        stem = self.home / TICKETS / f"{row.dataset.name.lower()}-{whose}-{row.rate}"
+        names = {"tickets": f"{stem}-train.zarr", "val_tickets": f"{stem}-val-crop{crop}.zarr"}
         return {
-            setting: checked(
-                SelectConfig, shared | values | {"out": given[setting] or str(place / f"{names[setting]}.zarr")}
-            )
+            setting: checked(SelectConfig, shared | values | {"out": given[setting] or names[setting]})
             for setting, values in files.items()
         }
 

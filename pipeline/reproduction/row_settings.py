@@ -52,6 +52,8 @@ def unlike(row: Experiment, result: RunResult) -> list[str]:
     images, all_images = data.get("images"), row.dataset.images
     if not (isinstance(images, int) and (1 - MOST_LEFT_OUT) * all_images <= images <= all_images):
         found.append(f"training images: {shown(images)}, not {all_images}")
+    if "token labels" in row.needs and not data.get("token_labels"):
+        found.append("trained without token labels")
     return found
 
 

@@ -19,6 +19,7 @@ from dlth.training.distributed.signals import StopRequest
 from dlth.training.machine_errors import RankError
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
+from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import to_toml
 from dlth.training.settings.train_config import TrainConfig
 
@@ -57,7 +58,8 @@ def train_on_gpus(config: TrainConfig, gpus: int, stop: StopRequest, waiting: Ca
         file = Path(folder) / "settings.toml"
         file.write_text(to_toml(config), encoding="utf-8")
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
-        command = [*launch, "-m", "dlth.pipeline.cli", "train", "--config", str(file), "--json"]
+        trained = "train-selector" if isinstance(config, SelectorTrainConfig) else "train"
+        command = [*launch, "-m", "dlth.pipeline.cli", trained, "--config", str(file), "--json"]
         # a session of its own: Ctrl-C reaches this process alone, which asks the ranks to save
         ranks = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
         try:

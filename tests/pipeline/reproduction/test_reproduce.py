@@ -10,6 +10,8 @@ import pytest
 from makers.experiments import SPLITS, toy_row
 from makers.pictures import write_shards
 
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.gather import gather
 from dlth.pipeline.reproduction.bundle import Manifest
 from dlth.pipeline.reproduction.check import check_bundles
 from dlth.pipeline.reproduction.experiment import Experiment
@@ -81,7 +83,7 @@ def test_rows_become_the_table(finished: Path) -> None:
 def test_tickets_are_made_at_the_rows_rate_by_its_selector(finished: Path) -> None:
     """Both arms have the tickets of the row's selector: made at its rate, on whole images, of form full, once."""
     files = sorted((finished / "tickets").glob("*.zarr"))
-    assert [file.name for file in files] == ["toy_selector-0.8-train.zarr", "toy_selector-0.8-val-crop0.875.zarr"]
+    assert [file.name for file in files] == [f"toy-toy_selector-0.8-{end}.zarr" for end in ("train", "val-crop0.875")]
     header = TicketStore(files[0]).header
     assert (header.form, header.stage_keep, header.k, header.view.kind) == ("full", "0.8", 9, "whole")
     assert TicketStore(files[1]).header.view.kind == "center"
@@ -89,6 +91,17 @@ def test_tickets_are_made_at_the_rows_rate_by_its_selector(finished: Path) -> No
     assert [(bundle.row, bundle.mode) for bundle in bundles] == [
         *(("toy/dense", ""), ("toy/lt/0.8", "projected"), ("toy/rc/0.8", "projected"), ("toy/selector/0.8", ""))
     ]
+
+
+def test_a_bundle_is_a_study_to_a_report(finished: Path) -> None:
+    """What gathers studies for a report takes students' bundles, and finds the arms of one model side by side."""
+    names = ("toy_dense", "toy_lt_0.8+projected", "toy_rc_0.8+projected")
+    evidence = gather([finished / "bundles" / name for name in names])
+    share = ROWS["toy/lt/0.8"].keep
+    assert set(evidence.runs) == {
+        ArmKey("dense", variant="toy"),
+        *(ArmKey(arm, share, "projected", "toy") for arm in ("ticket", "random")),
+    }
 
 
 def test_a_second_call_does_what_is_missing(finished: Path, images: dict[str, str]) -> None:
