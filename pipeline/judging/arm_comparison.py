@@ -168,7 +168,7 @@ class Noise:
         num_seeds, num_images = difference_SN.shape
         sum_S, sum_N = difference_SN.sum(axis=1, dtype=np.int64), difference_SN.sum(axis=0, dtype=np.int64)
         runs = float(sum_S.var(ddof=1)) / num_images**2
-        about_images = np.count_nonzero(difference_SN) - int((sum_N**2).sum()) / num_seeds  # sum of squares
+        about_images = int(np.count_nonzero(difference_SN)) - int((sum_N**2).sum()) / num_seeds  # sum of squares
         left = max(0.0, about_images - (num_seeds - 1) * runs * num_images)  # less what the runs explain
         chance = left / ((num_seeds - 1) * max(1, num_images - 1))
         images, freedom = _image_part(difference_SN)

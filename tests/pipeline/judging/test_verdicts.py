@@ -8,7 +8,7 @@ import pytest
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.judging.arm_comparison import compare_arms
-from dlth.pipeline.judging.power import MoreSeeds
+from dlth.pipeline.judging.power import MoreSeeds, more_seeds
 from dlth.pipeline.judging.verdicts import PAPER, Clause, ClauseVerdict, holm, judge
 from dlth.tickets.errors import InputError, MismatchError
 
@@ -77,6 +77,8 @@ def test_each_arm_is_held_against_its_own() -> None:
     assert outcomes == {fast: "holds", slow: "fails"}
     stand_in = next(each for each in verdicts if each.clause == TICKET_BETTER)
     assert f"keep 0.9, online, {slow} (against random, keep 0.9, projected, {slow}): holds" in stand_in.text
+    both = sparse("random", 60.0, "frozen") | sparse("random", 60.0, "projected") | sparse("ticket", 80.0, "frozen")
+    assert {each.second.mode for each in judge(runs(both), margin=4.0)} == {"frozen"}
 
 
 @pytest.mark.parametrize(("seeds", "missing"), [(1, "2 more seeds are"), (2, "1 more seed is")])
@@ -153,6 +155,17 @@ def test_more_keeps_ask_for_more() -> None:
     assert f"corrected over 3 keeps p = {beside.p_holm:.2g}" in beside.text
     few = {key: (dict(list(value.items())[:1]) if key.keep in ("0.5", "0.9") else value) for key, value in hits.items()}
     assert one(judge(few | {ArmKey("random", "0.7", "projected"): harmed}, 1.0), DENSE_BETTER).p_holm == beside.p_holm
+
+
+def test_seeds_are_asked_for_at_the_level_that_holms_next_step_leaves() -> None:
+    """Of three keeps one is decided: the other two need as many seeds as decide at half of 5 %."""
+    arms = {DENSE: 80.0, ArmKey("random", "0.9"): 60.0, ArmKey("random", "0.7"): 78.0, ArmKey("random", "0.5"): 77.0}
+    decided, *others = judge(runs(arms, spread=1.0), 1.0)
+    assert (decided.outcome, decided.more_seeds) == ("holds", None)
+    for each in others:
+        assert each.outcome == "not decided"
+        assert each.comparison is not None
+        assert each.more_seeds == more_seeds(each.comparison, 0.05 / 2) != more_seeds(each.comparison, 0.05)
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
