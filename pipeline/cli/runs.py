@@ -55,7 +55,7 @@ def run_rows(states: Sequence["RunState"]) -> list[tuple[object, ...]]:
 
 def as_plain(state: "RunState") -> dict[str, Any]:
     """A run's state as JSON holds it."""
-    return asdict(state) | {"folder": str(state.folder)}
+    return asdict(state) | {"folder": str(state.folder), "age": state.age}
 
 
 def _told(number: int | None) -> str:

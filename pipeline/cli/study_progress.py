@@ -33,8 +33,9 @@ class StudyProgress(StudyReporter):
         pace, now = self.pace.at(states), time.monotonic()
         changed = [state for state in states if self.before.get(state.name, "waiting") != state.state]
         due = now - self.last >= console.PLAIN_INTERVAL
-        for state in [state for state in states if state.state == "running"] if due else changed:
-            console.note(_line(state))
+        for state in states:
+            if state in changed or (due and state.state == "running"):
+                console.note(_line(state))
         if due or changed:
             console.note(_total(states, pace))
         self.last = now if due else self.last

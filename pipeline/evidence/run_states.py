@@ -38,7 +38,7 @@ class RunState:
         failed (by itself, or its folder holds another run), finished
     k: patches kept in the newest step; epoch: whole epochs done, of epochs; step: steps done, of steps
     top1: accuracy in percent at the newest evaluation, on the tokens that the arm is judged by
-    age: seconds since it wrote something; None of a run that did not
+    written: when it wrote last, in seconds since 1970; None of a run that did not
     problem: why it failed, or what of its folder cannot be read
     """
 
@@ -53,13 +53,18 @@ class RunState:
     step: int = 0
     steps: int | None = None
     top1: float | None = None
-    age: float | None = None
+    written: float | None = None
     problem: str = ""
 
     @property
     def done(self) -> float:
         """Share of its steps that is done; 0 while their number is not known."""
         return 1.0 if self.state == "finished" else min(1.0, self.step / self.steps) if self.steps else 0.0
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since it wrote; None of a run that did not."""
+        return None if self.written is None else max(0.0, time.time() - self.written)
 
     @property
     def is_over(self) -> bool:
@@ -140,7 +145,7 @@ def loose_state(folder: Path) -> RunState:
 def _seen(begun: RunState, owned: bool) -> RunState:
     """The state with what the folder tells; `owned`: a worker has the run in hand, whatever its folder says."""
     folder = begun.folder
-    begun = replace(begun, age=_age(folder))
+    begun = replace(begun, written=_written(folder))
     try:
         result = read_result(folder / RESULT)
     except DlthError as error:
@@ -152,7 +157,7 @@ def _seen(begun: RunState, owned: bool) -> RunState:
         begun = replace(begun, state="running")
     elif failure is not None:
         begun = replace(begun, state="failed", problem=f"{failure.code}: {failure.message}")
-    elif begun.age is not None:
+    elif begun.written is not None:
         begun = replace(begun, state="stopped")
     try:
         return _logged(begun)
@@ -204,13 +209,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     return parse_toml(read_file(path, MAX_CONFIG_BYTES, shown(path)).decode("utf-8", "replace"), shown(path))
 
 
-def _age(folder: Path) -> float | None:
-    """Seconds since the newest of the files was written that a run keeps writing; None where there is none."""
-    written = []
-    for name in (METRICS, RESULT, CONFIG):
-        if (path := folder / name).is_file():
-            written.append(path.stat().st_mtime)
-    return max(0.0, time.time() - max(written)) if written else None
+def _written(folder: Path) -> float | None:
+    """When the newest of the files was written that a run keeps writing; None where there is none."""
+    there = [folder / name for name in (METRICS, RESULT, CONFIG) if (folder / name).is_file()]
+    return max((path.stat().st_mtime for path in there), default=None)
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

@@ -33,11 +33,11 @@ from dlth.training.runs.loop import train
 from dlth.training.settings.layering import checked
 from dlth.training.settings.train_config import TrainConfig
 
-POLL = 1.0
-"""Seconds between two looks for a run to take over, while others have all that is left."""
-BETWEEN_LOOKS = 2.0
-"""Seconds between two looks at all runs while this process trains; more where a look is slow, as over a network."""
-SHARE_OF_LOOKS = 0.02
+BETWEEN_LOOKS, MOST_BETWEEN_LOOKS = 2.0, 30.0
+"""Seconds between two looks at all runs; more where a look is slow, as at hundreds of runs over a network."""
+SHARE_OF_LOOKS = 0.05
+POLL = 0.2
+"""Seconds after which a worker that waits for others asks whether it should stop."""
 MACHINES = (
     *(SpaceError, LockedError, TransferError, MissingFileError),
     *(MachineError, OutOfMemoryError, RankError, BugError),
@@ -136,7 +136,8 @@ class Worker:
             if all(state.is_over for state in states):
                 return StudyState(states)
             if not any(self.take(run, stop) for run in self._open(states)):
-                time.sleep(POLL)
+                while time.monotonic() < self.next_look and not stop.requested:
+                    time.sleep(POLL)
         return StudyState(self.look(), stopped=True)
 
     def _open(self, states: Sequence[RunState]) -> Iterator[PlannedRun]:
@@ -184,7 +185,7 @@ class Worker:
             states.append(state)
         self.reporter.looked(states)
         now = time.monotonic()
-        self.next_look = now + max(BETWEEN_LOOKS, (now - begun) / SHARE_OF_LOOKS)
+        self.next_look = now + min(max(BETWEEN_LOOKS, (now - begun) / SHARE_OF_LOOKS), MOST_BETWEEN_LOOKS)
         return tuple(states)
 
     def look_again(self, at: Mapping[str, Any] | None = None, name: str = "") -> None:
