@@ -178,6 +178,14 @@ def writers(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
     return f"2, 4 and 8 writers at once, {arguments.rounds} rounds of each", {"findings": findings}
 
 
+def study(arguments: argparse.Namespace, folder: Path) -> tuple[str, Counts]:
+    told = script(
+        "faults/killed_study.py", folder, "--images", arguments.study_images, "--kills", arguments.study_kills
+    )
+    text = f"a study of {told.get('runs', 0)} runs by two workers, {told.get('kills', 0)} times one of them killed"
+    return f"{text}: tables, logs, per-image results and weights of one that nobody disturbed", told
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
     part.__name__: part
     for part in (
@@ -199,6 +207,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[str, Counts]]] = {
         odd_tars,
         machine,
         writers,
+        study,
     )
 }
 
@@ -234,6 +243,8 @@ def main() -> int:
     parser.add_argument("--odd-tars", type=int, default=20_000)
     parser.add_argument("--examples", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--study-images", type=int, default=480)
+    parser.add_argument("--study-kills", type=int, default=2)
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--write", action="store_true", help="put the counts into docs/reliability.*")
     arguments = parser.parse_args()
