@@ -56,9 +56,9 @@ def spent_in(row: Mapping[str, Any], axis: Axis) -> float | None:
 
 
 def total_spent(rows: Sequence[Mapping[str, Any]], axis: Axis) -> float | None:
-    """What all epochs of a run cost; None where one does not say."""
+    """What all epochs of a run cost; None where one does not say, or there is none."""
     costs = [cost for row in rows if (cost := spent_in(row, axis)) is not None]
-    return sum(costs) if len(costs) == len(rows) else None
+    return sum(costs) if costs and len(costs) == len(rows) else None
 
 
 def run_curve(rows: Sequence[Mapping[str, Any]], axis: Axis, judged_on: str, before: float = 0) -> Curve | None:

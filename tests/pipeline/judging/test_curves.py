@@ -33,7 +33,7 @@ def test_a_log_that_does_not_say_what_an_epoch_cost_has_no_curve(lost: dict[str,
     assert total_spent(rows, "flops") is None
     assert run_curve(rows, "tokens", "ticket") == Curve((100, 200), (40.0, 50.0))
     assert run_curve(rows, "tokens", "random") is None
-    assert run_curve([], "tokens", "ticket") is None
+    assert run_curve([], "tokens", "ticket") is total_spent([], "tokens") is None
 
 
 def test_the_mean_over_seeds_is_taken_at_the_same_cost() -> None:
