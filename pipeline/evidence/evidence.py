@@ -48,16 +48,27 @@ class Evidence:
         return [run for runs in self.runs.values() for run in runs.values()]
 
     @cached_property
+    def charged_flops(self) -> dict[Path, float]:
+        """For each planned run, by its folder, its share of the operations that the tickets cost."""
+        return {
+            plan.folder(study, run): run.cost.charged_flops for study, plan in self.studies.items() for run in plan.runs
+        }
+
+    @cached_property
     def differences(self) -> dict[ArmKey, list[str]]:
         """For each arm that drops patches and cannot be judged, what its family's runs differ in."""
         besides = {name for plan in self.studies.values() for name in plan.may_differ}
         found = {}
         for arm in self.runs:
-            family = [key for key in self.runs if key.variant == arm.variant and _place(key) in ("", _place(arm))]
-            results = [run.result.to_json() for key in family for run in self.runs[key].values()]
+            results = [run.result.to_json() for key in self._family(arm) for run in self.runs[key].values()]
             if arm.arm != DENSE and (differences := comparable(results, besides)):
                 found[arm] = differences
         return found
+
+    def _family(self, arm: ArmKey) -> list[ArmKey]:
+        """The arms that one is compared with, and itself."""
+        alike = [key for key in self.runs if key.variant == arm.variant]
+        return [key for key in alike if key.arm == DENSE or (key.keep, key.mode) == (arm.keep, arm.mode)]
 
     @cached_property
     def judged(self) -> dict[ArmKey, Mapping[int, FinishedRun]]:
@@ -101,8 +112,3 @@ def shared_images(runs: Sequence[FinishedRun]) -> list[NDArray[np.int64]]:
         order = np.argsort(run.images["keys"], kind="stable")
         rows.append(order[np.searchsorted(run.images["keys"], shared, sorter=order)])
     return rows
-
-
-def _place(key: ArmKey) -> str:
-    """Where an arm stands among those that drop patches; empty for the dense one."""
-    return "" if key.arm == DENSE else f"{key.keep} {key.mode}"

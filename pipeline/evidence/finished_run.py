@@ -16,6 +16,7 @@ from dlth.tickets.errors import DamageError, shown
 from dlth.training.runs.result import RunResult, read_result
 from dlth.training.runs.resume import VAL_RESULTS
 from dlth.training.runs.runlog import RESULT, logged_epochs
+from dlth.training.settings.fields import MAX_EPOCHS
 
 _ROUNDING = 1e-6
 """Percentage points by which two sums over the same images may differ."""
@@ -38,12 +39,15 @@ class FinishedRun:
         """Read a run's folder.
 
         Raises:
-            DamageError: a result or images that are none, or not of each other
+            DamageError: a result, log or images that are none, or not of each other
             UnsafeError, LimitError: links, devices and sizes that no run leaves
         """
         result = read_result(folder / RESULT)
         if result is None or result.status != "finished":
             raise DamageError(f"{shown(folder)} holds no finished run", file=RESULT)
+        orders = [result.data.get(name, "") for name in ("data_order", "val_order")]
+        if not all(isinstance(order, str) for order in orders) or not 0 < result.epochs <= MAX_EPOCHS:
+            raise DamageError(f"{shown(folder / RESULT)} says of its images or epochs what no run does", file=RESULT)
         images = read_image_results(folder / VAL_RESULTS) if result.evaluation else {}
         run = cls(folder, result, images)
         for tokens in evaluated_on(images):
@@ -54,12 +58,13 @@ class FinishedRun:
                     f" {run.top1(tokens)} %: they are of different runs",
                     file=VAL_RESULTS,
                 )
+        run.epochs  # noqa: B018 - a log that is none is told here
         return run
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
-        """The log's row of every epoch. Raises DamageError."""
-        return logged_epochs(self.folder)
+        """The log's row of every epoch; none where there is no log. Raises DamageError."""
+        return logged_epochs(self.folder, self.result.epochs)
 
     @property
     def seed(self) -> int:

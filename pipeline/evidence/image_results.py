@@ -77,6 +77,8 @@ def _problem(columns: ImageColumns) -> str:
         return "a key stands there twice"
     for tokens in evaluated:
         top1, top5, seen = (columns[f"{tokens}_{name}"] for name in ("top1", "top5", "seen"))
+        if not seen.any():
+            return f"no image was seen on {tokens} tokens"
         if (top1 & ~top5).any() or (top5 & ~seen).any():
             return f"an image is right on {tokens} tokens that was not seen, or first and not among the first five"
     return ""

@@ -74,8 +74,16 @@ def bands(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
     for line in lines:
         axis.fill_between(line.x, line.low, line.high, color=line.look.colour, alpha=0.13, linewidth=0)
         marker = line.look.marker if len(line.x) < 25 else None
-        style = {"linestyle": line.look.line, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
-        axis.plot(line.x, line.mean, color=line.look.colour, label=line.label, **style)
+        axis.plot(
+            line.x,
+            line.mean,
+            color=line.look.colour,
+            linestyle=line.look.line,
+            linewidth=1.6,
+            marker=marker,
+            markersize=3.5,
+            label=line.label,
+        )
     if all(value == int(value) for line in lines for value in line.x):
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_xlabel(x_label)

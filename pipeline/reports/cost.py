@@ -23,7 +23,6 @@ def cost_section(evidence: Evidence) -> Section | None:
 
 
 def _counted(evidence: Evidence) -> Table:
-    charged = _charged(evidence)
     rows = []
     for key, by_seed in evidence.runs.items():
         runs = list(by_seed.values())
@@ -31,7 +30,8 @@ def _counted(evidence: Evidence) -> Table:
         flops, all_flops = _mean_spent(runs, "flops"), _mean_spent(list(dense.values()), "flops")
         share = flops / all_flops if flops is not None and all_flops else None
         tokens = _mean_spent(runs, "tokens")
-        rows.append((*key_cells(key), runs[0].result.k, runs[0].result.epochs, tokens, flops, share, charged.get(key)))
+        charged = mean([of for run in runs if (of := evidence.charged_flops.get(run.folder))])
+        rows.append((*key_cells(key), runs[0].result.k, runs[0].result.epochs, tokens, flops, share, charged))
     columns = (*KEY_COLUMNS, "patches", "epochs", "tokens", "FLOP", "of dense", "charged FLOP")
     formats = {"tokens": ".4g", "FLOP": ".4g", "of dense": ".3f", "charged FLOP": ".4g"}
     return Table(columns, tuple(rows), "cost", formats, KEY_COLUMNS, "Counted, of one run")
@@ -49,11 +49,6 @@ def _measured(evidence: Evidence) -> Table:
     columns = (*KEY_COLUMNS, "hours", "ms of compute per step", "images per second", "peak GiB", "on")
     formats = dict.fromkeys(columns[4:8], ".3g")
     return Table(columns, tuple(rows), "time", formats, (*KEY_COLUMNS, "on"), "Measured, on the machines at hand")
-
-
-def _charged(evidence: Evidence) -> dict[ArmKey, float]:
-    planned = [run for plan in evidence.studies.values() for run in plan.runs]
-    return {run.arm: run.cost.charged_flops for run in planned}
 
 
 def _mean_spent(runs: Sequence[FinishedRun], axis: Axis) -> float | None:

@@ -35,7 +35,7 @@ def curves_section(evidence: Evidence) -> Section | None:
     text = (
         "Each line is the mean over an arm's seeds, the band reaches from the least to the most of its runs. Arms are"
         " judged on their own tokens. Where a selector is in the loop its operations count; what cached tickets cost"
-        " is in the table of costs, not here."
+        " counts from the start where the study charges it."
     )
     return Section("Curves", texts=(text,), choices=tuple(choices))
 
@@ -44,7 +44,7 @@ def pareto_section(evidence: Evidence) -> Section | None:
     """Accuracy at the end against the operations of training."""
     runs = {
         key: [
-            (spent, run.top1(run.judged_on))
+            (spent + evidence.charged_flops.get(run.folder, 0.0), run.top1(run.judged_on))
             for run in by_seed.values()
             if run.images and (spent := total_spent(run.epochs, "flops")) is not None
         ]
@@ -79,7 +79,9 @@ def _lines(evidence: Evidence, keys: list[ArmKey], axis: Axis) -> list[Line]:
     """A line for each arm of which every run has a curve."""
     drawn, lines = looks(evidence.runs), []
     for key in keys:
-        curves = [run_curve(run.epochs, axis, run.judged_on) for run in evidence.runs[key].values()]
+        charged = evidence.charged_flops if axis == "flops" else {}
+        runs = evidence.runs[key].values()
+        curves = [run_curve(run.epochs, axis, run.judged_on, charged.get(run.folder, 0.0)) for run in runs]
         mean = mean_curve([each for each in curves if each is not None]) if None not in curves else None
         if mean is not None:
             lines.append(Line(arm_label(key), drawn[key], mean.spent, mean.mean, mean.low, mean.high))

@@ -49,7 +49,8 @@ def making_section(evidence: Evidence) -> Section | None:
     if evidence.studies:
         tables.append(_study_settings(evidence))
     tables.append(_settings(evidence))
-    return Section("How it was made", tables=tuple(tables), commands=_commands(evidence))
+    texts = (f"{shown(note, 600)}." for plan in evidence.studies.values() for note in plan.notes)
+    return Section("How it was made", tuple(dict.fromkeys(texts)), tuple(tables), commands=_commands(evidence))
 
 
 def _commands(evidence: Evidence) -> tuple[str, ...]:

@@ -19,10 +19,12 @@ MARGIN = 1.0
 
 def margin_of(evidence: Evidence, margin: float | None = None) -> float:
     """The margin of the verdicts: the one given, or the studies'. Raises MismatchError where those differ."""
-    named = {plan.settings["margin"] for plan in evidence.studies.values() if "margin" in plan.settings}
-    if margin is None and len(named) > 1:
-        raise MismatchError(f"the studies name several margins ({shown(sorted(map(str, named)))}): give --margin")
-    return margin if margin is not None else next(iter(named), MARGIN)
+    if margin is not None:
+        return margin
+    named = [plan.settings["margin"] for plan in evidence.studies.values() if "margin" in plan.settings]
+    if any(other != named[0] for other in named):
+        raise MismatchError(f"the studies name several margins ({shown(named)}): give --margin")
+    return named[0] if named else MARGIN
 
 
 def verdicts_of(evidence: Evidence, margin: float | None = None) -> tuple[ClauseVerdict, ...]:

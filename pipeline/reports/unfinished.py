@@ -20,8 +20,7 @@ def unfinished_section(evidence: Evidence) -> Section | None:
 
 def warnings(evidence: Evidence) -> tuple[str, ...]:
     """What stands above the verdicts."""
-    said = [shown(note, 600) for plan in evidence.studies.values() for note in plan.notes]
-    said += [shown(note, 600) for note in evidence.notes]
+    said = [shown(note, 600) for note in evidence.notes]
     if evidence.unfinished:
         counts = _counts([run.state for run in evidence.unfinished])
         said.append(f"Runs without a result: {counts}. The verdicts are of the others.")

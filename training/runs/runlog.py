@@ -28,6 +28,7 @@ from dlth.tickets.format.jsontext import parse, strict
 from dlth.tickets.store.disk import appended
 from dlth.training.drawing import own_style
 from dlth.training.run_files import published, write_errors, write_text
+from dlth.training.settings.fields import MAX_EPOCHS
 
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"
@@ -134,10 +135,17 @@ class RunLog:
         draw_curves(rows, self.folder / CURVES, self.about)
 
 
-def logged_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The records of whole epochs in a run's log, in order. Raises DamageError for a log that is none."""
-    records = [_record(line, folder / METRICS) for line in _lines(folder / METRICS)]
-    return [record for record in records if record["kind"] == "epoch"]
+def logged_epochs(folder: Path, most: int = MAX_EPOCHS) -> list[dict[str, Any]]:
+    """The records of whole epochs in a run's log, in order. Raises DamageError for a log that is none, or of more than
+    `most`.
+    """
+    epochs: list[dict[str, Any]] = []
+    for line in _lines(folder / METRICS):
+        if (record := _record(line, folder / METRICS))["kind"] == "epoch":
+            epochs.append(record)
+        if len(epochs) > most:
+            raise DamageError(f"{shown(folder / METRICS)} holds more than the run's {most:,} epochs", file=METRICS)
+    return epochs
 
 
 def newest_records(folder: Path, limit: int = 1 << 20) -> Iterator[dict[str, Any]]:
