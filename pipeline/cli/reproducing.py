@@ -13,12 +13,13 @@ from dlth.pipeline.cli.exit_codes import EXIT_INPUT
 from dlth.pipeline.cli.flags import with_flags
 from dlth.pipeline.cli.options import DryRun, Json, checked
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
-from dlth.tickets.errors import shown
+from dlth.tickets.errors import InputError, shown
 from dlth.training.distributed.signals import EXIT_RESUMABLE
 
 Patterns = Annotated[list[str] | None, typer.Argument(help="Rows, by name or as 'deit-s/*'; all if absent.")]
-TERMINAL = ("row", "k", "epochs", "reference", "dense", "difference", "ticket", "random", "hours", "state")
+COLUMNS = ("row", "mode", "k", "reference", "dense", "difference", "ticket", "hours", "state")
 """Columns that a terminal shows; --json and the files have all."""
+HEADS = ("row", "mode", "k", "published", "dense", "differs", "ticket", "hours", "state")
 
 
 class RowsOrCommand(TyperGroup):
@@ -38,11 +39,8 @@ def list_(rows: Patterns = None, json: Json = False) -> None:
     if json:
         console.as_json({"experiments": [row.to_json() for row in wanted]})
         return
-    lines = [
-        (row.name, row.settings.get("model", "-"), row.rate or "-", row.k, row.epochs, row.batch, _reference(row))
-        for row in wanted
-    ]
-    console.table("experiments of the paper", ("row", "model", "rate", "k", "epochs", "batch", "reference"), lines)
+    lines = [(row.name, row.k, row.epochs, row.batch, _reference(row)) for row in wanted]
+    console.table("experiments of the paper", ("row", "patches", "epochs", "batch", "published top-1"), lines)
     for row in wanted if rows else ():
         for text in row.remarks:
             console.note(f"{row.name}: {text}")
@@ -107,11 +105,13 @@ def _show_bundles(folder: Path, rows: set[str], json: bool) -> None:
     from dlth.pipeline.reproduction.table import as_json, table
 
     bundles = check_bundles(folder) if any((folder / "bundles").glob("*/bundle.json")) else ()
+    bundles = tuple(bundle for bundle in bundles if bundle.row in rows)
     lines = table([row for name, row in EXPERIMENTS.items() if name in rows], bundles)
     if json:
         console.as_json({"out": str(folder), "table": as_json(lines)})
-    else:
-        show_table(lines)
+        return
+    _show_each(bundles)
+    _show_table(lines)
 
 
 def check(
@@ -130,7 +130,9 @@ def check(
 
     bundles = check_bundles(folder)
     lines = table(EXPERIMENTS.values(), bundles)
-    for path, text in ((markdown, as_markdown), (csv, as_csv)):
+    for path, ending, text in ((markdown, ".md", as_markdown), (csv, ".csv", as_csv)):
+        if path is not None and path.suffix != ending:  # it could take any other file's place
+            raise InputError(f"--{'csv' if path == csv else 'markdown'} {shown(path)}: its name must end in {ending}")
         if path is not None:
             write_text(path, text(lines))
     damage = [problem for bundle in bundles for problem in bundle.damage]
@@ -139,21 +141,26 @@ def check(
         for bundle in bundles
     ]
     if not json:
-        for bundle in bundles:
-            state = "damaged" if bundle.damage else "whole" + ("".join(f"; {text}" for text in bundle.unlike))
-            console.write(f"{shown(bundle.folder.name)}: {shown(state, console.LONGEST)}")
-        show_table([line for line in lines if line.state != "not run"] or lines)
+        _show_each(bundles)
+        _show_table([line for line in lines if line.state not in ("not run", "cannot be run")])
+        console.note(f"not run: {sum(line.state == 'not run' for line in lines)} rows; `dlth reproduce list` has them")
     checked(damage, {"ok": not damage, "bundles": facts, "table": as_json(lines)}, json)
 
 
-def show_table(lines: Sequence[Any]) -> None:
-    """Print the table: numbers of complete bundles, the published ones beside them."""
-    rows = [tuple(_cell(getattr(line, name)) for name in TERMINAL) for line in lines]
-    console.table("the paper's experiments, top-1 in percent", TERMINAL, rows)
+def _show_each(bundles: Sequence[Any]) -> None:
+    """Print what each bundle is."""
+    for bundle in bundles:
+        console.write(f"{shown(bundle.folder.name)}: {shown(bundle.text, console.LONGEST)}")
 
 
-def _cell(value: object) -> object:
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else value
+def _show_table(lines: Sequence[Any]) -> None:
+    """Print the table: numbers of complete bundles, top-1 in percent, the published ones beside them."""
+    rows = [tuple(_cell(getattr(line, name)) for name in COLUMNS) for line in lines]
+    console.write(console.aligned(HEADS, rows))
+
+
+def _cell(value: object) -> str:
+    return "-" if value in (None, "") else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _reference(row: Any) -> str:

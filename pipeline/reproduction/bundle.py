@@ -203,12 +203,13 @@ def _tickets(result: RunResult) -> dict[str, Any]:
 def ticket_identities(raw: bytes) -> dict[str, str]:
     """Identities by setting, of a bundle's tickets.json. Raises SchemaError where it is none, or a header is none."""
     content = parse(raw, TICKETS)
-    entries = content.items() if isinstance(content, dict) else [("", None)]
-    for name, entry in entries:
+    identities: dict[str, str] = {}
+    for name, entry in content.items() if isinstance(content, dict) else [("", content)]:
         if not (isinstance(entry, dict) and entry.keys() == {"identity", "header"}):
             raise SchemaError(f"{TICKETS}: {shown(name)} is no identity with its header")
         TicketHeader.from_json(entry["header"])
-    return {name: str(entry["identity"]) for name, entry in entries}
+        identities[name] = str(entry["identity"])
+    return identities
 
 
 def _weights(run: Path) -> dict[str, str]:

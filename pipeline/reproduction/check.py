@@ -75,6 +75,17 @@ class CheckedBundle:
     unlike: tuple[str, ...] = ()
 
     @property
+    def text(self) -> str:
+        """What it is, and what its images say, in one line."""
+        if self.damage:
+            return "damaged"
+        accuracies = "; ".join(
+            f"seed {run.seed}: " + ", ".join(f"{tokens} {row['top1']:.2f} %" for tokens, row in run.numbers.items())
+            for run in self.runs
+        )
+        return "; ".join(("whole", *self.unlike)) + f" | top-1 {accuracies}"
+
+    @property
     def in_table(self) -> bool:
         """Whether it is whole, and of the row as the paper has it."""
         return not self.damage and not self.unlike
@@ -223,10 +234,10 @@ def _unlike(manifest: Manifest, runs: list[FinishedRun], experiments: Mapping[st
     """Why a whole bundle does not stand in the table."""
     if manifest.row not in experiments:
         return ("no experiment of this version has its name",)
-    said = [f"scale {manifest.scale} of its images and epochs"] if manifest.scale != WHOLE else []
-    return tuple(
-        dict.fromkeys([*said, *(text for run in runs for text in unlike(experiments[manifest.row], run.result))])
-    )
+    if manifest.scale != WHOLE:
+        return (f"tried with {manifest.scale} of its images and epochs",)
+    row = experiments[manifest.row]
+    return tuple(dict.fromkeys(text for run in runs for text in unlike(row, run.result)))
 
 
 def _as_damage(error: Exception) -> DlthError:

@@ -43,7 +43,7 @@ class Family:
                     name="/".join(filter(None, (self.name, label.format(arm=arm), rate))),
                     arm=arm,
                     dataset=self.dataset,
-                    settings=self.settings | changes,
+                    settings={**self.settings, **changes},
                     epochs=self.epochs,
                     batch=self.batch,
                     rate=rate,

@@ -69,8 +69,8 @@ class Materials:
 
     def selector_run(self, row: Experiment, seed: int) -> SelectorTrainConfig:
         """The run of a selector row. Raises InputError for settings that contradict each other."""
-        start = {"init_from": self.config.init_from} if self.config.init_from else {"pretrained": True}
-        values = {} if row.arm == "evit" else start
+        start = {"init_from": self.config.init_from, "pretrained": self.config.init_from is None}
+        values: dict[str, Any] = {} if row.arm == "evit" else start
         values |= row_settings(row) | self.shared | self.step(row) | {"seed": seed, "resume": "auto"}
         out = self.home / SELECTORS / f"{row.name.replace('/', '_')}-seed{seed}"
         values = {name: value for name, value in values.items() if value is not None}
@@ -93,43 +93,54 @@ class Materials:
             " trains it"
         )
 
-    def tickets_of(self, row: Experiment, weights: str) -> dict[str, SelectConfig]:
-        """The ticket files of a row, by the setting of train that names them, as `dlth select` makes them."""
+    def _selectors_model(self, row: Experiment) -> dict[str, Any]:
+        """Of which model the weights are that select for a row; empty where they say so themselves, as a run's do."""
+        given = self.config.selector
+        if given is None or WeightsFile.find(given).note is not None:
+            return {}
+        settings = self.rows[row.selector].settings
+        return {name: settings[name] for name in ("model", "model_kwargs", "img_size") if name in settings}
+
+    def tickets_of(self, row: Experiment, wanted: frozenset[str]) -> dict[str, SelectConfig]:
+        """The ticket files of a row that nobody gave, by the setting of train that names them, as they are made.
+
+        Raises InputError where nothing selects for it.
+        """
         given = {"tickets": self.config.tickets, "val_tickets": self.config.val_tickets}
-        owner = self.rows[row.selector]
-        whose = owner.name.rpartition("/")[0].replace("/", "_")
-        if self.config.selector is not None:  # another one must not find its tickets
-            whose = f"given-{file_digest(WeightsFile.find(weights).path)[:10]}"
-        crop = RECIPES.get(row.settings.get("recipe", ""), {}).get("crop_pct", EVALUATION_CROP)
+        if not row.selector or self.config.mode == "online" or None not in given.values():
+            return {}
+        weights = self.selector_of(row, wanted)
         shared: dict[str, Any] = {
-            **{name: owner.settings[name] for name in ("model", "model_kwargs", "img_size") if name in owner.settings},
+            **self._selectors_model(row),
             **{name: getattr(self.config, name) for name in ("device", "workers", "amp", "amp_dtype")},
             **{"checkpoint": weights, "stage_keep": row.rate, "dataset": row.dataset.name},
         }
-        files = {
-            "tickets": {"data": self.data, "split": self.config.split or "", "view": "whole"},
-            "val_tickets": {"data": self.val, "split": self.config.val_split or "", "view": "center", "crop_pct": crop},
-        }
-        stem = self.home / TICKETS / f"{row.dataset.name.lower()}-{whose}-{row.rate}"
-        names = {"tickets": f"{stem}-train.zarr", "val_tickets": f"{stem}-val-crop{crop}.zarr"}
-        return {
-            setting: checked(SelectConfig, shared | values | {"out": given[setting] or names[setting]})
-            for setting, values in files.items()
-        }
+        crop = RECIPES.get(row.settings.get("recipe", ""), {}).get("crop_pct", EVALUATION_CROP)
+        stem = self.home / TICKETS / f"{row.dataset.name.lower()}-{self._whose(row, weights)}-{row.rate}"
+        train = {"data": self.data, "split": self.config.split or "", "view": "whole", "out": f"{stem}-train.zarr"}
+        val = {"data": self.val, "split": self.config.val_split or "", "view": "center", "crop_pct": crop}
+        val |= {"out": f"{stem}-val-crop{crop}.zarr"}
+        made = {"tickets": train, "val_tickets": val}
+        return {name: checked(SelectConfig, shared | made[name]) for name, path in given.items() if path is None}
+
+    def _whose(self, row: Experiment, weights: str) -> str:
+        """The selector as the name of its ticket files has it: another one must not find them."""
+        if self.config.selector is None:
+            return row.selector.rpartition("/")[0].replace("/", "_")
+        return f"given-{file_digest(WeightsFile.find(weights).path)[:10]}"
 
     def student_settings(self, row: Experiment, wanted: frozenset[str]) -> dict[str, Any]:
         """Settings of train of a student's row, but for those that a study gives each run."""
         values = row_settings(row) | self.shared | self.step(row)
         if row.settings.get("recipe") == "lvvit":
             values["token_labels"] = self.config.token_labels
-        if row.selector:
-            weights = self.selector_of(row, wanted)
-            if self.config.mode == "online":
-                owner = self.rows[row.selector]
-                values |= {"selector": owner.settings["model"], "selector_checkpoint": weights}
-                values |= {"selector_kwargs": owner.settings.get("model_kwargs", {})}
-            else:
-                values |= {name: made.out for name, made in self.tickets_of(row, weights).items()}
+        if row.selector and self.config.mode == "online":
+            model = self._selectors_model(row)
+            values |= {"selector": model.get("model"), "selector_kwargs": model.get("model_kwargs", {})}
+            values["selector_checkpoint"] = self.selector_of(row, wanted)
+        elif row.selector:
+            values |= {"tickets": self.config.tickets, "val_tickets": self.config.val_tickets}
+            values |= {name: made.out for name, made in self.tickets_of(row, wanted).items()}
         return {name: value for name, value in values.items() if value is not None}
 
     def bundle_of(self, row: Experiment, runs: Mapping[str, Path], **plan: Any) -> BundleOf:

@@ -35,6 +35,7 @@ from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
+from dlth.training.settings.layering import checked
 from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import to_toml
 
@@ -143,15 +144,9 @@ class Reproduction:
         return {row.name: [self.materials.selector_run(row, seed) for seed in seeds] for row in selectors}
 
     def ticket_files(self) -> dict[str, SelectConfig]:
-        """The ticket files that the students need and nobody gave or made, by path."""
-        if self.config.mode == "online":
-            return {}
-        files = {}
-        for row in self.students:
-            if row.selector:
-                made = self.materials.tickets_of(row, self.materials.selector_of(row, self.wanted))
-                files |= {config.out: config for config in made.values() if not Path(config.out).exists()}
-        return files
+        """The ticket files that the students need and that are not there, by path."""
+        files = [file for row in self.students for file in self.materials.tickets_of(row, self.wanted).values()]
+        return {file.out: file for file in files if not Path(file.out).exists()}
 
     def to_make(self) -> list[str]:
         """What is missing and will be made before students are trained, in words."""
@@ -191,8 +186,8 @@ class Reproduction:
                     self._train_selector(config, stop)
                     if stop.requested:
                         return False
-            for config in self.ticket_files().values():
-                self._select(config)
+            for tickets in self.ticket_files().values():
+                self._select(tickets)
         return True
 
     def _train_selector(self, config: SelectorTrainConfig, stop: StopRequest) -> None:
@@ -251,19 +246,13 @@ class Reproduction:
 
     def _planned(self, row: Experiment, as_random: bool) -> tuple[PlannedRun, ...]:
         values, arm = self.materials.student_settings(row, self.wanted), ARMS[row.arm]
-        absent = [name for name in ("tickets", "val_tickets") if name in values and not Path(values[name]).exists()]
+        made = self.materials.tickets_of(row, self.wanted)
+        absent = [name for name, file in made.items() if not Path(file.out).exists()]
         if as_random and absent:
             values, arm = {name: value for name, value in values.items() if name not in absent}, "random"
-        compare = CompareConfig(
-            out=str(self.study),
-            arms=arm,
-            keep=row.keep,
-            mode=self.config.mode,
-            seeds=self.config.seeds,
-            gpus=self.config.gpus,
-            measure=self.config.measure,
-        )
-        plan = plan_study(compare, values, note=self.listener.note)
+        asked = {name: getattr(self.config, name) for name in ("mode", "seeds", "gpus", "measure")}
+        asked |= {"out": str(self.study), "arms": arm, "keep": row.keep}
+        plan = plan_study(checked(CompareConfig, asked), values, note=self.listener.note)
         return tuple(replace(run, arm=replace(run.arm, variant=_variant(row))) for run in plan.runs)
 
     def _bundles(self, plan: StudyPlan | None) -> tuple[Path, ...]:

@@ -30,11 +30,12 @@ def step_settings(row: Experiment, gpus: int, at_most: int, images: int | None =
     Args:
         images: how many there are, where a step of more is cut to those; None never cuts
     Raises:
-        InputError: the images of a step do not divide among the processes
+        InputError: the images of a step do not divide among the processes, in pairs
     """
-    batch = row.batch if images is None else min(row.batch, max(gpus, images // gpus * gpus))
-    if batch % gpus:
+    unit = 2 * gpus  # images are mixed in pairs
+    batch = row.batch if images is None else min(row.batch, max(unit, images // unit * unit))
+    if batch % unit:
         raise InputError(f"--gpus {gpus}: a step of {row.name} has {batch:,} images, which do not divide among them")
     share = batch // gpus
-    size = max(size for size in range(1, min(at_most, share) + 1) if share % size == 0)
+    size = max((size for size in range(2, min(at_most, share) + 1, 2) if share % size == 0), default=2)
     return {"batch_size": size, "grad_accum_steps": share // size}

@@ -14,8 +14,6 @@ from typing import Any
 from dlth.pipeline.reproduction.check import CheckedBundle, CheckedRun
 from dlth.pipeline.reproduction.experiment import Experiment
 
-NOT_RUN = "not run"
-
 
 @dataclass(frozen=True)
 class Line:
@@ -26,7 +24,7 @@ class Line:
     dense, ticket, random: our top-1 in percent, mean over seeds, on all patches, on the selector's, on random ones;
         of a selector, `ticket` is that with patches dropped by itself
     difference: dense less the reference, in points; hours: of training, mean over seeds
-    state: "complete", "not run", or why there are no numbers
+    state: "complete", "damaged", "not the row", "cannot be run" or "not run"; why: there are no numbers
     """
 
     row: str
@@ -44,6 +42,7 @@ class Line:
     hours: float | None
     device: str
     state: str
+    why: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Line))
@@ -57,19 +56,16 @@ def table(rows: Iterable[Experiment], bundles: Sequence[CheckedBundle]) -> tuple
 def _lines(row: Experiment, bundles: list[CheckedBundle]) -> list[Line]:
     complete = [bundle for bundle in bundles if bundle.in_table]
     if complete:
-        return [_complete(row, bundle) for bundle in complete]
-    states = ["damaged" if bundle.damage else f"not the row: {bundle.unlike[0]}" for bundle in bundles]
-    state = "; ".join(dict.fromkeys(states)) or row.missing or NOT_RUN
-    return [_line(row, "", (), state)]
+        return [_line(row, bundle.mode, bundle.runs, "complete") for bundle in complete]
+    if damage := [problem for bundle in bundles for problem in bundle.damage]:
+        return [_line(row, "", (), "damaged", str(damage[0]))]
+    if unlike := [text for bundle in bundles for text in bundle.unlike]:
+        return [_line(row, "", (), "not the row", unlike[0])]
+    return [_line(row, "", (), "cannot be run" if row.missing else "not run", row.missing)]
 
 
-def _complete(row: Experiment, bundle: CheckedBundle) -> Line:
-    return _line(row, bundle.mode, bundle.runs, "complete")
-
-
-def _line(row: Experiment, mode: str, runs: Sequence[CheckedRun], state: str) -> Line:
-    dense, reference = _mean(runs, "dense"), row.reference
-    both = dense is not None and reference is not None
+def _line(row: Experiment, mode: str, runs: Sequence[CheckedRun], state: str, why: str = "") -> Line:
+    dense, published = _mean(runs, "dense"), row.reference.top1 if row.reference is not None else None
     return Line(
         row=row.name,
         mode=mode,
@@ -77,15 +73,16 @@ def _line(row: Experiment, mode: str, runs: Sequence[CheckedRun], state: str) ->
         k=row.k,
         epochs=row.epochs,
         seeds=", ".join(str(run.seed) for run in runs),
-        reference=reference.top1 if reference is not None else None,
-        source=reference.source if reference is not None else "",
+        reference=published,
+        source=row.reference.source if row.reference is not None else "",
         dense=dense,
-        difference=dense - reference.top1 if both and dense is not None and reference is not None else None,
+        difference=dense - published if dense is not None and published is not None else None,
         ticket=_mean(runs, "ticket" if row.is_student else "dropping"),
         random=_mean(runs, "random"),
         hours=fmean(run.hours for run in runs) if runs else None,
         device=", ".join(dict.fromkeys(run.device for run in runs)),
         state=state,
+        why=why,
     )
 
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from makers.campaign import HangError, within
 from makers.keys import write_keys
 from makers.pictures import make_image, make_picture, make_tar
+from makers.runs import train_config
 from makers.tickets import select_tickets
 
 from dlth.data.shards.index import open_index
@@ -47,6 +48,7 @@ RUN = (*MODEL, "--recipe", "none", "--epochs", "1", "--batch-size", "4", "--work
 ONLINE = ("--mode", "online", "--keep", "0.5")
 SELECT = (*MODEL, "--keep", "0.5", "--blocks", "0", "--workers", "0", "--num-classes", "4")
 LABEL = (*MODEL[2:], "--annotator", MODEL[1], "--workers", "0", "--num-classes", "5")
+TRIAL = ("--scale", "0.01", "--measure", "0", "--device", "cpu", "--workers", "0", "--batch-size", "4")
 SELECTOR_RUN = ("--stage-keep", "0.5", "--blocks", "0")
 
 
@@ -119,6 +121,23 @@ ROWS: dict[str, Row] = {
         extra={"val_tickets": ("--val-tickets", "{val_tickets}"), "out": ("--out", "{out}")},
     ),
     "demo": _row("demo --out {out} --images 0", out="out", written="out"),
+    "reproduce list": _row("reproduce list deit-ti/dense"),
+    "reproduce run": _row(
+        "reproduce run deit-ti/dense --data {data} --val {val} --out {out}", *TRIAL, data="shards", val="shards",
+        out="out", selector="w.safetensors", init_from="w.safetensors", tickets="t.zarr", val_tickets="t.zarr",
+        token_labels="t.zarr", written="out",
+        extra={
+            "selector": ("deit-ti/rc/0.9", "--selector", "{selector}"),
+            "init_from": ("deit-ti/selector/0.9", "--init-from", "{init_from}"),
+            "tickets": ("deit-ti/rc/0.9", "--tickets", "{tickets}", "--val-tickets", "t.zarr"),
+            "val_tickets": ("deit-ti/rc/0.9", "--tickets", "t.zarr", "--val-tickets", "{val_tickets}"),
+            "token_labels": ("lvvit-s/dense", "--token-labels", "{token_labels}"),
+        },
+    ),
+    "reproduce check": _row(
+        "reproduce check {folder}", folder="bundle", markdown="out.md", csv="out.csv",
+        extra={"markdown": ("--markdown", "{markdown}"), "csv": ("--csv", "{csv}")},
+    ),
     "tickets info": _row("tickets info {file}", file="t.zarr"),
     "tickets verify": _row(
         "tickets verify {file}", file="t.zarr", key="lab.pub", signature="t.zarr.sig",
@@ -219,6 +238,7 @@ def build(root: Path, models: bool = True) -> None:
     for name, content in zip(("shards/train-000000", "shards/train-000001", "others/other"), members, strict=True):
         make_tar(root / f"{name}.tar", content)
     index, others = open_index(str(root / "shards")), open_index(str(root / "others"))
+    open_index(str(root / "shards/train-000000.tar"))  # which a trial at a smaller scale takes
     for name, listed in (("t", index), ("u", index), ("v", others)):
         dataset = DatasetInfo("toy", "train", listed.num_samples, "")
         select_tickets(listed, root / f"{name}.zarr", name=name, dataset=dataset, selector=SELECTOR)
@@ -231,6 +251,7 @@ def build(root: Path, models: bool = True) -> None:
     if models:
         _weights(root / "w.safetensors")
         _maps(root / "maps")
+        _bundle(root)
     write_keys(root, "lab")
     os.mkfifo(root / "fifo")
     os.symlink("nowhere", root / "dangling")
@@ -263,6 +284,15 @@ def _maps(folder: Path) -> None:
     classes = torch.arange(5.0)[:, None, None].expand(5, 2, 2)
     for number in range(1, 7):
         torch.save(torch.stack([classes.flip(0), classes]), folder / f"n{number}.pt")
+
+
+def _bundle(root: Path) -> None:
+    from dlth.pipeline.reproduction.bundle import BundleOf, write_bundle
+    from dlth.training.runs.loop import train
+
+    train(train_config(str(root / "shards"), root / "run-of-bundle", arm="dense", epochs=1))
+    made = write_bundle(root, BundleOf("toy", "", "1", {"run": root / "run-of-bundle"}))
+    made.rename(root / "bundle")
 
 
 def call(words: tuple[str, ...]) -> tuple[int, str, str]:
@@ -346,7 +376,10 @@ def legal(row: Row, name: str, what: str) -> bool:
     """Whether such a path may be what somebody wants there: a new place is written, and a folder may be there."""
     if name not in row.written:
         return False
-    folder = row.words[0] in ("pack", "train", "train-selector", "demo") or row.words[1] in ("show", "push")
+    folder = row.words[0] in ("pack", "train", "train-selector", "demo", "reproduce") or row.words[1] in (
+        "show",
+        "push",
+    )
     anywhere = ("not UTF-8", "missing", "inside the shards, with a slash")
     return what in anywhere or (folder and what in ("an empty folder", "shards", "empty"))
 

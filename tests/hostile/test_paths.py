@@ -16,6 +16,7 @@ from PIL import Image
 from dlth.data.packing.pack import pack
 from dlth.data.shards.index import open_index
 from dlth.pipeline.cli.app import app
+from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.selection.agree_config import AgreeConfig
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
@@ -31,14 +32,14 @@ from dlth.training.settings.train_config import TrainConfig
 
 SETTINGS = {
     **{"select": SelectConfig, "train": TrainConfig, "train-selector": SelectorTrainConfig, "evaluate": EvalConfig},
-    **{"label": LabelConfig, "demo": DemoConfig, "tickets agree": AgreeConfig},
+    **{"label": LabelConfig, "demo": DemoConfig, "tickets agree": AgreeConfig, "reproduce run": ReproduceConfig},
 }
 NO_PATHS = {
     *("split", "selector", "dataset", "creator", "license_", "crop_pct", "grid", "keep", "view", "form", "format_"),
     *("kind", "class_", "recipe", "annotator"),
 }
 """Words that name no file. `keys` of show and `key` of info are words, too, and are told by the row."""
-WORDS = {("tickets show", "keys"), ("tickets info", "key"), ("tickets verify", "subset")}
+WORDS = {("reproduce list", "rows"), ("tickets show", "keys"), ("tickets info", "key"), ("tickets verify", "subset")}
 
 
 def commands(group: typer.Typer, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -60,7 +61,7 @@ def path_parameters(name: str, callback: Any) -> set[str]:
     """
     if name in SETTINGS:
         fields = {field for field, about in SETTINGS[name].names().items() if path_kind(about)}
-        own = {"demo": {"out"}, "tickets agree": {"file"}}.get(name, {"config"})
+        own = {"demo": {"out"}, "tickets agree": {"file"}, "reproduce run": set()}.get(name, {"config"})
         return fields | own
     hints = typing.get_type_hints(callback)
     text = {each for each in inspect.signature(callback).parameters if _is_text(hints[each])}

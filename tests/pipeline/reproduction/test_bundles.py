@@ -193,7 +193,8 @@ def test_what_is_not_the_row_is_not_in_its_table(of: BundleOf, tmp_path: Path) -
     full = write_bundle(tmp_path, of)
     (found,) = (each for each in check_bundles(tmp_path, {LT.name: LT}) if each.folder == scaled)
     (line,) = table([LT], [found])
-    assert (found.damage, line.dense, line.state) == ((), None, "not the row: scale 0.5 of its images and epochs")
+    assert (found.damage, line.dense, line.state) == ((), None, "not the row")
+    assert line.why == "tried with 0.5 of its images and epochs"
     larger = replace(LT, dataset=replace(LT.dataset, images=1000, val_images=500), epochs=300, batch=1024)
     unlike = check_bundle(full, {LT.name: larger}).unlike
     assert "epochs is 2, not 300" in unlike

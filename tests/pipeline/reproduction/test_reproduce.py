@@ -73,7 +73,7 @@ def test_rows_become_the_table(finished: Path) -> None:
     lines = {line.row: line for line in table(ROWS.values(), bundles)}
     assert {name: line.state for name, line in lines.items()} == {
         **dict.fromkeys(("toy/dense", "toy/selector/0.8", "toy/lt/0.8", "toy/rc/0.8"), "complete"),
-        "toy/pruned": "nothing prunes",
+        "toy/pruned": "cannot be run",
     }
     assert [lines[name].k for name in ("toy/dense", "toy/selector/0.8", "toy/lt/0.8")] == [16, 9, 9]
     assert lines["toy/dense"].ticket is None
@@ -123,7 +123,7 @@ def test_a_smaller_scale_is_marked_and_kept_apart(finished: Path, images: dict[s
     assert folder.name == "toy_dense+scale0.5"
     bundles = check_bundles(finished, ROWS)
     (trial,) = (bundle for bundle in bundles if bundle.folder == folder)
-    assert trial.unlike[0] == "scale 0.5 of its images and epochs"
+    assert trial.unlike == ("tried with 0.5 of its images and epochs",)
     (line,) = table([ROWS["toy/dense"]], bundles)
     assert line.state == "complete"
     assert (finished / "scale0.5" / "study" / "study.json").is_file()
@@ -138,6 +138,7 @@ def test_a_share_is_of_the_first_shards_and_of_the_epochs(images: dict[str, str]
     assert step_settings(row, 8, 128) == {"batch_size": 128, "grad_accum_steps": 1}
     assert step_settings(row, 2, 96) == {"batch_size": 64, "grad_accum_steps": 8}
     assert step_settings(row, 2, 128, images=21) == {"batch_size": 10, "grad_accum_steps": 1}
+    assert step_settings(row, 1, 128, images=3) == {"batch_size": 2, "grad_accum_steps": 1}
     with pytest.raises(InputError, match=r"--gpus 3: a step of deit-s/dense has 1,024 images"):
         step_settings(row, 3, 128)
 
