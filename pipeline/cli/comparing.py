@@ -138,7 +138,7 @@ def show_outcome(folder: Path, report: "Report", state: "StudyState", json: bool
     for warning in report.warnings:
         console.note(warning)
     if (arms := report.tables.get("arms")) is not None:
-        console.write(console.aligned(arms.columns, arms.texts))
+        console.write(console.aligned(arms.shown_columns, arms.texts))
     for verdict in report.verdicts:
         console.write(f"{verdict.outcome}: {verdict.text}")
     for name, problem in failed.items():

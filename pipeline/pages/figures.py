@@ -1,10 +1,10 @@
-"""The pictures of a report: tickets on their images, curves, accuracy by arm. Each function makes one figure.
+"""The pictures of tickets on their images, and recall by block. Each function makes one figure.
 
 matplotlib's object interface, not pyplot: no global state, so figures can be made in any thread and none leaks.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -119,55 +119,6 @@ def _faded(image: np.ndarray) -> np.ndarray:
 
 def _rgb(colour: str) -> np.ndarray:
     return np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], dtype=np.float64)
-
-
-@own_style()
-def curves(histories: Mapping[str, Sequence[Sequence[tuple[int, float]]]], label: str) -> Figure:
-    """One value by epoch, one line per arm and seed.
-
-    Args:
-        histories: for each arm, a sequence of runs, each a sequence of (epoch, value)
-        label: name of the value
-    """
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for arm, runs in histories.items():
-        for number, run in enumerate(runs):
-            axis.plot(
-                *zip(*run, strict=True),
-                color=COLOURS.get(arm, GREY),
-                alpha=0.9,
-                linewidth=1.8,
-                marker=".",
-                linestyle=("-", "--", ":", "-.")[number % 4],
-                label=arm if number == 0 else None,
-            )
-    axis.set_xlabel("epoch")
-    axis.set_ylabel(label)
-    return _plain(figure, axis)
-
-
-@own_style()
-def accuracies(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Accuracy by arm and evaluation; the bar is the mean, each dot a seed.
-
-    Args:
-        values: for each arm, for each arm whose tokens it was shown, the seeds' accuracies in percent
-    """
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    evaluated = list(next(iter(values.values())))
-    width = 0.8 / len(values)
-    for number, (arm, top1) in enumerate(values.items()):
-        at = np.arange(len(evaluated)) + (number - (len(values) - 1) / 2) * width
-        axis.bar(at, [np.mean(seeds) for seeds in top1.values()], width * 0.92, color=COLOURS.get(arm, GREY), label=arm)
-        for x, seeds in zip(at, top1.values(), strict=True):
-            axis.plot([x] * len(seeds), seeds, "o", color="white", markeredgecolor="black", markersize=4)
-    names = ["on all tokens" if arm == "dense" else f"on {arm} tokens" for arm in evaluated]
-    axis.set_xticks(range(len(evaluated)), names)
-    axis.set_ylabel("accuracy, %")
-    axis.set_ylim(0, 100)
-    return _plain(figure, axis)
 
 
 @own_style()

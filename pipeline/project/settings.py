@@ -111,13 +111,12 @@ def _run_settings(
 class StudySettings:
     """The settings of one call of ``dlth compare``: the study's, and those of train that its runs share.
 
-    notes, file: as `CommandSettings` has them
+    notes: what a person should know of them
     """
 
     study: CommandSettings[CompareConfig]
     train: Mapping[str, Any]
     notes: tuple[str, ...]
-    file: Path | None
 
 
 def compare_settings(flags: Mapping[str, Any], train: Mapping[str, Any], config_file: Path | None) -> StudySettings:
@@ -128,7 +127,8 @@ def compare_settings(flags: Mapping[str, Any], train: Mapping[str, Any], config_
     shared: dict[str, Any] = {"recipe": layers.get("recipe") or NO_RECIPE}
     for layer in layers.layers:
         shared |= layer.values if layer.given or layer.source == derived.DERIVED else {}
-    return StudySettings(chosen, shared, tuple(notes), chosen.file)
+    where = [f"settings: {shown(file.path)}"] if file is not None else []
+    return StudySettings(chosen, shared, (*where, *notes))
 
 
 def evaluate_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[EvalConfig]:

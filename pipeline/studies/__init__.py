@@ -1,4 +1,4 @@
-"""Several runs side by side: the statistics of arms, and the demo that runs both stages.
+"""Several runs side by side: a study's grid, its plan and its workers; and the demo, which makes one.
 
 May import: selection, pages, evidence, judging, reports.
 """

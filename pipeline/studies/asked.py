@@ -21,13 +21,18 @@ def asked_text(config: CompareConfig, train: Mapping[str, Any]) -> str:
     own = config.model_dump(mode="json", exclude={"gpus", "measure", *_NESTED}, exclude_none=True)
     own = {name: located(CompareConfig, name, value) for name, value in own.items()}
     shared = {name: located(TrainConfig, name, value) for name, value in train.items() if value is not None}
-    tables = {"train": shared, "compare": own, "compare.sweep": config.sweep}
-    tables |= {f"compare.arm.{arm}": values for arm, values in config.arm.items()}
+    nested = {"compare.sweep": config.sweep} | {f"compare.arm.{arm}": values for arm, values in config.arm.items()}
+    tables = {"train": shared, "compare": own} | {
+        table: {name: located(TrainConfig, name, value) for name, value in values.items()}
+        for table, values in nested.items()
+    }
     return "\n".join(_table(name, values) for name, values in tables.items() if values)
 
 
 def located(kind: type[CompareConfig] | type[TrainConfig], name: str, value: Any) -> Any:
     """A setting, where it is a path as it is found from anywhere: other processes may work in another folder."""
+    if isinstance(value, list):  # of a sweep
+        return [located(kind, name, each) for each in value]
     said = path_kind(kind.model_fields[name])
     return beside(Path.cwd(), value, said) if said and isinstance(value, str) else value
 

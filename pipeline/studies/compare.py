@@ -1,12 +1,14 @@
 """A comparison from what was asked for to what came out: one plan that all processes follow, the runs, the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dlth.pipeline.evidence.gather import gather
-from dlth.pipeline.evidence.study_plan import StudyPlan
-from dlth.pipeline.pages.report import Report, write_page
+from dlth.pipeline.evidence.study_plan import StudyPlan, read_study
+from dlth.pipeline.evidence.validation_images import ValidationImages
+from dlth.pipeline.pages.report import Report, Section, write_page
 from dlth.pipeline.reports.report import report_of
 from dlth.pipeline.studies.arms import Counting
 from dlth.pipeline.studies.asked import asked_text
@@ -15,6 +17,7 @@ from dlth.pipeline.studies.planning import plan_study
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.pipeline.studies.study_controls import make_controls
 from dlth.tickets.callbacks import Note
+from dlth.tickets.errors import DlthError
 
 REPORT = "report.html"
 
@@ -47,9 +50,39 @@ def found_study(
     return founded(folder, asked_text(config, train), make_plan, note)
 
 
-def conclude(folder: Path, note: Note = lambda text: None) -> Report:
-    """What the runs of a study came to so far, as a page in its folder and as a value. Raises as `gather`."""
+def conclude(
+    folder: Path,
+    note: Note = lambda text: None,
+    page: Path | None = None,
+    title: str = "",
+    more: Sequence[Section] = (),
+) -> Report:
+    """What the runs of one's own study came to so far, as a page and as a value; its images are drawn.
+
+    Args:
+        folder: the study's
+        note: told what a person should know
+        page: the HTML file, in the study's folder if absent
+        title: what stands above it
+        more: sections at the end
+    Raises:
+        DlthError: as `gather` and `report_of`
+    """
     with owned_in_time(folder, note):
-        report = report_of(gather([folder], note))
-        write_page(report, folder / REPORT)
+        evidence = replace(gather([folder], note), images=_images(read_study(folder), note))
+        report = report_of(evidence, title)
+        report = replace(report, sections=(*report.sections, *more))
+        write_page(report, page or folder / REPORT)
     return report
+
+
+def _images(plan: StudyPlan, note: Note) -> ValidationImages | None:
+    """What the runs are evaluated on; None without tickets of it, or where it is no longer there."""
+    for settings in (run.settings for run in plan.runs):
+        if settings.get("val") and settings.get("val_tickets"):
+            try:
+                return ValidationImages.open(settings["val"], settings["val_tickets"], settings.get("val_split"))
+            except DlthError as error:
+                note(f"no tickets are drawn: {error}")
+                return None
+    return None

@@ -1,4 +1,4 @@
-"""The whole pipeline in minutes on a CPU: shards, a selector, tickets, three arms, a report.
+"""The whole pipeline in minutes on a CPU: shards, a selector, tickets, a study of three arms, its report.
 
 The images are scikit-learn's handwritten digits among clutter, so the patches that matter are known and a ticket's
 recall can be scored. Every step is one of the real commands, called with the same settings; each is printed as a user
@@ -7,19 +7,25 @@ would type it. Finished steps are kept: run it again and it goes on where it was
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlth.data.packing.demo_digits import make_digit_shards
+from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.stage import plan, select
+from dlth.pipeline.studies.compare import REPORT, conclude, found_study
 from dlth.pipeline.studies.demo_config import DemoConfig
-from dlth.pipeline.studies.demo_report import ARMS, write_demo_report
+from dlth.pipeline.studies.demo_sections import demo_sections
+from dlth.pipeline.studies.study_config import CompareConfig
+from dlth.pipeline.studies.worker import StudyReporter, run_study
 from dlth.tickets import TicketStore
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.store.locks import LOCK, owned
+from dlth.training.distributed.signals import EXIT_RESUMABLE
 from dlth.training.reporter import Reporter
 from dlth.training.run_files import write_text
 from dlth.training.runs.loop import train
@@ -37,19 +43,35 @@ MODEL = {
 """A ViT small enough for a CPU: 8x8 patches of 8 px, 4 blocks, width 96."""
 
 
+ARMS = ("ticket", "random", "dense")
+MARGIN = 2.0
+"""Points within which one arm counts as as good as another."""
+TITLE = "Winning tickets among handwritten digits"
+
+
 @dataclass(frozen=True)
 class Demo:
-    """One demo in its folder; each method is a step, and returns at once if its output is there."""
+    """One demo in its folder; each step returns at once if its output is there.
+
+    note, counting: as the commands of both stages take them; reporter: listens to the selector's training, and what
+    `watching(plan)` gives for a block to the study
+    """
 
     config: DemoConfig
     note: Note
     reporter: Reporter
-    counting: Callable[[str, int], Any]
+    counting: Callable[..., Any]
+    watching: Callable[[StudyPlan], AbstractContextManager[StudyReporter]]
 
     @property
     def out(self) -> Path:
         """The demo's folder."""
         return Path(self.config.out)
+
+    @property
+    def study(self) -> Path:
+        """The study's."""
+        return self.out / "study"
 
     @property
     def weights(self) -> Path:
@@ -62,23 +84,25 @@ class Demo:
             self._claim_folder()
             self.note("\n# handwritten digits among clutter, as WebDataset shards")
             make_digit_shards(self.out / "shards", self.config.images, self.config.val_images)
+            do = {"train": self._train, "select": self._select, "compare": self._compare}
             steps = list(self._steps())
             for what, command, values in steps:
                 self.note(f"\n# {what}\n{as_command(command, values)}")
-                (self._train if command == "train" else self._select)(values)
+                do[command](values)
             self.note("\n# the report")
-            commands = [as_command(command, values) for _, command, values in steps]
-            return write_demo_report(self.out, self.config.seeds, self.weights, MODEL, commands)
+            commands = tuple(as_command(command, values) for _, command, values in steps)
+            page = self.out / REPORT
+            conclude(self.study, self.note, page, TITLE, demo_sections(self.out, self.weights, MODEL, commands))
+            return page
 
     def _steps(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """What each step is, its command, and the settings of that."""
-        yield "a small selector, trained on all patches", "train", self._train_values("selector", arm="dense", seed=100)
+        out = str(self.out / "selector")
+        values = self._train_values() | {"arm": "dense", "seed": 100, "out": out}
+        yield "a small selector, trained on all patches", "train", values
         for split, view in (("train", "whole"), ("val", "center")):
             yield f"the tickets of the {split} images", "select", self._select_values(split, view)
-        for seed in self.config.seeds:
-            for arm in ARMS:
-                values = self._train_values(f"{arm}-{seed}", arm=arm, seed=seed)
-                yield f"a student, arm {arm}, seed {seed}", "train", values
+        yield "students on tickets, on random patches and on all: a study", "compare", self._compare_values()
 
     def _claim_folder(self) -> None:
         record, text = self.out / "demo.toml", to_toml(self.config)
@@ -91,25 +115,44 @@ class Demo:
             raise InputError(f"{shown(self.out)} is not empty and holds no demo: take another --out.")
         write_text(record, text)
 
-    def _train_values(self, name: str, *, arm: str, seed: int) -> dict[str, Any]:
-        shards, tickets = self.out / "shards", self.out / "tickets"
-        values: dict[str, Any] = {
+    def _train_values(self) -> dict[str, Any]:
+        shards = self.out / "shards"
+        return {
             "recipe": "smoke",
             "data": str(shards / "train-*.tar"),
             "val": str(shards / "val-*.tar"),
             **MODEL,
-            "arm": arm,
-            "seed": seed,
             "epochs": self.config.epochs,
             "val_interval": 2,
             "scale": (1.0, 1.0),
             "ratio": (1.0, 1.0),
             "crop_pct": 1.0,
-            "out": str(self.out / name),
         }
-        if name != "selector":
-            values |= {"tickets": str(tickets / "train.zarr"), "val_tickets": str(tickets / "val.zarr")}
-        return values
+
+    def _compare_values(self) -> dict[str, Any]:
+        tickets = self.out / "tickets"
+        return {
+            "arms": ARMS,
+            "seeds": self.config.seeds,
+            "margin": MARGIN,
+            "measure": 0.0,
+            "tickets": str(tickets / "train.zarr"),
+            "val_tickets": str(tickets / "val.zarr"),
+            **self._train_values(),
+            "out": str(self.study),
+        }
+
+    def _compare(self, values: dict[str, Any]) -> None:
+        own = {name: value for name, value in values.items() if name in CompareConfig.model_fields}
+        shared = {name: value for name, value in values.items() if name not in own}
+        plan = found_study(checked(CompareConfig, own), shared, note=self.note, counting=self.counting)
+        with self.watching(plan) as reporter:
+            state = run_study(self.study, plan, reporter=reporter)
+        if state.stopped:
+            raise SystemExit(EXIT_RESUMABLE)
+        if state.failed:
+            told = "; ".join(f"{run.name}: {run.problem}" for run in state.failed)
+            raise InputError(f"runs of the demo's study failed: {told}")
 
     def _train(self, values: dict[str, Any]) -> None:
         config: TrainConfig = layered(values | {"resume": "auto"}, recipe="smoke")

@@ -36,8 +36,10 @@ def grid(config: CompareConfig, train: Mapping[str, Any]) -> tuple[tuple[Cell, .
         InputError: controls without a ticket file to make them of
     """
     notes: list[str] = []
+    if unused := [name for name in OWN if train.get(name) is not None and (name != "keep" or config.keep)]:
+        notes.append(f"the study gives its runs their own {', '.join(unused)}: what was said for all is not taken")
     cells = [
-        replace(cell, values=_own_values(cell, config))
+        replace(cell, values={**cell.values, **config.arm.get(cell.key.arm, {})})
         for variant, swept in variants(config)
         for cell in _cells(config, dict(train) | swept, variant, notes)
     ]
@@ -96,7 +98,3 @@ def _dense(shared: Values) -> Values:
 
 def _of_online(name: str) -> bool:
     return name.startswith("selector")
-
-
-def _own_values(cell: Cell, config: CompareConfig) -> Values:
-    return dict(cell.values) | config.arm.get(cell.key.arm, {})

@@ -105,7 +105,11 @@ def _matched(arm: Arm, reference: Arm, config: CompareConfig, charged: float) ->
                 f" {epochs} epochs: charge the share of several runs (--selector-cost amortised --selector-runs N)"
             )
         budget *= left
-    return arm.with_epochs(nearest_epochs(_spending(arm, config.match), budget))
+    found = nearest_epochs(_spending(arm, config.match), budget)
+    try:
+        return arm.with_epochs(found)
+    except InputError as error:
+        raise InputError(f"{arm.key}, matched with {found} epochs: {error}") from error
 
 
 def _spending(arm: Arm, match: str) -> Callable[[int], float]:

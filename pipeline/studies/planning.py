@@ -69,7 +69,8 @@ def finished_rates(study: Path, known: StudyPlan) -> dict[ArmKey, float]:
         result = read_result(known.folder(study, run) / RESULT)
         if result is not None and result.status == "finished" and result.train_flops:
             seconds = sum(result.throughput.get(name, 0.0) for name in ("data_seconds", "compute_seconds"))
-            rates |= {run.arm: result.train_flops / seconds} if seconds > 0 else {}
+            if seconds > 0:
+                rates[run.arm] = result.train_flops / seconds
     return rates
 
 

@@ -15,7 +15,7 @@ from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.tickets.format.provenance import DEFAULT_RANKER, ranker_of, views_averaged
-from dlth.training.models.registry import build
+from dlth.training.models.registry import build, grid_of
 from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
@@ -45,8 +45,8 @@ def selector_cost(arm: Arm, config: CompareConfig) -> SelectorCost:
     """
     if config.selector_cost == "none" or arm.key.arm != "ticket":
         return SelectorCost()
-    online = arm.config.mode == "online" or arm.tickets is None
-    stage1 = 0.0 if online else stage1_flops(arm.tickets, config.selector_run)  # type: ignore[arg-type]
+    cached = arm.tickets if arm.config.mode != "online" else None
+    stage1 = stage1_flops(cached, config.selector_run) if cached is not None else 0.0
     training = training_flops(Path(config.selector_run)) if config.selector_run is not None else 0.0
     return SelectorCost(stage1, training, config.selector_runs if config.selector_cost == "amortised" else 1)
 
@@ -94,14 +94,13 @@ def stage1_flops(store: TicketStore, selector_run: str | None) -> float:
             vit = build(model, img_size=header.view.height, **options)
         except DlthError as error:
             raise InputError(f"what ranked {name} cannot be built to count what it cost ({error}): {ADVICE}") from error
-        selector = Selector(
-            vit, blocks=blocks, fuse_tokens=header.selector.fuse_tokens, stage_keep=None, tokens=header.k
-        )
-        if selector.grid != header.grid:
+        if grid_of(vit) != header.grid:
             raise InputError(
-                f"{name} is of {header.grid} patches, and {shown(model)} has {selector.grid}: the file does not say"
+                f"{name} is of {header.grid} patches, and {shown(model)} has {grid_of(vit)}: the file does not say"
                 f" how its selector was built; {ADVICE}"
             )
+        fuse_tokens = header.selector.fuse_tokens
+        selector = Selector(vit, blocks=blocks, fuse_tokens=fuse_tokens, stage_keep=None, tokens=header.k)
         ranking, whole = selector.flops
     images = store.num_rows - store.num_skipped
     of_one = whole if blocks is None else ranking
