@@ -8,10 +8,11 @@ import typer
 from dlth.pipeline.cli import console
 from dlth.pipeline.cli.options import Json
 from dlth.tickets.errors import shown
+from dlth.tickets.store.disk import user_path
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of studies, of runs, or of one run.")],
+    folders: Annotated[list[str], typer.Argument(metavar="DIR…", help="Folders of studies, of runs, or of one run.")],
     out: Annotated[
         Path, typer.Option(help="The page; tables and pictures go beside it, to NAME.json and NAME_files.")
     ] = Path("report.html"),
@@ -28,7 +29,7 @@ def report(
     from dlth.pipeline.reports.report import verdicts_of, write_report
     from dlth.pipeline.reports.verdicts import as_verdicts
 
-    evidence = gather(folders, console.note)
+    evidence = gather([user_path(folder) for folder in folders], console.note)
     written = write_report(evidence, out, title, margin)
     if json:
         verdicts = [vars(verdict) for verdict in as_verdicts(verdicts_of(evidence, margin))]

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlth.pipeline.cli import console
 from dlth.pipeline.cli.options import Json
-from dlth.tickets.errors import shown
+from dlth.tickets.errors import MissingFileError, shown
+from dlth.tickets.store.disk import user_path
 
 if TYPE_CHECKING:
     from dlth.pipeline.evidence.run_states import RunState
@@ -19,13 +19,14 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="A study's folder, one that holds runs, or a run's own.")],
+    folder: Annotated[str, typer.Argument(help="A study's folder, one that holds runs, or a run's own.")],
     json: Json = False,
 ) -> None:
     """How runs stand: arm, epoch, accuracy so far, whether somebody works on them, and when they last wrote."""
     from dlth.pipeline.evidence.run_states import run_states
 
-    states = run_states(folder)
+    if not (states := run_states(user_path(folder))):
+        raise MissingFileError(f"{shown(folder)} holds no run: name a study's folder, one that holds runs, or a run's")
     if json:
         console.as_json({"runs": [as_plain(state) for state in states]})
         return

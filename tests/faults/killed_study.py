@@ -13,7 +13,6 @@ verdicts; exit code 1 where anything differs.
 import argparse
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -31,7 +30,6 @@ from dlth.pipeline.evidence.study_plan import read_study
 from dlth.pipeline.studies.demo import MODEL
 
 VIEWS = {"train": "whole", "val": "center"}
-TIMES = re.compile(r"second|hour|memory|/s\b|\bms\b|GB", re.IGNORECASE)
 VAL_SHARE = 4
 """Validation images are a fourth of the training images."""
 
@@ -100,11 +98,9 @@ def disturbed(command: list[str], folder: Path, kills: int) -> tuple[str, list[s
 
 
 def unmeasured(told: dict[str, Any]) -> dict[str, Any]:
-    """Verdicts and tables without the columns of times and memory, and without the folder."""
-    tables = {}
-    for name, table in told["tables"].items():
-        kept = [at for at, column in enumerate(table["columns"]) if not TIMES.search(column)]
-        tables[name] = [[row[at] for at in kept] for row in (table["columns"], *table["rows"])]
+    """Verdicts and tables without the one of times and memory, and without the study's place."""
+    tables = {name: table for name, table in told["tables"].items() if name != "time"}
+    tables["study"] = [row for row in tables["study"]["rows"] if row[0] != "out"]
     return told | {"tables": tables, "out": ""}
 
 

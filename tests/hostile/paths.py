@@ -120,6 +120,22 @@ ROWS: dict[str, Row] = {
         val_tickets="t.zarr", out="out.npz", config="settings.toml", written="out",
         extra={"val_tickets": ("--val-tickets", "{val_tickets}"), "out": ("--out", "{out}")},
     ),
+    "compare": _row(
+        "compare --data {data} --out {out} --tickets {tickets} --arms ticket --seeds 0 --measure 0", *RUN,
+        data="shards", out="out", tickets="t.zarr", val="shards", val_tickets="t.zarr", token_labels="t.zarr",
+        init_from="w.safetensors", selector_checkpoint="w.safetensors", selector_run="begun", config="settings.toml",
+        written="out",
+        extra={
+            "token_labels": ("--token-labels", "{token_labels}"),
+            "val": ("--val", "{val}"),
+            "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
+            "init_from": ("--init-from", "{init_from}"),
+            "selector_checkpoint": (*ONLINE, "--selector-checkpoint", "{selector_checkpoint}"),
+            "selector_run": ("--selector-cost", "charged", "--selector-run", "{selector_run}"),
+        },
+    ),
+    "runs": _row("runs {folder}", folder="begun"),
+    "report": _row("report {folders} --out {out}", folders="begun", out="out.html", written="out"),
     "demo": _row("demo --out {out} --images 0", out="out", written="out"),
     "reproduce list": _row("reproduce list deit-ti/dense"),
     "reproduce run": _row(
@@ -248,6 +264,8 @@ def build(root: Path, models: bool = True) -> None:
     (root / "keys.txt").write_text("n1\nn4\n")
     (root / "labels.txt").write_text("n00000001\n" * 6)
     (root / "settings.toml").write_text("batch_size = 3\n")
+    (root / "begun").mkdir()
+    (root / "begun" / "config.toml").write_text('arm = "dense"\n')
     if models:
         _weights(root / "w.safetensors")
         _maps(root / "maps")

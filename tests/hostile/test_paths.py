@@ -12,6 +12,7 @@ from hostile import paths
 from makers import GOLDEN
 from makers.campaign import run_script
 from PIL import Image
+from pydantic.fields import FieldInfo
 
 from dlth.data.packing.pack import pack
 from dlth.data.shards.index import open_index
@@ -21,6 +22,7 @@ from dlth.pipeline.selection.agree_config import AgreeConfig
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.pipeline.studies.demo_config import DemoConfig
+from dlth.pipeline.studies.study_config import OWN, CompareConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError
@@ -33,10 +35,11 @@ from dlth.training.settings.train_config import TrainConfig
 SETTINGS = {
     **{"select": SelectConfig, "train": TrainConfig, "train-selector": SelectorTrainConfig, "evaluate": EvalConfig},
     **{"label": LabelConfig, "demo": DemoConfig, "tickets agree": AgreeConfig, "reproduce run": ReproduceConfig},
+    **{"compare": CompareConfig},
 }
 NO_PATHS = {
     *("split", "selector", "dataset", "creator", "license_", "crop_pct", "grid", "keep", "view", "form", "format_"),
-    *("kind", "class_", "recipe", "annotator"),
+    *("kind", "class_", "recipe", "annotator", "title"),
 }
 """Words that name no file. `keys` of show and `key` of info are words, too, and are told by the row."""
 WORDS = {("reproduce list", "rows"), ("tickets show", "keys"), ("tickets info", "key"), ("tickets verify", "subset")}
@@ -60,12 +63,18 @@ def path_parameters(name: str, callback: Any) -> set[str]:
     that say so.
     """
     if name in SETTINGS:
-        fields = {field for field, about in SETTINGS[name].names().items() if path_kind(about)}
+        settings = SETTINGS[name].names() | (_shared_by_runs() if name == "compare" else {})
+        fields = {field for field, about in settings.items() if path_kind(about)}
         own = {"demo": {"out"}, "tickets agree": {"file"}, "reproduce run": set()}.get(name, {"config"})
         return fields | own
     hints = typing.get_type_hints(callback)
     text = {each for each in inspect.signature(callback).parameters if _is_text(hints[each])}
     return {each for each in text - NO_PATHS if (name, each) not in WORDS}
+
+
+def _shared_by_runs() -> dict[str, FieldInfo]:
+    """Settings of train that a study does not give to each run itself."""
+    return {field: about for field, about in TrainConfig.names().items() if field not in OWN}
 
 
 def _is_text(hint: Any) -> bool:
@@ -85,7 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("part", ["index pack demo select label evaluate", "tickets"])
+@pytest.mark.parametrize("part", ["index pack demo select label evaluate runs report", "tickets"])
 def test_bad_paths_are_one_clear_error_and_leave_nothing(world: Path, part: str) -> None:
     """Each command as it stands, and of all pairs of a path and something bad in its place every fifteenth
     (`paths.py 1` takes all). Exit code 2, one error, nothing made, nothing changed, nothing waits.

@@ -32,6 +32,7 @@ def test_a_study_runs_grows_and_is_joined(words: tuple[str, ...], tmp_path: Path
     out = tmp_path / "study"
     code, told, said = dlth("compare", "--arms", "ticket,dense", "--seeds", "0", *words, "--out", out)
     assert code == 0, said
+    assert "not decided: Ticket" in told or "not decided: ticket" in told, told
     assert re.search(r"^ticket +0\.5 +projected +1 +8 +1 +", told, re.MULTILINE), told
     assert "2/2 runs (100.0%)" in said
     grown = ("compare", "--arms", "ticket,dense", "--seeds", "0,1", *words, "--out", out)
