@@ -3,7 +3,6 @@
 Folders may come from another lab: what cannot be read is told and left out, and nothing in one leads to another.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,8 +12,9 @@ from dlth.pipeline.evidence.agreement import Agreement, read_agreement
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.evidence import DENSE, Evidence
 from dlth.pipeline.evidence.finished_run import FinishedRun
+from dlth.pipeline.evidence.placing import BASE_ARMS, Placed, by_arm
 from dlth.pipeline.evidence.run_states import RunState, run_states, study_states
-from dlth.pipeline.evidence.study_plan import STUDY, StudyPlan, read_study
+from dlth.pipeline.evidence.study_plan import RUNS, STUDY, StudyPlan, read_study
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import DamageError, DlthError, InputError, shown
 from dlth.training.runs.result import RunResult
@@ -23,7 +23,6 @@ from dlth.training.settings.train_config import TrainConfig
 CONTROL = "control"
 AGREEMENTS, MAX_AGREEMENTS = "agreement*.json", 100
 """Files of a study's folder, or a run's, and how many are looked at."""
-_BASE_ARMS = ("ticket", "random", DENSE)
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,6 @@ class _Source:
 
 def gather(folders: Sequence[Path], note: Note = lambda text: None) -> Evidence:
     """Read what studies, folders of runs, and runs hold; `note` is told what was left out.
-
-    The seeds of one arm may lie in several folders. Where two folders have the same arm and seed they are kept apart:
-    their names become part of the variant.
 
     Raises:
         InputError: no folder, or one without runs
@@ -55,7 +51,8 @@ def gather(folders: Sequence[Path], note: Note = lambda text: None) -> Evidence:
         note(text)
 
     loaded = [list(_loaded(source.states, tell)) for source in sources]
-    runs = _by_arm(sources, loaded, tell)
+    placed = [each for source, read in zip(sources, loaded, strict=True) for each in _placed(source, read, tell)]
+    runs = by_arm(placed, tell)
     unfinished = tuple(each for read in loaded for each in read if isinstance(each, RunState))
     studies = {source.folder: source.plan for source in sources if source.plan is not None}
     agreements = _agreements([source.folder for source in sources], runs, tell)
@@ -76,7 +73,8 @@ def _source(folder: Path) -> _Source:
     if (folder / STUDY).is_file():
         plan = read_study(folder)
         return _Source(folder, plan, study_states(folder, plan))
-    if not (states := run_states(folder)):
+    inside = folder / RUNS  # of what is laid out as a study, and has no plan: a bundle of a selector's runs
+    if not (states := run_states(inside if inside.is_dir() and not inside.is_symlink() else folder)):
         raise InputError(f"{shown(folder)} holds no run and no study: name a folder that dlth train or compare made")
     return _Source(folder, None, states)
 
@@ -106,39 +104,14 @@ def _check(run: FinishedRun, state: RunState) -> None:
         )
 
 
-def _by_arm(
-    sources: Sequence[_Source], loaded: Sequence[Sequence[FinishedRun | RunState]], tell: Note
-) -> dict[ArmKey, dict[int, FinishedRun]]:
-    """Runs by arm and seed, both in order."""
-    placed = []
-    for source, read in zip(sources, loaded, strict=True):
-        planned = {state.folder: state.arm for state in source.states} if source.plan is not None else {}
-        for run in read:
-            if isinstance(run, FinishedRun) and run.result.arm not in _BASE_ARMS:
-                tell(f"left out: {shown(run.folder)} is a run of arm {shown(run.result.arm)}, which no clause is about")
-            elif isinstance(run, FinishedRun):
-                placed.append((source.folder, planned.get(run.folder) or arm_key(run.result), run))
-    where: dict[tuple[ArmKey, int], set[Path]] = {}
-    for folder, arm, run in placed:
-        where.setdefault((arm, run.seed), set()).add(folder)
-    apart = any(len(folders) > 1 for folders in where.values())
-    if apart:
-        tell("folders have runs of the same arm and seed: each folder's runs are arms of their own")
-    by_arm: dict[ArmKey, dict[int, FinishedRun]] = {}
-    for folder, arm, run in placed:
-        key = replace(arm, variant=", ".join(filter(None, (folder.name, arm.variant)))) if apart else arm
-        if run.seed in by_arm.setdefault(key, {}):
-            tell(f"left out: {shown(run.folder)}, another run of {shown(key)}, seed {run.seed}")
-            continue
-        by_arm[key][run.seed] = run
-    return {arm: dict(sorted(by_arm[arm].items())) for arm in sorted(by_arm, key=_order)}
-
-
-def _order(key: ArmKey) -> tuple[object, ...]:
-    """The dense arm of a variant, then its keeps from the largest, ticket before random before controls."""
-    keep = float(key.keep) if re.fullmatch(r"[0-9]*\.?[0-9]+", key.keep) else 0.0
-    base = _BASE_ARMS.index(key.arm) if key.arm in _BASE_ARMS else len(_BASE_ARMS)
-    return key.variant, key.arm != DENSE, key.mode, -keep, base, key.arm
+def _placed(source: _Source, read: Sequence[FinishedRun | RunState], tell: Note) -> Iterator[Placed]:
+    """The finished runs of a source with their arms: the plan's, or those that results say."""
+    planned = {state.folder: state.arm for state in source.states} if source.plan is not None else {}
+    for run in read:
+        if isinstance(run, FinishedRun) and run.result.arm not in BASE_ARMS:
+            tell(f"left out: {shown(run.folder)} is a run of arm {shown(run.result.arm)}, which no clause is about")
+        elif isinstance(run, FinishedRun):
+            yield Placed(source.folder, planned.get(run.folder) or arm_key(run.result), run)
 
 
 def _agreements(

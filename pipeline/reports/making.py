@@ -49,7 +49,7 @@ def making_section(evidence: Evidence) -> Section | None:
     if evidence.studies:
         tables.append(_study_settings(evidence))
     tables.append(_settings(evidence))
-    texts = (f"{shown(note, 600)}." for plan in evidence.studies.values() for note in plan.notes)
+    texts = (f"{shown(note[:1].upper() + note[1:], 600)}." for plan in evidence.studies.values() for note in plan.notes)
     return Section("How it was made", tuple(dict.fromkeys(texts)), tuple(tables), commands=_commands(evidence))
 
 

@@ -97,12 +97,30 @@ def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path) -> None:
 
 
 def test_folders_with_the_same_runs_are_kept_apart(study: Path, tmp_path: Path) -> None:
-    """More seeds in another folder are the same arms; the same seeds again are arms of their own, by folder."""
+    """More seeds in another folder are the same arms; the same seeds again are arms of their own, by folder.
+
+    Those of another model go by model, so that its arms meet whichever folders they lie in.
+    """
     write_run(tmp_path / "more", "dense", 3)
     assert list(gather([study, tmp_path / "more"]).runs[DENSE]) == [0, 1, 2, 3]
     write_run(tmp_path / "again", "dense", 2)
     apart = gather([study, tmp_path / "again"])
     assert [arm.variant for arm in apart.runs if arm.arm == "dense"] == ["again", "one"]
+    other = [write_run(tmp_path / arm, arm, 0, model="swin") for arm in ("dense", "ticket")]
+    models = gather([study, *other])
+    assert {arm.variant for arm in models.runs} == {"vit_tiny_patch16_224", "swin"}
+    assert [arm.arm for arm in models.runs if arm.variant == "swin"] == ["dense", "ticket"]
+    assert not models.differences
+
+
+def test_a_run_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    """A run and its copy, the same by its weights, are one run; the second is told."""
+    one = write_run(tmp_path / "one", "dense", 0, weights_sha256="f" * 64)
+    shutil.copytree(one, tmp_path / "two")
+    said: list[str] = []
+    evidence = gather([one, tmp_path / "two"], said.append)
+    assert [arm.variant for arm in evidence.runs] == [""]
+    assert said == [f"left out: {tmp_path / 'two'}, the same run as {one}"]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
