@@ -5,7 +5,7 @@ The order is that of cost: settings, index, model, tickets, and only then the op
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -96,7 +96,7 @@ class Parts:
         """What is kept at `step` of `epoch`, as the student can take it."""
         return _served(self.schedule.budget(epoch, step), self.student)
 
-    def train_steps(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+    def train_steps(self, epoch: int, start: int) -> Generator[list[Batch], None, None]:
         """This rank's micro-batches of each step of an epoch, from step `start` on."""
         step: list[Batch] = []
         for batch in self.loader.epoch(epoch, start):

@@ -19,13 +19,16 @@ from dlth.training.runs.run_progress import RunProgress, RunSize, Totals
 from dlth.training.runs.runlog import logged_epochs
 from dlth.training.runs.setup import prepare
 from dlth.training.runs.step_flops import FORWARDS
+from dlth.training.runs.survey import survey
 from dlth.training.settings.train_config import TrainConfig
 
 NO_VALIDATION: dict[str, Any] = {"val": None, "val_tickets": None}
 
 
 def test_every_epoch_says_what_it_showed_and_computed(make_run: Callable[..., TrainConfig]) -> None:
-    """21 images on 8 patches, then on all 16: three forwards each; the result has the sums of the epochs."""
+    """21 images on 8 patches, then on all 16: three forwards each; the result has the sums of the epochs, and a
+    survey knows them before.
+    """
     config = make_run(keep_schedule="0:0.5,1:1.0", **NO_VALIDATION)
     result = train(config)
     student = prepare(make_run("other"), World(0, 1, torch.device("cpu")), Reporter()).student
@@ -34,6 +37,8 @@ def test_every_epoch_says_what_it_showed_and_computed(make_run: Callable[..., Tr
     assert (second["images"], second["tokens"], second["flops"]) == (21, 21 * 17, 21 * 3 * student.flops())
     assert (result.train_images, result.train_tokens) == (42, 21 * 9 + 21 * 17)
     assert result.train_flops == first["flops"] + second["flops"]
+    work = survey(config).work(2)
+    assert (work.images, work.tokens, work.flops) == (42, result.train_tokens, result.train_flops)
 
 
 def test_a_selector_in_the_loop_is_counted(make_run: Callable[..., TrainConfig]) -> None:
@@ -47,6 +52,7 @@ def test_a_selector_in_the_loop_is_counted(make_run: Callable[..., TrainConfig])
         assert parts.online is not None
         ranking, student = parts.online.selector.flops[0], parts.student.flops(8)
         flops[arm] = train(config).train_flops
+        assert survey(config).work(1).flops == flops[arm]
     assert flops == {"ticket": 21 * (3 * student + ranking), "random": 21 * 3 * student}
 
 
