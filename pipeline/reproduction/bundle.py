@@ -41,7 +41,7 @@ from dlth.training.settings.toml_text import CONFIG
 
 MANIFEST, TICKETS = "bundle.json", "tickets.json"
 OF_A_RUN = (CONFIG, METRICS, VAL_RESULTS, RESULT)
-MAX_MANIFEST, MAX_TICKETS, MAX_FILE = 4 << 20, 4 << 20, 1 << 30
+MAX_MANIFEST, MAX_TICKETS, MAX_FILE = 4 << 20, 4 << 20, 256 << 20
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 Word = Annotated[str, Field(max_length=100)]

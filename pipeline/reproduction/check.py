@@ -101,12 +101,18 @@ def check_bundles(folder: Path, experiments: Mapping[str, Experiment] = EXPERIME
     if (folder / MANIFEST).exists():
         return (check_bundle(folder, experiments),)
     home = folder / "bundles" if (folder / "bundles").is_dir() else folder
-    names = [] if not home.is_dir() else sorted(path.name for path in home.iterdir() if not path.name.startswith("."))
+    entries = [path for path in home.iterdir() if path.is_dir() or path.is_symlink()] if home.is_dir() else []
+    names = sorted(path.name for path in entries if not path.name.startswith("."))
     if not any((home / name / MANIFEST).exists() for name in names):
         raise MissingFileError(f"{shown(folder)} holds no bundle: name a folder of `dlth reproduce`, or a bundle")
     if len(names) > MAX_BUNDLES:
         raise LimitError(f"{shown(home)} holds {len(names)} entries; at most {MAX_BUNDLES} bundles are checked")
-    return tuple(check_bundle(home / name, experiments) for name in names)
+    return tuple(
+        CheckedBundle(home / name, name, damage=(UnsafeError(f"{shown(home / name)} is a link, and not followed"),))
+        if (home / name).is_symlink()
+        else check_bundle(home / name, experiments)
+        for name in names
+    )
 
 
 def check_bundle(folder: Path, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> CheckedBundle:

@@ -143,7 +143,10 @@ class Materials:
             values |= {name: made.out for name, made in self.tickets_of(row, wanted).items()}
         return {name: value for name, value in values.items() if value is not None}
 
+    def mode_of(self, row: Experiment) -> str:
+        """The mode of a row's tickets; empty where none are asked for."""
+        return self.config.mode if row.selector else ""
+
     def bundle_of(self, row: Experiment, runs: Mapping[str, Path], **plan: Any) -> BundleOf:
         """What a row's bundle is made of."""
-        mode = self.config.mode if row.selector else ""
-        return BundleOf(row.name, mode, WHOLE if self.config.is_whole else self.config.scale, runs, **plan)
+        return BundleOf(row.name, self.mode_of(row), WHOLE if self.config.is_whole else self.config.scale, runs, **plan)

@@ -210,19 +210,23 @@ class Reproduction:
 
     def asked_for(self, whole: StudyPlan) -> StudyPlan:
         """The runs of a plan that this call is about."""
-        names = {name for row in self.students for name in whole.settings[ROWS][row.name]}
+        names = {name for row in self.students for name in whole.settings[ROWS][self._key(row)]}
         runs = tuple(run for run in whole.runs if run.name in names and run.seed in self.config.seeds)
         return replace(whole, runs=runs)
+
+    def _key(self, row: Experiment) -> str:
+        """The row, and the mode where it has one: what the plan tells runs of one row from another's by."""
+        return "+".join(filter(None, (row.name, self.materials.mode_of(row))))
 
     def _joined(self, known: StudyPlan | None) -> StudyPlan:
         """The runs of the rows, and those that the study has already."""
         planned = self.planned()
         before = known or StudyPlan((), {ROWS: {}})
         runs = {run.name: run for run in before.runs} | {run.name: run for own in planned.values() for run in own}
-        rows = before.settings[ROWS] | {
-            name: sorted({*before.settings[ROWS].get(name, ()), *(run.name for run in own)})
-            for name, own in planned.items()
-        }
+        rows = dict(before.settings[ROWS])
+        for row in self.students:
+            others = [name for name in rows.get(self._key(row), ()) if runs[name].seed not in self.config.seeds]
+            rows[self._key(row)] = sorted({*others, *(run.name for run in planned[row.name])})
         return StudyPlan(tuple(runs.values()), {"gpus": self.config.gpus, ROWS: rows})
 
     def planned(self, as_random: bool = False) -> dict[str, tuple[PlannedRun, ...]]:
@@ -268,10 +272,10 @@ class Reproduction:
         if plan is None or not row.is_student:
             folders = [Path(self.materials.selector_run(row, seed).out) for seed in self.config.seeds]
             return self.materials.bundle_of(row, {folder.name: folder for folder in folders})
-        names = set(plan.settings[ROWS][row.name])
+        names = set(plan.settings[ROWS][self._key(row)])
         runs = [run for run in plan.runs if run.name in names]
         runs = [run for run in runs if run.seed in self.config.seeds or _is_finished(plan.folder(self.study, run))]
-        own = StudyPlan(tuple(runs), {ROWS: {row.name: [run.name for run in runs]}})
+        own = StudyPlan(tuple(runs), {ROWS: {self._key(row): [run.name for run in runs]}})
         return self.materials.bundle_of(row, {run.name: plan.folder(self.study, run) for run in runs}, plan=own)
 
 

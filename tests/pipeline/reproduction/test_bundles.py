@@ -239,6 +239,11 @@ def test_check_of_a_folder_names_each_bundle(
     assert "tickets.json is missing" in err
     assert f"{copied.name}: damaged" in out
     assert "| deit-s/dense |" in (tmp_path / "table.md").read_text()
+    link = copied.parent / "link"
+    link.symlink_to(whole)
+    assert [type(bundle.damage[0]).__name__ for bundle in check_bundles(copied.parent) if bundle.folder == link] == [
+        "UnsafeError"
+    ]
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(MissingFileError, match="holds no bundle"):

@@ -116,6 +116,15 @@ def test_a_second_call_does_what_is_missing(finished: Path, images: dict[str, st
     assert (sorted(run.seed for run in bundle.runs), bundle.in_table) == ([0, 1], True)
 
 
+def test_another_mode_is_another_bundle(finished: Path, images: dict[str, str]) -> None:
+    """The same row with the selector in the loop makes no tickets, and its bundle has its own run alone."""
+    online, _ = asked(images, finished, "toy/lt/0.8", mode="online")
+    assert online.to_make() == []
+    (folder,) = online.run().bundles
+    (found,) = (bundle for bundle in check_bundles(finished, ROWS) if bundle.folder == folder)
+    assert (found.mode, [run.seed for run in found.runs], found.unlike) == ("online", [0], ())
+
+
 def test_a_smaller_scale_is_marked_and_kept_apart(finished: Path, images: dict[str, str]) -> None:
     """A row tried with half of its shards and epochs has a bundle that says so, beside the whole one, which stays."""
     small, _ = asked(images, finished, "toy/dense", scale="0.5")
