@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class Evidence:
         besides = {name for plan in self.studies.values() for name in plan.may_differ}
         found = {}
         for arm in self.runs:
-            results = [run.result.to_json() for key in self._family(arm) for run in self.runs[key].values()]
+            results = [_as_judged(run) for key in self._family(arm) for run in self.runs[key].values()]
             if arm.arm != DENSE and (differences := comparable(results, besides)):
                 found[arm] = differences
         return found
@@ -112,3 +113,11 @@ def shared_images(runs: Sequence[FinishedRun]) -> list[NDArray[np.int64]]:
         order = np.argsort(run.images["keys"], kind="stable")
         rows.append(order[np.searchsorted(run.images["keys"], shared, sorter=order)])
     return rows
+
+
+def _as_judged(run: FinishedRun) -> dict[str, Any]:
+    """A result without what its arm is not judged by: the dense arm's has no say in tickets of validation images."""
+    result = run.result.to_json()
+    if run.result.arm == DENSE:
+        result["data"] = {name: value for name, value in result["data"].items() if name != "val_tickets"}
+    return result

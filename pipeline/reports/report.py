@@ -58,8 +58,10 @@ def write_report(evidence: Evidence, out: Path, title: str = "", margin: float |
 
 
 def _title(evidence: Evidence) -> str:
-    names = ", ".join(folder.resolve().name for folder in evidence.studies)
-    return f"Study {names}" if names else "Runs side by side"
+    names = [folder.resolve().name for folder in evidence.studies]
+    if len(names) > 3:
+        return f"{len(names)} studies"
+    return f"Study {', '.join(names)}" if names else "Runs side by side"
 
 
 def _lead(evidence: Evidence) -> str:

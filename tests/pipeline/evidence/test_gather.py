@@ -75,6 +75,17 @@ def test_what_differs_stops_the_verdicts_of_its_keep_alone(study: Path, tmp_path
     assert len(evidence.runs[SMALL]) == 3
 
 
+def test_a_dense_run_needs_no_tickets_of_validation_images(tmp_path: Path) -> None:
+    """It is judged on all patches, so it is compared with arms that have them; those need the same among each other."""
+    of = {name: {"val_order": "d" * 64, "val_tickets": name * 64} for name in ("", "a", "b")}
+    for arm, data in (("dense", of[""]), ("ticket", of["a"]), ("random", of["a"])):
+        write_run(tmp_path / arm, arm, 0, data=data)
+    assert not gather([tmp_path]).differences
+    write_run(tmp_path / "other", "random", 1, data=of["b"])
+    assert all("validation images' tickets" in told[0] for told in gather([tmp_path]).differences.values())
+    assert gather([tmp_path]).differences.keys() == {TICKET, RANDOM}
+
+
 def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path) -> None:
     """Hits are of the images that every run saw, in one order, and the others are counted."""
     for arm in ("ticket", "dense"):
