@@ -13,13 +13,14 @@ from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.evidence import DENSE, Evidence, shared_images
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.informative import INFORMATIVE
-from dlth.pipeline.evidence.validation_images import Known
+from dlth.pipeline.evidence.validation_images import Known, ValidationImages
 from dlth.pipeline.pages import figures
 from dlth.pipeline.pages.gallery import Card, Gallery
 from dlth.pipeline.pages.report import Picture, Section, Table
 from dlth.pipeline.pages.show import Choice, gallery_of
-from dlth.tickets import TicketStore
-from dlth.tickets.errors import MismatchError, shown
+from dlth.tickets import TicketStore, num_kept
+from dlth.tickets.errors import shown
+from dlth.tickets.ranking.ranks import num_shared
 
 NUM_DRAWN = 6
 """Images of each kind."""
@@ -64,37 +65,31 @@ def disagreed(one: PerImage, two: PerImage, num: int) -> NDArray[np.int64]:
 def tickets_section(evidence: Evidence) -> Section | None:
     """Pictures of single images; None without these, or without a judged run of the ticket arm.
 
-    Raises MismatchError for tickets that the runs were not evaluated on.
+    Raises DlthError for images that are not the runs', or none of which can be read.
     """
     images = evidence.images
-    arms = {key: list(runs.values()) for key, runs in evidence.judged.items() if key.arm == "ticket"}
-    if images is None or not arms:
+    if images is None or not any(key.arm == "ticket" for key in evidence.judged):
         return None
+    arms = {key: list(runs.values()) for key, runs in evidence.judged.items() if key.arm == "ticket"}
+    arms = {key: runs for key, runs in arms.items() if all(_evaluated_on(run, images.store) for run in runs)}
+    if not arms:
+        text = f"None are drawn: the runs were evaluated on other tickets than {images.store.identity[:16]}."
+        return Section("Tickets drawn", texts=(text,))
     key = next((key for key, runs in arms.items() if runs[0].result.k == images.store.header.k), next(iter(arms)))
-    runs, dense = arms[key], list(evidence.judged.get(ArmKey(DENSE, variant=key.variant), {}).values())
-    _check_same(runs, images.store)
-    rows = shared_images([*runs, *dense])
-    keys = runs[0].images["keys"][rows[0]].tolist()
-    ticket, k = PerImage.of(runs, rows[: len(runs)]), runs[0].result.k or images.store.header.k
-    kinds = {
-        "best": (best(ticket, NUM_DRAWN), "right in every seed, with the least loss"),
-        "worst": (worst(ticket, NUM_DRAWN), "wrong in the most seeds, with the most loss"),
-    }
-    told = [_told(ticket, "right", len(runs))]
-    if dense:
-        other = PerImage.of(dense, rows[len(runs) :])
-        kinds["disagreed"] = disagreed(ticket, other, NUM_DRAWN), "right in more seeds by one of the two arms"
-        told = [_told(ticket, "ticket", len(runs)), _told(other, "dense", len(dense))]
-    wanted = sorted({keys[at] for places, _ in kinds.values() for at in places})
+    dense = list(evidence.judged.get(ArmKey(DENSE, variant=key.variant), {}).values())
+    k, kinds = _num_drawn(arms[key][0], images.store), _kinds(arms[key], dense)
+    wanted = sorted({image for drawn, _ in kinds.values() for image in drawn})
     if not wanted:
         return None
     gallery = gallery_of(images.store, images.index, Choice(len(wanted), tuple(wanted)), images.other)
     cards = {card.key: card for card in gallery.cards}
     pictures = []
-    for name, (places, what) in kinds.items():
-        drawn = [(cards[keys[at]], "; ".join(tell(at) for tell in told)) for at in places if keys[at] in cards]
-        if drawn:
-            pictures.append(_picture(name, what, drawn, gallery, k, images.known))
+    for name, (drawn, what) in kinds.items():
+        told = [(cards[image], text) for image, text in drawn.items() if image in cards]
+        if told:
+            pictures.append(_picture(name, what, told, gallery, k, images.known))
+    if images.other is not None:
+        pictures.append(_between_selectors(images, k))
     text = (
         f"Validation images of {shown(key)}: the picture, and the {k} patches of {gallery.grid.num_patches} that its"
         " ticket keeps."
@@ -102,20 +97,53 @@ def tickets_section(evidence: Evidence) -> Section | None:
     return Section("Tickets drawn", texts=(text,), pictures=tuple(pictures))
 
 
+def _kinds(runs: Sequence[FinishedRun], dense: Sequence[FinishedRun]) -> dict[str, tuple[dict[str, str], str]]:
+    """For each kind of picture the images by key, with what is said of each, and what the kind is."""
+    rows = shared_images([*runs, *dense])
+    first = runs[0].images
+    if "without_ticket" in first:
+        has = ~first["without_ticket"][rows[0]]
+        rows = [of_run[has] for of_run in rows]
+    keys = first["keys"][rows[0]].tolist()
+    ticket = PerImage.of(runs, rows[: len(runs)])
+    places = {
+        "best": (best(ticket, NUM_DRAWN), "right in every seed, with the least loss"),
+        "worst": (worst(ticket, NUM_DRAWN), "wrong in the most seeds, with the most loss"),
+    }
+    told = [_told(ticket, "right", len(runs))]
+    if dense:
+        other = PerImage.of(dense, rows[len(runs) :])
+        places["disagreed"] = disagreed(ticket, other, NUM_DRAWN), "right in more seeds by one of the two arms"
+        told = [_told(ticket, "ticket", len(runs)), _told(other, "dense", len(dense))]
+    return {
+        kind: ({keys[at]: "; ".join(tell(at) for tell in told) for at in chosen}, what)
+        for kind, (chosen, what) in places.items()
+    }
+
+
+def _between_selectors(images: ValidationImages, k: int) -> Picture:
+    """The images whose tickets of two selectors agree least."""
+    gallery = gallery_of(images.store, images.index, Choice(NUM_DRAWN), images.other)
+    parts = images.store.header.grid.num_patches
+    told = [
+        (card, f"{num_shared(card.ranking[:k], card.other[:k], parts) / k:.0%} shared")
+        for card in gallery.cards
+        if card.other is not None
+    ]
+    return _picture("selectors", "whose tickets two selectors agree on least", told, gallery, k, images.known)
+
+
 def recall_section(evidence: Evidence) -> Section | None:
     """How many of the patches that are known to matter tickets hold, at each keep of the ticket arm."""
     images = evidence.images
     if images is None or images.known is None:
         return None
-    found = {}
-    for key, runs in evidence.runs.items():
-        k = next(iter(runs.values())).result.k
-        if key.arm == "ticket" and k:
-            found[key.keep] = k
-    num_patches, rows = images.store.header.grid.num_patches, []
-    for keep, k in found.items():
-        if images.store.header.serves(k):
-            rows.append((keep, k, recall(images.store, images.known, k), k / num_patches))
+    store = images.store
+    runs = {key.keep: next(iter(runs.values())) for key, runs in evidence.runs.items() if key.arm == "ticket"}
+    kept = {keep: _num_drawn(run, store) for keep, run in runs.items()}
+    found = {keep: (k, recall(store, images.known, k)) for keep, k in kept.items() if store.header.serves(k)}
+    num_patches = store.header.grid.num_patches
+    rows = [(keep, k, share, k / num_patches) for keep, (k, share) in found.items() if share is not None]
     if not rows:
         return None
     formats = {"recall": ".4f", "by chance": ".4f"}
@@ -124,24 +152,27 @@ def recall_section(evidence: Evidence) -> Section | None:
     return Section("Recall", texts=(text,), tables=(table,))
 
 
-def recall(store: TicketStore, known: Known, k: int) -> float:
-    """Mean share of an image's known patches among the first k of its ticket; images of which none is known apart."""
+def recall(store: TicketStore, known: Known, k: int) -> float | None:
+    """Mean share of an image's known patches among the first k of its ticket; None where no image's are known."""
     shares = []
     for shard in range(len(store.shards)):
         rows = store.read(shard)
         for key, ranking, skipped in zip(rows.keys, rows.patches[:, :k], rows.skipped, strict=True):
             if key in known and not skipped:
                 shares.append(np.isin(known[key], ranking).mean())
-    return float(np.mean(shares)) if shares else float("nan")
+    return float(np.mean(shares)) if shares else None
 
 
-def _check_same(runs: Sequence[FinishedRun], store: TicketStore) -> None:
-    for run in runs:
-        if (theirs := run.result.data.get("val_tickets", "")) != store.identity:
-            raise MismatchError(
-                f"{shown(run.folder)} was evaluated on tickets of identity {shown(theirs, 16)}, those to be drawn are"
-                f" {store.identity[:16]}: give the runs' own validation tickets"
-            )
+def _evaluated_on(run: FinishedRun, store: TicketStore) -> bool:
+    return bool(run.result.data.get("val_tickets", "") == store.identity)
+
+
+def _num_drawn(run: FinishedRun, store: TicketStore) -> int:
+    """Patches of the tickets' grid that a run's student keeps: the same share where its own grid is another."""
+    header, k = store.header, run.result.k or store.header.k
+    if run.result.num_patches != header.grid.num_patches:
+        k = num_kept(run.result.keep, header.grid.num_patches)
+    return min(k, header.ranked)
 
 
 def _told(arm: PerImage, name: str, seeds: int) -> Callable[[int], str]:
@@ -160,7 +191,8 @@ def _picture(
     panels = [_panels(card, gallery, k, (known or {}).get(card.key)) for card in cards]
     titles = [f"{shown(card.name or card.key, 24)}\n{told}" for card, told in drawn]
     outlines = "; outlined: the patches that are known to matter" if known else ""
-    caption = f"{kind.capitalize()}: {what}{outlines}. Below each name: in how many seeds an arm was right."
+    below = "" if kind == "selectors" else " Below each name: in how many seeds an arm was right."
+    caption = f"{kind.capitalize()}: {what}{outlines}.{below}"
     listed = ", ".join(f"{shown(card.name or card.key, 24)} ({told})" for card, told in drawn)
     alt = f"{len(cards)} validation images and their tickets, {what}: {listed}"
     return Picture(f"tickets-{kind}", figures.panel_sheet(panels, titles, names), caption, alt)

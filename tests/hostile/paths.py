@@ -135,7 +135,15 @@ ROWS: dict[str, Row] = {
         },
     ),
     "runs": _row("runs {folder}", folder="begun"),
-    "report": _row("report {folders} --out {out}", folders="begun", out="out.html", written="out"),
+    "report": _row(
+        "report {folders} --out {out}", folders="begun", out="out.html", val="shards", val_tickets="t.zarr",
+        other_tickets="u.zarr", written="out",
+        extra={
+            "val": ("--val", "{val}", "--val-tickets", "t.zarr"),
+            "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
+            "other_tickets": ("--val", "shards", "--val-tickets", "t.zarr", "--other-tickets", "{other_tickets}"),
+        },
+    ),
     "demo": _row("demo --out {out} --images 0", out="out", written="out"),
     "reproduce list": _row("reproduce list deit-ti/dense"),
     "reproduce run": _row(

@@ -39,7 +39,7 @@ SETTINGS = {
 }
 NO_PATHS = {
     *("split", "selector", "dataset", "creator", "license_", "crop_pct", "grid", "keep", "view", "form", "format_"),
-    *("kind", "class_", "recipe", "annotator", "title"),
+    *("kind", "class_", "recipe", "annotator", "title", "val_split"),
 }
 """Words that name no file. `keys` of show and `key` of info are words, too, and are told by the row."""
 WORDS = {("reproduce list", "rows"), ("tickets show", "keys"), ("tickets info", "key"), ("tickets verify", "subset")}
