@@ -34,7 +34,9 @@ _OF_A_WORKER = {"out", "gpus"}
 @with_flags(CompareConfig, TrainConfig, without=_OF_NO_FLAG)
 def compare(
     overrides: dict[str, Any],
-    recipe: Annotated[str | None, typer.Option(help=recipe_help(TrainConfig, UNLESS_SAID))] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=recipe_help(TrainConfig, UNLESS_SAID, "`dlth train --print-config`"))
+    ] = None,
     config: ConfigFile = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try runs again that failed by themselves.")] = False,
     dry_run: DryRun = False,

@@ -71,11 +71,11 @@ class ConsoleReporter(Reporter):
         self._stack, self._counter = ExitStack(), None
 
 
-def recipe_help(kind: type[TrainConfig], unless_said: str) -> str:
+def recipe_help(kind: type[TrainConfig], unless_said: str, shown_by: str = "--print-config") -> str:
     """The help of `--recipe`, of a command that trains."""
     return (
         f"Start from a recipe: {', '.join(kind.recipes)}, none; what it sets takes the place of defaults below,"
-        f" --print-config shows it. (Default: {unless_said}.)"
+        f" {shown_by} shows it. (Default: {unless_said}.)"
     )
 
 
