@@ -40,9 +40,15 @@ class Arm:
         """The training tickets of its settings; a control's are those that it is made of."""
         return TicketStore(local_tickets(self.config.tickets)) if self.config.tickets is not None else None
 
-    def with_epochs(self, epochs: int) -> "Arm":
-        """The same arm trained for so many epochs; what dlth's own settings say of epochs follows."""
-        cell = replace(self.cell, values={**self.cell.values, "epochs": epochs})
+    def with_epochs(self, epochs: int, like: "Arm") -> "Arm":
+        """The same arm trained for so many epochs, with the warm-up that `like` has unless a user gave it one.
+
+        A keep schedule stays as the survey counted it, unless it would not end within fewer epochs.
+        """
+        settled = {"warmup_epochs": like.config.warmup_epochs}
+        if epochs >= self.config.epochs:
+            settled |= {name: getattr(self.config, name) for name in ("keep_schedule_start", "keep_schedule_epochs")}
+        cell = replace(self.cell, values={**settled, **self.cell.values, "epochs": epochs})
         return replace(self, cell=cell, config=run_config(cell, self.config.seed, self.config.out))
 
 

@@ -2,7 +2,8 @@
 
 The reference is the dense arm, or where there is none the arm of the largest keep; it trains for the epochs that the
 settings say. What its selector cost is taken off a ticket arm's part, as a share of the operations of the reference.
-Schedules follow from each arm's own epochs; the warm-up stays as it is.
+The learning rate follows each arm's own epochs; the warm-up is the reference's, which a short run cuts: arms that
+differed in it could not be judged.
 
 By tokens an image costs its share of the patches *as it was asked for*, which is how the paper's scripts come to
 350, 412, 489, 586 and 711 epochs for stage rates of 0.95 to 0.75: 300 over the rate's third power, in three digits.
@@ -79,7 +80,7 @@ def matched(
     then = {run.arm: run.cost.epochs for run in known.runs} if known is not None and config.match == "hours" else {}
     references = {arm.key.variant: _reference(arms, arm.key.variant) for arm in arms}
     return tuple(
-        arm.with_epochs(then[arm.key])
+        arm.with_epochs(then[arm.key], references[arm.key.variant])
         if arm.key in then
         else _matched(arm, references[arm.key.variant], config, charged.get(arm.key, 0.0))
         for arm in arms
@@ -107,7 +108,7 @@ def _matched(arm: Arm, reference: Arm, config: CompareConfig, charged: float) ->
         budget *= left
     found = nearest_epochs(_spending(arm, config.match), budget)
     try:
-        return arm.with_epochs(found)
+        return arm.with_epochs(found, reference)
     except InputError as error:
         raise InputError(f"{arm.key}, matched with {found} epochs: {error}") from error
 

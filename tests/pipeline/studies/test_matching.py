@@ -72,6 +72,13 @@ def test_a_plan_matches_tokens_as_the_paper_does(shared: dict[str, Any], tmp_pat
     assert plan.may_differ == ("epochs", "keep")
 
 
+def test_a_short_study_has_one_warm_up(shared: dict[str, Any], tmp_path: Path) -> None:
+    """A recipe's warm-up that the reference's two epochs cut to one is one epoch of every arm, however long."""
+    given = {name: value for name, value in shared.items() if name != "warmup_epochs"} | {"recipe": "deit"}
+    plan = planned(given, tmp_path, {"epochs": 2}, match="tokens", keep="0.25")
+    assert [(run.settings["epochs"], run.settings["warmup_epochs"]) for run in plan.runs] == [(8, 1), (2, 1)]
+
+
 def arms_of(shared: dict[str, Any], train: dict[str, Any], **study: Any) -> tuple[CompareConfig, list[Arm]]:
     """Arms of a study, opened; they compute 100 operations a second, the dense one 150."""
     values = {"out": "study", "seeds": "0", "measure": 0, "arms": "random,dense"} | study
@@ -113,7 +120,7 @@ def test_arms_spend_alike_to_half_an_epoch(opened_arms: dict[str, list[Arm]], ma
 def test_epochs_of_an_arms_own_stay(opened_arms: dict[str, list[Arm]]) -> None:
     """Whoever gives an arm its epochs does not want them matched."""
     values = {"out": "study", "match": "tokens", "arms": "random,dense", "arm": {"random": {"epochs": 9}}}
-    arms = [arm.with_epochs(9) if arm.key.arm == "random" else arm for arm in opened_arms["one share"]]
+    arms = [arm.with_epochs(9, arm) if arm.key.arm == "random" else arm for arm in opened_arms["one share"]]
     assert [arm.config.epochs for arm in matched(arms, checked(CompareConfig, values), {}, None)] == [9, 40]
 
 
