@@ -1,6 +1,7 @@
 """What makes an arm of a study, but for its seed: runs of one key are repetitions of each other."""
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, order=True)
@@ -21,3 +22,12 @@ class ArmKey:
     def __str__(self) -> str:
         keep = f"keep {self.keep}" if self.keep else ""
         return ", ".join(filter(None, (self.arm, keep, self.mode, self.variant)))
+
+
+def random_beside(key: ArmKey, there: Container[ArmKey]) -> ArmKey:
+    """The random arm that an arm is held against, which need not be there.
+
+    Random patches need no selector, so those of mode "projected" stand in where the arm's own mode has none.
+    """
+    own = replace(key, arm="random")
+    return own if own in there else replace(own, mode="projected")

@@ -4,7 +4,7 @@ A family is what is compared: the arms that drop patches at one keep, mode and v
 variant. Runs that differ in more than the arm stop the verdicts of their family; tables show them all the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.pipeline.evidence.agreement import Agreement
-from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.arm_key import ArmKey, random_beside
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
@@ -58,13 +58,28 @@ class Evidence:
     @cached_property
     def differences(self) -> dict[ArmKey, list[str]]:
         """For each arm that drops patches and cannot be judged, what its family's runs differ in."""
-        besides = {name for plan in self.studies.values() for name in plan.may_differ}
-        found = {}
-        for arm in self.runs:
-            results = [_as_judged(run) for key in self._family(arm) for run in self.runs[key].values()]
-            if arm.arm != DENSE and (differences := comparable(results, besides)):
-                found[arm] = differences
-        return found
+        dropping = [arm for arm in self.runs if arm.arm != DENSE]
+        found = {arm: self._differences(self._family(arm)) for arm in dropping}
+        return {arm: differences for arm, differences in found.items() if differences}
+
+    @cached_property
+    def apart(self) -> dict[tuple[ArmKey, ArmKey], list[str]]:
+        """For each ticket arm and random one of another mode that cannot stand beside it, what they differ in besides.
+
+        Each is judged in its own family, and families of two modes are not compared as wholes.
+        """
+        pairs = [(arm, random_beside(arm, self.judged)) for arm in self.judged if arm.arm == "ticket"]
+        found = {
+            pair: self._differences(pair, "mode")
+            for pair in pairs
+            if pair[1] in self.judged and pair[0].mode != pair[1].mode
+        }
+        return {pair: differences for pair, differences in found.items() if differences}
+
+    def _differences(self, arms: Iterable[ArmKey], *besides: str) -> list[str]:
+        """In what the runs of arms differ, but for `besides` and what studies let differ."""
+        allowed = {*besides, *(name for plan in self.studies.values() for name in plan.may_differ)}
+        return comparable([_as_judged(run) for arm in arms for run in self.runs[arm].values()], allowed)
 
     def _family(self, arm: ArmKey) -> list[ArmKey]:
         """The arms that one is compared with, and itself."""

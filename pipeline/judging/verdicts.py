@@ -10,14 +10,14 @@ clause says "holds" of any keep where it does not, or "fails" where it does not,
 in 2.5 % of studies each for "better than" (one side of a two-sided test), in 5 % and 2.5 % for "as good as".
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.arm_key import ArmKey, random_beside
 from dlth.pipeline.judging.arm_comparison import LEVEL, SEEDS_FOR_ARMS, Comparison, Outcome, compare_arms
 from dlth.pipeline.judging.power import POWER, MoreSeeds, more_seeds
 from dlth.tickets.errors import MismatchError
@@ -79,12 +79,14 @@ class ClauseVerdict:
         return " ".join(filter(None, (f"{_claimed(self)}: {self.outcome}.", _figures(self), _outlook(self))))
 
 
-def judge(hits: Hits, margin: float) -> tuple[ClauseVerdict, ...]:
+def judge(hits: Hits, margin: float, apart: Collection[tuple[ArmKey, ArmKey]] = ()) -> tuple[ClauseVerdict, ...]:
     """Hold the paper's clauses, and the ticket arm's better than each control, against the runs of a study.
 
     Args:
         hits: bool [N] per arm and seed; the same images in the same order everywhere
         margin: points within which "as good as" takes two accuracies for equal, named before the runs were seen
+        apart: ticket arms with random ones of another mode (`random_beside`) that differ in more than the arm: no
+            verdict holds one against the other
     Returns:
         A verdict for each clause and each keep, mode and variant that both arms were run with, in the clauses' order.
     Raises:
@@ -95,7 +97,7 @@ def judge(hits: Hits, margin: float) -> tuple[ClauseVerdict, ...]:
         raise MismatchError("runs were evaluated on different numbers of images. Give those that all of them saw.")
     controls = sorted({key.arm for key in hits if key.arm.startswith(CONTROL)})
     clauses = (*PAPER, *(Clause("ticket", "better than", control) for control in controls))
-    return tuple(verdict for clause in clauses for verdict in _judged(hits, clause, margin))
+    return tuple(verdict for clause in clauses for verdict in _judged(hits, clause, margin, apart))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -144,13 +146,15 @@ class _Pair:
         return (self.came.p_value, 1.0) if self.leans_to_hold else (1.0, self.came.p_value)
 
 
-def _judged(hits: Hits, clause: Clause, margin: float) -> Iterator[ClauseVerdict]:
+def _judged(
+    hits: Hits, clause: Clause, margin: float, apart: Collection[tuple[ArmKey, ArmKey]]
+) -> Iterator[ClauseVerdict]:
     """The verdicts of a clause: one family of keeps for each mode and variant."""
     families: dict[tuple[str, str], list[_Pair]] = {}
     sparse = clause.second if clause.first == "dense" else clause.first  # the arm that keeps a share of the patches
     for key in sorted((key for key in hits if key.arm == sparse), key=lambda key: key.keep, reverse=True):
         first, second = (key if arm == sparse else _partner(hits, key, arm) for arm in (clause.first, clause.second))
-        if first in hits and second in hits:
+        if first in hits and second in hits and (first, second) not in apart:
             pair = _Pair.of(hits, first, second, margin if clause.claim == "as good as" else None)
             families.setdefault((key.mode, key.variant), []).append(pair)
     for family in sorted(families):
@@ -158,14 +162,10 @@ def _judged(hits: Hits, clause: Clause, margin: float) -> Iterator[ClauseVerdict
 
 
 def _partner(hits: Hits, key: ArmKey, arm: str) -> ArmKey:
-    """The run of another arm that an arm is compared with; it need not be there.
-
-    Random patches need no selector, so those of mode "projected" stand in where the ticket arm's own mode has none.
-    """
+    """The run of another arm that an arm is compared with; it need not be there."""
     if arm == "dense":
         return ArmKey(arm, variant=key.variant)
-    partner = replace(key, arm=arm)
-    return replace(partner, mode="projected") if arm == "random" and partner not in hits else partner
+    return random_beside(key, hits) if arm == "random" else replace(key, arm=arm)
 
 
 def _corrected(clause: Clause, pairs: Sequence[_Pair]) -> Iterator[ClauseVerdict]:

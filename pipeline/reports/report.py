@@ -29,7 +29,7 @@ def margin_of(evidence: Evidence, margin: float | None = None) -> float:
 
 def verdicts_of(evidence: Evidence, margin: float | None = None) -> tuple[ClauseVerdict, ...]:
     """What the evidence says of each clause. Raises InputError for a margin that is none, MismatchError."""
-    return judge(evidence.hits, margin_of(evidence, margin))
+    return judge(evidence.hits, margin_of(evidence, margin), evidence.apart)
 
 
 def report_of(evidence: Evidence, title: str = "", margin: float | None = None) -> Report:

@@ -25,14 +25,22 @@ def warnings(evidence: Evidence) -> tuple[str, ...]:
         counts = _counts([run.state for run in evidence.unfinished])
         said.append(f"Runs without a result: {counts}. The verdicts are of the others.")
     for arm, differences in evidence.differences.items():
-        listed = "; ".join(shown(text, 300) for text in differences[:5])
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        said.append(f"Not judged: {shown(arm)}, as its runs differ in more than the arm: {listed}{more}.")
+        said.append(f"Not judged: {shown(arm)}, as its runs differ in more than the arm: {_listed(differences)}.")
+    for (first, second), differences in evidence.apart.items():
+        said.append(
+            f"Not judged: {shown(first)} against {shown(second)}, as they differ in more than arm and mode:"
+            f" {_listed(differences)}."
+        )
     if evidence.left_out:
         said.append(
             f"{evidence.left_out:,} validation images are left out of all comparisons, as not every run has seen them."
         )
     return tuple(said)
+
+
+def _listed(differences: list[str]) -> str:
+    listed = "; ".join(shown(text, 300) for text in differences[:5])
+    return f"{listed}; and {len(differences) - 5} more" if len(differences) > 5 else listed
 
 
 def _counts(states: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from makers.results import write_run, write_study_of
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.gather import gather
+from dlth.pipeline.reports.report import verdicts_of
+from dlth.pipeline.reports.unfinished import warnings
 from dlth.tickets.errors import InputError
 from dlth.training.runs.sealed_json import sealed
 
@@ -84,6 +87,34 @@ def test_a_dense_run_needs_no_tickets_of_validation_images(tmp_path: Path) -> No
     write_run(tmp_path / "other", "random", 1, data=of["b"])
     assert all("validation images' tickets" in told[0] for told in gather([tmp_path]).differences.values())
     assert gather([tmp_path]).differences.keys() == {TICKET, RANDOM}
+
+
+def test_random_patches_of_another_mode_stand_in_where_they_are_alike(tmp_path: Path) -> None:
+    """Projected random patches are held against online tickets of the same labels, whoever ranks those; of others the
+    page says why not, and each arm is still judged beside the dense one.
+    """
+    alike, other = ({"data_order": "c" * 64, "val_order": "d" * 64, "data_labels": of * 64} for of in "ab")
+    for arm in ("ticket", "random"):
+        write_run(tmp_path / arm, arm, 0, data=alike)
+    config = json.loads((tmp_path / "ticket" / "result.json").read_text())["config"]
+    change(tmp_path / "ticket", mode="online", config=config | {"mode": "online", "selector_ranker": "gradient"})
+    online = replace(TICKET, mode="online")
+    (verdict,) = verdicts_of(gather([tmp_path]))
+    assert (verdict.first, verdict.second) == (online, RANDOM)
+    change(tmp_path / "random", data=other)
+    evidence = gather([tmp_path])
+    assert not evidence.differences
+    assert evidence.apart.keys() == {(online, RANDOM)}
+    assert verdicts_of(evidence) == ()
+    (told,) = warnings(evidence)
+    assert f"Not judged: {online} against {RANDOM}" in told
+    assert "the training images' labels: " in told
+    change(tmp_path / "random", data=alike, config=config | {"hidden": "keep"})
+    write_run(tmp_path / "dense", "dense", 0, data=alike)
+    assert [str(each.clause) for each in verdicts_of(gather([tmp_path]))] == [
+        "ticket as good as dense",
+        "dense better than random",
+    ]
 
 
 def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path) -> None:
