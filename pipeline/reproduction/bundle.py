@@ -200,16 +200,15 @@ def _tickets(result: RunResult) -> dict[str, Any]:
     return {name: {"identity": store.identity, "header": store.header.to_json()} for name, store in stores.items()}
 
 
-def ticket_identities(raw: bytes) -> dict[str, str]:
-    """Identities by setting, of a bundle's tickets.json. Raises SchemaError where it is none, or a header is none."""
+def bundled_tickets(raw: bytes) -> dict[str, tuple[str, TicketHeader]]:
+    """Identity and header by setting, of a bundle's tickets.json. Raises SchemaError where it, or a header, is none."""
     content = parse(raw, TICKETS)
-    identities: dict[str, str] = {}
+    tickets: dict[str, tuple[str, TicketHeader]] = {}
     for name, entry in content.items() if isinstance(content, dict) else [("", content)]:
         if not (isinstance(entry, dict) and entry.keys() == {"identity", "header"}):
             raise SchemaError(f"{TICKETS}: {shown(name)} is no identity with its header")
-        TicketHeader.from_json(entry["header"])
-        identities[name] = str(entry["identity"])
-    return identities
+        tickets[name] = str(entry["identity"]), TicketHeader.from_json(entry["header"])
+    return tickets
 
 
 def _weights(run: Path) -> dict[str, str]:

@@ -21,14 +21,15 @@ from dlth.pipeline.reproduction.bundle import (
     MANIFEST,
     TICKETS,
     Manifest,
+    bundled_tickets,
     limit_of,
     paths,
-    ticket_identities,
 )
 from dlth.pipeline.reproduction.experiment import WHOLE, Experiment
 from dlth.pipeline.reproduction.experiments import EXPERIMENTS
-from dlth.pipeline.reproduction.row_settings import unlike
+from dlth.pipeline.reproduction.row_settings import online_unlike, ranked_unlike, unlike
 from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, UnsafeError, shown
+from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.store.disk import read_file
 from dlth.training.evaluation.measure import ImageResults
 from dlth.training.settings.fields import fixed_settings
@@ -126,13 +127,13 @@ def check_bundle(folder: Path, experiments: Mapping[str, Experiment] = EXPERIMEN
         return CheckedBundle(folder, **about, damage=tuple(damage))
     try:
         finished = [FinishedRun.load(folder / RUNS / name) for name in manifest.runs]
-        damage = [*_contradictions(folder, manifest, finished)]
+        tickets = bundled_tickets(read_file(folder / TICKETS, limit_of(TICKETS), TICKETS))
+        damage = [*_contradictions(folder, manifest, finished, tickets)]
         runs = () if damage else tuple(map(_checked_run, finished))
     except (DlthError, OSError) as error:
         return CheckedBundle(folder, **about, damage=(_as_damage(error),))
-    return CheckedBundle(
-        folder, **about, runs=runs, damage=tuple(damage), unlike=_unlike(manifest, finished, experiments)
-    )
+    other = _unlike(manifest, finished, tickets, experiments)
+    return CheckedBundle(folder, **about, runs=runs, damage=tuple(damage), unlike=other)
 
 
 def _files_damage(folder: Path, manifest: Manifest) -> Iterator[DlthError]:
@@ -176,15 +177,17 @@ def _found(folder: Path) -> set[str]:
     return found
 
 
-def _contradictions(folder: Path, manifest: Manifest, runs: list[FinishedRun]) -> Iterator[DamageError]:
+def _contradictions(
+    folder: Path, manifest: Manifest, runs: list[FinishedRun], tickets: Mapping[str, tuple[str, TicketHeader]]
+) -> Iterator[DamageError]:
     """What the files of a bundle, each as it was written, do not say alike."""
-    tickets = ticket_identities(read_file(folder / TICKETS, limit_of(TICKETS), TICKETS))
+    identities = {name: identity for name, (identity, _) in tickets.items()}
     plan = read_study(folder) if STUDY in manifest.files else None
     planned = {run.name: run.seed for run in plan.runs} if plan is not None else None
     if planned is not None and planned != {run.folder.name: run.seed for run in runs}:
         yield DamageError(f"{shown(folder)}: its runs are not those of {STUDY}", file=STUDY)
     for run in runs:
-        for problem in _run_contradictions(run, tickets):
+        for problem in _run_contradictions(run, identities):
             yield DamageError(f"{shown(folder)}: run {shown(run.folder.name)}: {problem}", file=run.folder.name)
 
 
@@ -236,14 +239,28 @@ def _checked_run(run: FinishedRun) -> CheckedRun:
     return CheckedRun(run.folder.name, result.seed, result.k, result.epochs, numbers, hours, device)
 
 
-def _unlike(manifest: Manifest, runs: list[FinishedRun], experiments: Mapping[str, Experiment]) -> tuple[str, ...]:
+def _unlike(
+    manifest: Manifest,
+    runs: list[FinishedRun],
+    tickets: Mapping[str, tuple[str, TicketHeader]],
+    experiments: Mapping[str, Experiment],
+) -> tuple[str, ...]:
     """Why a whole bundle does not stand in the table."""
     if manifest.row not in experiments:
         return ("no experiment of this version has its name",)
     if manifest.scale != WHOLE:
         return (f"tried with {manifest.scale} of its images and epochs",)
     row = experiments[manifest.row]
-    return tuple(dict.fromkeys(text for run in runs for text in unlike(row, run.result)))
+    found = [text for run in runs for text in unlike(row, run.result)]
+    if row.selector:
+        selector = experiments[row.selector]
+        found += [text for _, header in tickets.values() for text in ranked_unlike(row, selector, header)]
+        for result in (run.result for run in runs):
+            if result.config.get("mode") == "online":
+                found += online_unlike(row, selector, result.selector)
+            elif result.arm == "ticket" and not result.tickets:
+                found.append("nothing says who ranked its patches")
+    return tuple(dict.fromkeys(found))
 
 
 def _as_damage(error: Exception) -> DlthError:

@@ -6,8 +6,12 @@ Both read the same description, so that what is run by a row and what counts as 
 from collections.abc import Mapping
 from typing import Any
 
-from dlth.pipeline.reproduction.experiment import ARMS, Experiment
+from dlth.pipeline.reproduction.experiment import ARMS, STAGES, Experiment
 from dlth.tickets.errors import DlthError, shown
+from dlth.tickets.format.header import TicketHeader
+from dlth.tickets.format.provenance import DEFAULT_RANKER, describe, ranker_of, views_averaged
+from dlth.tickets.ranking.budget import Budget
+from dlth.training.models.registry import resolve
 from dlth.training.runs.result import RunResult
 from dlth.training.settings.fields import fixed_settings
 from dlth.training.settings.layering import layered
@@ -55,6 +59,40 @@ def unlike(row: Experiment, result: RunResult) -> list[str]:
     if "token labels" in row.needs and not data.get("token_labels"):
         found.append("trained without token labels")
     return found
+
+
+def ranked_unlike(row: Experiment, selector: Experiment, header: TicketHeader) -> list[str]:
+    """In what tickets are not the row's: ranked by another model than its selector's, by another rule, at another rate.
+
+    A control's are no model's, and so of another. Where two models have one name in timm, as DeiT-S and that of width
+    576 have, a header does not tell them apart.
+    """
+    who, views = header.selector, views_averaged(header)
+    found = _selected_unlike(row, selector, who.model, ranker_of(header), who.fuse_tokens, header.stage_tokens)
+    found += [f"ranked by the mean of {views} views, not by one"] if views > 1 else []
+    return [f"tickets are of {describe(header)}: {text}" for text in found]
+
+
+def online_unlike(row: Experiment, selector: Experiment, facts: Mapping[str, Any]) -> list[str]:
+    """The same of a selector in the loop, by what a result says of it (`RunResult.selector`)."""
+    names = ("model", "ranker", "fuse_tokens", "stage_tokens")
+    return [f"the selector's {text}" for text in _selected_unlike(row, selector, *(facts.get(name) for name in names))]
+
+
+def _selected_unlike(
+    row: Experiment, selector: Experiment, model: Any, ranker: Any, fuse_tokens: Any, stage_tokens: Any
+) -> list[str]:
+    own = resolve(str(selector.settings["model"]))
+    kept = tuple(stage_tokens) if isinstance(stage_tokens, list | tuple) else stage_tokens
+    by_rate = Budget.from_stage_keep(row.rate, row.patches, STAGES).stage_tokens
+    by_share = Budget.from_keep(row.keep, row.patches, STAGES).stage_tokens  # what a selector in the loop is given
+    facts = {
+        "model": (str(model).partition(".")[0] == own.partition(".")[0], model, own),
+        "ranker": (ranker == DEFAULT_RANKER, ranker, DEFAULT_RANKER),
+        "fused tokens": (fuse_tokens is False, fuse_tokens, False),
+        "patches of each stage": (kept in (by_rate, by_share), kept, by_rate),
+    }
+    return [f"{name} {shown(ours)}, not {shown(theirs)}" for name, (alike, ours, theirs) in facts.items() if not alike]
 
 
 def _expected(row: Experiment) -> Mapping[str, Any]:

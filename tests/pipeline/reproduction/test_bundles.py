@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -23,15 +24,21 @@ from dlth.pipeline.reproduction import bundle
 from dlth.pipeline.reproduction.bundle import MANIFEST, BundleOf, Manifest, write_bundle
 from dlth.pipeline.reproduction.check import CheckedBundle, check_bundle, check_bundles
 from dlth.pipeline.reproduction.table import as_csv, as_markdown, table
-from dlth.tickets import ViewSpec
+from dlth.tickets import Budget, SelectorInfo, TicketHeader, ViewSpec
+from dlth.tickets.derive.draft import unscored
 from dlth.tickets.errors import IncompleteError, MismatchError, MissingFileError
 from dlth.training.runs.loop import train
 from dlth.training.runs.sealed_json import sealed
 
 RUN = "ticket-seed0"
-
-
-LT = toy_row("toy/lt/0.8", "lt", rate="0.8")
+SELECTOR = toy_row("toy/selector/0.8", "selector", rate="0.8")
+LT = toy_row("toy/lt/0.8", "lt", rate="0.8", selector=SELECTOR.name)
+RANKED = {
+    "selector": SelectorInfo(SELECTOR.settings["model"], "", "file", (1, 2, 3)),
+    "budget": Budget.from_stage_keep("0.8", 16, 3),
+}
+"""What the tickets of the row's own selector say."""
+ROWS = {row.name: row for row in (LT, SELECTOR)}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,9 @@ def of(tmp_path_factory: pytest.TempPathFactory) -> BundleOf:
         ("tickets", train_images, ViewSpec("whole", 32, 32)),
         ("val_tickets", val, ViewSpec("center", 32, 32, "0.9")),
     ):
-        tickets[name] = str(select_tickets(open_index(spec), study / f"{name}.zarr", view=view, split="").path)
+        tickets[name] = str(
+            select_tickets(open_index(spec), study / f"{name}.zarr", view=view, split="", **RANKED).path
+        )
     runs, planned = {}, []
     for seed in (0, 1):
         name = f"ticket-seed{seed}"
@@ -69,7 +78,7 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 
 
 def checked(folder: Path) -> CheckedBundle:
-    return check_bundle(folder, {LT.name: LT})
+    return check_bundle(folder, ROWS)
 
 
 def digested(folder: Path) -> None:
@@ -191,19 +200,45 @@ def test_what_is_not_the_row_is_not_in_its_table(of: BundleOf, tmp_path: Path) -
     scaled = write_bundle(tmp_path, replace(of, scale="0.5"))
     assert scaled.name == "toy_lt_0.8+projected+scale0.5"
     full = write_bundle(tmp_path, of)
-    (found,) = (each for each in check_bundles(tmp_path, {LT.name: LT}) if each.folder == scaled)
+    (found,) = (each for each in check_bundles(tmp_path, ROWS) if each.folder == scaled)
     (line,) = table([LT], [found])
     assert (found.damage, line.dense, line.state) == ((), None, "not the row")
     assert line.why == "tried with 0.5 of its images and epochs"
     larger = replace(LT, dataset=replace(LT.dataset, images=1000, val_images=500), epochs=300, batch=1024)
-    unlike = check_bundle(full, {LT.name: larger}).unlike
+    unlike = check_bundle(full, ROWS | {LT.name: larger}).unlike
     assert "epochs is 2, not 300" in unlike
     assert "images of a step: 8, not 1024" in unlike
     assert "training images: 21, not 1000" in unlike
     assert "validation images: 11, not 500" in unlike
     faster = replace(LT, settings={**LT.settings, "lr": 0.01})
-    assert check_bundle(full, {LT.name: faster}).unlike == ("lr is 0.001, not 0.01",)
+    assert check_bundle(full, ROWS | {LT.name: faster}).unlike == ("lr is 0.001, not 0.01",)
     assert check_bundle(full, {}).unlike == ("no experiment of this version has its name",)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "why"),
+    [
+        (
+            {"selector": unscored("control: inverse"), "stage_tokens": ()},
+            "tickets are of control: inverse: model control: inverse, not",
+        ),
+        ({"selector": replace(RANKED["selector"], model="deit_tiny_patch16_224")}, "model deit_tiny_patch16_224, not"),
+        ({"selector": replace(RANKED["selector"], fuse_tokens=True)}, "fused tokens True, not False"),
+        ({"extensions": {"ranker": "rollout"}}, "ranker rollout, not evit"),
+        ({"extensions": {"average_views": {"crops": 3}}}, "ranked by the mean of 5 views, not by one"),
+        ({"stage_tokens": (15, 12, 9)}, r"patches of each stage \(15, 12, 9\), not \(13, 11, 9\)"),
+    ],
+)
+def test_whose_patches_are_ranked_by_another_is_not_the_row(copied: Path, ranked: dict[str, Any], why: str) -> None:
+    """Tickets of a control, another model, another rule or rate give the row of its own selector no number."""
+    tickets = json.loads((copied / "tickets.json").read_text())
+    header = TicketHeader.from_json(tickets["tickets"]["header"])
+    tickets["tickets"]["header"] = replace(header, **ranked).to_json()
+    (copied / "tickets.json").write_text(json.dumps(tickets))
+    digested(copied)
+    found = checked(copied)
+    assert (found.damage, found.in_table) == ((), False)
+    assert re.search(why, found.unlike[0])
 
 
 def test_a_bundle_is_made_once_and_of_finished_runs(of: BundleOf, tmp_path: Path) -> None:
