@@ -2,15 +2,17 @@
 
 All is checked before anything is spent, and all that is wrong with any arm is told at once: whoever mends one setting
 at a time for a grid of ten arms would wait for ten checks. Seeds differ in nothing that can be refused, so they share
-one check. Nothing is written here.
+one check. What could never be judged is refused as well, before it is trained. Nothing is written here.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.evidence import DENSE
 from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
 from dlth.pipeline.studies.arms import Arm, Counting, opened
 from dlth.pipeline.studies.asked import located
@@ -24,6 +26,7 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
+from dlth.training.settings.comparable import comparable
 from dlth.training.settings.train_config import TrainConfig
 
 
@@ -54,10 +57,12 @@ def plan_study(
         note(text)
     costs = {arm.key: selector_cost(arm, config) for arm in arms}
     arms = matched(arms, config, {key: cost.charged for key, cost in costs.items()}, known)
+    may_differ = _may_differ(config)
+    _refuse_unlike(arms, may_differ)
     return StudyPlan(
         runs=tuple(_run(arm, seed, config, costs[arm.key].charged) for arm in arms for seed in config.seeds),
         settings=config.model_dump(mode="json") | {"controls": _controls(arms, config)},
-        may_differ=_may_differ(config),
+        may_differ=may_differ,
         notes=(*notes, *told(tuple(costs.values()), config)),
     )
 
@@ -72,6 +77,33 @@ def finished_rates(study: Path, known: StudyPlan) -> dict[ArmKey, float]:
             if seconds > 0:
                 rates[run.arm] = result.train_flops / seconds
     return rates
+
+
+def _refuse_unlike(arms: Sequence[Arm], may_differ: Sequence[str]) -> None:
+    """Raises InputError for arms of one keep, mode and variant that differ in more than the study says.
+
+    Their runs would be trained, and then stop the verdicts.
+    """
+    problems = {}
+    for key in dict.fromkeys((arm.key.keep, arm.key.mode, arm.key.variant) for arm in arms if arm.key.arm != DENSE):
+        dense = [arm for arm in arms if arm.key.arm == DENSE and arm.key.variant == key[2]]
+        family = [arm for arm in arms if (arm.key.keep, arm.key.mode, arm.key.variant) == key]
+        problems |= dict.fromkeys(comparable(list(map(_result, dense + family)), may_differ))
+    if problems:
+        raise InputError(
+            "these runs could not be judged, as they differ in more than the arm: "
+            + "; ".join(problems)
+            + ". Give all arms the same."
+        )
+
+
+def _result(arm: Arm) -> dict[str, Any]:
+    """What the results of an arm's runs will say that must be alike; the dense arm is not judged on tickets."""
+    record, of_epochs = arm.survey.record, ("epochs", "warmup_epochs", "keep_schedule_start", "keep_schedule_epochs")
+    config = record["config"] | {name: getattr(arm.config, name) for name in of_epochs}
+    judged_by = {name: fact for name, fact in record["data"].items() if arm.key.arm != DENSE or name != "val_tickets"}
+    steps = arm.config.epochs * arm.survey.steps_per_epoch
+    return {**record, "config": config, "data": judged_by, "steps": steps}
 
 
 def _run(arm: Arm, seed: int, config: CompareConfig, charged: float) -> PlannedRun:

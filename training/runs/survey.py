@@ -106,7 +106,7 @@ def survey(config: TrainConfig, *, processes: int = 1, seconds: float = 0.0) -> 
         sizes = files.index.image_size
         return Survey(
             contents=read,
-            record=parts.record,
+            record=parts.record | {"data": inputs.trained_on(())},
             steps_per_epoch=inputs.steps_per_epoch,
             first_epochs=first,
             val_flops=_evaluation_flops(parts),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers.pictures import write_shards
 from makers.tickets import select_tickets
 
 from dlth.data.shards.index import open_index
@@ -132,6 +133,28 @@ def test_all_that_is_wrong_is_told_at_once(shared: dict[str, Any], tmp_path: Pat
     assert [line[: len(text)] for line, text in zip(told, wanted, strict=True)] == wanted
     with pytest.raises(InputError, match=r"^every arm: .*no-such-shards"):
         planned(shared, tmp_path, {"data": str(tmp_path / "no-such-shards")})
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({"data": "relabelled"}, r"training images' labels: \w{12} \(arm dense, seed 0\), \w{12} \(arm random"),
+        ({"val": "train"}, "validation images' labels: "),
+        ({"epochs": 2}, r"warmup_epochs: 3 \(arm dense, seed 0\), 1 \(arm random, seed 0\)"),
+    ],
+    ids=str,
+)
+def test_what_could_never_be_judged_is_refused(
+    shared: dict[str, Any], tmp_path: Path, own: dict[str, Any], named: str
+) -> None:
+    """An arm with other labels, images or warm-up than the rest would be trained in vain; both sides are named."""
+    folder = Path(shared["data"]).parent
+    write_shards(tmp_path, 3, [7, 5, 9], split="relabelled", num_classes=5)
+    places = {"relabelled": str(tmp_path / "relabelled"), "train": str(folder / "train")}
+    given = {name: value for name, value in shared.items() if name not in ("tickets", "val_tickets", "warmup_epochs")}
+    own = {name: places.get(value, value) for name, value in own.items()}
+    with pytest.raises(InputError, match=f"could not be judged.*{named}"):
+        planned(given | {"keep": "0.5"}, tmp_path, arms="random,dense", arm={"random": own})
 
 
 @pytest.mark.parametrize(
