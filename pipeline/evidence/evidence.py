@@ -4,7 +4,7 @@ A family is what is compared: the arms that drop patches at one keep, mode and v
 variant. Runs that differ in more than the arm stop the verdicts of their family; tables show them all the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -76,10 +76,23 @@ class Evidence:
         }
         return {pair: differences for pair, differences in found.items() if differences}
 
-    def _differences(self, arms: Iterable[ArmKey], *besides: str) -> list[str]:
-        """In what the runs of arms differ, but for `besides` and what studies let differ."""
-        allowed = {*besides, *(name for plan in self.studies.values() for name in plan.may_differ)}
-        return comparable([_as_judged(run) for arm in arms for run in self.runs[arm].values()], allowed)
+    def _differences(self, arms: Collection[ArmKey], *besides: str) -> list[str]:
+        """In what the runs of arms differ, but for `besides` and what a study lets its arms differ in.
+
+        A study says that of its own arms: it has a run of each, and further runs of an arm, wherever they are from, are
+        like those.
+        """
+        results = {arm: [_as_judged(run) for run in self.runs[arm].values()] for arm in arms}
+        folders = [{run.folder for run in self.runs[arm].values()} for arm in arms]
+        plans = [plan for plan, own in self._planned if not any(own.isdisjoint(of_arm) for of_arm in folders)]
+        allowed = {*besides, *(name for plan in plans for name in plan.may_differ)}
+        among = comparable([result for of_arm in results.values() for result in of_arm], allowed)
+        return among or [text for of_arm in results.values() for text in comparable(of_arm)]
+
+    @cached_property
+    def _planned(self) -> list[tuple[StudyPlan, set[Path]]]:
+        """Each plan with the folders of its runs."""
+        return [(plan, {plan.folder(study, run) for run in plan.runs}) for study, plan in self.studies.items()]
 
     def _family(self, arm: ArmKey) -> list[ArmKey]:
         """The arms that one is compared with, and itself."""

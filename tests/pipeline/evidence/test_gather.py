@@ -11,6 +11,7 @@ from makers.results import write_run, write_study_of
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.gather import gather
+from dlth.pipeline.evidence.study_plan import write_study
 from dlth.pipeline.reports.report import verdicts_of
 from dlth.pipeline.reports.unfinished import warnings
 from dlth.tickets.errors import InputError
@@ -76,6 +77,25 @@ def test_what_differs_stops_the_verdicts_of_its_keep_alone(study: Path, tmp_path
     assert evidence.differences[SMALL][0].startswith("how many steps were taken: ")
     assert set(evidence.hits) == {*ARMS}
     assert len(evidence.runs[SMALL]) == 3
+
+
+def test_a_study_lets_its_own_arms_differ_and_no_others(tmp_path: Path) -> None:
+    """Arms of a study matched in computation differ in epochs; the same two without a plan do not beside such a study,
+    nor does one more seed that was trained for longer than the study's.
+    """
+    study, loose = tmp_path / "one", tmp_path / "loose"
+    plan = write_study_of(study, (DENSE, TICKET))
+    write_study(study, replace(plan, may_differ=("epochs",)))
+    for run in (study / "runs").glob("ticket-*"):
+        change(run, steps=16)
+    for arm, steps in (("dense", 12), ("ticket", 16)):
+        write_run(loose / arm, arm, 0, model="swin", steps=steps)
+    swin, vit = (replace(TICKET, variant=model) for model in ("swin", "vit_tiny_patch16_224"))
+    evidence = gather([study, loose])
+    assert (vit in evidence.judged, evidence.differences.keys()) == (True, {swin})
+    for steps, judged in ((16, True), (20, False)):
+        write_run(tmp_path / f"more{steps}", "ticket", 3, steps=steps)
+        assert (TICKET in gather([study, tmp_path / f"more{steps}"]).judged) == judged
 
 
 def test_a_dense_run_needs_no_tickets_of_validation_images(tmp_path: Path) -> None:
