@@ -1,7 +1,8 @@
 """How many epochs make an arm spend what the reference spends.
 
 The reference is the dense arm, or where there is none the arm of the largest keep; it trains for the epochs that the
-settings say. What its selector cost is taken off a ticket arm's part, as a share of the operations of the reference.
+settings say. What its selector cost is taken off a ticket arm's part, as a share of the operations of the reference;
+where a ticket arm is the reference itself, the others may spend what its selector cost too.
 The learning rate follows each arm's own epochs; the warm-up is the reference's, which a short run cuts: arms that
 differed in it could not be judged.
 
@@ -78,31 +79,34 @@ def matched(
     if config.match == "epochs":
         return tuple(arms)
     then = {run.arm: run.cost.epochs for run in known.runs} if known is not None and config.match == "hours" else {}
-    references = {arm.key.variant: _reference(arms, arm.key.variant) for arm in arms}
+    references = {arm.key.variant: _reference(arms, arm.key.variant, charged) for arm in arms}
     return tuple(
         arm.with_epochs(then[arm.key], references[arm.key.variant])
         if arm.key in then
-        else _matched(arm, references[arm.key.variant], config, charged.get(arm.key, 0.0))
+        else _matched(arm, references[arm.key.variant], config, charged)
         for arm in arms
     )
 
 
-def _reference(arms: Sequence[Arm], variant: str) -> Arm:
-    """The arm of a variant that the others spend as much as: the dense one, else the first of the largest k."""
+def _reference(arms: Sequence[Arm], variant: str, charged: Mapping[ArmKey, float]) -> Arm:
+    """The arm of a variant that the others spend as much as: the dense one, else the first of the largest k, and of
+    these one that is charged with nothing.
+    """
     own = [arm for arm in arms if arm.key.variant == variant]
-    return max(own, key=lambda arm: (arm.key.arm == "dense", arm.survey.record["k"]))
+    return max(own, key=lambda arm: (arm.key.arm == "dense", arm.survey.record["k"], not charged.get(arm.key)))
 
 
-def _matched(arm: Arm, reference: Arm, config: CompareConfig, charged: float) -> Arm:
+def _matched(arm: Arm, reference: Arm, config: CompareConfig, charged: Mapping[ArmKey, float]) -> Arm:
     if arm is reference or "epochs" in config.arm.get(arm.key.arm, {}):
         return arm
     epochs = reference.config.epochs
     budget = _spending(reference, config.match)(epochs)
-    if charged:
-        left = 1 - charged / reference.survey.work(epochs).flops
+    own, theirs = charged.get(arm.key, 0.0), charged.get(reference.key, 0.0)
+    if own != theirs:
+        left = 1 - (own - theirs) / reference.survey.work(epochs).flops
         if left <= 0:
             raise InputError(
-                f"{arm.key}: the selector costs {charged / 1e15:.4g} PFLOP, which is all that {reference.key} spends in"
+                f"{arm.key}: the selector costs {own / 1e15:.4g} PFLOP, which is all that {reference.key} spends in"
                 f" {epochs} epochs: charge the share of several runs (--selector-cost amortised --selector-runs N)"
             )
         budget *= left

@@ -176,6 +176,27 @@ def test_the_selectors_cost_is_charged_to_tickets(shared: dict[str, Any], tmp_pa
         matched(arms, config, {arms[0].key: 0.999 * dense}, None)
 
 
+def test_the_selectors_cost_is_charged_whichever_arm_comes_first(shared: dict[str, Any]) -> None:
+    """Without a dense arm the one that pays for a selector is not the measure of the one that does not; where all that
+    keep the most pay, the others may spend as much besides.
+    """
+    study = {"match": "flops", "keep": "0.75,0.25"}
+    _, (large, small, *blind) = arms_of(shared, {}, arms="ticket,random", **study)
+    cost = 10 * large.survey.work(1).flops
+    charged = {large.key: cost, small.key: cost}
+    config = checked(CompareConfig, {"out": "study", "arms": "ticket,random", **study})
+
+    def in_order(*arms: Arm) -> dict[str, int]:
+        return {str(arm.key): arm.config.epochs for arm in matched(arms, config, charged, None)}
+
+    either = in_order(large, small, *blind)
+    assert either == in_order(*blind, large, small)
+    assert (either[str(large.key)], either[str(blind[0].key)]) == (30, 40)
+    alone = in_order(large, blind[1])
+    assert alone[str(large.key)] == 40
+    assert alone[str(blind[1].key)] == round(50 * large.survey.work(1).flops / blind[1].survey.work(1).flops)
+
+
 def test_counting_a_model_takes_no_memory_for_it(tmp_path: Path, shared: dict[str, Any]) -> None:
     """A ticket file may name any model: its cost is counted without its weights being made (1.2 GB here)."""
     selector = SelectorInfo("vit_large_patch16_224", "", "", (6, 12, 18))
