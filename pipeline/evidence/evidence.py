@@ -87,7 +87,7 @@ class Evidence:
         plans = [plan for plan, own in self._planned if not any(own.isdisjoint(of_arm) for of_arm in folders)]
         allowed = {*besides, *(name for plan in plans for name in plan.may_differ)}
         among = comparable([result for of_arm in results.values() for result in of_arm], allowed)
-        return among or [text for of_arm in results.values() for text in comparable(of_arm)]
+        return among or [text for of_arm in results.values() for text in comparable(of_arm, one_arm=True)]
 
     @cached_property
     def _planned(self) -> list[tuple[StudyPlan, set[Path]]]:

@@ -50,14 +50,17 @@ CONTENT = {"data_content": "data_order", "val_content": "val_order"}
 """Digests of bytes, by the packing that they take their sample in: another packing's says nothing of these bytes."""
 
 
-def comparable(results: Sequence[Mapping[str, Any]], besides: Collection[str] = ()) -> list[str]:
+def comparable(
+    results: Sequence[Mapping[str, Any]], besides: Collection[str] = (), *, one_arm: bool = False
+) -> list[str]:
     """What keeps results, each a result.json, from being compared: a sentence for each difference, none if they may be.
 
     Each is held against the first that says the same, or the first of its seed. `besides` names settings, and names of
     `ALIKE` and `ALIKE_RUNS`, that may differ too, and with each what follows from it: with "epochs" also "steps".
+    `one_arm`: they repeat one arm with other seeds, so they have its tickets, or its selector, alike as well.
     """
     besides = {*besides, *(fact for name in besides for fact in FOLLOWS.get(name, ()))}
-    differences, said = [], [_facts(result, besides) for result in results]
+    differences, said = [], [_facts(result, besides) | (_tickets(result) if one_arm else {}) for result in results]
     for place, facts in enumerate(said):
         for fact, value in facts.items():
             first = next((other for other in range(place) if fact in said[other]), None)
@@ -81,6 +84,13 @@ def _facts(result: Mapping[str, Any], besides: Collection[str]) -> dict[Fact, An
     settings = [name for name in fixed if name in config and name not in ARMS_OWN and name not in besides]
     settings = [name for name in settings if drops or name not in SPARSE]
     return facts | {(f"the setting {name}", None): config[name] for name in settings}
+
+
+def _tickets(result: Mapping[str, Any]) -> dict[Fact, Any]:
+    """What a result says of the tickets that it was trained on."""
+    selector = result.get("selector", {}).get("weights_sha256")
+    facts: dict[Fact, Any] = {("the training images' tickets", None): result["tickets"]} if "tickets" in result else {}
+    return facts | ({} if selector is None else {("the weights of the selector in the loop", None): selector})
 
 
 def _side(result: Mapping[str, Any], value: Any) -> str:

@@ -98,6 +98,22 @@ def test_a_study_lets_its_own_arms_differ_and_no_others(tmp_path: Path) -> None:
         assert (TICKET in gather([study, tmp_path / f"more{steps}"]).judged) == judged
 
 
+@pytest.mark.parametrize(
+    "of", [{"tickets": "e" * 64}, {"selector": {"weights_sha256": "e" * 64}}], ids=["cached", "online"]
+)
+def test_seeds_of_an_arm_have_the_same_tickets(study: Path, tmp_path: Path, of: dict[str, object]) -> None:
+    """A seed on other tickets, or with another selector in the loop, is no repetition: told, and no verdict."""
+    shutil.copytree(study, tmp_path / "one")
+    runs = tmp_path / "one" / "runs"
+    for seed in (0, 1, 2):
+        change(runs / f"ticket-keep0.5-seed{seed}", selector={"weights_sha256": "a" * 64})
+    change(runs / "ticket-keep0.5-seed1", **of)
+    evidence = gather([tmp_path / "one"])
+    assert TICKET not in evidence.hits
+    (told,) = evidence.differences[TICKET]
+    assert "aaaaaaaaaaaa (arm ticket, seed 0), eeeeeeeeeeee (arm ticket, seed 1)" in told
+
+
 def test_a_dense_run_needs_no_tickets_of_validation_images(tmp_path: Path) -> None:
     """It is judged on all patches, so it is compared with arms that have them; those need the same among each other."""
     of = {name: {"val_order": "d" * 64, "val_tickets": name * 64} for name in ("", "a", "b")}
