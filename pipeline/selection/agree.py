@@ -23,14 +23,17 @@ from dlth.tickets import TicketStore, num_kept
 from dlth.tickets.callbacks import Note, Progress
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.header import TicketHeader
-from dlth.tickets.format.provenance import describe, ranker_of
+from dlth.tickets.format.provenance import describe, describe_selector, ranker_of
 from dlth.tickets.ranking.ranks import num_shared
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
+from dlth.training.models.registry import same_model
+from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.reporter import Reporter
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Scoring
+from dlth.training.selectors.rankers import RANKERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,7 @@ def plan_agreement(store: TicketStore, config: AgreeConfig, note: Note = lambda 
     require_images(index)
     joined = join(index, store, "skip")
     note(f"{joined.coverage}")
+    config = _ranking_as(header, config, note)
     online = open_selector(config, k, grid, device, _Told(note), "the tickets have")
     if online.selector.budget.k != k:
         raise MismatchError(f"the tickets keep {k} patches, the selector {online.selector.budget.k}: give --keep")
@@ -161,6 +165,25 @@ def _refuse_unscored(header: TicketHeader) -> None:
             f"these tickets are a control, which no selector chose: {describe(header)}. Compare the tickets that it"
             " was made from"
         )
+
+
+def _ranking_as(header: TicketHeader, config: AgreeConfig, note: Note) -> AgreeConfig:
+    """The settings, with the tickets' own ranker, blocks and fused token where no flag says another, if the selector is
+    of their model.
+
+    A ranker that is not one of dlth's is a user's code, which is imported at a user's word and never at a file's.
+    """
+    weights = WeightsFile.find(config.selector_checkpoint) if config.selector_checkpoint else None
+    model = config.selector or (weights.note.model if weights is not None and weights.note is not None else None)
+    theirs, ranker = header.selector, ranker_of(header)
+    ranked_so = config.selector_ranker == ranker or (config.selector_ranker is None and ranker in RANKERS)
+    if not (model and ranked_so and theirs.heads != "none" and same_model(model, theirs.model)):
+        return config
+    said = {"ranker": ranker, "blocks": theirs.blocks or None, "fuse_tokens": theirs.fuse_tokens}
+    taken = {f"selector_{name}": value for name, value in said.items() if getattr(config, f"selector_{name}") is None}
+    if taken:
+        note(f"where no --selector-… flag says how, it ranks as the tickets' did: {describe_selector(theirs, ranker)}")
+    return config.model_copy(update=taken)
 
 
 def _of_another(online: OnlineSelector, header: TicketHeader) -> bool:

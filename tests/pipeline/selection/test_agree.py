@@ -21,9 +21,10 @@ from dlth.data.shards.index import open_index
 from dlth.pipeline.evidence.agreement import read_agreement
 from dlth.pipeline.selection.agree import agree, plan_agreement
 from dlth.pipeline.selection.agree_config import AgreeConfig
-from dlth.tickets import TicketStore, View, ViewSpec, project
+from dlth.tickets import SelectorInfo, TicketStore, View, ViewSpec, project
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import DamageError
+from dlth.tickets.format.provenance import RANKER
 from dlth.training.models.pixels import Pixels
 from dlth.training.selectors.evit import Selector
 from dlth.training.settings.layering import checked
@@ -64,6 +65,31 @@ def test_in_the_view_that_stage_1_saw_tickets_are_the_selectors_own(world: dict[
     assert row.projected == row.not_moved
     assert (row.projected.share, row.projected.iou, row.projected.caught) == (1.0, 1.0, 1.0)
     assert row.random.share < 0.8
+
+
+def test_without_flags_it_ranks_as_the_tickets_did_but_by_no_code_that_a_file_names(
+    world: dict[str, Any], dlth: Dlth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of another ranker and block: both are taken and said, a flag wins; a module named in a header is not
+    imported.
+    """
+    of_vit = ("--num-classes", 4, "--keep", "0.5", "--workers", 0, "--data", world["data"], "--ranker", "cls-attention")
+    weights, file = world["settings"]["selector_checkpoint"], tmp_path / "other.zarr"
+    assert dlth("select", *SMALL, *of_vit, "--blocks", "0", "--checkpoint", weights, "--out", file)[0] == 0
+    said: list[str] = []
+    plain = {"train_interpolation": "bicubic", **WHOLE, "selector_blocks": None}
+    assert compared(world | {"file": file}, said.append, **plain).rows[0].projected.share == 1.0
+    assert "blocks 0, ranked by cls-attention" in said[-1]
+    assert "another selector" not in said[-1]
+    by_flag = compared(world | {"file": file}, said.append, **plain | {"selector_ranker": "feature-norm"})
+    assert by_flag.selector["ranker"] == "feature-norm"
+    monkeypatch.chdir(tmp_path)
+    Path("own_ranker.py").write_text("open('imported', 'w')")
+    header = {"selector": SelectorInfo(MODEL, "", "", (0,)), "extensions": {RANKER: "own_ranker:made"}}
+    strange = select_tickets(open_index(world["data"]), tmp_path / "strange.zarr", **header).path
+    found = compared(world | {"file": strange}, said.append, **plain)
+    assert (found.selector["ranker"], Path("imported").exists()) == ("evit", False)
+    assert "another selector than the one in the loop" in said[-1]
 
 
 def test_figures_are_those_of_a_loop_by_hand(world: dict[str, Any]) -> None:
