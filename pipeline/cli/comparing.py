@@ -1,6 +1,6 @@
 """`dlth compare`: a study from its flags and files, planned and shown before it is run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from json import loads
 from pathlib import Path
@@ -17,6 +17,7 @@ from dlth.pipeline.cli.training import recipe_help
 from dlth.pipeline.studies.study_config import OWN, CompareConfig
 from dlth.tickets.errors import shown
 from dlth.training.distributed.signals import EXIT_RESUMABLE
+from dlth.training.settings.fields import names_code
 from dlth.training.settings.recipes import UNLESS_SAID
 from dlth.training.settings.train_config import TrainConfig
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _OF_NO_FLAG = {*OWN, "arm"} - {"mode", "keep", "out"}
 """Settings of train that the study gives by itself, and those of single arms, which only a file can say."""
 _OF_A_WORKER = {"out", "gpus"}
-"""What a process that joins a study may say of itself."""
+"""What a process that joins a study may say of itself, besides the code that its runs may import."""
 
 
 @with_flags(CompareConfig, TrainConfig, without=_OF_NO_FLAG)
@@ -54,17 +55,17 @@ def compare(
 
     if config is None and recipe is None and _joins(overrides):
         folder, gpus = Path(overrides["out"]), overrides.get("gpus", 1)
-        plan = read_study(folder)
+        plan, named = read_study(folder), [overrides]
     else:
         study, train = _asked(overrides, recipe, config)
         folder, gpus = Path(study.out), study.gpus
-        plan = _planned(study, train, dry_run, json)
+        plan, named = _planned(study, train, dry_run, json), [train, study.sweep, *study.arm.values()]
     if dry_run or not json:
         show_plan(folder, plan, json)
     if dry_run:
         return
     with study_progress(plan, quiet=json) as reporter:
-        state = run_study(folder, plan, gpus=gpus, retry=retry, reporter=reporter)
+        state = run_study(folder, plan, gpus=gpus, retry=retry, own_code=_own_code(named), reporter=reporter)
     if state.stopped:
         console.note("stopped on request: the same command goes on from there")
         raise typer.Exit(EXIT_RESUMABLE)
@@ -77,10 +78,18 @@ def _joins(overrides: Mapping[str, Any]) -> bool:
     from dlth.pipeline.evidence.study_plan import STUDY
     from dlth.pipeline.project.file import project_file
 
-    if overrides.keys() - _OF_A_WORKER or not (Path(overrides.get("out", "")) / STUDY).is_file():
+    said = {name for name, value in overrides.items() if not names_code(name, value)}
+    if said - _OF_A_WORKER or not (Path(overrides.get("out", "")) / STUDY).is_file():
         return False
     file = project_file("compare", None)
     return file is None or not file.tables.get("compare")
+
+
+def _own_code(named: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Places of code among settings, and among their values to sweep over."""
+    items = [item for settings in named for item in settings.items()]
+    each = [(name, one) for name, value in items for one in (value if isinstance(value, list) else [value])]
+    return {one for name, one in each if names_code(name, one)}
 
 
 def _asked(

@@ -20,7 +20,7 @@ from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets.errors import InputError, MissingFileError, shown
 from dlth.training.settings.eval_config import EvalConfig
-from dlth.training.settings.fields import Settings, path_kind
+from dlth.training.settings.fields import Settings, names_code, path_kind
 from dlth.training.settings.layering import check_names, nearest
 from dlth.training.settings.paths import beside
 from dlth.training.settings.selector_config import SelectorTrainConfig
@@ -36,8 +36,6 @@ TABLES: Mapping[str, type[Settings]] = {
     "train-selector": SelectorTrainConfig,
     "compare": CompareConfig,
 }
-OWN_CODE = ("ranker", "selector_ranker")
-"""Settings that may name a user's own code."""
 SHARDS, TOP = ("data", "val"), ("data", "val", "dataset", "split")
 
 
@@ -83,7 +81,7 @@ def _without_code(file: ProjectFile, command: str) -> ProjectFile:
     if command == "compare":
         tables += [("train", file.tables["train"]), *_nested(file.tables[command])]
     for table, name, value in ((table, *item) for table, values in tables for item in values.items()):
-        if name in OWN_CODE and ":" in str(value):
+        if names_code(name, value):
             raise InputError(
                 f"{shown(file.path)} names code to import ([{table}] {name} = {shown(value)!r}), and a file of"
                 f" settings that nobody named may have come with somebody's shards: give --{name.replace('_', '-')}"

@@ -10,7 +10,7 @@ does to it (a full disk, no memory, files that are not there) ends this worker a
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from dlth.pipeline.evidence.failure import FAILED, Failure, read_failure, write_
 from dlth.pipeline.evidence.run_states import RunState, other_run, planned_state
 from dlth.pipeline.evidence.study_plan import RUNS, PlannedRun, StudyPlan
 from dlth.pipeline.studies.launched import batch_shared_by, train_on_gpus
-from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError, SpaceError, TransferError
+from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError, SpaceError, TransferError, shown
 from dlth.tickets.store.disk import make_folder
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.process_group import pick_device
@@ -30,6 +30,7 @@ from dlth.training.distributed.signals import StopRequest, stop_on_signals
 from dlth.training.machine_errors import BugError, MachineError, OutOfMemoryError, RankError
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
+from dlth.training.settings.fields import names_code
 from dlth.training.settings.layering import checked
 from dlth.training.settings.train_config import TrainConfig
 
@@ -69,7 +70,13 @@ class StudyReporter:
 
 
 def run_study(
-    folder: Path, plan: StudyPlan, *, gpus: int = 1, retry: bool = False, reporter: StudyReporter | None = None
+    folder: Path,
+    plan: StudyPlan,
+    *,
+    gpus: int = 1,
+    retry: bool = False,
+    own_code: Collection[str] = (),
+    reporter: StudyReporter | None = None,
 ) -> StudyState:
     """Do every run of a study that nobody else does, wait for those of others, and return when all are over.
 
@@ -80,11 +87,14 @@ def run_study(
         plan: its plan, as its study.json has it
         gpus: processes that train a run together, each on its GPU; steps have the plan's number of images for any
         retry: try failed runs again
+        own_code: places of one's own code (`module:name`) that runs may import
         reporter: told how all runs stand
     Raises:
-        InputError: a device that this machine has not, or a number of GPUs that no step can be shared by
+        InputError: a device that this machine has not, a number of GPUs that no step can be shared by, or code to
+            import that is not among `own_code`
         DlthError: what the machine refuses, as `MACHINES`; the run in hand can be taken over
     """
+    _refuse_code(folder, plan, own_code)
     worker = Worker(folder, plan, gpus, reporter or StudyReporter())
     worker.check_machine()
     make_folder(folder / RUNS)
@@ -92,6 +102,17 @@ def run_study(
         worker.forgive()
     with stop_on_signals() as stop:
         return worker.work(stop)
+
+
+def _refuse_code(folder: Path, plan: StudyPlan, own_code: Collection[str]) -> None:
+    """Raises InputError for code that nobody here asked for: a study's folder may have come from anywhere."""
+    for name, value in (setting for run in plan.runs for setting in run.settings.items()):
+        if names_code(name, value) and value not in own_code:
+            raise InputError(
+                f"the study in {shown(folder)} names code to import ({name} = {shown(value)!r}), and its folder may"
+                f" have come from somebody else: give --{name.replace('_', '-')} {shown(value)} with --out, or"
+                " the --config that the study was made with"
+            )
 
 
 class Worker:

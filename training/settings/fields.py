@@ -34,6 +34,8 @@ WHICH_RANKER = (
     "What orders the patches: evit, evit-kq, evit-qv, cls-attention, rollout, gradient, pool-attention, feature-norm,"
     " or your own as package.module:name; evit if absent and the model has a class token."
 )
+OWN_CODE = ("ranker", "selector_ranker")
+"""Settings that may name a user's own code."""
 
 MAX_SIDE = 1 << 16
 """Pixels of a view's side: a hundred times what models take, and below what a slip of the key makes."""
@@ -72,6 +74,11 @@ def setting(
 def is_free(field: FieldInfo) -> bool:
     """Whether a field may differ between a checkpoint and the run that resumes it."""
     return bool(_extra(field).get("free"))
+
+
+def names_code(name: str, value: object) -> bool:
+    """Whether a setting's value is the place of a user's own code, which will be imported."""
+    return name in OWN_CODE and ":" in str(value)
 
 
 def path_kind(field: FieldInfo) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from makers.runs import SMALL
-from makers.studies import write_inputs
+from makers.studies import planned_run, write_inputs
 
 from dlth.pipeline.evidence.failure import FAILED
-from dlth.pipeline.evidence.study_plan import read_study
+from dlth.pipeline.evidence.study_plan import StudyPlan, read_study, write_study
 
 Dlth = Callable[..., tuple[int, str, str]]
 TRAIN = (*SMALL, "--recipe", "none", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "16", "--lr", "1e-3")
@@ -74,3 +74,19 @@ def test_a_folder_without_a_study_is_not_joined(tmp_path: Path, dlth: Dlth) -> N
     assert code == 2
     assert "--data" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_of_others_brings_no_code_to_import(words: tuple[str, ...], tmp_path: Path, dlth: Dlth) -> None:
+    """A study that is joined runs nobody's code but what the command line names: that is then looked for."""
+    inputs = {"val": None, "mode": "online", "keep": "0.5", "selector": "vit_tiny_patch16_224"}
+    study, code = tmp_path / "study", {"selector_ranker": "no_such_package:rank", "selector_pretrained": True}
+    run = planned_run(str(tmp_path / "train"), "ticket", 0, inputs | code)
+    study.mkdir()
+    write_study(study, StudyPlan((run,), {"gpus": 1}))
+    status, _, said = dlth("compare", "--out", study)
+    assert status == 2
+    assert "names code to import (selector_ranker = 'no_such_package:rank')" in said
+    assert [path.name for path in study.iterdir()] == ["study.json"]
+    status, _, said = dlth("compare", "--out", study, "--selector-ranker", "no_such_package:rank")
+    assert status == 2
+    assert "no_such_package cannot be imported" in said
