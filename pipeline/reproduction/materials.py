@@ -17,7 +17,8 @@ from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.reproduction.row_settings import row_settings
 from dlth.pipeline.reproduction.scaling import first_shards, step_settings
 from dlth.pipeline.selection.config import SelectConfig
-from dlth.tickets.errors import InputError, shown
+from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.training.models.registry import has_released_weights, same_model
 from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
@@ -93,6 +94,27 @@ class Materials:
             " trains it"
         )
 
+    def unserved(self, row: Experiment) -> str:
+        """Why the selector that was given cannot rank for a row; empty where it can, or where none is asked."""
+        given = self.config.selector
+        if given is None or not row.selector or not (self.config.mode == "online" or self._tickets_to_make()):
+            return ""
+        owner = self.rows[row.selector]
+        return "" if is_of(given, owner) else f"--selector {shown(given)} is not of {owner.settings['model']}"
+
+    def lacks_start(self, row: Experiment) -> str:
+        """Why a selector's training cannot begin as the row says; empty where it can."""
+        given, model = self.config.init_from, str(row.settings.get("model"))
+        if row.arm != "selector":
+            return ""
+        if given is None:
+            return "" if has_released_weights(model) else f"timm has no released weights of {model}: give --init-from"
+        return "" if is_of(given, row) else f"--init-from {shown(given)} is not of {model}"
+
+    def _tickets_to_make(self) -> list[str]:
+        """Settings of train for which no ticket file was given."""
+        return [name for name in ("tickets", "val_tickets") if getattr(self.config, name) is None]
+
     def _selectors_model(self, row: Experiment) -> dict[str, Any]:
         """Of which model the weights are that select for a row; empty where they say so themselves, as a run's do."""
         given = self.config.selector
@@ -106,8 +128,8 @@ class Materials:
 
         Raises InputError where nothing selects for it.
         """
-        given = {"tickets": self.config.tickets, "val_tickets": self.config.val_tickets}
-        if not row.selector or self.config.mode == "online" or None not in given.values():
+        absent = self._tickets_to_make()
+        if not row.selector or self.config.mode == "online" or not absent:
             return {}
         weights = self.selector_of(row, wanted)
         shared: dict[str, Any] = {
@@ -121,7 +143,7 @@ class Materials:
         val = {"data": self.val, "split": self.config.val_split or "", "view": "center", "crop_pct": crop}
         val |= {"out": f"{stem}-val-crop{crop}.zarr"}
         made = {"tickets": train, "val_tickets": val}
-        return {name: checked(SelectConfig, shared | made[name]) for name, path in given.items() if path is None}
+        return {name: checked(SelectConfig, shared | made[name]) for name in absent}
 
     def _whose(self, row: Experiment, weights: str) -> str:
         """The selector as the name of its ticket files has it: another one must not find them."""
@@ -150,3 +172,18 @@ class Materials:
     def bundle_of(self, row: Experiment, runs: Mapping[str, Path], **plan: Any) -> BundleOf:
         """What a row's bundle is made of."""
         return BundleOf(row.name, self.mode_of(row), WHOLE if self.config.is_whole else self.config.scale, runs, **plan)
+
+
+def is_of(name: str, row: Experiment) -> bool:
+    """Whether weights are of a row's model: as they say themselves, else by their shapes.
+
+    Raises DlthError for what are no weights.
+    """
+    weights, model, options = WeightsFile.find(name), row.settings["model"], row.settings.get("model_kwargs", {})
+    if weights.note is not None:
+        return same_model(weights.note.model, model) and weights.note.model_kwargs == options
+    try:
+        weights.build(model, img_size=row.settings.get("img_size"), **options)
+    except MismatchError:
+        return False
+    return True

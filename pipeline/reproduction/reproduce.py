@@ -101,18 +101,22 @@ class Reproduction:
             DlthError: shards that cannot be read
         """
         listener = listener or Listener()
-        able = tuple(row for row in rows if not row.missing)
-        for row in rows:
-            if row.missing:
-                listener.note(f"{row.name} is left out: {row.missing}")
+        shrunk = {name: scaled(row, config.scale) for name, row in experiments.items()}
+        materials = Materials.of(config, shrunk)
+        why_not = {row.name: row.missing or materials.unserved(row) for row in rows}
+        able = tuple(row for row in rows if not why_not[row.name])
+        for name, why in why_not.items():
+            if why:
+                listener.note(f"{name} is left out: {why}")
         if not able:
-            raise InputError("none of these rows can be run by this version of dlth: " + rows[0].missing)
+            raise InputError(f"none of these rows can be run: {why_not[rows[0].name]}")
+        if problems := [f"{row.name}: {why}" for row in able if (why := materials.lacks_start(row))]:
+            raise InputError("\n".join(problems))
         if unlabelled := [row.name for row in able if "token labels" in row.needs and config.token_labels is None]:
             if config.is_whole:
                 raise InputError(f"{', '.join(unlabelled)}: give --token-labels (`dlth label` makes them)")
             listener.note(f"{', '.join(unlabelled)}: tried without token labels")
-        shrunk = {name: scaled(row, config.scale) for name, row in experiments.items()}
-        made = cls(tuple(shrunk[row.name] for row in able), Materials.of(config, shrunk), listener)
+        made = cls(tuple(shrunk[row.name] for row in able), materials, listener)
         for row in made.students:  # what a row lacks is told before any other is trained
             made.materials.student_settings(row, made.wanted)
         return made

@@ -89,6 +89,15 @@ def same_model(one: str, other: str) -> bool:
     return architecture(one) == architecture(other)
 
 
+def has_released_weights(name: str, from_file: bool = False) -> bool:
+    """Whether timm has trained weights of a model as it is named; `from_file`: its own loader is given a file of them.
+
+    Raises InputError as `resolve`.
+    """
+    config, changed = get_pretrained_cfg(resolve(name)), name in FRIENDLY and FRIENDLY[name][1]
+    return not changed and config is not None and (bool(config.has_weights) or from_file)
+
+
 def build(
     name: str,
     check: Callable[[nn.Module], object] | None = None,
@@ -125,8 +134,7 @@ def build(
     _check_memory(shapes, timm_name, options)
     if not pretrained:
         return _create(timm_name, options)
-    config = get_pretrained_cfg(timm_name)
-    if changed or config is None or not (config.has_weights or "pretrained_cfg_overlay" in options):
+    if not has_released_weights(name, "pretrained_cfg_overlay" in options):
         raise InputError(f"timm has no released weights for {name}; use --checkpoint FILE or another model.")
     options = options if "pretrained_cfg_overlay" in options else options | pretrained_source(timm_name)
     try:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from makers.experiments import SPLITS, toy_row
 from makers.pictures import write_shards
+from makers.runs import KWARGS
+from safetensors.torch import load_file, save_file
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.gather import gather
@@ -23,6 +25,7 @@ from dlth.pipeline.reproduction.table import table
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError
 
+SMALLER = {**toy_row("", "").settings, "model_kwargs": KWARGS | {"embed_dim": 16}}
 ROWS = {
     row.name: row
     for row in (
@@ -31,6 +34,13 @@ ROWS = {
         toy_row("toy/lt/0.8", "lt", rate="0.8", selector="toy/selector/0.8"),
         toy_row("toy/rc/0.8", "rc", rate="0.8", selector="toy/selector/0.8"),
         toy_row("toy/pruned", "lt", missing="nothing prunes"),
+    )
+}
+OF_ANOTHER_MODEL = {
+    row.name: row
+    for row in (
+        toy_row("small/selector/0.8", "selector", rate="0.8", settings={**SMALLER, "recipe": "evit"}),
+        toy_row("toy/small-selects/lt/0.8", "lt", rate="0.8", selector="small/selector/0.8"),
     )
 }
 MACHINE = {"device": "cpu", "workers": 0, "measure": 0, "batch_size": 8}
@@ -47,7 +57,8 @@ def asked(images: dict[str, str], out: Path, *names: str, **values: Any) -> tupl
     """The rows of these names, and what is said of them."""
     said: list[str] = []
     config = ReproduceConfig(**MACHINE | images | {"out": str(out)} | values)
-    return Reproduction.of(config, [ROWS[name] for name in names], Listener(said.append), ROWS), said
+    rows = ROWS | OF_ANOTHER_MODEL
+    return Reproduction.of(config, [rows[name] for name in names], Listener(said.append), rows), said
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +167,7 @@ def test_what_is_lacking_is_said_before_anything_is_trained(images: dict[str, st
     """Rows without a selector, without token labels, or of what dlth has not are refused or left out, by name."""
     with pytest.raises(InputError, match=r"toy/lt/0\.8 needs a selector: .* or run toy/selector/0\.8 too"):
         asked(images, tmp_path, "toy/lt/0.8")
-    with pytest.raises(InputError, match="none of these rows can be run by this version of dlth: nothing prunes"):
+    with pytest.raises(InputError, match="none of these rows can be run: nothing prunes"):
         asked(images, tmp_path, "toy/pruned")
     _, said = asked(images, tmp_path, "toy/dense", "toy/pruned")
     assert said == ["toy/pruned is left out: nothing prunes"]
@@ -165,6 +176,26 @@ def test_what_is_lacking_is_said_before_anything_is_trained(images: dict[str, st
     with pytest.raises(InputError, match="toy/dense: give --token-labels"):
         Reproduction.of(config, [labelled], experiments={labelled.name: labelled})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_serve_rows_of_their_model(finished: Path, images: dict[str, str], tmp_path: Path) -> None:
+    """A given selector ranks for rows whose selector is of its model, by its note or its shapes, and for no others;
+    weights to start from are of the row's model, and there.
+    """
+    run = next((finished / "study" / "runs").glob("dense-*"))
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(run / "model.safetensors"), bare)
+    for weights in map(str, (run, bare)):
+        rows, said = asked(images, tmp_path, "toy/lt/0.8", "toy/small-selects/lt/0.8", selector=weights)
+        assert [row.name for row in rows.rows] == ["toy/lt/0.8"]
+        assert said == [f"toy/small-selects/lt/0.8 is left out: --selector {weights} is not of vit_tiny_patch16_224"]
+        with pytest.raises(InputError, match="none of these rows can be run: --selector"):
+            asked(images, tmp_path, "toy/small-selects/lt/0.8", selector=weights, mode="online")
+        with pytest.raises(InputError, match=r"^small/selector/0\.8: --init-from .* is not of vit_tiny_patch16_224$"):
+            asked(images, tmp_path, "toy/selector/0.8", "small/selector/0.8", init_from=weights)
+    config = ReproduceConfig(**MACHINE | images | {"out": str(tmp_path)})
+    with pytest.raises(InputError, match=r"deit-576/selector/0\.95: timm has no released weights of deit_576: give"):
+        Reproduction.of(config, [EXPERIMENTS["deit-576/selector/0.95"]])
 
 
 def test_rows_stand_where_a_command_would(
