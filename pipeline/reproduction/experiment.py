@@ -47,8 +47,9 @@ class Experiment:
 
     name: of the row; arm: a name of `ARMS`; dataset: its images
     settings: of `dlth train`, or `train-selector`, in which it differs from its recipe; the recipe is among them
-    epochs, batch: length, and images of a step over all processes
-    rate: share that each stage keeps, empty for the dense arm; patches: of an image, from which the rate drops
+    epochs, batch: length, and images of a step over all processes; 0 where they are not known, of rows that cannot run
+    rate: share that each stage keeps, empty for the dense arm; patches: of an image, from which the rate drops, or
+        0 where the model has none
     selector: the row whose weights select for it, empty for rows that need none
     reference: the published number, None where none is known
     caveats: what is not as the authors did; missing: why dlth cannot run it, empty where it can
@@ -98,7 +99,8 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON holds it."""
-        return asdict(self) | {"keep": self.keep, "k": self.k, "needs": list(self.needs)}
+        known = {name: getattr(self, name) or None for name in ("epochs", "batch", "patches", "k")}
+        return asdict(self) | known | {"keep": self.keep, "needs": list(self.needs)}
 
 
 def share_of(rate: str, patches: int = PATCHES) -> str:

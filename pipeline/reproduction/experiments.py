@@ -13,14 +13,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dlth.pipeline.reproduction.experiment import CIFAR10, IMAGENET, Dataset, Experiment, Reference, matched_epochs
+from dlth.pipeline.reproduction.experiment import (
+    CIFAR10,
+    IMAGENET,
+    PATCHES,
+    Dataset,
+    Experiment,
+    Reference,
+    matched_epochs,
+)
 from dlth.tickets.errors import InputError, shown
 from dlth.training.settings.layering import nearest
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the rows of one model have in common; `rows` makes some of them."""
+    """What the rows of one model have in common; `rows` makes some of them.
+
+    selector: name of the row whose weights select, with "{rate}" where each rate has its own
+    """
 
     name: str
     dataset: Dataset
@@ -28,6 +39,7 @@ class Family:
     selector: str
     epochs: int = 300
     batch: int = 1024
+    patches: int = PATCHES
     reference: Reference | None = None
     caveats: tuple[str, ...] = ()
 
@@ -47,7 +59,8 @@ class Family:
                     epochs=self.epochs,
                     batch=self.batch,
                     rate=rate,
-                    selector=f"{self.selector}/{rate}" if drops else "",
+                    patches=self.patches,
+                    selector=self.selector.format(rate=rate) if drops else "",
                     reference=self.reference if arm == "dense" else None,
                     caveats=(*ALWAYS, *(CACHED if drops else ()), *self.caveats),
                 )
@@ -63,15 +76,15 @@ class Family:
 
     def rapid(self, rate: str) -> Iterator[Experiment]:
         """The ticket arm at twice the learning rate."""
-        words = (*self.caveats, SCRIPTED)
-        yield from replace(self, caveats=words).rows("lt", rate, "lr-1e-3/{arm}", lr_base=1e-3)
+        yield from self.rows("lt", rate, "lr-1e-3/{arm}", lr_base=1e-3)
+
+    def pruned(self) -> Iterator[Experiment]:
+        """The weight-level experiments, whose length and step are not known."""
+        yield from _missing(replace(self, epochs=0, batch=0).rows("lt rr", "", "imp/{arm}"), PRUNING)
 
 
 ALWAYS = ("float32 unless --amp is given (theirs: float16)", "order and seeds of images are dlth's own")
 CACHED = ("cached tickets are moved into the view (their selector sees each mixed view itself: --mode online)",)
-SCRIPTED = "the scripts name the rate and no arm: taken to be the ticket's"
-FROM_SCRATCH = "taken to be trained from scratch, with EViT's keep schedule"
-WHOSE_SELECTOR = "which selector ranked CIFAR's images is not known: DeiT-S's is taken"
 MIX_TOKEN = "MixToken draws a box a mix group and pairs neighbours, crops are bicubic, and ten last epochs are left out"
 WITHOUT_LABELS = "fine-tuned without token labels, at EViT's rates (theirs: with them, at 5e-6)"
 WINDOWS = (
@@ -79,14 +92,14 @@ WINDOWS = (
 )
 CNN = "crops are bicubic, and ten last epochs at the lowest rate are left out"
 PRUNING = "weight-level pruning is not in this version of dlth"
-OTHER_ATTENTION = "no student here has attention of other products (--ranker evit-kq and evit-qv score by them alone)"
+OTHER_ATTENTION = "no student here has attention of other products (theirs: softmax(q·v)·k)"
 DEIT, SWIN, LVVIT = "DeiT (Touvron et al., 2021)", "Swin (Liu et al., 2021)", "LV-ViT (Jiang et al., 2021)"
 ALL_RATES, FOUR_RATES = "0.75 0.8 0.85 0.9 0.95", "0.75 0.8 0.85 0.9"
 
 
 def _deit(name: str, model: str, top1: float | None) -> Family:
     reference = Reference(top1, DEIT) if top1 is not None else None
-    return Family(name, IMAGENET, {"recipe": "deit", "model": model}, f"{name}/selector", reference=reference)
+    return Family(name, IMAGENET, {"recipe": "deit", "model": model}, f"{name}/selector/{{rate}}", reference=reference)
 
 
 def _deit_small() -> Iterator[Experiment]:
@@ -97,16 +110,14 @@ def _deit_small() -> Iterator[Experiment]:
     yield from deit.matched(FOUR_RATES)
     yield from deit.rows("lt", "0.8", "adjusted/{arm}", keep_schedule="cosine")
     yield from deit.rows("rc", "0.8 0.85 0.9", "adjusted/{arm}", keep_schedule="cosine")
-    yield from replace(deit, selector="deit-ti/selector").rows("lt", "0.85 0.9", "ti-selects/{arm}")
+    yield from replace(deit, selector="deit-ti/lt/{rate}").rows("lt", "0.85 0.9", "ti-selects/{arm}")
     yield from deit.rows("rc", "0.9", "rc-fixed", random_tokens="fixed")
-    for product in ("kq", "qv"):
-        yield from _missing(deit.rows("lt", "0.9", f"products-{product}/{{arm}}"), OTHER_ATTENTION)
+    yield from _missing(deit.rows("lt", "0.9", "products-qv/{arm}"), OTHER_ATTENTION)
     yield from deit.rapid("0.75")
-    for gmacs, rate in (("2.26", "0.49"), ("2.73", "0.63"), ("3.28", "0.76")):
-        words = f"the authors' rate is not known: {rate} is the one that comes to {gmacs} GMACs", FROM_SCRATCH
-        for row in replace(deit, caveats=words).rows("evit", rate, keep_schedule="cosine"):
+    for gmacs, rate in (("2.26", "0.54"), ("2.73", "0.67"), ("3.28", "0.79")):
+        for row in deit.rows("evit", rate):
             yield replace(row, name=f"deit-s/evit/{gmacs}")
-    yield from _missing(deit.rows("lt rr", "", "imp/{arm}"), PRUNING)
+    yield from deit.pruned()
 
 
 def _other_deits() -> Iterator[Experiment]:
@@ -129,27 +140,27 @@ def _other_deits() -> Iterator[Experiment]:
 
 def _other_models() -> Iterator[Experiment]:
     cifar = {"recipe": "cifar10", "model": "deit_small"}
-    family = Family("cifar10", CIFAR10, cifar, "deit-s/selector", batch=256, caveats=(WHOSE_SELECTOR,))
+    family = Family("cifar10", CIFAR10, cifar, "cifar10/dense", batch=256)
     yield from family.rows("dense")
     yield from family.rows("lt rc", "0.9 0.95")
 
     lvvit, reference = {"recipe": "lvvit", "model": "lvvit_small"}, Reference(83.3, LVVIT)
-    family = Family("lvvit-s", IMAGENET, lvvit, "lvvit-s/selector", reference=reference, caveats=(MIX_TOKEN,))
+    family = Family("lvvit-s", IMAGENET, lvvit, "lvvit-s/selector/{rate}", reference=reference, caveats=(MIX_TOKEN,))
     yield from family.rows("dense")
     yield from replace(family, caveats=(WITHOUT_LABELS,)).selectors("0.85")
     yield from family.rows("lt rc", "0.85")
 
     swin, reference = {"recipe": "swin", "model": "swin_tiny_patch4_window7_224"}, Reference(81.2, SWIN)
-    family = Family("swin-t", IMAGENET, swin, "deit-s/selector", reference=reference)
+    family = Family("swin-t", IMAGENET, swin, "deit-s/selector/{rate}", reference=reference)
     yield from family.rows("dense")
     yield from family.rows("lt rc", "0.8 0.9", "zero/{arm}", how="zero")
     yield from replace(family, caveats=(WINDOWS,)).rows("lt rc", "0.9", "small-dense/{arm}", how="small-dense")
 
     cnn = {"recipe": "resnet50", "model": "resnet50"}
-    family = Family("resnet50", IMAGENET, cnn, "deit-s/selector", epochs=90, caveats=(CNN,))
+    family = Family("resnet50", IMAGENET, cnn, "deit-s/selector/{rate}", epochs=90, caveats=(CNN,))
     yield from family.rows("dense")
     yield from family.rows("lt rc", "0.9", "zero/{arm}", how="zero")
-    yield from _missing(Family("resnet20", CIFAR10, {}, "").rows("lt rr", "", "imp/{arm}"), PRUNING)
+    yield from Family("resnet20", CIFAR10, {}, "", patches=0).pruned()
 
 
 def _missing(rows: Iterable[Experiment], why: str) -> Iterator[Experiment]:

@@ -1,8 +1,8 @@
 """What a row needs beside its images, and dlth can make: a selector's weights, and the tickets that they rank.
 
-Each has one place in the folder and is made once. A selector is the run of a row of its own; tickets are made at the
-row's rate by the selector of that rate, as the authors had one for each, in form `full`. Whole images are seen for
-training, and for validation the row's own evaluation crop.
+Each has one place in the folder and is made once. A selector is the run of a row of its own, for some rows a student
+that was trained before; tickets are made at the row's rate by the selector of that rate, as the authors had one for
+each, in form `full`. Whole images are seen for training, and for validation the row's own evaluation crop.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dlth.data.shards.index import open_index
+from dlth.pipeline.evidence.study_plan import STUDY as PLAN
+from dlth.pipeline.evidence.study_plan import read_study
 from dlth.pipeline.reproduction.bundle import BundleOf, file_digest
 from dlth.pipeline.reproduction.experiment import WHOLE, Experiment
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
@@ -26,7 +28,9 @@ from dlth.training.settings.layering import checked, layered
 from dlth.training.settings.recipes import RECIPES
 from dlth.training.settings.selector_config import SelectorTrainConfig
 
-SELECTORS, TICKETS = "selectors", "tickets"
+SELECTORS, TICKETS, STUDY = "selectors", "tickets", "study"
+ROWS = "rows"
+"""In the settings of the study's plan: names of each row's runs."""
 EVALUATION_CROP = 0.875
 """Of DeiT, and of any recipe that says none."""
 
@@ -58,6 +62,15 @@ class Materials:
         return cls(config, out / f"scale{config.scale}", data, val, open_index(data).num_samples, rows)
 
     @property
+    def study(self) -> Path:
+        """The folder of the students' runs."""
+        return self.home / STUDY
+
+    def key(self, row: Experiment) -> str:
+        """The row, and the mode where it has one: what the plan tells runs of one row from another's by."""
+        return "+".join(filter(None, (row.name, self.mode_of(row))))
+
+    @property
     def shared(self) -> dict[str, Any]:
         """Settings that every run has: images and machine."""
         config = self.config
@@ -78,21 +91,31 @@ class Materials:
         return layered(values | {"out": str(out)}, kind=SelectorTrainConfig)
 
     def selector_of(self, row: Experiment, wanted: frozenset[str]) -> str:
-        """The weights that select for a row: those given, else those of its selector row's first seed.
+        """The weights that select for a row: those given, else those of its selector row's first seed, which may be a
+        student's.
 
         `wanted`: names of rows that are trained before this one is run. Raises InputError where there are none.
         """
         if self.config.selector is not None:
             return self.config.selector
         owner = self.rows[row.selector]
-        out = self.selector_run(owner, self.config.seeds[0]).out
-        result = read_result(Path(out) / RESULT)
+        out = self._student_run(owner) if owner.is_student else self.selector_run(owner, self.config.seeds[0]).out
+        result = read_result(Path(out) / RESULT) if out else None
         if owner.name in wanted or (result is not None and result.status == "finished"):
             return out
+        when = "run {} first, in the same --out" if owner.is_student else "run {} too, which trains it"
         raise InputError(
-            f"{row.name} needs a selector: give its weights (--selector), or run {shown(owner.name)} too, which"
-            " trains it"
+            f"{row.name} needs a selector: give its weights (--selector), or {when.format(shown(owner.name))}"
         )
+
+    def _student_run(self, row: Experiment) -> str:
+        """The folder of a student's run of the first seed, in this mode; empty where the study has none."""
+        if not (self.study / PLAN).is_file():
+            return ""
+        plan = read_study(self.study)
+        names, seed = plan.settings[ROWS].get(self.key(row), ()), self.config.seeds[0]
+        runs = (run for run in plan.runs if run.name in names and run.seed == seed)
+        return next((str(plan.folder(self.study, run)) for run in runs), "")
 
     def unserved(self, row: Experiment) -> str:
         """Why the selector that was given cannot rank for a row; empty where it can, or where none is asked."""
@@ -148,7 +171,7 @@ class Materials:
     def _whose(self, row: Experiment, weights: str) -> str:
         """The selector as the name of its ticket files has it: another one must not find them."""
         if self.config.selector is None:
-            return row.selector.rpartition("/")[0].replace("/", "_")
+            return row.selector.removesuffix(f"/{row.rate}").replace("/", "_")
         return f"given-{file_digest(WeightsFile.find(weights).path)[:10]}"
 
     def student_settings(self, row: Experiment, wanted: frozenset[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan
 from dlth.pipeline.reproduction.bundle import BundleOf, write_bundle
 from dlth.pipeline.reproduction.experiment import ARMS, Experiment
 from dlth.pipeline.reproduction.experiments import EXPERIMENTS
-from dlth.pipeline.reproduction.materials import Materials
+from dlth.pipeline.reproduction.materials import ROWS, Materials
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.reproduction.scaling import scaled
 from dlth.pipeline.selection import stage
@@ -39,9 +39,7 @@ from dlth.training.settings.layering import checked
 from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import to_toml
 
-STUDY, BUNDLES = "study", "bundles"
-ROWS = "rows"
-"""In the settings of the study's plan: names of each row's runs."""
+BUNDLES = "bundles"
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ class Reproduction:
     @property
     def study(self) -> Path:
         """The folder of the students' runs."""
-        return self.materials.home / STUDY
+        return self.materials.study
 
     def selector_runs(self) -> dict[str, list[SelectorTrainConfig]]:
         """The runs of each selector row."""
@@ -214,13 +212,9 @@ class Reproduction:
 
     def asked_for(self, whole: StudyPlan) -> StudyPlan:
         """The runs of a plan that this call is about."""
-        names = {name for row in self.students for name in whole.settings[ROWS][self._key(row)]}
+        names = {name for row in self.students for name in whole.settings[ROWS][self.materials.key(row)]}
         runs = tuple(run for run in whole.runs if run.name in names and run.seed in self.config.seeds)
         return replace(whole, runs=runs)
-
-    def _key(self, row: Experiment) -> str:
-        """The row, and the mode where it has one: what the plan tells runs of one row from another's by."""
-        return "+".join(filter(None, (row.name, self.materials.mode_of(row))))
 
     def _joined(self, known: StudyPlan | None) -> StudyPlan:
         """The runs of the rows, and those that the study has already."""
@@ -229,8 +223,9 @@ class Reproduction:
         runs = {run.name: run for run in before.runs} | {run.name: run for own in planned.values() for run in own}
         rows = dict(before.settings[ROWS])
         for row in self.students:
-            others = [name for name in rows.get(self._key(row), ()) if runs[name].seed not in self.config.seeds]
-            rows[self._key(row)] = sorted({*others, *(run.name for run in planned[row.name])})
+            key = self.materials.key(row)
+            others = [name for name in rows.get(key, ()) if runs[name].seed not in self.config.seeds]
+            rows[key] = sorted({*others, *(run.name for run in planned[row.name])})
         return StudyPlan(tuple(runs.values()), {"gpus": self.config.gpus, ROWS: rows})
 
     def planned(self, as_random: bool = False) -> dict[str, tuple[PlannedRun, ...]]:
@@ -276,10 +271,10 @@ class Reproduction:
         if plan is None or not row.is_student:
             folders = [Path(self.materials.selector_run(row, seed).out) for seed in self.config.seeds]
             return self.materials.bundle_of(row, {folder.name: folder for folder in folders})
-        names = set(plan.settings[ROWS][self._key(row)])
+        names = set(plan.settings[ROWS][self.materials.key(row)])
         runs = [run for run in plan.runs if run.name in names]
         runs = [run for run in runs if run.seed in self.config.seeds or _is_finished(plan.folder(self.study, run))]
-        own = StudyPlan(tuple(runs), {ROWS: {self._key(row): [run.name for run in runs]}})
+        own = StudyPlan(tuple(runs), {ROWS: {self.materials.key(row): [run.name for run in runs]}})
         return self.materials.bundle_of(row, {run.name: plan.folder(self.study, run) for run in runs}, plan=own)
 
 

@@ -30,8 +30,8 @@ class Line:
     row: str
     mode: str
     rate: str
-    k: int
-    epochs: int
+    k: int | None
+    epochs: int | None
     seeds: str
     reference: float | None
     source: str
@@ -70,8 +70,8 @@ def _line(row: Experiment, mode: str, runs: Sequence[CheckedRun], state: str, wh
         row=row.name,
         mode=mode,
         rate=row.rate,
-        k=row.k,
-        epochs=row.epochs,
+        k=row.k or None,
+        epochs=row.epochs or None,
         seeds=", ".join(str(run.seed) for run in runs),
         reference=published,
         source=row.reference.source if row.reference is not None else "",

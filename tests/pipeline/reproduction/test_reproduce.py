@@ -22,6 +22,7 @@ from dlth.pipeline.reproduction.reproduce import Listener, Reproduction
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.reproduction.scaling import first_shards, scaled, step_settings
 from dlth.pipeline.reproduction.table import table
+from dlth.pipeline.selection import stage
 from dlth.tickets import TicketStore
 from dlth.tickets.errors import InputError
 
@@ -36,11 +37,12 @@ ROWS = {
         toy_row("toy/pruned", "lt", missing="nothing prunes"),
     )
 }
-OF_ANOTHER_MODEL = {
+OTHERS = {
     row.name: row
     for row in (
         toy_row("small/selector/0.8", "selector", rate="0.8", settings={**SMALLER, "recipe": "evit"}),
         toy_row("toy/small-selects/lt/0.8", "lt", rate="0.8", selector="small/selector/0.8"),
+        toy_row("toy/dense-selects/lt/0.8", "lt", rate="0.8", selector="toy/dense"),
     )
 }
 MACHINE = {"device": "cpu", "workers": 0, "measure": 0, "batch_size": 8}
@@ -57,7 +59,7 @@ def asked(images: dict[str, str], out: Path, *names: str, **values: Any) -> tupl
     """The rows of these names, and what is said of them."""
     said: list[str] = []
     config = ReproduceConfig(**MACHINE | images | {"out": str(out)} | values)
-    rows = ROWS | OF_ANOTHER_MODEL
+    rows = ROWS | OTHERS
     return Reproduction.of(config, [rows[name] for name in names], Listener(said.append), rows), said
 
 
@@ -196,6 +198,19 @@ def test_weights_serve_rows_of_their_model(finished: Path, images: dict[str, str
     config = ReproduceConfig(**MACHINE | images | {"out": str(tmp_path)})
     with pytest.raises(InputError, match=r"deit-576/selector/0\.95: timm has no released weights of deit_576: give"):
         Reproduction.of(config, [EXPERIMENTS["deit-576/selector/0.95"]])
+
+
+def test_a_student_that_was_trained_may_select(finished: Path, images: dict[str, str], tmp_path: Path) -> None:
+    """A row whose selector is a student takes the weights of that row's finished run, and says so while it has none."""
+    with pytest.raises(InputError, match=r"needs a selector: give .*, or run toy/dense first, in the same --out"):
+        asked(images, tmp_path, "toy/dense-selects/lt/0.8")
+    rows, _ = asked(images, finished, "toy/dense-selects/lt/0.8")
+    made = rows.materials.tickets_of(rows.rows[0], rows.wanted)["tickets"]
+    dense, _ = asked(images, finished, "toy/dense")
+    (run,) = dense.asked_for(dense.founded()).runs
+    assert made.checkpoint == str(finished / "study" / "runs" / run.name)
+    assert Path(made.out).name == "toy-toy_dense-0.8-train.zarr"
+    assert stage.plan(made).header.stage_keep == "0.8"
 
 
 def test_rows_stand_where_a_command_would(
