@@ -80,6 +80,8 @@ def opened(
                 alike = canonical(settings.model_dump(mode="json"))  # a control takes what the ticket arm takes
                 if alike not in surveys:
                     surveys[alike] = _surveyed(settings, config, rates.get(cell.key))
+                if settings.val is None:
+                    raise InputError("it could never be judged without validation images: give --val")
                 arms.append(Arm(cell, settings, surveys[alike]))
             except DlthError as error:
                 problems.setdefault(str(error), []).append(cell)

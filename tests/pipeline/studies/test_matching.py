@@ -83,7 +83,7 @@ def arms_of(shared: dict[str, Any], train: dict[str, Any], **study: Any) -> tupl
     """Arms of a study, opened; they compute 100 operations a second, the dense one 150."""
     values = {"out": "study", "seeds": "0", "measure": 0, "arms": "random,dense"} | study
     config = checked(CompareConfig, values)
-    given = shared | {"epochs": 40, "val": None, "val_tickets": None} | train
+    given = shared | {"epochs": 40, "val_tickets": None} | train
     arms = opened(grid(config, given)[0], config, None, {ArmKey("dense"): 150.0})
     return config, [
         arm if arm.survey.flops_per_second else replace(arm, survey=replace(arm.survey, flops_per_second=100.0))

@@ -133,6 +133,8 @@ def test_all_that_is_wrong_is_told_at_once(shared: dict[str, Any], tmp_path: Pat
     assert [line[: len(text)] for line, text in zip(told, wanted, strict=True)] == wanted
     with pytest.raises(InputError, match=r"^every arm: .*no-such-shards"):
         planned(shared, tmp_path, {"data": str(tmp_path / "no-such-shards")})
+    with pytest.raises(InputError, match=r"^every arm: .*never be judged.*--val"):
+        planned(shared, tmp_path, {"val": None, "val_tickets": None})
 
 
 @pytest.mark.parametrize(
@@ -214,8 +216,8 @@ def test_a_run_costs_what_its_plan_says(shared: dict[str, Any], tmp_path: Path) 
     """Steps, images, tokens and operations of the plan are those that the run's result has; then it is there, and its
     rate is taken for the next plan.
     """
-    blind = {"val": None, "val_tickets": None, "epochs": 2}
-    plan = planned(shared, tmp_path, blind, arms="ticket", seeds="3")
+    short = {"val_tickets": None, "epochs": 2}
+    plan = planned(shared, tmp_path, short, arms="ticket", seeds="3")
     run = only(plan)
     assert run.cost.seconds is None
     folder = plan.folder(tmp_path, run)
@@ -224,7 +226,8 @@ def test_a_run_costs_what_its_plan_says(shared: dict[str, Any], tmp_path: Path) 
     assert (result.epochs, result.steps) == (cost.epochs, cost.steps) == (2, 6)
     assert (result.train_images, result.train_tokens) == (cost.images, cost.tokens)
     assert result.train_flops == cost.flops
-    assert cost.bytes_read == 2 * int(open_index(shared["data"]).image_size.sum())
+    images = (int(open_index(shared[name]).image_size.sum()) for name in ("data", "val"))
+    assert cost.bytes_read == 2 * sum(images)
     written = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     assert cost.bytes_written == pytest.approx(written, rel=0.2)
     table = plan_table(tmp_path, plan)
@@ -234,10 +237,11 @@ def test_a_run_costs_what_its_plan_says(shared: dict[str, Any], tmp_path: Path) 
     rates = finished_rates(tmp_path, plan)
     again = plan_study(
         checked(CompareConfig, {"out": str(tmp_path), "arms": "ticket", "seeds": "3,4", "keep": "0.5"}),
-        shared | blind,
+        shared | short,
         known=plan,
     )
-    assert again.runs[1].cost.seconds == pytest.approx(cost.flops / rates[run.arm])
+    evaluated = 2 * survey(checked(TrainConfig, {**again.runs[1].settings, "out": "-"})).val_flops
+    assert again.runs[1].cost.seconds == pytest.approx((cost.flops + evaluated) / rates[run.arm])
 
 
 def test_steps_are_measured_and_leave_nothing(shared: dict[str, Any], tmp_path: Path) -> None:
