@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.failure import read_failure
-from dlth.pipeline.evidence.study_plan import STUDY, PlannedRun, StudyPlan, read_study
+from dlth.pipeline.evidence.study_plan import MAX_RUNS, STUDY, PlannedRun, StudyPlan, read_study
 from dlth.tickets.errors import DlthError, LimitError, MissingFileError, shown
 from dlth.tickets.store.disk import read_file
 from dlth.tickets.store.locks import is_owned
@@ -26,8 +26,6 @@ from dlth.training.settings.toml_text import CONFIG, MAX_CONFIG_BYTES, parse_tom
 from dlth.training.settings.train_config import TrainConfig
 
 State = Literal["waiting", "running", "stopped", "failed", "finished"]
-MAX_RUNS = 10_000
-"""Folders that are looked at: more are no list that a person reads."""
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,29 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.tickets.errors import DamageError, shown
 from dlth.tickets.format.jsontext import strict
 from dlth.training.run_files import write_text
 from dlth.training.runs.sealed_json import read_sealed, sealed
+from dlth.training.settings.fields import MAX_EPOCHS
+from dlth.training.settings.train_config import TrainConfig
 
 STUDY, RUNS = "study.json", "runs"
 MAX_STUDY_BYTES = 64 << 20
 """A run of a plan has four kilobytes."""
+MAX_RUNS = 10_000
+"""Runs of a study, and folders of runs that are looked at: more are no list that a person reads."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
+
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Operations = Annotated[float, Field(ge=0, le=1e30)]
+Seconds = Annotated[float, Field(ge=0, le=5e9)]
+"""At most a hundred and sixty years: those of all runs together are still a time that can be written."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +49,15 @@ class RunCost:
     seconds: estimated from a measured step; None where nothing was measured
     """
 
-    epochs: int
-    steps: int
-    images: int
-    tokens: int
-    flops: float
-    charged_flops: float = 0.0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    seconds: float | None = None
+    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
+    steps: Count
+    images: Count
+    tokens: Count
+    flops: Operations
+    charged_flops: Operations = 0.0
+    bytes_read: Count = 0
+    bytes_written: Count = 0
+    seconds: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -78,30 +87,56 @@ class StudyPlan:
     may_differ: names of settings in which arms differ because the study says so: epochs where computation is matched,
         and those of single arms
     notes: what a person should know of it, such as combinations that make no sense and were left out
+
+    Raises ValueError for two runs of one name.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    runs: tuple[PlannedRun, ...]
+    runs: Annotated[tuple[PlannedRun, ...], Field(max_length=MAX_RUNS)]
     settings: Mapping[str, Any] = field(default_factory=dict)
     may_differ: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({run.name for run in self.runs}) < len(self.runs):
+            raise ValueError("two runs have one name")
 
     def folder(self, study: Path, run: PlannedRun) -> Path:
         """Where a run lies in the study's folder."""
         return study / RUNS / run.name
 
 
+@dataclass(frozen=True)
+class _Used:
+    """The settings of a plan by which something is done; the others are only shown."""
+
+    gpus: Annotated[int, Field(gt=0, strict=True)] = 1
+    margin: Annotated[float, Field(gt=0, le=100, strict=True)] = 1.0
+    controls: Mapping[Annotated[str, Field(pattern=f"^{_NAME.pattern}$")], str] = field(default_factory=dict)
+
+
 _CHECK: TypeAdapter[StudyPlan] = TypeAdapter(StudyPlan)
+_CHECK_USED: TypeAdapter[_Used] = TypeAdapter(_Used)
 
 
 def read_study(folder: Path) -> StudyPlan:
     """The plan of a study's folder. Raises MissingFileError where there is none, DamageError for another's bytes."""
     content = read_sealed(folder / STUDY, MAX_STUDY_BYTES)[0]
     try:
-        return _CHECK.validate_json(json.dumps(content))
+        plan = _CHECK.validate_json(json.dumps(content))
+        _CHECK_USED.validate_json(json.dumps(plan.settings))
     except ValidationError as error:
         raise DamageError(f"{shown(folder / STUDY)} is no plan of a study: {shown(error)}", file=STUDY) from error
+    for run in plan.runs:
+        seed = run.settings.get("seed", TrainConfig.model_fields["seed"].default)
+        if seed != run.seed:
+            raise DamageError(
+                f"{shown(folder / STUDY)}: {run.name} is planned with seed {run.seed}, and its settings say"
+                f" {shown(seed)}",
+                file=STUDY,
+            )
+    return plan
 
 
 def write_study(folder: Path, plan: StudyPlan) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.evidence import DENSE
-from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
+from dlth.pipeline.evidence.study_plan import MAX_RUNS, PlannedRun, RunCost, StudyPlan
 from dlth.pipeline.studies.arms import Arm, Counting, opened
 from dlth.pipeline.studies.asked import located
 from dlth.pipeline.studies.grid import grid
 from dlth.pipeline.studies.identity import run_digest, run_name
 from dlth.pipeline.studies.matching import matched
 from dlth.pipeline.studies.selector_cost import selector_cost, told
-from dlth.pipeline.studies.study_config import MOST_RUNS, CompareConfig
+from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.pipeline.studies.study_controls import control_contents, control_file
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
@@ -50,8 +50,8 @@ def plan_study(
         InputError: whatever does not fit, of all arms at once
     """
     cells, notes = grid(config, train)
-    if len(cells) * len(config.seeds) > MOST_RUNS:
-        raise InputError(f"{len(cells)} arms with {len(config.seeds)} seeds: at most {MOST_RUNS:,} runs are planned")
+    if len(cells) * len(config.seeds) > MAX_RUNS:
+        raise InputError(f"{len(cells)} arms with {len(config.seeds)} seeds: at most {MAX_RUNS:,} runs are planned")
     arms = opened(cells, config, counting, {} if known is None else finished_rates(Path(config.out), known))
     for text in dict.fromkeys(text for arm in arms for text in arm.survey.notes):
         note(text)

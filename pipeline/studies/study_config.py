@@ -13,7 +13,6 @@ GRID, MATCH, STUDY = "What is compared", "Matching and judging", "How the study 
 OWN = ("arm", "mode", "keep", "seed", "out", "resume")
 """Settings of train that a study gives each of its runs itself."""
 CONTROL = "control-"
-MOST_RUNS = 10_000
 
 
 def _words(value: object) -> object:

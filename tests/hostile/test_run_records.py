@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers.results import write_run
 
+from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.study_plan import MAX_RUNS, PlannedRun, RunCost, StudyPlan, read_study
 from dlth.tickets.errors import DamageError
 from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint
+from dlth.training.runs.result import read_result
 from dlth.training.runs.resume import mark_of
 from dlth.training.runs.run_progress import RunProgress, RunSize, Totals
 from dlth.training.runs.runlog import RunLog
+from dlth.training.runs.sealed_json import sealed
 
 SIZE = RunSize(epochs=3, steps_per_epoch=4, num_images=10, global_batch=3, tokens_per_image=17)
 SUMS = Totals(loss_sum=20.0, loss_weight=6.0, images=6.0, tokens=102.0, hidden=1.5, whole=6.0, data_seconds=1.0)
@@ -73,3 +78,38 @@ def test_a_checkpoint_that_says_nothing_of_its_log_is_of_the_first_version(tmp_p
         assert mark_of(Checkpoint({}, state, tmp_path, FIRST_VERSION)) is None
         with pytest.raises(DamageError, match="log cannot be read"):
             mark_of(Checkpoint({}, state, tmp_path))
+
+
+COST = asdict(RunCost(1, 1, 1, 1, 1.0))
+RUN = asdict(PlannedRun("dense-seed0", ArmKey("dense"), 0, {"seed": 0}, RunCost(1, 1, 1, 1, 1.0)))
+PLANS: dict[str, dict[str, Any]] = {
+    **{f"gpus {gpus}": {"settings": {"gpus": gpus}} for gpus in ("x", [2], 0, -2)},
+    "a margin of words": {"settings": {"margin": "x"}},
+    "controls elsewhere": {"settings": {"controls": {"../centre-1": "t.zarr"}}},
+    **{
+        f"{name} past its bound": {"runs": [RUN | {"cost": COST | {name: 1e18 + 1e3}}]}
+        for name in ("epochs", "seconds")
+    },
+    "endless operations": {"runs": [RUN | {"cost": COST | {"flops": 1e308}}]},
+    "another seed in its settings": {"runs": [RUN | {"settings": {"seed": 1}}]},
+    "a run twice": {"runs": [RUN, RUN]},
+    "too many runs": {"runs": [RUN | {"name": f"run{number}"} for number in range(MAX_RUNS + 1)]},
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_a_plan_that_no_study_has_is_refused(case: str, tmp_path: Path) -> None:
+    """What is done by a plan, summed or shown of it is within bounds, its runs are few and each has a folder alone."""
+    sound = asdict(StudyPlan(())) | {"runs": [RUN]}
+    (tmp_path / "study.json").write_text(json.dumps(sealed(sound)))
+    assert read_study(tmp_path).runs[0].name == "dense-seed0"
+    (tmp_path / "study.json").write_text(json.dumps(sealed(sound | PLANS[case])))
+    with pytest.raises(DamageError):
+        read_study(tmp_path)
+
+
+def test_a_result_of_endless_times_is_none(tmp_path: Path) -> None:
+    """What was measured is multiplied and summed for a table."""
+    assert read_result(write_run(tmp_path / "sound", "dense", 0) / "result.json") is not None
+    forged = write_run(tmp_path / "forged", "dense", 0, throughput={"step_seconds": 1e308})
+    assert read_result(forged / "result.json") is None

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, shown
 from dlth.tickets.format.jsontext import strict
@@ -17,6 +17,8 @@ from dlth.training.run_files import write_text
 from dlth.training.runs.runlog import RESULT
 from dlth.training.runs.sealed_json import read_sealed, sealed
 
+Measured = Annotated[float, Field(ge=0, le=1e30)]
+"""What is measured or counted in a run: readers may add and multiply it."""
 PACKAGES = ("dlth", "torch", "torchvision", "timm", "numpy", "zarr")
 
 
@@ -70,7 +72,7 @@ class RunResult:
     world_size: int
     parameters: int
     peak_memory_bytes: int
-    throughput: dict[str, float]
+    throughput: dict[str, Measured]
     evaluation: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     how: str = "sparse"
@@ -79,7 +81,7 @@ class RunResult:
     flops: int | None = None
     train_images: int | None = None
     train_tokens: int | None = None
-    train_flops: float | None = None
+    train_flops: Measured | None = None
     train_loss: float | None = None
     hidden_share: float | None = None
     whole_images: int = 0

@@ -115,7 +115,7 @@ class RunLog:
     def _follows(self, record: dict[str, Any], after: int) -> bool:
         """Whether an epoch read back comes after those before it, and in the steps that were done: so they are few."""
         epoch, last = record["epoch"], self.epochs[-1]["epoch"] if self.epochs else -1
-        return type(epoch) is int and last < epoch < record["step"] <= after
+        return bool(last < epoch < record["step"] <= after)
 
     def _count(self, line: bytes, record: dict[str, Any]) -> None:
         self._lines += 1
@@ -254,7 +254,9 @@ def _record(line: bytes, path: Path) -> dict[str, Any]:
         raise DamageError(f"{shown(path)} holds a line that is no record: {shown(line)}", file=path.name)
     values = [value for name, value in record.items() if name != "kind"]
     numbers = all(value is None or (isinstance(value, int | float) and abs(value) <= _MAX_NUMBER) for value in values)
-    if record["kind"] == "epoch" and not (numbers and {"epoch", "lr"} <= record.keys()):
+    epoch = record.get("epoch")
+    counted = type(epoch) is int and 0 <= epoch < MAX_EPOCHS
+    if record["kind"] == "epoch" and not (numbers and counted and "lr" in record):
         raise DamageError(f"{shown(path)} holds an epoch that is none: {shown(line)}", file=path.name)
     return record
 

@@ -120,7 +120,13 @@ def test_any_folder_of_runs_is_listed(study: tuple[Path, StudyPlan]) -> None:
         run_states(folder / "nowhere")
 
 
-@pytest.mark.parametrize("bytes_", [b"\x00\xff\n", b"[]\n", b'{"kind": "train", "step": "x"}\n'])
+@pytest.mark.parametrize(
+    "bytes_",
+    [
+        *(b"\x00\xff\n", b"[]\n", b'{"kind": "train", "step": "x"}\n'),
+        b'{"kind": "epoch", "step": 1, "epoch": null, "lr": 0.1}\n',
+    ],
+)
 def test_a_log_that_is_none_is_said_and_stops_nothing(study: tuple[Path, StudyPlan], bytes_: bytes) -> None:
     """What cannot be read is the problem of one run, and the others are listed."""
     folder, plan = study

@@ -17,7 +17,10 @@ from dlth.tickets.store.locks import owned
 
 def planned(*seeds: int, lr: float = 0.1, digest: str = "aa") -> StudyPlan:
     cost = RunCost(1, 10, 100, 1000, 1e6)
-    runs = [PlannedRun(f"dense-seed{seed}-{digest}", ArmKey("dense"), seed, {"lr": lr}, cost) for seed in seeds]
+    runs = [
+        PlannedRun(f"dense-seed{seed}-{digest}", ArmKey("dense"), seed, {"lr": lr, "seed": seed}, cost)
+        for seed in seeds
+    ]
     return StudyPlan(tuple(runs))
 
 
