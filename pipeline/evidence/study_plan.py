@@ -64,6 +64,9 @@ class RunCost:
 class PlannedRun:
     """A run of a study: the name of its folder, what it is, and the settings of `dlth train` but for `out`, `resume`.
 
+    contents: digests of what it was planned to read (images, tickets, weights), as the name's digest holds them; those
+        of a control's tickets say what they are made of
+
     The name ends in a digest of all that decides its result, so a folder is that of one run and no other. Raises
     ValueError for one that is no plain name of a folder: a plan may come from anywhere.
     """
@@ -73,6 +76,7 @@ class PlannedRun:
     seed: int
     settings: Mapping[str, Any]
     cost: RunCost
+    contents: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

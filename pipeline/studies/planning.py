@@ -24,6 +24,7 @@ from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.pipeline.studies.study_controls import control_contents, control_file
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
+from dlth.tickets.format.jsontext import strict
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
 from dlth.training.settings.comparable import comparable
@@ -121,6 +122,7 @@ def _run(arm: Arm, seed: int, config: CompareConfig, charged: float) -> PlannedR
         seed=seed,
         settings={name: value for name, value in values.items() if name not in ("out", "resume")},
         cost=replace(_cost(arm), charged_flops=charged),
+        contents=strict(contents),
     )
 
 

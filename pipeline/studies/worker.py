@@ -7,8 +7,10 @@ leaves a dead worker's share undone, and a process that leads, which can die its
 
 What a run does by itself (it diverges, or is refused) is marked in its folder, and the others go on. What a machine
 does to it (a full disk, no memory, files that are not there) ends this worker and marks nothing: another may do better.
+So do files that were exchanged since the plan was made: put back, they serve the same run.
 """
 
+import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +24,18 @@ from dlth.pipeline.evidence.failure import FAILED, Failure, read_failure, write_
 from dlth.pipeline.evidence.run_states import RunState, other_run, planned_state
 from dlth.pipeline.evidence.study_plan import RUNS, PlannedRun, StudyPlan
 from dlth.pipeline.studies.launched import batch_shared_by, train_on_gpus
-from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileError, SpaceError, TransferError, shown
+from dlth.pipeline.studies.study_config import CONTROL
+from dlth.tickets.errors import (
+    DlthError,
+    InputError,
+    LockedError,
+    MismatchError,
+    MissingFileError,
+    SpaceError,
+    TransferError,
+    shown,
+)
+from dlth.tickets.format.jsontext import strict
 from dlth.tickets.store.disk import make_folder
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.process_group import pick_device
@@ -30,6 +43,7 @@ from dlth.training.distributed.signals import StopRequest, stop_on_signals
 from dlth.training.machine_errors import BugError, MachineError, OutOfMemoryError, RankError
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
+from dlth.training.runs.survey import read_now
 from dlth.training.settings.fields import names_code
 from dlth.training.settings.layering import checked
 from dlth.training.settings.train_config import TrainConfig
@@ -183,15 +197,41 @@ class Worker:
     def _do(self, run: PlannedRun, stop: StopRequest) -> None:
         config = self.config(run)
         try:
-            if self.gpus == 1:
-                train(config, reporter=_Watch(self, run.name), stop=stop)
-            else:
-                train_on_gpus(batch_shared_by(config, self.planned_gpus, self.gpus), self.gpus, stop, self.look_again)
+            exchanged = self._exchanged(run, config)
+            if not exchanged:
+                self._train(run, config, stop)
         except MACHINES:
             raise
         except DlthError as error:
             write_failure(Path(config.out), Failure(error.code, str(error)))
             self.reporter.note(f"{run.name} failed [{error.code}]: {error}")
+            return
+        if exchanged:
+            raise MismatchError(
+                f"{run.name} would not be the run that was planned, as files were exchanged since: {exchanged}. Put"
+                " them back, or begin another study with another --out"
+            )
+
+    def _exchanged(self, run: PlannedRun, config: TrainConfig) -> str:
+        """What the run would read that is not what it was planned to read; empty where all is.
+
+        A control's tickets were not there when it was planned.
+        """
+        if not run.contents:
+            return ""
+        now = json.loads(json.dumps(strict(read_now(config, processes=self.planned_gpus))))
+        names = [name for name in {**run.contents, **now} if name != "tickets" or not run.arm.arm.startswith(CONTROL)]
+        return "; ".join(
+            f"{shown(name)} is {shown(now.get(name))}, was {shown(run.contents.get(name))}"
+            for name in names
+            if now.get(name) != run.contents.get(name)
+        )
+
+    def _train(self, run: PlannedRun, config: TrainConfig, stop: StopRequest) -> None:
+        if self.gpus == 1:
+            train(config, reporter=_Watch(self, run.name), stop=stop)
+        else:
+            train_on_gpus(batch_shared_by(config, self.planned_gpus, self.gpus), self.gpus, stop, self.look_again)
 
     def look(self, at: Mapping[str, Any] | None = None, name: str = "") -> tuple[RunState, ...]:
         """Look at all runs and tell of them; `at`: the newest step of the one that this process trains."""

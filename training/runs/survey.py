@@ -97,15 +97,12 @@ def survey(config: TrainConfig, *, processes: int = 1, seconds: float = 0.0) -> 
     whole = config.model_copy(update={"grad_accum_steps": config.grad_accum_steps * processes, "resume": None})
     with joined(config.device) as world:
         parts = prepare(whole, world, notes)
-        read = contents(parts.inputs, parts.online)
-        if config.init_from is not None or config.pretrained:
-            read["initial weights"] = weights_digest(parts.student.model)
         first = tuple(_epoch_work(parts, epoch) for epoch in range(_settled_from(parts.schedule) + 1))
         inputs, files = parts.inputs, parts.inputs.files
         num_images = first[0].images
         sizes = files.index.image_size
         return Survey(
-            contents=read,
+            contents=_contents(parts),
             record=parts.record | {"data": inputs.trained_on(())},
             steps_per_epoch=inputs.steps_per_epoch,
             first_epochs=first,
@@ -116,6 +113,27 @@ def survey(config: TrainConfig, *, processes: int = 1, seconds: float = 0.0) -> 
             flops_per_second=_rate(parts, world, seconds) * processes if seconds else None,
             notes=tuple(notes.said),
         )
+
+
+def read_now(config: TrainConfig, *, processes: int = 1) -> dict[str, Any]:
+    """What a run would read if it began now, as the `contents` of its survey; no GPU is taken for that.
+
+    Args:
+        config, processes: as for `survey`
+    Raises:
+        DlthError: what does not fit together
+    """
+    steps = config.grad_accum_steps * processes
+    whole = config.model_copy(update={"grad_accum_steps": steps, "resume": None, "device": "cpu"})
+    with joined(whole.device) as world:
+        return _contents(prepare(whole, world, Reporter()))
+
+
+def _contents(parts: Parts) -> dict[str, Any]:
+    read = contents(parts.inputs, parts.online)
+    if parts.config.init_from is not None or parts.config.pretrained:
+        read["initial weights"] = weights_digest(parts.student.model)
+    return read
 
 
 class _Notes(Reporter):

@@ -2,15 +2,19 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from makers.runs import SMALL
 from makers.studies import planned_run, write_inputs
+from makers.tickets import select_tickets
 
+from dlth.data.shards.index import open_index
 from dlth.pipeline.evidence.failure import FAILED
 from dlth.pipeline.evidence.study_plan import StudyPlan, read_study, write_study
+from dlth.tickets import ViewSpec
 
 Dlth = Callable[..., tuple[int, str, str]]
 TRAIN = (*SMALL, "--recipe", "none", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "16", "--lr", "1e-3")
@@ -66,6 +70,29 @@ def test_a_study_with_a_failed_run_ends_with_2_and_tells_the_rest(
     assert "E_DIVERGED" in problem
     assert (out / "runs" / name / FAILED).is_file()
     assert [row[3] for row in result["tables"]["arms"]["rows"]] == ["lr=0.001"]
+
+
+def test_files_exchanged_under_a_plan_are_refused_and_may_be_put_back(
+    words: tuple[str, ...], tmp_path: Path, dlth: Dlth
+) -> None:
+    """Other tickets where the planned ones lay: nothing is trained or marked, and with the first ones back it goes on;
+    a control, whose tickets are made after the plan, is no exchange.
+    """
+    out, tickets, kept = tmp_path / "study", tmp_path / "train.zarr", tmp_path / "kept.zarr"
+    study = ("--arms", "ticket,dense", "--control", "inverse", "--seeds", "0", *words, "--out", out)
+    code, _, said = dlth("compare", *study)
+    assert code == 0, said
+    shutil.rmtree(next((out / "runs").glob("ticket-*")))
+    tickets.rename(kept)
+    select_tickets(open_index(str(tmp_path / "train")), tickets, view=ViewSpec("whole", 32, 32), name="other")
+    code, _, said = dlth("compare", *study)
+    assert code == 2
+    assert re.search(r"error\[E_MISMATCH\]: ticket-\S+ would not be .*'?tickets'? is \w+, was \w+", said), said
+    assert not any((out / "runs").glob("ticket-*"))
+    shutil.rmtree(tickets)
+    kept.rename(tickets)
+    code, _, said = dlth("compare", *study)
+    assert code == 0, said
 
 
 def test_a_folder_without_a_study_is_not_joined(tmp_path: Path, dlth: Dlth) -> None:
