@@ -82,15 +82,18 @@ class Demo:
         """All steps in order; gives the report's path. Raises LockedError while another demo works in the folder."""
         with owned(self.out):
             self._claim_folder()
-            self.note("\n# handwritten digits among clutter, as WebDataset shards")
-            make_digit_shards(self.out / "shards", self.config.images, self.config.val_images)
+            shards = (str(self.out / "shards"), self.config.images, self.config.val_images)
+            drawn = f"from {make_digit_shards.__module__} import make_digit_shards; make_digit_shards{shards}"
+            drawing = f"python -c {shlex.quote(drawn)}"
+            self.note(f"\n# handwritten digits among clutter, as WebDataset shards\n{drawing}")
+            make_digit_shards(*shards)
             do = {"train": self._train, "select": self._select, "compare": self._compare}
             steps = list(self._steps())
             for what, command, values in steps:
                 self.note(f"\n# {what}\n{as_command(command, values)}")
                 do[command](values)
             self.note("\n# the report")
-            commands = tuple(as_command(command, values) for _, command, values in steps)
+            commands = (drawing, *(as_command(command, values) for _, command, values in steps))
             page = self.out / REPORT
             conclude(self.study, self.note, page, TITLE, demo_sections(self.out, self.weights, MODEL, commands))
             return page

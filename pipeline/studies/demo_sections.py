@@ -20,7 +20,7 @@ from dlth.training.models.registry import build
 from dlth.training.models.weights import load_weights
 
 SCORED_IMAGES = 600
-"""Validation images on which recall by block is scored."""
+"""Validation images on which recall by block is scored, at most."""
 
 
 def demo_sections(out: Path, weights: Path, model: Mapping[str, Any], commands: Sequence[str]) -> tuple[Section, ...]:
@@ -28,17 +28,19 @@ def demo_sections(out: Path, weights: Path, model: Mapping[str, Any], commands: 
     images = ValidationImages.open(str(out / "shards" / "val-*.tar"), str(out / "tickets" / "val.zarr"))
     assert images.known is not None
     header = images.store.header
-    by_block = recall_by_block(images.index, images.known, weights, model, header.keep)
-    return (_recall_section(by_block, header), Section("The demo, step by step", commands=tuple(commands)))
+    count = min(SCORED_IMAGES, images.index.num_samples)
+    by_block = recall_by_block(images.index, images.known, weights, model, header.keep, count)
+    return (_recall_section(by_block, header, count), Section("The demo, step by step", commands=tuple(commands)))
 
 
 def recall_by_block(
-    index: ShardIndex, known: Known, weights: Path, model: Mapping[str, Any], keep: str
+    index: ShardIndex, known: Known, weights: Path, model: Mapping[str, Any], keep: str, count: int
 ) -> dict[str, float]:
-    """Recall of the known patches when the selector scores at one block, or at three in a row."""
+    """Recall of the known patches of the first `count` images when the selector scores at one block, or at three in a
+    row.
+    """
     vit = build(model["model"], num_classes=model["num_classes"], img_size=model["img_size"], **model["model_kwargs"])
     load_weights(vit, weights)
-    count = min(SCORED_IMAGES, index.num_samples)
     keys = [index.key(i) for i in range(count)]
     images = torch.stack(
         [decode(data, where=key) for key, data in zip(keys, index.read_many(list(range(count))), strict=True)]
@@ -57,10 +59,10 @@ def recall_by_block(
     return recalls
 
 
-def _recall_section(by_block: Mapping[str, float], header: TicketHeader) -> Section:
+def _recall_section(by_block: Mapping[str, float], header: TicketHeader, count: int) -> Section:
     chance = header.k / header.grid.num_patches
     caption = (
-        f"Recall of the known patches by where the selector scores, {SCORED_IMAGES} validation images,"
+        f"Recall of the known patches by where the selector scores, {count:,} validation images,"
         f" {header.k} patches kept. These tickets were made at block {', '.join(map(str, header.selector.blocks))}."
     )
     told = ", ".join(f"{name} {recall:.2f}" for name, recall in by_block.items())

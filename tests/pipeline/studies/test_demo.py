@@ -54,6 +54,7 @@ def test_the_report_says_what_the_runs_left(finished: Finished) -> None:
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     pictures = {path.stem for path in (demo.out / "report_files").glob("*.png")}
     assert pictures >= {"tickets-worst", "recall", "pareto", "curves-0-epochs"}
+    assert "scores, 40 validation images," in page
 
 
 def test_recall_is_counted_of_the_digits_patches(finished: Finished) -> None:
@@ -77,11 +78,15 @@ def test_one_seed_decides_nothing_of_arms(finished: Finished) -> None:
 
 
 def test_the_printed_commands_are_the_runs(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The printed `dlth train`, parsed by the command line, is the configuration that its run stored; the printed
-    `dlth compare` plans the very runs of the study."""
+    `dlth compare` plans the very runs of the study; the first of all draws the same images."""
     demo, said = finished
+    (drawn,) = (line for text in said for line in text.splitlines() if line.startswith("python -c "))
+    exec(shlex.split(drawn)[2].replace(str(demo.out), str(tmp_path)))
+    for made in (demo.out / "shards").glob("*.tar"):
+        assert (tmp_path / "shards" / made.name).read_bytes() == made.read_bytes()
 
     def typed(command: str, *more: str) -> str:
         (words,) = (line for text in said for line in text.splitlines() if line.startswith(f"dlth {command} "))
