@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from itertools import accumulate
 from json import dumps
 from typing import Any
 
@@ -156,12 +157,24 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     _out().print(view)
 
 
-def aligned(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lines of columns under their names, a line for each row, however wide: for lists too long for a table."""
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[object]], room: int | None = None) -> str:
+    """Lines of columns under their names, a line for each row, however wide: for lists too long for a table.
+
+    room: characters of a line; the last columns that do not fit are left out whole
+    """
     cells = [columns, *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells)
+    if room is not None:
+        ends = accumulate(width + 2 for width in widths)
+        widths = [width for width, end in zip(widths, ends, strict=True) if end - 2 <= room]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def room(error: bool = False) -> int | None:
+    """Characters of a line on standard output, or on standard error; None off a terminal."""
+    stream = _err() if error else _out()
+    return stream.width if stream.is_terminal else None
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from dlth.tickets.store.disk import user_path
 if TYPE_CHECKING:
     from dlth.pipeline.evidence.run_states import RunState
 
-COLUMNS = ("run", "arm", "seed", "patches", "epoch", "step", "top-1 %", "state", "age")
+COLUMNS = ("state", "arm", "seed", "epoch", "top-1 %", "step", "age", "patches", "run")
+"""Those that a narrow terminal can do without come last."""
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -30,25 +31,31 @@ def runs(
     if json:
         console.as_json({"runs": [as_plain(state) for state in states]})
         return
-    console.write(console.aligned(COLUMNS, run_rows(states)))
+    console.write(runs_table(states, console.room()))
     for state in states:
         if state.problem:
             console.note(f"{shown(state.name)}: {state.problem}")
+
+
+def runs_table(states: Sequence["RunState"], room: int | None) -> str:
+    """A line for each run: as many columns as have room, or all where arm and seed do not tell runs apart."""
+    alike = len({(state.arm, state.seed) for state in states}) < len(states)
+    return console.aligned(COLUMNS, run_rows(states), None if alike else room)
 
 
 def run_rows(states: Sequence["RunState"]) -> list[tuple[object, ...]]:
     """A table's row for each run; what is not known is empty."""
     return [
         (
-            state.name,
+            state.state,
             str(state.arm),
             _told(state.seed),
-            _told(state.k),
             _of(state.epoch, state.epochs),
-            _of(state.step, state.steps),
             "" if state.top1 is None else f"{state.top1:.2f}",
-            state.state,
+            _of(state.step, state.steps),
             "" if state.age is None else _ago(state.age),
+            _told(state.k),
+            state.name,
         )
         for state in states
     ]

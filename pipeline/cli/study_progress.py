@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from dlth.pipeline.cli import console
-from dlth.pipeline.cli.runs import COLUMNS, run_rows
+from dlth.pipeline.cli.runs import COLUMNS, run_rows, runs_table
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.studies.pace import Pace, PaceMaker
@@ -50,8 +50,8 @@ class _List(StudyProgress):
         self.show = show
 
     def looked(self, states: Sequence[RunState]) -> None:
-        rows = run_rows(sorted(states, key=lambda state: _FIRST.index(state.state)))
-        self.show(f"{_total(states, self.pace.at(states))}\n{console.aligned(COLUMNS, rows)}")
+        table = runs_table(sorted(states, key=lambda state: _FIRST.index(state.state)), console.room(error=True))
+        self.show(f"{_total(states, self.pace.at(states))}\n{table}")
 
 
 @contextmanager

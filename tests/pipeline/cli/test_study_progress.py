@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dlth.pipeline.cli.runs import runs_table
 from dlth.pipeline.cli.study_progress import StudyProgress, _List
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.run_states import RunState
@@ -24,8 +25,21 @@ def test_a_terminal_shows_every_run_the_running_ones_first() -> None:
     shown.looked((WAITING[0], replace(WAITING[1], state="running", step=5)))
     total, _, first, second = texts[-1].splitlines()
     assert total.startswith("0/2 runs (25.0%) | ")
-    assert first.split() == ["dense-seed1", "dense", "1", "5/10", "running"]
-    assert second.split()[0] == "dense-seed0"
+    assert first.split() == ["running", "dense", "1", "5/10", "dense-seed1"]
+    assert second.split()[-1] == "dense-seed0"
+
+
+def test_a_narrow_terminal_keeps_what_matters() -> None:
+    """In 80 columns stand state, arm, seed, epoch, top-1 and step of a long arm, whole; the name where there is room,
+    and always where arm and seed are not enough to tell runs apart."""
+    arm = ArmKey("ticket", "0.25", "projected")
+    name = "ticket-keep0.25-projected-seed0-6d9e54a1"
+    state = RunState(name, Path(), "running", arm, 0, 49, 12, 300, 15012, 375300, 71.5)
+    head, row = runs_table([state], 80).splitlines()
+    assert head.split()[:-1] == ["state", "arm", "seed", "epoch", "top-1", "%", "step"]
+    assert row.split(maxsplit=5)[-1].split() == ["0", "12/300", "71.50", "15012/375300"]
+    for table in (runs_table([state], 140), runs_table([state, state], 80)):
+        assert table.splitlines()[-1].endswith(name)
 
 
 def test_plain_lines_tell_what_changed_and_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
