@@ -40,7 +40,7 @@ def list_(rows: Patterns = None, json: Json = False) -> None:
         console.as_json({"experiments": [row.to_json() for row in wanted]})
         return
     lines = [(row.name, row.k or "-", row.epochs or "-", row.batch or "-", _reference(row)) for row in wanted]
-    console.table("experiments of the paper", ("row", "patches", "epochs", "batch", "published top-1"), lines)
+    console.write(console.aligned(("row", "patches", "epochs", "batch", "published top-1"), lines))
     for row in wanted if rows else ():
         for text in row.remarks:
             console.note(f"{row.name}: {text}")

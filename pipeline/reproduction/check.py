@@ -84,7 +84,8 @@ class CheckedBundle:
             f"seed {run.seed}: " + ", ".join(f"{tokens} {row['top1']:.2f} %" for tokens, row in run.numbers.items())
             for run in self.runs
         )
-        return "; ".join(("whole", *self.unlike)) + f" | top-1 {accuracies}"
+        told = f"whole, but not in the table: {'; '.join(self.unlike)}" if self.unlike else "whole"
+        return f"{told} | top-1 {accuracies}"
 
     @property
     def in_table(self) -> bool:

@@ -24,7 +24,7 @@ class Line:
     dense, ticket, random: our top-1 in percent, mean over seeds, on all patches, on the selector's, on random ones;
         of a selector, `ticket` is that with patches dropped by itself
     difference: dense less the reference, in points; hours: of training, mean over seeds
-    state: "complete", "damaged", "not the row", "cannot be run" or "not run"; why: there are no numbers
+    state: "complete", "damaged", "not comparable", "cannot be run" or "not run"; why: there are no numbers
     """
 
     row: str
@@ -60,7 +60,7 @@ def _lines(row: Experiment, bundles: list[CheckedBundle]) -> list[Line]:
     if damage := [problem for bundle in bundles for problem in bundle.damage]:
         return [_line(row, "", (), "damaged", str(damage[0]))]
     if unlike := [text for bundle in bundles for text in bundle.unlike]:
-        return [_line(row, "", (), "not the row", unlike[0])]
+        return [_line(row, "", (), "not comparable", unlike[0])]
     return [_line(row, "", (), "cannot be run" if row.missing else "not run", row.missing)]
 
 

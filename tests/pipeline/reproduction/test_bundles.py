@@ -202,7 +202,8 @@ def test_what_is_not_the_row_is_not_in_its_table(of: BundleOf, tmp_path: Path) -
     full = write_bundle(tmp_path, of)
     (found,) = (each for each in check_bundles(tmp_path, ROWS) if each.folder == scaled)
     (line,) = table([LT], [found])
-    assert (found.damage, line.dense, line.state) == ((), None, "not the row")
+    assert (found.damage, line.dense, line.state) == ((), None, "not comparable")
+    assert found.text.startswith("whole, but not in the table: tried with 0.5 of its images and epochs | top-1 seed")
     assert line.why == "tried with 0.5 of its images and epochs"
     larger = replace(LT, dataset=replace(LT.dataset, images=1000, val_images=500), epochs=300, batch=1024)
     unlike = check_bundle(full, ROWS | {LT.name: larger}).unlike

@@ -90,16 +90,19 @@ def test_patterns_choose_rows() -> None:
 
 
 def test_the_list_is_shown_and_read(dlth: Callable[..., tuple[int, str, str]]) -> None:
-    """`dlth reproduce list` prints rows with their published number, and as JSON all that a row is."""
+    """`dlth reproduce list` prints rows, each name whole on a line of its own, with their published number, and as JSON
+    all that a row is."""
     code, out, err = dlth("reproduce", "list", "deit-ti/dense", "--json")
     (row,) = json.loads(out)["experiments"]
     assert (code, row["reference"]["top1"], row["epochs"], row["k"]) == (0, 72.2, 300, 196)
     code, out, err = dlth("reproduce", "list", "resnet20/*")
     assert code == 0
     assert "resnet20/imp/lt: cannot be run: weight-level pruning" in err
-    assert re.search(r"resnet20/imp/lt( +│ -){4}", out), "what is not known is not made up"
+    assert re.search(r"resnet20/imp/lt( +-){4}", out), "what is not known is not made up"
     (pruned, _) = table(chosen(["resnet20/*"]), ())
     assert (pruned.k, pruned.epochs, chosen(["resnet20/*"])[0].to_json()["batch"]) == (None, None, None)
+    names = [line.split()[0] for line in dlth("reproduce", "list")[1].splitlines()]
+    assert names == ["row", *EXPERIMENTS]
 
 
 def test_rows_are_those_of_the_authors_scripts() -> None:
