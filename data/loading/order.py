@@ -125,6 +125,10 @@ class Batching:
         """How many images the steps of an epoch take in all, each of an image's views counted."""
         return self._edge(num_samples, self.num_steps(num_samples))
 
+    def step_images(self, num_samples: int, step: int) -> int:
+        """How many of these a step takes: a global batch, but for the last two."""
+        return self._edge(num_samples, step + 1) - self._edge(num_samples, step)
+
     def batch(self, order: Ids, step: int) -> Ids:
         """The ids of a step over all ranks, int64 [images of the step], the first views first."""
         return order[self._places(len(order), step) // self.num_views]

@@ -156,16 +156,18 @@ def _settled_from(schedule: Schedule) -> int:
 def _epoch_work(parts: Parts, epoch: int) -> Work:
     """The work of an epoch's steps; images that have no ticket, and are shown whole, are counted as the others are."""
     inputs, steps = parts.inputs, parts.inputs.steps_per_epoch
-    images = inputs.batching.num_images(inputs.left_out.num_ordered)
-    places = {0, steps - 1}
+    ordered = inputs.left_out.num_ordered
+    images = inputs.batching.num_images(ordered)
+    places = {0}
     if parts.budget(epoch, 0) != parts.budget(epoch, steps - 1):
         places = {round(place) for place in np.linspace(0, steps - 1, min(steps, STEPS_COUNTED))}
     budgets = [parts.budget(epoch, step) for step in sorted(places)]
+    sizes = [inputs.batching.step_images(ordered, step) for step in sorted(places)]
     return Work(
         images=images,
-        tokens=round(images * float(np.mean([parts.student.num_tokens(budget.k) for budget in budgets]))),
-        flops=float(np.mean([parts.step_flops(budget, images) for budget in budgets])),
-        patches=images * float(np.mean([budget.k for budget in budgets])),
+        tokens=round(images * np.average([parts.student.num_tokens(budget.k) for budget in budgets], weights=sizes)),
+        flops=float(np.average([parts.step_flops(budget, images) for budget in budgets], weights=sizes)),
+        patches=images * float(np.average([budget.k for budget in budgets], weights=sizes)),
     )
 
 

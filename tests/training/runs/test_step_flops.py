@@ -41,6 +41,15 @@ def test_every_epoch_says_what_it_showed_and_computed(make_run: Callable[..., Tr
     assert (work.images, work.tokens, work.flops) == (42, result.train_tokens, result.train_flops)
 
 
+def test_steps_of_a_falling_schedule_count_by_their_images(make_run: Callable[..., TrainConfig]) -> None:
+    """The last steps of an epoch have fewer images, and keep fewer patches of them: a survey knows both."""
+    falling = {"keep_schedule": "cosine", "keep_schedule_start": 0, "keep_schedule_epochs": 1}
+    config = make_run(epochs=1, warmup_epochs=0, **falling, **NO_VALIDATION)
+    result, work = train(config), survey(config).work(1)
+    assert (work.images, work.tokens) == (result.train_images, result.train_tokens)
+    assert work.flops == pytest.approx(result.train_flops, rel=1e-12)
+
+
 def test_a_selector_in_the_loop_is_counted(make_run: Callable[..., TrainConfig]) -> None:
     """Online, an image is three forwards of the student and the selector's own; the random arm's has none."""
     selector = train(make_run("selector", arm="dense", epochs=1, warmup_epochs=0)).config["out"]
