@@ -110,17 +110,13 @@ def _asked(
 
 def _planned(study: CompareConfig, train: Mapping[str, Any], dry_run: bool, json: bool) -> "StudyPlan":
     """The study's plan; in a dry run as it would be made."""
-    from dlth.pipeline.evidence.study_plan import STUDY, read_study
-    from dlth.pipeline.studies.compare import found_study
-    from dlth.pipeline.studies.planning import plan_study
+    from dlth.pipeline.studies.compare import foreseen_study, found_study
 
     def counting(label: str, total: int, unit: str) -> Any:
         return console.counting(label, total, unit, quiet=json)
 
-    if not dry_run:
-        return found_study(study, train, note=console.note, counting=counting)
-    known = read_study(Path(study.out)) if (Path(study.out) / STUDY).is_file() else None
-    return plan_study(study, train, note=console.note, counting=counting, known=known)
+    plan_of = foreseen_study if dry_run else found_study
+    return plan_of(study, train, note=console.note, counting=counting)
 
 
 def show_plan(folder: Path, plan: "StudyPlan", json: bool) -> None:

@@ -12,7 +12,7 @@ from dlth.pipeline.pages.report import Report, Section, write_page
 from dlth.pipeline.reports.report import report_of
 from dlth.pipeline.studies.arms import Counting
 from dlth.pipeline.studies.asked import asked_text
-from dlth.pipeline.studies.founding import founded, owned_in_time
+from dlth.pipeline.studies.founding import foreseen, founded, owned_in_time
 from dlth.pipeline.studies.planning import plan_study
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.pipeline.studies.study_controls import make_controls
@@ -48,6 +48,21 @@ def found_study(
         return plan
 
     return founded(folder, asked_text(config, train), make_plan, note)
+
+
+def foreseen_study(
+    config: CompareConfig,
+    train: Mapping[str, Any],
+    *,
+    note: Note = lambda text: None,
+    counting: Counting | None = None,
+) -> StudyPlan:
+    """The plan that `found_study` would give, and its refusals; nothing is written."""
+
+    def make_plan(known: StudyPlan | None) -> StudyPlan:
+        return plan_study(config, train, note=note, counting=counting, known=known)
+
+    return foreseen(Path(config.out), asked_text(config, train), make_plan)
 
 
 def conclude(

@@ -42,17 +42,29 @@ def founded(folder: Path, asked: str, make_plan: MakePlan, note: Note = lambda t
         DlthError: as `make_plan`
     """
     with owned_in_time(folder, note):
-        known = read_study(folder) if os.path.lexists(folder / STUDY) else None
-        if known is not None and _asked_before(folder) == asked.encode():
-            return known
-        if known is None:
-            _refuse_foreign(folder)
-        plan = make_plan(known)
-        if known is not None:
-            _refuse_lost_runs(folder, known, plan)
-        write_text(folder / ASKED, asked)
-        write_study(folder, plan)
+        known, plan = _known_and_next(folder, asked, make_plan)
+        if plan is not known:
+            write_text(folder / ASKED, asked)
+            write_study(folder, plan)
         return plan
+
+
+def foreseen(folder: Path, asked: str, make_plan: MakePlan) -> StudyPlan:
+    """The plan that `founded` would give, with nothing written and nobody waited for. Raises as `founded`."""
+    return _known_and_next(folder, asked, make_plan)[1]
+
+
+def _known_and_next(folder: Path, asked: str, make_plan: MakePlan) -> tuple[StudyPlan | None, StudyPlan]:
+    """The folder's plan so far, and the one that what is asked for makes of it: the very same if asked before."""
+    known = read_study(folder) if os.path.lexists(folder / STUDY) else None
+    if known is not None and _asked_before(folder) == asked.encode():
+        return known, known
+    if known is None and folder.is_dir():
+        _refuse_foreign(folder)
+    plan = make_plan(known)
+    if known is not None:
+        _refuse_lost_runs(folder, known, plan)
+    return known, plan
 
 
 @contextmanager

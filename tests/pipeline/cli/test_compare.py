@@ -52,9 +52,10 @@ def test_a_study_runs_grows_and_is_joined(words: tuple[str, ...], tmp_path: Path
     assert (code, again) == (0, told), said
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert (out / "report.html").is_file()
-    code, _, said = dlth("compare", "--arms", "ticket", "--seeds", "0", *words, "--out", out)
-    assert code == 2
-    assert "there is no dense with seed 0" in said
+    for dry in ((), ("--dry-run",)):
+        code, _, said = dlth("compare", "--arms", "ticket", "--seeds", "0", *words, "--out", out, *dry)
+        assert code == 2
+        assert "there is no dense with seed 0" in said
 
 
 def test_a_study_with_a_failed_run_ends_with_2_and_tells_the_rest(

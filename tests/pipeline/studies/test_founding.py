@@ -9,7 +9,7 @@ import pytest
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan, read_study
-from dlth.pipeline.studies.founding import founded
+from dlth.pipeline.studies.founding import foreseen, founded
 from dlth.pipeline.studies.pace import Pace, PaceMaker
 from dlth.tickets.errors import InputError, MismatchError
 from dlth.tickets.store.locks import owned
@@ -36,7 +36,9 @@ def test_what_was_asked_before_is_planned_once(tmp_path: Path) -> None:
 
 
 def test_a_grid_may_grow_and_loses_no_run(tmp_path: Path) -> None:
-    """More seeds take the plan's place; a plan without its runs is refused, says why, and changes nothing."""
+    """More seeds take the plan's place; a plan without its runs is refused, in a dry run too, says why, and changes
+    nothing.
+    """
     founded(tmp_path, "seeds 0", lambda known: planned(0))
     grown = founded(tmp_path, "seeds 0 and 1", lambda known: planned(0, 1))
     assert read_study(tmp_path) == grown
@@ -47,8 +49,11 @@ def test_a_grid_may_grow_and_loses_no_run(tmp_path: Path) -> None:
     ):
         with pytest.raises(MismatchError, match=why):
             founded(tmp_path, "others", lambda known, lost=lost: lost)  # type: ignore[misc]
+        with pytest.raises(MismatchError, match=why):
+            foreseen(tmp_path, "others", lambda known, lost=lost: lost)  # type: ignore[misc]
         assert read_study(tmp_path) == grown
-    assert founded(tmp_path, "seeds 0 and 1", never) == grown
+    assert founded(tmp_path, "seeds 0 and 1", never) == foreseen(tmp_path, "seeds 0 and 1", never) == grown
+    assert foreseen(tmp_path, "three seeds", lambda known: planned(0, 1, 2)) != read_study(tmp_path) == grown
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
@@ -56,6 +61,8 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"holds no study \(thesis.tex\)"):
         founded(tmp_path, "arms", never)
+    with pytest.raises(InputError, match=r"thesis\.tex"):
+        foreseen(tmp_path, "arms", never)
     with pytest.raises(AssertionError):
         founded(tmp_path / "new", "arms", never)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
