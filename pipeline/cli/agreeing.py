@@ -25,10 +25,12 @@ def agree(overrides: dict[str, Any], file: File, dry_run: DryRun = False, json: 
 
     config = checked(AgreeConfig, overrides)
     from dlth.data.sharing.ticket_cache import local_tickets
-    from dlth.pipeline.evidence.agreement import write_agreement
+    from dlth.pipeline.evidence.agreement import refuse_other, write_agreement
     from dlth.pipeline.selection import agree as agreeing  # torch and timm: not before the settings are sound
     from dlth.tickets import TicketStore
 
+    if config.out is not None:
+        refuse_other(Path(config.out))  # before the work, not after it
     plan = agreeing.plan_agreement(TicketStore(local_tickets(str(file))), config, console.note)
     if dry_run:
         console.result("dlth tickets agree, dry run: nothing is compared", plan.facts(), json)

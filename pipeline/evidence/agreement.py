@@ -11,6 +11,7 @@ can show it.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from dlth.tickets.errors import DamageError, shown
+from dlth.tickets.errors import DamageError, DlthError, InputError, shown
 from dlth.tickets.format.jsontext import strict
 from dlth.training.run_files import write_text
 from dlth.training.runs.sealed_json import read_sealed, sealed
@@ -130,8 +131,19 @@ _CHECK: TypeAdapter[Agreement] = TypeAdapter(Agreement)
 
 
 def write_agreement(path: Path, agreement: Agreement) -> None:
-    """Write the JSON file. Raises as `published`."""
+    """Write the JSON file. Raises as `refuse_other` and `published`."""
+    refuse_other(path)
     write_text(path, json.dumps(sealed(strict(asdict(agreement))), indent=1, allow_nan=False) + "\n")
+
+
+def refuse_other(path: Path) -> None:
+    """Raises InputError where something else than an earlier agreement lies, whose place a new one would take."""
+    if not os.path.lexists(path):
+        return
+    try:
+        read_agreement(path)
+    except DlthError as error:
+        raise InputError(f"{shown(path)} is there and holds something else; take another --out ({error})") from error
 
 
 def read_agreement(path: Path) -> Agreement:

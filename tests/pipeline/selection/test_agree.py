@@ -18,12 +18,12 @@ from dlth.data.images.augment import Augmentation, augment
 from dlth.data.images.decode import decode
 from dlth.data.loading.order import epoch_order
 from dlth.data.shards.index import open_index
-from dlth.pipeline.evidence.agreement import read_agreement
+from dlth.pipeline.evidence.agreement import read_agreement, write_agreement
 from dlth.pipeline.selection.agree import agree, plan_agreement
 from dlth.pipeline.selection.agree_config import AgreeConfig
 from dlth.tickets import SelectorInfo, TicketStore, View, ViewSpec, project
 from dlth.tickets.derive.controls import control
-from dlth.tickets.errors import DamageError
+from dlth.tickets.errors import DamageError, InputError
 from dlth.tickets.format.provenance import RANKER
 from dlth.training.models.pixels import Pixels
 from dlth.training.selectors.evit import Selector
@@ -129,7 +129,7 @@ def test_the_command_gives_the_same_with_worker_processes_and_leaves_a_file(
     world: dict[str, Any], dlth: Dlth, tmp_path: Path
 ) -> None:
     """JSON, the table and the file left for a report say what the function says, hidden patches demoted on both sides;
-    one number altered in the file is damage."""
+    one number altered in the file is damage, and whatever is no agreement keeps its place."""
     drawn = ("--aa", "rand-m9-mstd0.5", "--reprob", "0.5", "--images", 8, "--seed", 7, "--batch-size", 5)
     kwargs = ",".join(f"{name}={value}" for name, value in (KWARGS | {"depth": 2}).items())
     words = ("--selector", world["settings"]["selector_checkpoint"], "--selector-kwargs", kwargs, "--img-size", 32)
@@ -150,6 +150,13 @@ def test_the_command_gives_the_same_with_worker_processes_and_leaves_a_file(
     out.write_text(out.read_text().replace('"num_images": 8', '"num_images": 9', 1))
     with pytest.raises(DamageError, match="damaged"):
         read_agreement(out)
+    damaged = out.read_text()
+    code, _, told = dlth(*call, "--dry-run")
+    assert code == 2
+    assert "holds something else" in told
+    with pytest.raises(InputError, match="holds something else"):
+        write_agreement(out, expected)
+    assert out.read_text() == damaged
 
 
 def test_what_cannot_be_compared_is_refused(
