@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dlth.tickets.derive.controls import KINDS, Kind
+from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.settings.fields import Integers, Keep, Pairs, Settings, setting
 from dlth.training.settings.layering import nearest
 from dlth.training.settings.train_config import Arm, Mode, TrainConfig
@@ -63,7 +64,7 @@ class CompareConfig(Settings):
     def _names_settings_of_train(self) -> Self:
         for name, values in self.sweep.items():
             _check_name(name, "--sweep")
-            if not isinstance(values, list) or not values or len({repr(value) for value in values}) < len(values):
+            if not isinstance(values, list) or not values or _repeats(values):
                 raise ValueError(f"--sweep {name} needs different values in brackets, as in {name}=[1,2]")
         known = (*self.arms, *(CONTROL + kind for kind in self.control))
         for arm, values in self.arm.items():
@@ -73,13 +74,18 @@ class CompareConfig(Settings):
                 _check_name(name, f"[compare.arm.{arm}]")
         for what in ("arms", "keep", "mode", "seeds", "control"):
             given = getattr(self, what)
-            if len(set(given)) < len(given):
+            if len({exact_rate(each) if what == "keep" else each for each in given}) < len(given):
                 raise ValueError(f"--{what} names something twice: {','.join(map(str, given))}")
         if self.match == "hours" and not self.measure:
             raise ValueError("--match hours needs measured steps: give --measure some seconds")
         if self.control and "ticket" not in self.arms:
             raise ValueError("controls are compared with the ticket arm: add ticket to --arms")
         return self
+
+
+def _repeats(values: list[Any]) -> bool:
+    """Whether two values, which may be lists, are equal, as 1 and 1.0 are."""
+    return any(value in values[:place] for place, value in enumerate(values))
 
 
 def _check_name(name: str, where: str) -> None:

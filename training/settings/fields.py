@@ -170,7 +170,9 @@ def _pairs(value: object) -> object:
         name, equals, text = part.partition("=")
         if not equals:
             raise ValueError(f"expected name=value, found {part!r}")
-        pairs[name.strip()] = _literal(text.strip())
+        if (name := name.strip()) in pairs:
+            raise ValueError(f"{name} is given twice")
+        pairs[name] = _literal(text.strip())
     return pairs
 
 

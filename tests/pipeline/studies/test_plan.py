@@ -164,10 +164,13 @@ def test_what_could_never_be_judged_is_refused(
     [
         ({"sweep": {"lrr": [1]}}, "did you mean 'lr'"),
         ({"sweep": {"lr": 1e-3}}, "values in brackets"),
+        ({"sweep": {"lr": [1, 1.0]}}, "different values"),
+        ({"sweep": "lr=[1,2],lr=[3]"}, "lr is given twice"),
         ({"sweep": {"seed": [1, 2]}}, "the study's own"),
         ({"arm": {"random": {"tickets": "x"}}, "arms": "dense"}, "the study has dense"),
         ({"arm": {"dense": {"arm": "ticket"}}}, "the study's own"),
         ({"seeds": "1,1"}, "twice"),
+        ({"keep": "0.5,0.50"}, "twice"),
         ({"control": "middle"}, "centre"),
         ({"control": "centre", "arms": "random,dense"}, "ticket arm"),
         ({"match": "hours", "measure": 0}, "--measure"),
