@@ -35,6 +35,11 @@ class Arm:
         key = self.cell.key
         return key if key.arm == "dense" else replace(key, keep=self.survey.record["keep"])
 
+    @property
+    def trained_as(self) -> ArmKey:
+        """The arm that it is to be trained alike: the ticket arm for a control, else itself."""
+        return replace(self.key, arm="ticket") if self.cell.control else self.key
+
     @cached_property
     def tickets(self) -> TicketStore | None:
         """The training tickets of its settings; a control's are those that it is made of."""

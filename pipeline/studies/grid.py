@@ -2,7 +2,8 @@
 
 Dense runs keep all patches and have no mode, so there is one for each variant. Random patches need no selector, so one
 arm of them stands beside projected and online tickets alike; frozen views are other images, which every arm must see.
-A control is a file of tickets, which the online mode does not read.
+A control is a file of tickets, which the online mode does not read; it has the settings that the ticket arm has alone,
+and its own over them.
 """
 
 import itertools
@@ -39,13 +40,18 @@ def grid(config: CompareConfig, train: Mapping[str, Any]) -> tuple[tuple[Cell, .
     if unused := [name for name in OWN if train.get(name) is not None and (name != "keep" or config.keep)]:
         notes.append(f"the study gives its runs their own {', '.join(unused)}: what was said for all is not taken")
     cells = [
-        replace(cell, values={**cell.values, **config.arm.get(cell.key.arm, {})})
+        replace(cell, values={**cell.values, **own_settings(cell, config)})
         for variant, swept in variants(config)
         for cell in _cells(config, dict(train) | swept, variant, notes)
     ]
     if "dense" in config.arms and len(config.keep) > 1:
         notes.append("the dense arm keeps all patches: it is run once per seed, whatever the keeps")
     return tuple(cells), tuple(dict.fromkeys(notes))
+
+
+def own_settings(cell: Cell, config: CompareConfig) -> Values:
+    """Settings that the study has for an arm alone."""
+    return {**(config.arm.get("ticket", {}) if cell.control else {}), **config.arm.get(cell.key.arm, {})}
 
 
 def variants(config: CompareConfig) -> Iterator[tuple[str, Values]]:

@@ -2,7 +2,8 @@
 
 The reference is the dense arm, or where there is none the arm of the largest keep; it trains for the epochs that the
 settings say. What its selector cost is taken off a ticket arm's part, as a share of the operations of the reference;
-where a ticket arm is the reference itself, the others may spend what its selector cost too.
+where a ticket arm is the reference itself, the others may spend what its selector cost too. A control is trained as
+the tickets are that it stands beside, so it has their epochs.
 The learning rate follows each arm's own epochs; the warm-up is the reference's, which a short run cuts: arms that
 differed in it could not be judged.
 
@@ -17,6 +18,7 @@ from fractions import Fraction
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.studies.arms import Arm
+from dlth.pipeline.studies.grid import own_settings
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets import Budget, TicketHeader
 from dlth.tickets.errors import InputError
@@ -79,13 +81,9 @@ def matched(
     if config.match == "epochs":
         return tuple(arms)
     then = {run.arm: run.cost.epochs for run in known.runs} if known is not None and config.match == "hours" else {}
+    charged = {arm.key: charged.get(arm.trained_as, 0.0) for arm in arms}
     references = {arm.key.variant: _reference(arms, arm.key.variant, charged) for arm in arms}
-    return tuple(
-        arm.with_epochs(then[arm.key], references[arm.key.variant])
-        if arm.key in then
-        else _matched(arm, references[arm.key.variant], config, charged)
-        for arm in arms
-    )
+    return tuple(_matched(arm, references[arm.key.variant], config, charged, then) for arm in arms)
 
 
 def _reference(arms: Sequence[Arm], variant: str, charged: Mapping[ArmKey, float]) -> Arm:
@@ -96,8 +94,14 @@ def _reference(arms: Sequence[Arm], variant: str, charged: Mapping[ArmKey, float
     return max(own, key=lambda arm: (arm.key.arm == "dense", arm.survey.record["k"], not charged.get(arm.key)))
 
 
-def _matched(arm: Arm, reference: Arm, config: CompareConfig, charged: Mapping[ArmKey, float]) -> Arm:
-    if arm is reference or "epochs" in config.arm.get(arm.key.arm, {}):
+def _matched(
+    arm: Arm, reference: Arm, config: CompareConfig, charged: Mapping[ArmKey, float], then: Mapping[ArmKey, int]
+) -> Arm:
+    if "epochs" in own_settings(arm.cell, config):
+        return arm
+    if arm.trained_as in then:
+        return arm.with_epochs(then[arm.trained_as], reference)
+    if arm is reference:
         return arm
     epochs = reference.config.epochs
     budget = _spending(reference, config.match)(epochs)

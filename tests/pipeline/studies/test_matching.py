@@ -197,6 +197,19 @@ def test_the_selectors_cost_is_charged_whichever_arm_comes_first(shared: dict[st
     assert alone[str(blind[1].key)] == round(50 * large.survey.work(1).flops / blind[1].survey.work(1).flops)
 
 
+def test_a_control_has_the_epochs_of_its_tickets(shared: dict[str, Any]) -> None:
+    """It is charged for the selector as they are, and has what was said of the ticket arm alone."""
+    study = {"match": "flops", "arms": "ticket,dense", "control": "centre"}
+    config, arms = arms_of(shared, {}, **study)
+    charged = {arms[0].key: arms[1].survey.work(5).flops}
+    ticket, dense, control = (arm.config.epochs for arm in matched(arms, config, charged, None))
+    assert (control, dense) == (ticket, 40)
+    assert ticket < matched(arms, config, {}, None)[0].config.epochs
+    _, (ticket_arm, _, control_arm) = arms_of(shared, {}, **study, arm={"ticket": {"epochs": 7, "lr": 2e-3}})
+    for arm in (ticket_arm, control_arm):
+        assert (arm.config.epochs, arm.config.lr) == (7, 2e-3)
+
+
 def test_counting_a_model_takes_no_memory_for_it(tmp_path: Path, shared: dict[str, Any]) -> None:
     """A ticket file may name any model: its cost is counted without its weights being made (1.2 GB here)."""
     selector = SelectorInfo("vit_large_patch16_224", "", "", (6, 12, 18))
