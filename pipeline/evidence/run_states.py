@@ -112,8 +112,10 @@ def planned_state(study: Path, plan: StudyPlan, run: PlannedRun, mine: bool = Fa
 
 def other_run(folder: Path, settings: Mapping[str, Any]) -> str:
     """In what the run that a folder holds differs from the one of these settings; empty if in nothing that decides its
-    result, or if the folder holds none.
+    result, or if the folder holds none. What is no folder of its own, but a link or a file, holds another.
     """
+    if folder.is_symlink() or (os.path.lexists(folder) and not folder.is_dir()):
+        return f"{shown(folder)} is a link or a file where a run has its folder, and is left alone: remove it"
     if not os.path.lexists(folder / CONFIG):
         return ""
     try:

@@ -11,7 +11,7 @@ from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import shown
-from dlth.tickets.store.disk import make_folder
+from dlth.tickets.store.disk import make_folder, refuse_linked
 
 TICKETS = "tickets"
 
@@ -35,6 +35,7 @@ def make_controls(study: Path, settings: Mapping[str, Any]) -> list[str]:
     for name, parent in settings.get("controls", {}).items():
         path = study / TICKETS / name
         if not path.exists():
+            refuse_linked(path.parent)
             make_folder(path.parent)
             kind = name.rpartition("-")[0]
             store = control(TicketStore(local_tickets(parent), cache_shards=2), kind).write(path)

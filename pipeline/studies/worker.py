@@ -36,7 +36,7 @@ from dlth.tickets.errors import (
     shown,
 )
 from dlth.tickets.format.jsontext import strict
-from dlth.tickets.store.disk import make_folder
+from dlth.tickets.store.disk import make_folder, refuse_linked
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.distributed.signals import StopRequest, stop_on_signals
@@ -106,11 +106,13 @@ def run_study(
     Raises:
         InputError: a device that this machine has not, a number of GPUs that no step can be shared by, or code to
             import that is not among `own_code`
+        UnsafeError: its folder of runs is a link
         DlthError: what the machine refuses, as `MACHINES`; the run in hand can be taken over
     """
     _refuse_code(folder, plan, own_code)
     worker = Worker(folder, plan, gpus, reporter or StudyReporter())
     worker.check_machine()
+    refuse_linked(folder / RUNS)
     make_folder(folder / RUNS)
     if retry:
         worker.forgive()
@@ -160,7 +162,7 @@ class Worker:
         """Take the marks of failure away; a folder that holds another run stays as it is."""
         for run in self.plan.runs:
             place = self.plan.folder(self.folder, run)
-            if read_failure(place) is not None and not other_run(place, run.settings):
+            if not other_run(place, run.settings) and read_failure(place) is not None:
                 with suppress(LockedError), owned(self.folder / RUNS, run.name):
                     (place / FAILED).unlink(missing_ok=True)
 

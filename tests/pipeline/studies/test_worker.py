@@ -16,7 +16,7 @@ from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.studies.launched import _problem, batch_shared_by
 from dlth.pipeline.studies.worker import StudyReporter, StudyState, run_study
-from dlth.tickets.errors import InputError, LockedError, SpaceError
+from dlth.tickets.errors import InputError, LockedError, SpaceError, UnsafeError
 from dlth.tickets.store.locks import owned
 from dlth.training.machine_errors import RankError
 from dlth.training.runs.result import DivergedError, read_result
@@ -140,6 +140,25 @@ def test_a_folder_of_another_run_is_left_alone(plan: StudyPlan, whole: tuple[Pat
         assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
     finally:
         place.rename(plan.folder(whole[0], plan.runs[2]))
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_stands_in_place_of_a_runs_folder_is_left_alone(plan: StudyPlan, tmp_path: Path, kind: str) -> None:
+    """A link leads no run elsewhere, a file ends no worker: the run is told as failed."""
+    first = plan.runs[0]
+    study, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    place = plan.folder(study, first)
+    place.parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    place.symlink_to(elsewhere) if kind == "link" else place.write_text("mine")
+    for retry in (False, True):
+        state = run_study(study, replace(plan, runs=(first,)), retry=retry)
+        assert "is a link or a file" in state.failed[0].problem
+    assert list(elsewhere.iterdir()) == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "runs").symlink_to(elsewhere)
+    with pytest.raises(UnsafeError, match="is a link"):
+        run_study(tmp_path / "other", replace(plan, runs=(first,)))
 
 
 def test_what_the_machine_does_to_a_run_is_no_failure_of_it(plan: StudyPlan, tmp_path: Path) -> None:
