@@ -18,6 +18,7 @@ from dlth.pipeline.studies.study_config import OWN, CompareConfig
 from dlth.tickets.errors import shown
 from dlth.training.distributed.signals import EXIT_RESUMABLE
 from dlth.training.settings.fields import names_code
+from dlth.training.settings.layering import checked
 from dlth.training.settings.recipes import UNLESS_SAID
 from dlth.training.settings.train_config import TrainConfig
 
@@ -49,23 +50,24 @@ def compare(
     broken off goes on. A study that is there is joined by its --out alone.
     """
     from dlth.pipeline.cli.study_progress import study_progress
-    from dlth.pipeline.evidence.study_plan import read_study
     from dlth.pipeline.studies.compare import conclude
+    from dlth.pipeline.studies.founding import joined_study
     from dlth.pipeline.studies.worker import run_study
 
     if config is None and recipe is None and _joins(overrides):
-        folder, gpus = Path(overrides["out"]), overrides.get("gpus", 1)
-        plan, named = read_study(folder), [overrides]
+        study = checked(CompareConfig, {name: overrides[name] for name in overrides.keys() & _OF_A_WORKER})
+        folder = Path(study.out)
+        plan, named = joined_study(folder), [overrides]
     else:
         study, train = _asked(overrides, recipe, config)
-        folder, gpus = Path(study.out), study.gpus
+        folder = Path(study.out)
         plan, named = _planned(study, train, dry_run, json), [train, study.sweep, *study.arm.values()]
     if dry_run or not json:
         show_plan(folder, plan, json)
     if dry_run:
         return
     with study_progress(plan, quiet=json) as reporter:
-        state = run_study(folder, plan, gpus=gpus, retry=retry, own_code=_own_code(named), reporter=reporter)
+        state = run_study(folder, plan, gpus=study.gpus, retry=retry, own_code=_own_code(named), reporter=reporter)
     if state.stopped:
         console.note("stopped on request: the same command goes on from there")
         raise typer.Exit(EXIT_RESUMABLE)

@@ -6,19 +6,24 @@ planned or measured anew.
 """
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from dlth.pipeline.evidence.study_plan import STUDY, PlannedRun, StudyPlan, read_study, write_study
+from dlth.pipeline.studies.identity import run_digest, run_name
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, LockedError, MismatchError, MissingFileError, shown
 from dlth.tickets.store.disk import read_file
 from dlth.tickets.store.locks import LOCK, owned
 from dlth.training.run_files import write_text
+from dlth.training.settings.layering import checked
 from dlth.training.settings.toml_text import MAX_CONFIG_BYTES
+from dlth.training.settings.train_config import TrainConfig
 
 ASKED = "study.toml"
 POLL = 0.5
@@ -65,6 +70,37 @@ def _known_and_next(folder: Path, asked: str, make_plan: MakePlan) -> tuple[Stud
     if known is not None:
         _refuse_lost_runs(folder, known, plan)
     return known, plan
+
+
+def joined_study(folder: Path) -> StudyPlan:
+    """The plan of a study that is named by its folder alone, which may have come from anybody.
+
+    Raises:
+        MissingFileError, DamageError: as `read_study`
+        MismatchError: a run's settings are not those that its name was made of
+        InputError: a run's settings cannot be, or have something fetched that nobody here asked for
+    """
+    plan = read_study(folder)
+    for run in plan.runs:
+        where = f"{shown(folder / STUDY)}: {run.name}"
+        try:
+            config = checked(TrainConfig, {**run.settings, "out": str(folder)})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if run.contents and run.name != run_name(run.arm, run.seed, run_digest(config, run.contents)):
+            raise MismatchError(f"{where} has other settings than it was named by: the plan was changed since")
+        if fetched := [f"{name} = {shown(value)}" for name, value in run.settings.items() if _fetches(name, value)]:
+            raise InputError(
+                f"{where} would have something fetched ({'; '.join(fetched)}), and the folder may have come from"
+                f" somebody else: say so yourself by the flags that the study was made with, or --config"
+                f" {shown(folder / ASKED)} once you have read it"
+            )
+    return plan
+
+
+def _fetches(name: str, value: Any) -> bool:
+    """Whether a setting names an address, anywhere in it, or asks for released weights."""
+    return "://" in json.dumps(value) or (name in ("pretrained", "selector_pretrained") and bool(value))
 
 
 @contextmanager

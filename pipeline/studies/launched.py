@@ -37,7 +37,7 @@ def batch_shared_by(config: TrainConfig, planned: int, gpus: int) -> TrainConfig
     Each forward stays as large as the given one or becomes smaller. Raises InputError where images do not divide.
     """
     images = config.batch_size * config.grad_accum_steps * planned
-    if images % gpus:
+    if gpus < 1 or images % gpus:
         raise InputError(f"--gpus {gpus}: a step of this study has {images} images, which do not divide among them")
     share = images // gpus
     batch = max(size for size in range(1, min(config.batch_size, share) + 1) if share % size == 0)

@@ -4,17 +4,24 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from makers.runs import SMALL
+from makers.runs import KWARGS, SMALL
 from makers.studies import planned_run, write_inputs
 from makers.tickets import select_tickets
+from safetensors.torch import save_file
+from timm import create_model
 
 from dlth.data.shards.index import open_index
 from dlth.pipeline.evidence.failure import FAILED
 from dlth.pipeline.evidence.study_plan import StudyPlan, read_study, write_study
+from dlth.pipeline.studies.identity import run_digest, run_name
 from dlth.tickets import ViewSpec
+from dlth.training.settings.layering import checked
+from dlth.training.settings.train_config import TrainConfig
 
 Dlth = Callable[..., tuple[int, str, str]]
 TRAIN = (*SMALL, "--recipe", "none", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "16", "--lr", "1e-3")
@@ -106,8 +113,11 @@ def test_a_folder_without_a_study_is_not_joined(tmp_path: Path, dlth: Dlth) -> N
 
 def test_a_study_of_others_brings_no_code_to_import(words: tuple[str, ...], tmp_path: Path, dlth: Dlth) -> None:
     """A study that is joined runs nobody's code but what the command line names: that is then looked for."""
+    weights = tmp_path / "selector.safetensors"
+    save_file(create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, **KWARGS).state_dict(), weights)
     inputs = {"val": None, "mode": "online", "keep": "0.5", "selector": "vit_tiny_patch16_224"}
-    study, code = tmp_path / "study", {"selector_ranker": "no_such_package:rank", "selector_pretrained": True}
+    inputs |= {"selector_checkpoint": str(weights), "selector_kwargs": KWARGS}
+    study, code = tmp_path / "study", {"selector_ranker": "no_such_package:rank"}
     run = planned_run(str(tmp_path / "train"), "ticket", 0, inputs | code)
     study.mkdir()
     write_study(study, StudyPlan((run,), {"gpus": 1}))
@@ -118,3 +128,33 @@ def test_a_study_of_others_brings_no_code_to_import(words: tuple[str, ...], tmp_
     status, _, said = dlth("compare", "--out", study, "--selector-ranker", "no_such_package:rank")
     assert status == 2
     assert "no_such_package cannot be imported" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "flags", "problem"),
+    [
+        ({"token_labels": "http://127.0.0.1:9/x.zip"}, (), "would have something fetched (token_labels = http://127."),
+        ({"model_kwargs": {"patch_size": 8, "pretrained_cfg": {"url": "hf://x"}}}, (), "fetched (model_kwargs = "),
+        ({"pretrained": True}, (), "would have something fetched (pretrained = True)"),
+        ({"lr": 0.5}, (), "has other settings than it was named by"),
+        ({"lr": -1.0}, (), "--lr"),
+        ({}, ("--gpus", "0"), "--gpus"),
+    ],
+    ids=str,
+)
+def test_a_study_of_others_is_checked_before_it_is_joined(
+    tmp_path: Path, dlth: Dlth, changed: dict[str, Any], flags: tuple[str, ...], problem: str
+) -> None:
+    """What it would fetch, settings altered under a run's name, and settings that cannot be are refused by the run."""
+    run = planned_run(str(tmp_path / "train"), "dense", 0, {})
+    if "lr" in changed:
+        contents = {"data": "images"}
+        config = checked(TrainConfig, {**run.settings, "out": "-"})
+        run = replace(run, name=run_name(run.arm, 0, run_digest(config, contents)), contents=contents)
+    write_study(tmp_path, StudyPlan((replace(run, settings={**run.settings, **changed}),)))
+    status, _, said = dlth("compare", "--out", tmp_path, *flags)
+    said = " ".join(said.split())
+    assert status == 2
+    assert problem in said, said
+    assert flags or f"study.json: {run.name}" in said, said
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
