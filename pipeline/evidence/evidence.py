@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.pipeline.evidence.agreement import Agreement
-from dlth.pipeline.evidence.arm_key import ArmKey, random_beside
+from dlth.pipeline.evidence.arm_key import ArmKey, pairs, stands_in
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
@@ -22,6 +22,8 @@ from dlth.pipeline.evidence.validation_images import ValidationImages
 from dlth.training.settings.comparable import comparable
 
 DENSE = "dense"
+COMPARED = (("ticket", DENSE), ("ticket", "random"), (DENSE, "random"))
+"""Which arms the paper's clauses hold against which, in their order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +66,12 @@ class Evidence:
 
     @cached_property
     def apart(self) -> dict[tuple[ArmKey, ArmKey], list[str]]:
-        """For each ticket arm and random one of another mode that cannot stand beside it, what they differ in besides.
+        """For each two arms of which one stands in beside the other, and cannot, what they differ in besides.
 
-        Each is judged in its own family, and families of two modes are not compared as wholes.
+        Each is judged in its own family, and families of two modes or variants are not compared as wholes.
         """
-        pairs = [(arm, random_beside(arm, self.judged)) for arm in self.judged if arm.arm == "ticket"]
-        found = {
-            pair: self._differences(pair, "mode")
-            for pair in pairs
-            if pair[1] in self.judged and pair[0].mode != pair[1].mode
-        }
+        claimed = [pair for arms in COMPARED for pair in pairs(*arms, self.judged)]
+        found = {pair: self._differences(pair, "mode") for pair in claimed if stands_in(*pair)}
         return {pair: differences for pair, differences in found.items() if differences}
 
     def _differences(self, arms: Collection[ArmKey], *besides: str) -> list[str]:

@@ -11,13 +11,13 @@ in 2.5 % of studies each for "better than" (one side of a two-sided test), in 5 
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.pipeline.evidence.arm_key import ArmKey, random_beside
+from dlth.pipeline.evidence.arm_key import ArmKey, pairs, stands_in
 from dlth.pipeline.judging.arm_comparison import LEVEL, SEEDS_FOR_ARMS, Comparison, Outcome, compare_arms
 from dlth.pipeline.judging.power import POWER, MoreSeeds, more_seeds
 from dlth.tickets.errors import MismatchError
@@ -85,7 +85,7 @@ def judge(hits: Hits, margin: float, apart: Collection[tuple[ArmKey, ArmKey]] = 
     Args:
         hits: bool [N] per arm and seed; the same images in the same order everywhere
         margin: points within which "as good as" takes two accuracies for equal, named before the runs were seen
-        apart: ticket arms with random ones of another mode (`random_beside`) that differ in more than the arm: no
+        apart: arms of which one stands in beside the other (`stands_in`), and that differ in more than the arm: no
             verdict holds one against the other
     Returns:
         A verdict for each clause and each keep, mode and variant that both arms were run with, in the clauses' order.
@@ -151,21 +151,12 @@ def _judged(
 ) -> Iterator[ClauseVerdict]:
     """The verdicts of a clause: one family of keeps for each mode and variant."""
     families: dict[tuple[str, str], list[_Pair]] = {}
-    sparse = clause.second if clause.first == "dense" else clause.first  # the arm that keeps a share of the patches
-    for key in sorted((key for key in hits if key.arm == sparse), key=lambda key: key.keep, reverse=True):
-        first, second = (key if arm == sparse else _partner(hits, key, arm) for arm in (clause.first, clause.second))
-        if first in hits and second in hits and (first, second) not in apart:
+    for (first, second), key in pairs(clause.first, clause.second, hits).items():
+        if (first, second) not in apart:
             pair = _Pair.of(hits, first, second, margin if clause.claim == "as good as" else None)
             families.setdefault((key.mode, key.variant), []).append(pair)
     for family in sorted(families):
         yield from _corrected(clause, families[family])
-
-
-def _partner(hits: Hits, key: ArmKey, arm: str) -> ArmKey:
-    """The run of another arm that an arm is compared with; it need not be there."""
-    if arm == "dense":
-        return ArmKey(arm, variant=key.variant)
-    return random_beside(key, hits) if arm == "random" else replace(key, arm=arm)
 
 
 def _corrected(clause: Clause, pairs: Sequence[_Pair]) -> Iterator[ClauseVerdict]:
@@ -199,8 +190,8 @@ def _claimed(verdict: ClauseVerdict) -> str:
     """The claim and where it is made: "ticket as good as dense within 1 point, keep 0.7, projected"."""
     came, first, second = verdict.comparison, verdict.first, verdict.second
     within = f" within {_points(came.margin)}" if came and came.margin is not None else ""
-    sparse = second if first.arm == "dense" else first
-    stand_in = f" (against {second})" if first.keep and second.keep and first.mode != second.mode else ""
+    sparse, other = (second, first) if first.arm == "dense" else (first, second)
+    stand_in = f" (against {other})" if stands_in(first, second) else ""
     return f"{verdict.clause}{within}{str(sparse).removeprefix(sparse.arm)}{stand_in}"
 
 

@@ -28,7 +28,7 @@ def warnings(evidence: Evidence) -> tuple[str, ...]:
         said.append(f"Not judged: {shown(arm)}, as its runs differ in more than the arm: {_listed(differences)}.")
     for (first, second), differences in evidence.apart.items():
         said.append(
-            f"Not judged: {shown(first)} against {shown(second)}, as they differ in more than arm and mode:"
+            f"Not judged: {shown(first)} against {shown(second)}, as they differ in more than the arm:"
             f" {_listed(differences)}."
         )
     if evidence.left_out:

@@ -226,7 +226,8 @@ class Reproduction:
             key = self.materials.key(row)
             others = [name for name in rows.get(key, ()) if runs[name].seed not in self.config.seeds]
             rows[key] = sorted({*others, *(run.name for run in planned[row.name])})
-        return StudyPlan(tuple(runs.values()), {"gpus": self.config.gpus, ROWS: rows})
+        # a row's epochs are its own: random patches with as much computation are held against the tickets
+        return StudyPlan(tuple(runs.values()), {"gpus": self.config.gpus, ROWS: rows}, may_differ=("epochs",))
 
     def planned(self, as_random: bool = False) -> dict[str, tuple[PlannedRun, ...]]:
         """The runs of each student's row, opened and checked.
@@ -279,7 +280,7 @@ class Reproduction:
 
 
 def _variant(row: Experiment) -> str:
-    """What of a row's name is neither arm nor rate, so that arms which may be compared have it alike."""
+    """What of a row's name is neither arm nor rate: "deit-s/rc-matched", which stands beside arms of "deit-s"."""
     return "/".join(part for part in row.name.split("/") if part not in (row.arm, row.rate))
 
 

@@ -153,6 +153,25 @@ def test_random_patches_of_another_mode_stand_in_where_they_are_alike(tmp_path: 
     ]
 
 
+def test_a_variant_is_held_against_the_arms_that_it_lacks_where_its_study_lets_it(tmp_path: Path) -> None:
+    """Random patches trained for longer, a variant of the tickets' own, are judged where the study lets epochs differ;
+    else the page says that they are not.
+    """
+    dense, ticket = (replace(arm, variant="m") for arm in (DENSE, TICKET))
+    matched = replace(RANDOM, variant="m/matched")
+    plan = write_study_of(tmp_path, (dense, ticket, matched))
+    for run in (tmp_path / "runs").glob("random-*"):
+        change(run, steps=16)
+    evidence = gather([tmp_path])
+    assert (evidence.differences, evidence.apart.keys()) == ({}, {(ticket, matched), (dense, matched)})
+    assert f"Not judged: {ticket} against {matched}, as they differ in more than the arm: how many steps" in str(
+        warnings(evidence)
+    )
+    write_study(tmp_path, replace(plan, may_differ=("epochs",)))
+    judged = {(each.first, each.second) for each in verdicts_of(gather([tmp_path]))}
+    assert judged == {(ticket, dense), (ticket, matched), (dense, matched)}
+
+
 def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path) -> None:
     """Hits are of the images that every run saw, in one order, and the others are counted."""
     for arm in ("ticket", "dense"):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,27 @@ def test_each_arm_is_held_against_its_own() -> None:
     assert f"keep 0.9, online, {slow} (against random, keep 0.9, projected, {slow}): holds" in stand_in.text
     both = sparse("random", 60.0, "frozen") | sparse("random", 60.0, "projected") | sparse("ticket", 80.0, "frozen")
     assert {each.second.mode for each in judge(runs(both), margin=4.0)} == {"frozen"}
+
+
+def test_a_variant_of_a_variant_is_held_against_what_it_lacks() -> None:
+    """Random patches at matched epochs, students that see zeros, and another's tickets are judged by the arms of the
+    variant they are of, at their own keep; no other variant's arm stands in.
+    """
+    arms = (
+        {replace(DENSE, variant="m"): 80.0} | sparse("ticket", 80.0, variant="m") | sparse("random", 60.0, variant="m")
+    )
+    arms |= {ArmKey("random", "0.7", "projected", "m/matched"): 70.0}
+    arms |= {ArmKey("ticket", "0.7", "projected", "m/zero"): 80.0, ArmKey("ticket", "0.7", "projected", "n"): 80.0}
+    verdicts = [each for each in judge(runs(arms), 4.0) if not each.first.variant == each.second.variant == "m"]
+    assert [(str(each.clause), each.first.variant, each.second.variant) for each in verdicts] == [
+        ("ticket as good as dense", "m/zero", "m"),
+        ("ticket better than random", "m", "m/matched"),
+        ("ticket better than random", "m/zero", "m"),
+        ("dense better than random", "m", "m/matched"),
+    ]
+    assert verdicts[1].text.startswith(
+        "ticket better than random, keep 0.7, projected, m (against random, keep 0.7, projected, m/matched): holds."
+    )
 
 
 @pytest.mark.parametrize(("seeds", "missing"), [(1, "2 more seeds are"), (2, "1 more seed is")])

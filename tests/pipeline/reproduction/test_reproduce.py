@@ -12,13 +12,14 @@ from makers.pictures import write_shards
 from makers.runs import KWARGS
 from safetensors.torch import load_file, save_file
 
-from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.arm_key import ArmKey, pairs
+from dlth.pipeline.evidence.evidence import COMPARED
 from dlth.pipeline.evidence.gather import gather
 from dlth.pipeline.reproduction.bundle import Manifest
 from dlth.pipeline.reproduction.check import check_bundles
-from dlth.pipeline.reproduction.experiment import Experiment
+from dlth.pipeline.reproduction.experiment import ARMS, Experiment
 from dlth.pipeline.reproduction.experiments import EXPERIMENTS
-from dlth.pipeline.reproduction.reproduce import Listener, Reproduction
+from dlth.pipeline.reproduction.reproduce import Listener, Reproduction, _variant
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.reproduction.scaling import first_shards, scaled, step_settings
 from dlth.pipeline.reproduction.table import table
@@ -149,6 +150,23 @@ def test_a_smaller_scale_is_marked_and_kept_apart(finished: Path, images: dict[s
     (line,) = table([ROWS["toy/dense"]], bundles)
     assert line.state == "complete"
     assert (finished / "scale0.5" / "study" / "study.json").is_file()
+
+
+def test_rows_are_held_against_the_paper_s_partners(finished: Path, images: dict[str, str]) -> None:
+    """Matched random patches stand beside their model's tickets, and every model's arms beside its dense row."""
+    names = ("deit-s/dense", "deit-s/lt/0.9", "deit-s/rc-matched/0.9", "deit-s/ti-selects/lt/0.9", "swin-t/dense")
+    rows = [EXPERIMENTS[name] for name in (*names, "swin-t/zero/lt/0.9", "resnet50/dense", "resnet50/zero/rc/0.9")]
+    row_of = {ArmKey(ARMS[row.arm], row.keep, "projected" if row.keep else "", _variant(row)): row.name for row in rows}
+    held = [(row_of[one], row_of[other]) for arms in COMPARED for one, other in pairs(*arms, row_of)]
+    assert sorted(held) == [
+        ("deit-s/dense", "deit-s/rc-matched/0.9"),
+        ("deit-s/lt/0.9", "deit-s/dense"),
+        ("deit-s/lt/0.9", "deit-s/rc-matched/0.9"),
+        ("deit-s/ti-selects/lt/0.9", "deit-s/dense"),
+        ("resnet50/dense", "resnet50/zero/rc/0.9"),
+        ("swin-t/zero/lt/0.9", "swin-t/dense"),
+    ]
+    assert asked(images, finished, "toy/dense")[0].founded().may_differ == ("epochs",)
 
 
 def test_a_share_is_of_the_first_shards_and_of_the_epochs(images: dict[str, str]) -> None:
