@@ -13,6 +13,7 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 _POLICY_MARK = "policy-of-this-page"
+_MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
 _CODE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
@@ -23,8 +24,14 @@ def render_page(template: str, **values: object) -> str:
     bare `<style>` and `<script>` elements. Every value is escaped where it is put in.
     """
     environment = Environment(autoescape=True, loader=FunctionLoader(_source), undefined=StrictUndefined)
+    environment.filters["typeset"] = typeset
     page = environment.get_template(template).render(policy=_POLICY_MARK, **values)
     return page.replace(_POLICY_MARK, _policy(page), 1)
+
+
+def typeset(text: str) -> str:
+    """A text as it is set on a page: a minus before a number and no hyphen, no line's end between it and its %."""
+    return _MINUS.sub("\N{MINUS SIGN}", text).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def data_url(content: bytes, kind: str) -> str:

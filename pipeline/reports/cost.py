@@ -10,16 +10,21 @@ from dlth.pipeline.pages.report import Section, Table
 from dlth.pipeline.reports.accuracy import mean
 from dlth.pipeline.reports.arms import KEY_COLUMNS, key_cells
 
+CHARGED = "charged FLOP"
+
 
 def cost_section(evidence: Evidence) -> Section | None:
     """Tokens, operations and time of training, by arm."""
     if not evidence.runs:
         return None
+    counted = _counted(evidence)
     text = (
         "Means over an arm's runs. Operations are those of training, forward and backward of the student, and of the"
-        " selector where it is in the loop. Charged is what a run bears of the tickets' cost, where the study says so."
+        " selector where it is in the loop."
     )
-    return Section("Cost", texts=(text,), tables=(_counted(evidence), _measured(evidence)))
+    if CHARGED in counted.shown_columns:
+        text += " Charged is what a run bears of the tickets' cost, as the study says."
+    return Section("Cost", texts=(text,), tables=(counted, _measured(evidence)))
 
 
 def _counted(evidence: Evidence) -> Table:
@@ -32,8 +37,8 @@ def _counted(evidence: Evidence) -> Table:
         tokens = _mean_spent(runs, "tokens")
         charged = mean([of for run in runs if (of := evidence.charged_flops.get(run.folder))])
         rows.append((*key_cells(key), runs[0].result.k, runs[0].result.epochs, tokens, flops, share, charged))
-    columns = (*KEY_COLUMNS, "patches", "epochs", "tokens", "FLOP", "of dense", "charged FLOP")
-    formats = {"tokens": ".4g", "FLOP": ".4g", "of dense": ".3f", "charged FLOP": ".4g"}
+    columns = (*KEY_COLUMNS, "patches", "epochs", "tokens", "FLOP", "of dense", CHARGED)
+    formats = {"tokens": ".4g", "FLOP": ".4g", "of dense": ".3f", CHARGED: ".4g"}
     return Table(columns, tuple(rows), "cost", formats, KEY_COLUMNS, "Counted, of one run")
 
 

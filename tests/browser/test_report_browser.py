@@ -35,9 +35,12 @@ def luminance(rgb: list[int]) -> float:
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_it_opens_offline_and_fits(tab: Tab, page: Path, window: str) -> None:
-    """No complaint, no request but the page, nothing run, no sideways scroll of the whole, every picture drawn."""
+    """No complaint, no request but the page, nothing run, no sideways scroll of the whole, every picture drawn; no
+    table scrolls while there is room beside it."""
     tab.open(page, **WINDOWS[window])  # type: ignore[arg-type]
     assert tab.evaluate("(page => page.scrollWidth <= page.clientWidth)(document.documentElement)")
+    fits = "it.scrollWidth <= it.clientWidth || it.getBoundingClientRect().right > innerWidth - 50"
+    assert tab.evaluate(f"[...document.querySelectorAll('.scroll')].every(it => {fits})")
     assert tab.complaints == []
     assert len(tab.requests) == 1
     assert tab.evaluate("window.canary") is None

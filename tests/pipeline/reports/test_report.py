@@ -78,6 +78,19 @@ def test_figures_are_counted_from_the_images(study: Path, page: Path) -> None:
     assert [row["runs"] for row in table(page, "arms")] == ["3", "3", "3", "3", "3", "2"]
 
 
+def test_numbers_are_set_as_numbers(page: Path) -> None:
+    """The page has a minus where files have a hyphen and keeps a number and its % in one line; it explains no column
+    that is not there."""
+    text = page.read_text()
+    lows = [f"{float(row['low']):.2f}" for row in table(page, "comparisons") if row["low"].startswith("-")]
+    assert lows
+    assert all(f">\N{MINUS SIGN}{low[1:]}<" in text for low in lows)
+    verdicts = "".join(re.findall(r'<p class="verdict .*?</p>', text))
+    assert " %" not in verdicts
+    assert verdicts.count("\N{NO-BREAK SPACE}%") >= 21
+    assert "Charged" not in text
+
+
 def test_json_has_the_tables_of_the_csv(page: Path) -> None:
     """One JSON holds every table, its numbers whole, and the verdicts."""
     told = json.loads(page.with_suffix(".json").read_text())
