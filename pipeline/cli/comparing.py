@@ -54,6 +54,7 @@ def compare(
     from dlth.pipeline.studies.founding import joined_study
     from dlth.pipeline.studies.worker import run_study
 
+    named: list[Mapping[str, Any]]
     if config is None and recipe is None and _joins(overrides):
         study = checked(CompareConfig, {name: overrides[name] for name in overrides.keys() & _OF_A_WORKER})
         folder = Path(study.out)

@@ -85,7 +85,7 @@ def _refuse_unlike(arms: Sequence[Arm], may_differ: Sequence[str]) -> None:
 
     Their runs would be trained, and then stop the verdicts.
     """
-    problems = {}
+    problems: dict[str, None] = {}
     for key in dict.fromkeys((arm.key.keep, arm.key.mode, arm.key.variant) for arm in arms if arm.key.arm != DENSE):
         dense = [arm for arm in arms if arm.key.arm == DENSE and arm.key.variant == key[2]]
         family = [arm for arm in arms if (arm.key.keep, arm.key.mode, arm.key.variant) == key]
