@@ -72,7 +72,12 @@ def project_file(command: str, config_file: Path | None = None) -> ProjectFile |
         if not Path(named).is_file():
             raise MissingFileError(f"${VARIABLE} names {shown(named)}, which is no file")
         return _of(Path(named), read_toml(Path(named)))
-    return _without_code(_of(Path(NAME), read_toml(Path(NAME))), command) if Path(NAME).is_file() else None
+    return found_file(command, Path(NAME)) if Path(NAME).is_file() else None
+
+
+def found_file(command: str, path: Path) -> ProjectFile:
+    """A file of settings that nobody named. Raises InputError for what `project_file` refuses in one that was found."""
+    return _without_code(_of(path, read_toml(path)), command)
 
 
 def _without_code(file: ProjectFile, command: str) -> ProjectFile:

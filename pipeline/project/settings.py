@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Generic
 
 from dlth.data.shards.splits import VALIDATION
+from dlth.pipeline.evidence.study_plan import STUDY
 from dlth.pipeline.project import derived
-from dlth.pipeline.project.file import SHARDS, TABLES, ProjectFile, project_file
+from dlth.pipeline.project.file import SHARDS, TABLES, ProjectFile, found_file, project_file
 from dlth.pipeline.project.run_folder import RUNS, run_folder, run_name
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
+from dlth.pipeline.studies.founding import ASKED
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets.errors import InputError, shown
 from dlth.training.settings.eval_config import EvalConfig
@@ -122,6 +124,8 @@ class StudySettings:
 def compare_settings(flags: Mapping[str, Any], train: Mapping[str, Any], config_file: Path | None) -> StudySettings:
     """The settings of ``dlth compare`` from its own flags and those of train. Raises DlthError for what none can be."""
     file = project_file("compare", config_file)
+    if config_file is None and (file is None or not file.tables.get("compare")):
+        file = _of_study(flags.get("out")) or file
     chosen = _command_settings(Layers(CompareConfig, _given("compare", file, flags)), [], file)
     layers, notes = derived.for_train(with_recipe(TrainConfig, _given("train", file, train), UNLESS_SAID), file)
     shared: dict[str, Any] = {"recipe": layers.get("recipe") or NO_RECIPE}
@@ -129,6 +133,12 @@ def compare_settings(flags: Mapping[str, Any], train: Mapping[str, Any], config_
         shared |= layer.values if layer.given or layer.source == derived.DERIVED else {}
     where = [f"settings: {shown(file.path)}"] if file is not None else []
     return StudySettings(chosen, shared, (*where, *notes))
+
+
+def _of_study(out: str | None) -> ProjectFile | None:
+    """What the study in a folder was asked for: flags say in what it is to grow. None where there is no study."""
+    folder = Path(out or "")
+    return found_file("compare", folder / ASKED) if all((folder / name).is_file() for name in (STUDY, ASKED)) else None
 
 
 def evaluate_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[EvalConfig]:

@@ -37,8 +37,8 @@ def words(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_a_study_runs_grows_and_is_joined(words: tuple[str, ...], tmp_path: Path, dlth: Dlth) -> None:
-    """Verdicts and table are printed and stand in the report; another seed is added to it; --out alone joins and says
-    the same without training.
+    """Verdicts and table are printed and stand in the report; another seed is added to it by that flag alone; --out
+    alone joins and says the same without training.
     """
     out = tmp_path / "study"
     code, told, said = dlth("compare", "--arms", "ticket,dense", "--seeds", "0", *words, "--out", out)
@@ -46,9 +46,9 @@ def test_a_study_runs_grows_and_is_joined(words: tuple[str, ...], tmp_path: Path
     assert "not decided: Ticket" in told or "not decided: ticket" in told, told
     assert re.search(r"^ticket +0\.5 +projected +1 +8 +1 +", told, re.MULTILINE), told
     assert "2/2 runs (100.0%)" in said
-    grown = ("compare", "--arms", "ticket,dense", "--seeds", "0,1", *words, "--out", out)
-    code, told, said = dlth(*grown, "--json")
+    code, told, said = dlth("compare", "--seeds", "0,1", "--measure", "0", "--out", out, "--json")
     assert code == 0, said
+    assert f"settings: {out / 'study.toml'}" in said
     assert [row[:5] for row in json.loads(told)["tables"]["arms"]["rows"]] == [
         ["dense", "", "", "", 2],
         ["ticket", "0.5", "projected", "", 2],
