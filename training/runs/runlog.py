@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlth.tickets.errors import DamageError, InputError, SchemaError, UnsafeError, shown
+from dlth.tickets.errors import DamageError, InputError, MissingFileError, SchemaError, UnsafeError, shown
 from dlth.tickets.format.jsontext import parse, strict
 from dlth.tickets.store.disk import appended
 from dlth.training.drawing import own_style
@@ -94,9 +94,17 @@ class RunLog:
                 self._board.close()
 
     def mark(self) -> Mark:
-        """How far the log goes; it is on the disk for good before a checkpoint says so."""
+        """How far the log goes; it is on the disk for good before a checkpoint says so.
+
+        Raises MissingFileError where it is gone, as with the whole folder: a checkpoint would make that anew.
+        """
         with write_errors(self.folder / METRICS):
             os.fsync(self._file.fileno())
+            there = os.path.lexists(self.folder / METRICS)
+            if not there or not os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self.folder / METRICS)):
+                raise MissingFileError(
+                    f"{shown(self.folder / METRICS)} was removed while the run went on: run the same command again"
+                )
         return Mark(self._lines, self._digest.hexdigest())
 
     def add(self, kind: str, step: int, **values: Any) -> None:

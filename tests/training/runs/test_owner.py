@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dlth.tickets.errors import DlthError, InputError, LockedError, MissingFileE
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evaluate import evaluate
+from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import planned, train
 from dlth.training.runs.resume import WRITTEN
 from dlth.training.settings.eval_config import EvalConfig
@@ -36,6 +37,19 @@ def test_a_second_run_of_one_folder_is_refused(make_run: MakeRun) -> None:
     assert not out.exists()
     assert train(config).status == "finished"
     assert not (out / ".lock").exists()
+
+
+def test_a_folder_that_is_removed_during_its_run_is_not_made_anew(make_run: MakeRun) -> None:
+    """The run says so at its next save, and leaves no folder without settings and log."""
+    config = make_run(warmup_epochs=0, **DENSE)
+
+    class Remover(Reporter):
+        def stepped(self, record: Mapping[str, Any]) -> None:
+            shutil.rmtree(config.out, ignore_errors=True)
+
+    with pytest.raises(MissingFileError, match="was removed while the run went on"):
+        train(config, reporter=Remover())
+    assert not Path(config.out).exists()
 
 
 def test_a_second_evaluation_into_one_file_is_refused(tmp_path: Path) -> None:
