@@ -14,6 +14,7 @@ Above SAMPLE images the sample follows the packing.
 
 import hashlib
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def content_hashes(index: "ShardIndex", ids: Ids, progress: Progress | None = No
 
 def data_identity(index: "ShardIndex") -> DataIdentity:
     """The identity of the data set that `index` lists; reads the sample's images, and raises what reading raises."""
-    hashes = _key_hashes(index)
+    hashes = _key_hashes(_keys(index))
     by_key = np.argsort(hashes, kind="stable")  # an order that every packing of these keys has
     keyed = hashes[by_key]
     ids = np.arange(index.num_samples, dtype=np.int64)
@@ -85,7 +86,7 @@ def data_identity(index: "ShardIndex") -> DataIdentity:
     return DataIdentity(
         keys=index.fingerprint,
         order=_sha256(index.row_start, index.key_start, index.key_bytes),
-        labels=_sha256(keyed, index.label[by_key]),
+        labels=labels_digest(_keys(index), index.label),
         content=_sha256(keyed, index.image_size[by_key], np.unique(content_hashes(index, sample), axis=0)),
     )
 
@@ -108,11 +109,26 @@ def spread(values: Ids, count: int) -> Ids:
     return values[np.unique(np.linspace(0, len(values) - 1, count).astype(np.int64))] if len(values) else values
 
 
-def _key_hashes(index: "ShardIndex") -> NDArray[np.uint64]:
-    """Uint64 [samples]: the xxh3 of each key, the same on every machine."""
+def keys_digest(keys: Iterable[bytes]) -> str:
+    """The digest `keys` of a data set: of its keys, in any order."""
+    return hashlib.sha256(b"".join(key + b"\0" for key in sorted(keys))).hexdigest()
+
+
+def labels_digest(keys: Iterable[bytes], labels: NDArray[np.int64]) -> str:
+    """The digest `labels` of a data set: of the label of each key, in any order of both."""
+    hashes = _key_hashes(keys)
+    by_key = np.argsort(hashes, kind="stable")
+    return _sha256(hashes[by_key], labels[by_key])
+
+
+def _keys(index: "ShardIndex") -> Iterator[bytes]:
     text, ends = index.key_bytes.tobytes(), index.key_start.tolist()
-    keys = (text[start:end] for start, end in itertools.pairwise(ends))
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, keys), dtype=np.uint64, count=index.num_samples)
+    return (text[start:end] for start, end in itertools.pairwise(ends))
+
+
+def _key_hashes(keys: Iterable[bytes]) -> NDArray[np.uint64]:
+    """Uint64 [keys]: the xxh3 of each key, the same on every machine."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, keys), dtype=np.uint64)
 
 
 def _sha256(*arrays: NDArray[Any]) -> str:

@@ -23,6 +23,7 @@ from dlth.data.remote.addresses import is_remote
 from dlth.data.remote.cache import cache_root, holding, is_content, open_shard, refetch, stamped
 from dlth.data.remote.storage import Facts, facts
 from dlth.data.shards.classes import check_declared
+from dlth.data.shards.identity import keys_digest
 from dlth.data.shards.index_file import read_index, write_index
 from dlth.data.shards.index_trust import contradiction
 from dlth.data.shards.scan import Rows, scan
@@ -220,7 +221,7 @@ def _joined(name: str, shards: list[ShardInfo], rows: list[Rows], root: Path) ->
     keys.sort()
     if twice := next((a for a, b in itertools.pairwise(keys) if a == b), None):
         _raise_duplicate(index, twice.decode())
-    index.fingerprint = hashlib.sha256(b"".join(key + b"\0" for key in keys)).hexdigest()
+    index.fingerprint = keys_digest(keys)
     return index
 
 

@@ -60,8 +60,10 @@ class Manifest:
     """What a bundle is of.
 
     row: the experiment; mode: of its tickets; scale: "1", or the share of images and epochs that it was tried with
-    runs: names of its runs; weights: of each run, sha256 of its weights' files; versions: of what made the bundle
-    files: every other file of the bundle, by its path with slashes
+    runs: names of its runs, each once; weights: of each run, sha256 of its weights' files
+    versions: of what made the bundle; files: every other file of the bundle, by its path with slashes
+
+    Raises ValueError where a run is named twice: it would count twice in every mean.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -74,6 +76,10 @@ class Manifest:
     versions: dict[Word, Word]
     files: dict[Annotated[str, Field(max_length=500)], FileRecord]
     format: Literal["dlth bundle, version 1"] = "dlth bundle, version 1"
+
+    def __post_init__(self) -> None:
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError("a run is named twice")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -165,8 +171,10 @@ def paths(runs: Sequence[str], has_study: bool) -> list[str]:
 
 def _finished(row: str, run: Path) -> RunResult:
     result = read_result(run / RESULT)
-    if result is None or result.status != "finished" or not (run / VAL_RESULTS).is_file():
-        raise IncompleteError(f"{shown(row)}: {shown(run)} is not finished, or was not evaluated: it has no bundle")
+    lacking = [name for name in (VAL_RESULTS, MODEL_FILE) if not (run / name).is_file()]
+    if result is None or result.status != "finished" or lacking:
+        without = f", or lacks {' and '.join(lacking)}" if lacking else ""
+        raise IncompleteError(f"{shown(row)}: {shown(run)} is not finished{without}: it has no bundle")
     return result
 
 

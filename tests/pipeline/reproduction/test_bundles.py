@@ -195,6 +195,110 @@ def test_numbers_altered_with_all_digests_made_anew_are_found(copied: Path) -> N
         assert checked(copied).damage, name
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("k",), 4), (("k_last",), 4), (("data", "k"), 4), (("evaluation", "model", "ticket", "tokens"), 4)),
+        *((("arm",), "random"), (("mode",), "online"), (("model",), "other"), (("keep",), "0.9"), (("epochs",), 3)),
+        *((("seed",), 7), (("steps",), 7), (("train_images",), 9), (("train_tokens",), 9), (("train_flops",), 9.0)),
+        *((("train_loss",), 9.0), (("throughput", "data_seconds"), 9.0), (("throughput", "compute_seconds"), -9.0)),
+        *((("tickets",), ""), (("val_tickets",), ""), (("data", "tickets"), ""), (("data", "val_tickets"), "")),
+        *((("data", "validation_images"), 50_000), (("data", "val"), "0" * 64), (("data", "val_labels"), "0" * 64)),
+        *((("weights_sha256",), ""), (("evaluation",), {}), (("num_patches",), 25)),
+    ],
+)
+def test_what_a_result_says_besides_is_held_against_the_rest(copied: Path, place: tuple[str, ...], value: Any) -> None:
+    """A fact of a result that its settings, log, images or tickets contradict is damage, all digests made anew."""
+    path = copied / "runs" / RUN / "result.json"
+    result = json.loads(path.read_text())
+    result.pop("sha256")
+    inner = result
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(sealed(result), indent=2) + "\n")
+    digested(copied)
+    assert checked(copied).damage
+
+
+def alter_log(folder: Path, text: str, other: str) -> None:
+    path = folder / "runs" / RUN / "metrics.jsonl"
+    assert re.search(text, path.read_text())
+    path.write_text(re.sub(text, other, path.read_text()))
+
+
+def alter_images(folder: Path, name: str, values: Any) -> None:
+    path = folder / "runs" / RUN / "eval.npz"
+    columns = dict(np.load(path))
+    np.savez_compressed(path, **columns | {name: np.array(values(columns[name]))})
+
+
+def alter_manifest(folder: Path, **values: Any) -> None:
+    (folder / MANIFEST).write_text(replace(Manifest.read(folder), **values).text())
+
+
+def repeat(folder: Path) -> None:
+    """The first run stands twice, with every digest made anew."""
+    content = json.loads((folder / MANIFEST).read_text())
+    content.pop("sha256")
+    content["runs"].append(RUN)
+    (folder / MANIFEST).write_text(json.dumps(sealed(content), indent=1, sort_keys=True) + "\n")
+
+
+def copy_run(folder: Path) -> None:
+    """The second run has the first one's images, and all that follows from them."""
+    runs = [folder / "runs" / name for name in (RUN, "ticket-seed1")]
+    first, second = (json.loads((run / "result.json").read_text()) for run in runs)
+    for name in ("eval.npz", "metrics.jsonl"):
+        shutil.copy(runs[0] / name, runs[1] / name)
+    taken = ("evaluation", "throughput", "train_loss", "best", "hidden_share")
+    second |= {name: first[name] for name in taken}
+    second.pop("sha256")
+    (runs[1] / "result.json").write_text(json.dumps(sealed(second), indent=2) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("alter", "why"),
+    [
+        (repeat, "a run is named twice"),
+        (copy_run, "every image's loss in common"),
+        (lambda folder: alter_manifest(folder, mode="online"), "the bundle's mode is online"),
+        (lambda folder: alter_manifest(folder, weights={}), "does not name the weights of its runs"),
+        (
+            lambda folder: alter_manifest(
+                folder, weights={name: {"model.safetensors": "0" * 64} for name in Manifest.read(folder).runs}
+            ),
+            "the file of their weights in common",
+        ),
+        (lambda folder: alter_log(folder, '"k": 9', '"k": 4'), "k of its last step is 9"),
+        (lambda folder: alter_log(folder, '"data_seconds": 0', '"data_seconds": 9'), "hours of training is"),
+        (lambda folder: alter_log(folder, '\\{"kind": "epoch", "step": 3.*\n', ""), "the log's epochs"),
+        (lambda folder: alter_images(folder, "keys", lambda keys: [f"x{key}" for key in keys]), "keys of the valid"),
+        (lambda folder: alter_images(folder, "keys", lambda keys: ["\ud800", *keys[1:]]), "keys of the valid"),
+        (lambda folder: alter_images(folder, "labels", lambda labels: labels[::-1]), "labels of the validation"),
+    ],
+)
+def test_what_the_files_of_a_bundle_contradict_is_damage(copied: Path, alter: Callable[[Path], None], why: str) -> None:
+    """Runs that count twice, another mode, weights of no run, a log or images of others: damage, all digests anew."""
+    alter(copied)
+    if alter is not repeat:
+        digested(copied)
+    assert why in str(checked(copied).damage[0])
+
+
+def test_runs_of_other_images_are_not_one_row(copied: Path) -> None:
+    """Runs of one bundle that were trained on other images than each other, whole in themselves, give no number."""
+    path = copied / "runs" / RUN / "result.json"
+    result = json.loads(path.read_text())
+    result.pop("sha256")
+    result["data"]["data_content"] = "0" * 64
+    path.write_text(json.dumps(sealed(result), indent=2) + "\n")
+    digested(copied)
+    found = checked(copied)
+    assert (found.damage, found.in_table) == ((), False)
+    assert found.unlike[0].startswith("the training images' bytes")
+
+
 def test_what_is_not_the_row_is_not_in_its_table(of: BundleOf, tmp_path: Path) -> None:
     """A whole bundle at a smaller scale, of fewer images, of other settings or of no row gives the table no number."""
     scaled = write_bundle(tmp_path, replace(of, scale="0.5"))
@@ -275,6 +379,9 @@ def test_check_of_a_folder_names_each_bundle(
     assert "tickets.json is missing" in err
     assert f"{copied.name}: damaged" in out
     assert "| deit-s/dense |" in (tmp_path / "table.md").read_text()
+    for number in range(150):
+        (copied / str(number)).mkdir()
+    assert {type(each.damage[0]).__name__ for each in check_bundles(copied.parent)} == {"LimitError"}
     link = copied.parent / "link"
     link.symlink_to(whole)
     assert [type(bundle.damage[0]).__name__ for bundle in check_bundles(copied.parent) if bundle.folder == link] == [
