@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from dlth.data.shards.index import open_index
+from dlth.data.sharing.ticket_cache import local_tickets
 from dlth.pipeline.evidence.study_plan import STUDY as PLAN
 from dlth.pipeline.evidence.study_plan import read_study
 from dlth.pipeline.reproduction.bundle import BundleOf, file_digest
 from dlth.pipeline.reproduction.experiment import WHOLE, Experiment
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
-from dlth.pipeline.reproduction.row_settings import row_settings
+from dlth.pipeline.reproduction.row_settings import ranked_unlike, row_settings
 from dlth.pipeline.reproduction.scaling import first_shards, step_settings
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.tickets.store.ticket_store import TicketStore
 from dlth.training.models.registry import has_released_weights, same_model
 from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.runs.result import read_result
@@ -124,6 +126,14 @@ class Materials:
             return ""
         owner = self.rows[row.selector]
         return "" if is_of(given, owner) else f"--selector {shown(given)} is not of {owner.settings['model']}"
+
+    def given_unlike(self, row: Experiment) -> list[str]:
+        """Why ticket files that were given are not the row's (`ranked_unlike`). Raises DlthError for what are none."""
+        if not row.selector or self.config.mode == "online":
+            return []
+        given = [path for path in (self.config.tickets, self.config.val_tickets) if path is not None]
+        headers = [TicketStore(local_tickets(path)).header for path in given]
+        return [text for header in headers for text in ranked_unlike(row, self.rows[row.selector], header)]
 
     def lacks_start(self, row: Experiment) -> str:
         """Why a selector's training cannot begin as the row says; empty where it can."""

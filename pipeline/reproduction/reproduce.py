@@ -117,6 +117,8 @@ class Reproduction:
         made = cls(tuple(shrunk[row.name] for row in able), materials, listener)
         for row in made.students:  # what a row lacks is told before any other is trained
             made.materials.student_settings(row, made.wanted)
+            for text in materials.given_unlike(row):
+                listener.note(f"{row.name} will give the table no number: {text}")
         return made
 
     @property

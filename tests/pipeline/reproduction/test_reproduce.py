@@ -25,6 +25,7 @@ from dlth.pipeline.reproduction.scaling import first_shards, scaled, step_settin
 from dlth.pipeline.reproduction.table import table
 from dlth.pipeline.selection import stage
 from dlth.tickets import TicketStore
+from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError
 
 SMALLER = {**toy_row("", "").settings, "model_kwargs": KWARGS | {"embed_dim": 16}}
@@ -216,6 +217,19 @@ def test_weights_serve_rows_of_their_model(finished: Path, images: dict[str, str
     config = ReproduceConfig(**MACHINE | images | {"out": str(tmp_path)})
     with pytest.raises(InputError, match=r"deit-576/selector/0\.95: timm has no released weights of deit_576: give"):
         Reproduction.of(config, [EXPERIMENTS["deit-576/selector/0.95"]])
+
+
+def test_given_tickets_that_are_not_the_rows_are_told_beforehand(
+    finished: Path, images: dict[str, str], tmp_path: Path
+) -> None:
+    """Tickets of the row's own selector are taken without a word; of a control, no number is promised."""
+    tickets = {name: next((finished / "tickets").glob(f"*-{name}*.zarr")) for name in ("train", "val")}
+    given = {"tickets": str(tickets["train"]), "val_tickets": str(tickets["val"])}
+    assert asked(images, tmp_path, "toy/lt/0.8", **given)[1] == []
+    control(TicketStore(tickets["train"]), "inverse").write(tmp_path / "inverse.zarr")
+    _, said = asked(images, tmp_path, "toy/lt/0.8", **given | {"tickets": str(tmp_path / "inverse.zarr")})
+    assert all(text.startswith("toy/lt/0.8 will give the table no number: tickets are of control") for text in said)
+    assert said
 
 
 def test_a_student_that_was_trained_may_select(finished: Path, images: dict[str, str], tmp_path: Path) -> None:
