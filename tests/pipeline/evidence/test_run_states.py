@@ -170,9 +170,10 @@ def test_dlth_runs_lists_a_line_for_each_run(study: tuple[Path, StudyPlan], dlth
     code, out, err = dlth("runs", folder)
     lines = out.splitlines()
     assert (code, err, len(lines)) == (0, "", 5)
-    assert [line.split()[0] for line in lines] == ["run", *(run.name for run in plan.runs)]
-    assert re.search(r"ticket, keep 0.5, projected +0 +8 +2/2 +16/16 +\d+\.\d\d +finished +\d+ s$", lines[1])
-    assert re.search(r"dense +0 +16 +1/2 +10/16 +\d+\.\d\d +stopped +\d+ s$", lines[2])
-    told = json.loads(dlth("runs", folder, "--json")[1])["runs"]
-    assert next((run["name"], run["state"]) for run in told) == (plan.runs[0].name, "finished")
+    assert [line.split()[-1] for line in lines] == ["run", *(run.name for run in plan.runs)]
+    told = r"^finished +ticket, keep 0.5, projected +0 +2/2 +\d+\.\d\d +16/16 +\d+ (s|min) +8 +ticket"
+    assert re.search(told, lines[1])
+    assert re.search(r"^stopped +dense +0 +1/2 +\d+\.\d\d +10/16 +\d+ (s|min) +16 +dense", lines[2])
+    listed = json.loads(dlth("runs", folder, "--json")[1])["runs"]
+    assert next((run["name"], run["state"]) for run in listed) == (plan.runs[0].name, "finished")
     assert dlth("runs", folder / "nowhere")[0] == 2
