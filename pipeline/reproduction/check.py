@@ -295,8 +295,9 @@ def _of_log(run: FinishedRun) -> Facts:
     """Length and costs, which the log has epoch by epoch."""
     result, rows = run.result, run.epochs
     steps = result.steps // result.epochs
+    ends = [(epoch, (epoch + 1) * steps) for epoch in range(result.epochs)]
     facts: Facts = {
-        "the log's epochs": ([(row["epoch"], row["step"]) for row in rows], _rising(result.epochs, steps)),
+        "the log's epochs": ([(row["epoch"], row["step"]) for row in rows], ends),
         "steps": (result.steps, steps * result.epochs),
         "images of training": (result.train_images, sum(row.get("images") or 0 for row in rows)),
         "train_loss": (result.train_loss, rows[-1].get("train_loss") if rows else None),
@@ -307,10 +308,6 @@ def _of_log(run: FinishedRun) -> Facts:
         spent = total_spent(rows, axis)
         facts[f"{axis} of training"] = value, None if spent is None else float(spent)
     return facts
-
-
-def _rising(epochs: int, steps: int) -> list[tuple[int, int]]:
-    return [(epoch, (epoch + 1) * steps) for epoch in range(epochs)]
 
 
 def _of_images(run: FinishedRun) -> Facts:
