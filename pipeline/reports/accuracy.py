@@ -22,11 +22,24 @@ def accuracy_section(evidence: Evidence) -> Section | None:
         return None
     text = (
         "Top-1 accuracy in percent on the whole validation set: the mean over seeds, and ± their standard deviation."
-        " An arm that drops patches is judged on the selector's patches, the dense arm on all. The columns to the right"
-        " are the same models on all patches, on the selector's, and on random ones."
+        f" {_judged(evidence)} The columns to the right are the same models on all patches, on the selector's, and on"
+        " random ones."
     )
     pictures = (picture,) if (picture := _picture(evidence)) else ()
     return Section("Accuracy", texts=(text,), tables=(_arms(evidence), _runs(evidence)), pictures=pictures)
+
+
+def _judged(evidence: Evidence) -> str:
+    """On what the arms that drop patches are judged: the selector's where there were validation tickets."""
+    sparse = [run for runs in evidence.runs.values() for run in runs.values() if run.result.arm != "dense"]
+    blind = [run.judged_on == "dense" for run in sparse]
+    if not any(blind):
+        return "An arm that drops patches is judged on the selector's patches, the dense arm on all."
+    if all(blind):
+        return "Every arm is judged on all patches: there were no validation tickets."
+    return (
+        "An arm that drops patches is judged on the selector's patches; the dense arm, and a run without them, on all."
+    )
 
 
 def mean(values: Sequence[float]) -> float | None:

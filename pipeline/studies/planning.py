@@ -19,6 +19,7 @@ from dlth.pipeline.studies.asked import located
 from dlth.pipeline.studies.grid import grid
 from dlth.pipeline.studies.identity import run_digest, run_name
 from dlth.pipeline.studies.matching import matched
+from dlth.pipeline.studies.outlook import outlook
 from dlth.pipeline.studies.selector_cost import selector_cost, told
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.pipeline.studies.study_controls import control_contents, control_file
@@ -64,7 +65,7 @@ def plan_study(
         runs=tuple(_run(arm, seed, config, costs[arm.key].charged) for arm in arms for seed in config.seeds),
         settings=config.model_dump(mode="json") | {"controls": _controls(arms, config)},
         may_differ=may_differ,
-        notes=(*notes, *told(tuple(costs.values()), config)),
+        notes=(*notes, *outlook(arms, config), *told(tuple(costs.values()), config)),
     )
 
 

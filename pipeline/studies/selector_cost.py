@@ -54,7 +54,9 @@ def selector_cost(arm: Arm, config: CompareConfig) -> SelectorCost:
 def told(costs: Sequence[SelectorCost], config: CompareConfig) -> tuple[str, ...]:
     """What is said of the selector's cost, once for all arms."""
     if config.selector_cost == "none":
-        return ("what the tickets cost (stage 1, the selector's training) is left out: --selector-cost",)
+        unused = config.selector_run is not None or config.selector_runs > 1
+        more = "; without it --selector-run and --selector-runs say nothing" if unused else ""
+        return (f"what the tickets cost (stage 1, the selector's training) is left out: --selector-cost{more}",)
     how = "charged to each ticket run" if config.selector_cost == "charged" else ""
     how = how or f"shared by {config.selector_runs} runs"
     which = dict.fromkeys(cost for cost in costs if cost.shared_by)

@@ -29,13 +29,24 @@ def settings(arm: str, seed: int, keep: str = "0.5", **changes: Any) -> dict[str
 
 
 def write_run(
-    folder: Path, arm: str, seed: int, keep: str = "0.5", *, share: float | None = None, control: str = "", **of: Any
+    folder: Path,
+    arm: str,
+    seed: int,
+    keep: str = "0.5",
+    *,
+    share: float | None = None,
+    control: str = "",
+    without: str = "",
+    **of: Any,
 ) -> Path:
-    """A finished run of `IMAGES` validation images, of which a share is right; `of` is put into its result."""
+    """A finished run of `IMAGES` validation images, of which a share is right, not evaluated on the tokens `without`;
+    `of` is put into its result.
+    """
     config = TrainConfig(**settings(arm, seed, keep), out=str(folder))
     k, drops = NUM_PATCHES if arm == "dense" else KEPT[keep], arm != "dense"
     share = BASE[arm] if share is None else share
     evaluated = {"dense": NUM_PATCHES, "ticket": KEPT[keep], "random": KEPT[keep]}
+    evaluated.pop(without, None)
     results = {tokens: _images(share - 0.1 * (drops and tokens != "ticket"), arm, seed, tokens) for tokens in evaluated}
     table = EvalResult(tuple(f"img{i:04d}" for i in range(IMAGES)), np.arange(IMAGES) % 10, results, evaluated)
     values: dict[str, Any] = {

@@ -51,6 +51,14 @@ def files_of(page: Path) -> dict[str, bytes]:
     return {path.name.replace(page.stem, "NAME"): path.read_bytes() for path in found}
 
 
+def test_the_report_says_on_which_patches_arms_were_judged(page: Path, tmp_path: Path) -> None:
+    """On the selector's, or where there were no validation tickets on all."""
+    write_study_of(tmp_path / "blind", ARMS[:2], (0,), without="ticket")
+    blind = write_report(gather([tmp_path / "blind"]), tmp_path / "report.html").read_text()
+    told = ("An arm that drops patches is judged on the selector", "Every arm is judged on all patches")
+    assert [[text in each for text in told] for each in (page.read_text(), blind)] == [[True, False], [False, True]]
+
+
 def test_verdicts_stand_first_and_are_those_of_the_judge(study: Path, page: Path) -> None:
     """Every clause at every keep, in the judge's order, above the sections; what is missing is said before them."""
     text, judged = page.read_text(), judge(gather([study]).hits, 5.0)

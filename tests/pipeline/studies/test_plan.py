@@ -137,6 +137,18 @@ def test_all_that_is_wrong_is_told_at_once(shared: dict[str, Any], tmp_path: Pat
         planned(shared, tmp_path, {"val": None, "val_tickets": None})
 
 
+def test_a_plan_says_what_will_be_judged(shared: dict[str, Any], tmp_path: Path) -> None:
+    """Clauses, margin, seeds, matching, what needs validation tickets, and flags that do nothing, as they are."""
+    plain = planned(shared, tmp_path).notes
+    assert plain[0].startswith("judged: ticket as good as dense, ticket better than random, dense better than random")
+    assert not any("--seeds" in note or "--val-tickets" in note or "--match" in note for note in plain)
+    study = {"arms": "ticket,dense", "seeds": "0", "match": "tokens", "margin": 0.5, "selector_runs": 9}
+    told = planned(shared, tmp_path, {"val_tickets": None}, **study).notes
+    wanted = ["dense (--margin 0.5 points)", "--seeds 0", "ticket: judged on all patches", "the dense arm", "-runs say"]
+    assert [text in note for note, text in zip(told, wanted, strict=True)] == [True] * 5
+    assert planned(shared, tmp_path, arms="dense", seeds="0").notes[0].startswith("nothing is judged")
+
+
 @pytest.mark.parametrize(
     ("own", "named"),
     [
