@@ -13,7 +13,7 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 _POLICY_MARK = "policy-of-this-page"
-_MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
+_MINUS = re.compile(r"(?<![\w.-])-(?=[0-9])")
 _CODE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 

@@ -35,6 +35,7 @@ WRITERS = {
     "data/confined.py: _serve": "/dev/null",
     "pipeline/cli/error_handler.py: _bug": "a name of mkstemp",
     "data/sharing/signing.py: check_signature": "in a folder of mkdtemp",
+    "pipeline/studies/launched.py: train_on_gpus": "in a folder of mkdtemp",
     "pipeline/cli/streams.py: _failing": "/dev/null",
     "pipeline/cli/streams.py: harmless": "/dev/null",
     "pipeline/cli/streams.py: _open_missing": "/dev/null",

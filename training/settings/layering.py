@@ -215,11 +215,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _problem(problem: dict[str, Any], sources: Mapping[str, str]) -> str:
-    flag = "--" + ".".join(map(str, problem["loc"])).replace("_", "-") if problem["loc"] else ""
+    names = [f", value {part + 1}" if isinstance(part, int) else f".{part}" for part in problem["loc"]]
+    flag = "--" + "".join(names)[1:].replace("_", "-") if names else ""
     if problem["type"] == "missing" and len(problem["loc"]) == 1:
         name = problem["loc"][0]
         return f"{flag} is required: as a flag, or as {name} in a file of settings (dlth.toml)"
     text = str(problem["msg"]).removeprefix("Value error, ")
     source = sources.get(str(problem["loc"][0]), FLAG) if problem["loc"] else FLAG
     place = "" if source in (FLAG, DEFAULT) else f", in {shown(source)}"
-    return f"{flag}: {text}, found {shown(problem['input'])}{place}" if flag else text
+    value = shown(problem["input"])
+    found = "" if f"got {value}" in text else f", found {value}"
+    return f"{flag}: {text}{found}{place}" if flag else text
