@@ -3,6 +3,9 @@
 from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 
+CONTROL = "control-"
+"""What names of control arms begin with."""
+
 
 @dataclass(frozen=True, order=True)
 class ArmKey:
@@ -23,6 +26,11 @@ class ArmKey:
     def __str__(self) -> str:
         keep = f"keep {self.keep}" if self.keep else ""
         return ", ".join(filter(None, (self.arm, keep, self.mode, self.variant)))
+
+
+def judged_on(arm: str, measured: Container[str]) -> str:
+    """Tokens that an arm is judged by: all for the dense arm, the selector's for others where they were `measured`."""
+    return "ticket" if arm != "dense" and "ticket" in measured else "dense"
 
 
 def beside(key: ArmKey, arm: str, there: Container[ArmKey]) -> ArmKey | None:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.evidence.validation_images import ValidationImages
-from dlth.training.settings.comparable import comparable
+from dlth.training.settings.comparable import as_judged, comparable
 
 DENSE = "dense"
 COMPARED = (("ticket", DENSE), ("ticket", "random"), (DENSE, "random"))
@@ -80,7 +79,7 @@ class Evidence:
         A study says that of its own arms: it has a run of each, and further runs of an arm, wherever they are from, are
         like those.
         """
-        results = {arm: [_as_judged(run) for run in self.runs[arm].values()] for arm in arms}
+        results = {arm: [as_judged(run.result.to_json()) for run in self.runs[arm].values()] for arm in arms}
         folders = [{run.folder for run in self.runs[arm].values()} for arm in arms]
         plans = [plan for plan, own in self._planned if not any(own.isdisjoint(of_arm) for of_arm in folders)]
         allowed = {*besides, *(name for plan in plans for name in plan.may_differ)}
@@ -139,11 +138,3 @@ def shared_images(runs: Sequence[FinishedRun]) -> list[NDArray[np.int64]]:
         order = np.argsort(run.images["keys"], kind="stable")
         rows.append(order[np.searchsorted(run.images["keys"], shared, sorter=order)])
     return rows
-
-
-def _as_judged(run: FinishedRun) -> dict[str, Any]:
-    """A result without what its arm is not judged by: the dense arm's has no say in tickets of validation images."""
-    result = run.result.to_json()
-    if run.result.arm == DENSE:
-        result["data"] = {name: value for name, value in result["data"].items() if name != "val_tickets"}
-    return result

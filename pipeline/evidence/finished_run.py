@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dlth.pipeline.evidence.arm_key import judged_on
 from dlth.pipeline.evidence.image_results import ImageColumns, evaluated_on, read_image_results
 from dlth.tickets.errors import DamageError, shown
 from dlth.training.runs.result import RunResult, read_result
@@ -73,8 +74,8 @@ class FinishedRun:
 
     @property
     def judged_on(self) -> str:
-        """Tokens that its arm is judged by: all for the dense arm, the selector's for others where there are any."""
-        return "ticket" if self.result.arm != "dense" and "ticket_top1" in self.images else "dense"
+        """Tokens that its arm is judged by."""
+        return judged_on(self.result.arm, evaluated_on(self.images))
 
     def hits(self, tokens: str) -> NDArray[np.bool_]:
         """bool [images seen]: whether the model was right on these tokens."""

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from dlth.pipeline.evidence.agreement import Agreement, read_agreement
-from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey
 from dlth.pipeline.evidence.evidence import DENSE, Evidence
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.placing import BASE_ARMS, Placed, by_arm
@@ -20,7 +20,6 @@ from dlth.tickets.errors import DamageError, DlthError, InputError, shown
 from dlth.training.runs.result import RunResult
 from dlth.training.settings.train_config import TrainConfig
 
-CONTROL = "control"
 AGREEMENTS, MAX_AGREEMENTS = "agreement*.json", 100
 """Files of a study's folder, or a run's, and how many are looked at."""
 
@@ -64,7 +63,8 @@ def arm_key(result: RunResult) -> ArmKey:
     if result.arm == DENSE:
         return ArmKey(DENSE)
     said, _, rest = result.tickets_are.partition(": ")
-    arm = f"{CONTROL}-{rest.partition(';')[0]}" if result.arm == "ticket" and said == CONTROL else result.arm
+    made = result.arm == "ticket" and f"{said}-" == CONTROL
+    arm = CONTROL + rest.partition(";")[0] if made else result.arm
     mode = result.mode or str(TrainConfig.model_fields["mode"].default)
     return ArmKey(shown(arm, 60), shown(result.keep, 20), shown(mode, 20))
 
@@ -96,7 +96,7 @@ def _loaded(states: Sequence[RunState], tell: Note) -> Iterator[FinishedRun | Ru
 
 def _check(run: FinishedRun, state: RunState) -> None:
     """Refuse a result of another run than the folder's, as the plan or its settings say."""
-    arm = "ticket" if state.arm.arm.startswith(f"{CONTROL}-") else state.arm.arm
+    arm = "ticket" if state.arm.arm.startswith(CONTROL) else state.arm.arm
     if (run.result.arm, run.seed) != (arm, state.seed):
         raise DamageError(
             f"{shown(state.folder)} should hold a run of arm {shown(arm)}, seed {state.seed}; its result is of arm"

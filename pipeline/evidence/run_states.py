@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.arm_key import ArmKey, judged_on
 from dlth.pipeline.evidence.failure import read_failure
 from dlth.pipeline.evidence.study_plan import MAX_RUNS, STUDY, PlannedRun, StudyPlan, read_study
 from dlth.tickets.errors import DlthError, LimitError, MissingFileError, shown
@@ -167,7 +167,7 @@ def _seen(begun: RunState, owned: bool) -> RunState:
 
 def _finished(begun: RunState, result: RunResult) -> RunState:
     tokens = result.evaluation.get("model", {})
-    judged = tokens.get("ticket" if result.arm != "dense" and "ticket" in tokens else "dense", {})
+    judged = tokens.get(judged_on(result.arm, tokens), {})
     key = begun.arm if begun.arm.keep or result.arm == "dense" else replace(begun.arm, keep=result.keep)
     top1 = judged.get("top1")
     return replace(

@@ -17,15 +17,13 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.pipeline.evidence.arm_key import ArmKey, pairs, stands_in
+from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey, pairs, stands_in
 from dlth.pipeline.judging.arm_comparison import LEVEL, SEEDS_FOR_ARMS, Comparison, Outcome, compare_arms
 from dlth.pipeline.judging.power import POWER, MoreSeeds, more_seeds
 from dlth.tickets.errors import MismatchError
 
 Hits = Mapping[ArmKey, Mapping[int, NDArray[np.bool_]]]
 """Per arm and seed bool [N]: which validation images were right, on the tokens that the arm is judged by."""
-CONTROL = "control-"
-"""What names of control arms begin with."""
 
 
 @dataclass(frozen=True)

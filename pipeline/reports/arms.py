@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey
 from dlth.pipeline.evidence.evidence import DENSE
-from dlth.pipeline.judging.verdicts import CONTROL
 from dlth.pipeline.pages.charts import Look, look
 from dlth.tickets.errors import shown
 

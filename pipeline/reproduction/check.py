@@ -8,7 +8,6 @@ Bundles come from strangers: nothing is read before its size is known, and no li
 """
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -43,7 +42,7 @@ from dlth.training.models.registry import resolve
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
 from dlth.training.runs.runlog import newest_records
 from dlth.training.settings.comparable import comparable
-from dlth.training.settings.fields import NO_SCHEDULE, fixed_settings
+from dlth.training.settings.fields import NO_SCHEDULE, settings_digest
 from dlth.training.settings.layering import checked
 from dlth.training.settings.selector_config import SelectorTrainConfig
 from dlth.training.settings.toml_text import CONFIG, parse_toml
@@ -225,8 +224,7 @@ def _run_contradictions(run: FinishedRun, manifest: Manifest, tickets: Mapping[s
     result, kind = run.result, SelectorTrainConfig if run.result.arm == "selector" else TrainConfig
     text = read_file(run.folder / CONFIG, limit_of(CONFIG), CONFIG).decode("utf-8", "replace")
     config = checked(kind, parse_toml(text, CONFIG))
-    digest = hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest()
-    if digest != result.config_sha256 or config.model_dump(mode="json") != result.config:
+    if settings_digest(config) != result.config_sha256 or config.model_dump(mode="json") != result.config:
         yield "its result was made with other settings"
     weights, told = {MODEL_FILE, *([EMA_FILE] if config.model_ema else [])}, manifest.weights.get(run.folder.name, {})
     if told.keys() != weights or not re.fullmatch("[0-9a-f]{64}", result.weights_sha256):
@@ -252,7 +250,7 @@ def _of_settings(run: FinishedRun, config: TrainConfig, mode: str) -> Facts:
     facts: Facts = {name: (getattr(result, name), getattr(config, name)) for name in ("arm", "seed", "epochs")}
     facts |= {
         "model": (result.model, resolve(config.student)),
-        "mode": (result.mode, config.mode if arm == "ticket" or config.mode != "projected" else ""),
+        "mode": (result.mode, config.told_mode),
         "the bundle's mode": (mode, ranked),
     }
     share = "1" if arm == "dense" else config.share

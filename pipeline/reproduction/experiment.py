@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from dlth.tickets.ranking.budget import Budget, exact_rate
+from dlth.tickets.ranking.budget import Budget, exact_rate, share_left
 
 PATCHES, STAGES = 196, 3
 """Patches of every image of the paper, and stages in which its selectors drop them."""
@@ -120,8 +120,8 @@ def share_of(rate: str, patches: int = PATCHES) -> str:
 
 
 def matched_epochs(rate: str, epochs: int = 300) -> int:
-    """Epochs of a random arm that computes as many tokens as a dense one: `epochs` over the share, rate³ in three
-    digits, which gives the numbers of the authors' scripts.
+    """Epochs of a random arm that computes as many tokens as a dense one: `epochs` over the share that is left.
+
+    These are the numbers of the authors' scripts.
     """
-    share = round(float(exact_rate(rate)) ** STAGES, 3)
-    return round(epochs / share)
+    return round(epochs / share_left(rate, STAGES))

@@ -31,6 +31,7 @@ from dlth.training.models.precision import Precision
 from dlth.training.models.registry import same_model
 from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.reporter import Reporter
+from dlth.training.runs.inputs import augmentation_of
 from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Scoring
 from dlth.training.selectors.rankers import RANKERS
@@ -101,19 +102,7 @@ def plan_agreement(store: TicketStore, config: AgreeConfig, note: Note = lambda 
         raise MismatchError(f"the tickets keep {k} patches, the selector {online.selector.budget.k}: give --keep")
     if _of_another(online, header):
         note(f"the tickets are of another selector than the one in the loop, or of other blocks: {describe(header)}")
-    frame = online.selector.frame
-    augmentation = Augmentation(
-        size=frame.size,
-        scale=config.scale,
-        ratio=config.ratio,
-        interpolation=config.train_interpolation,
-        hflip=config.hflip,
-        rand_augment=config.rand_augment,
-        color_jitter=config.color_jitter,
-        reprob=config.reprob,
-        mean=frame.mean,
-        std=frame.std,
-    )
+    augmentation = augmentation_of(config, online.selector.frame)
     views = RankedViewLoader(
         *(index, joined, augmentation, grid, config.seed, config.images),
         demoted=config.hidden == "demote",

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dlth.pipeline.evidence.arm_key import ArmKey
-from dlth.pipeline.studies.study_config import CONTROL, OWN, CompareConfig
+from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey
+from dlth.pipeline.studies.study_config import OWN, CompareConfig
 from dlth.tickets.errors import InputError
 
 Values = dict[str, Any]

@@ -22,11 +22,8 @@ from dlth.pipeline.studies.grid import own_settings
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets import Budget, TicketHeader
 from dlth.tickets.errors import InputError
-from dlth.tickets.ranking.budget import exact_rate
+from dlth.tickets.ranking.budget import exact_rate, share_left
 from dlth.training.settings.fields import MAX_EPOCHS, NO_SCHEDULE
-
-_DIGITS_OF_A_SHARE = 3
-"""Of a stage rate's power, as the paper's scripts must have rounded it."""
 
 
 def nearest_epochs(spent: Callable[[int], float], budget: float) -> int:
@@ -61,8 +58,7 @@ def share_of_stages(header: TicketHeader) -> Fraction | None:
     if not stages or len(header.stage_keep) >= len(header.keep):
         return None
     made = Budget.from_stage_keep(header.stage_keep, header.grid.num_patches, stages, header.selector.fuse_tokens)
-    power = exact_rate(header.stage_keep) ** stages
-    return round(Fraction(power), _DIGITS_OF_A_SHARE) if made.k == header.k else None
+    return share_left(header.stage_keep, stages) if made.k == header.k else None
 
 
 def matched(

@@ -28,7 +28,7 @@ from dlth.tickets.errors import InputError
 from dlth.tickets.format.jsontext import strict
 from dlth.training.runs.result import read_result
 from dlth.training.runs.runlog import RESULT
-from dlth.training.settings.comparable import comparable
+from dlth.training.settings.comparable import as_judged, comparable
 from dlth.training.settings.train_config import TrainConfig
 
 
@@ -100,12 +100,11 @@ def _refuse_unlike(arms: Sequence[Arm], may_differ: Sequence[str]) -> None:
 
 
 def _result(arm: Arm) -> dict[str, Any]:
-    """What the results of an arm's runs will say that must be alike; the dense arm is not judged on tickets."""
+    """What the results of an arm's runs will say that must be alike."""
     record, of_epochs = arm.survey.record, ("epochs", "warmup_epochs", "keep_schedule_start", "keep_schedule_epochs")
     config = record["config"] | {name: getattr(arm.config, name) for name in of_epochs}
-    judged_by = {name: fact for name, fact in record["data"].items() if arm.key.arm != DENSE or name != "val_tickets"}
     steps = arm.config.epochs * arm.survey.steps_per_epoch
-    return {**record, "config": config, "data": judged_by, "steps": steps}
+    return as_judged({**record, "config": config, "steps": steps})
 
 
 def _run(arm: Arm, seed: int, config: CompareConfig, charged: float) -> PlannedRun:

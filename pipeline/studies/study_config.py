@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dlth.pipeline.evidence.arm_key import CONTROL
 from dlth.tickets.derive.controls import KINDS, Kind
 from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.settings.fields import Integers, Keep, Pairs, Settings, setting
@@ -13,7 +14,6 @@ from dlth.training.settings.train_config import Arm, Mode, TrainConfig
 GRID, MATCH, STUDY = "What is compared", "Matching and judging", "How the study runs"
 OWN = ("arm", "mode", "keep", "seed", "out", "resume")
 """Settings of train that a study gives each of its runs itself."""
-CONTROL = "control-"
 
 
 def _words(value: object) -> object:

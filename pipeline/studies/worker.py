@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
+from dlth.pipeline.evidence.arm_key import CONTROL
 from dlth.pipeline.evidence.failure import FAILED, Failure, read_failure, write_failure
 from dlth.pipeline.evidence.run_states import RunState, other_run, planned_state
 from dlth.pipeline.evidence.study_plan import RUNS, PlannedRun, StudyPlan
 from dlth.pipeline.studies.launched import batch_shared_by, train_on_gpus
-from dlth.pipeline.studies.study_config import CONTROL
 from dlth.tickets.errors import (
     DlthError,
     InputError,

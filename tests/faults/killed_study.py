@@ -55,15 +55,14 @@ def prepare(folder: Path, images: int, epochs: int) -> dict[str, object]:
     """Shards, a selector and its tickets; the settings that all runs share."""
     make_digit_shards(folder / "shards", images, images // VAL_SHARE)
     data, val = (str(folder / "shards" / f"{split}-*.tar") for split in VIEWS)
-    model = MODEL | {"model_kwargs": MODEL["model_kwargs"]}
-    shared = {**model, "recipe": "smoke", "data": data, "val": val, "epochs": epochs, "scale": "1,1", "ratio": "1,1"}
+    shared = {**MODEL, "recipe": "smoke", "data": data, "val": val, "epochs": epochs, "scale": "1,1", "ratio": "1,1"}
     shared |= {"crop_pct": 1.0, "workers": 0, "device": "cpu"}
     selector = folder / "selector"
     finish(dlth("train", **shared, arm="dense", seed=100, out=selector))
     for split, view in VIEWS.items():
         settings = {"checkpoint": selector, "data": folder / "shards" / f"{split}-*.tar", "split": split, "view": view}
         tickets = folder / "tickets" / f"{split}.zarr"
-        finish(dlth("select", **model, **settings, keep=0.25, blocks=0, crop_pct=1.0, workers=0, out=tickets))
+        finish(dlth("select", **MODEL, **settings, keep=0.25, blocks=0, crop_pct=1.0, workers=0, out=tickets))
     return shared | {f"{name}tickets": folder / "tickets" / f"{split}.zarr"
                      for name, split in (("", "train"), ("val_", "val"))}  # fmt: skip
 

@@ -76,6 +76,15 @@ def _row(
     return Row((*words.split(), *rest), given, tuple(written.split()), extra or {})
 
 
+OF_A_RUN = {
+    "token_labels": ("--token-labels", "{token_labels}"),
+    "val": ("--val", "{val}"),
+    "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
+    "init_from": ("--init-from", "{init_from}"),
+    "selector_checkpoint": (*ONLINE, "--selector-checkpoint", "{selector_checkpoint}"),
+}
+"""What the paths of a run's settings need beside them."""
+
 ROWS: dict[str, Row] = {
     "index": _row("index {data}", data="shards"),
     "pack": _row(
@@ -91,11 +100,7 @@ ROWS: dict[str, Row] = {
         val="shards", val_tickets="t.zarr", init_from="w.safetensors", selector_checkpoint="w.safetensors",
         resume="run", config="settings.toml", token_labels="t.zarr", written="out",
         extra={
-            "token_labels": ("--token-labels", "{token_labels}"),
-            "val": ("--val", "{val}"),
-            "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
-            "init_from": ("--init-from", "{init_from}"),
-            "selector_checkpoint": (*ONLINE, "--selector-checkpoint", "{selector_checkpoint}"),
+            **OF_A_RUN,
             "resume": ("--resume", "{resume}"),
         },
     ),
@@ -126,11 +131,7 @@ ROWS: dict[str, Row] = {
         init_from="w.safetensors", selector_checkpoint="w.safetensors", selector_run="begun", config="settings.toml",
         written="out",
         extra={
-            "token_labels": ("--token-labels", "{token_labels}"),
-            "val": ("--val", "{val}"),
-            "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
-            "init_from": ("--init-from", "{init_from}"),
-            "selector_checkpoint": (*ONLINE, "--selector-checkpoint", "{selector_checkpoint}"),
+            **OF_A_RUN,
             "selector_run": ("--selector-cost", "charged", "--selector-run", "{selector_run}"),
         },
     ),

@@ -37,6 +37,13 @@ def num_kept(keep: Rate, num_patches: int) -> int:
     return math.ceil(exact_rate(keep) * _counted(num_patches))
 
 
+def share_left(stage_keep: Rate, stages: int) -> Fraction:
+    """The share that so many stages leave, in three digits: the paper's scripts must have rounded it so, as 300 epochs
+    over it are their matched 350, 412, 489, 586 and 711 for rates of 0.95 to 0.75.
+    """
+    return round(exact_rate(stage_keep) ** stages, 3)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The counts of one selection.

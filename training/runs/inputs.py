@@ -172,7 +172,7 @@ class Inputs:
             self.files.index,
             grid=self.frame.grid,
             batching=self.batching,
-            augmentation=self._augmentation(),
+            augmentation=augmentation_of(config, self.frame),
             seed=config.seed,
             arm=arm,
             k=None if arm == "dense" else num_kept,
@@ -187,21 +187,6 @@ class Inputs:
             rank=self.world.rank,
             workers=config.workers,
             bad_images=config.bad_images,
-        )
-
-    def _augmentation(self) -> Augmentation:
-        config, frame = self.config, self.frame
-        return Augmentation(
-            size=frame.size,
-            scale=config.scale,
-            ratio=config.ratio,
-            interpolation=config.train_interpolation,
-            hflip=config.hflip,
-            rand_augment=config.rand_augment,
-            color_jitter=config.color_jitter,
-            reprob=config.reprob,
-            mean=frame.mean,
-            std=frame.std,
         )
 
     def _mixing(self) -> Mixing:
@@ -275,6 +260,22 @@ class Inputs:
             facts["validation tickets are"] = self.val.about_tickets().get("tickets_are", "")
             facts["validation view"] = described(self.frame.eval_view)
         return {name: value for name, value in facts.items() if value}
+
+
+def augmentation_of(config: TrainConfig, frame: Frame) -> Augmentation:
+    """What the settings do to an image that a model of that frame is to see."""
+    return Augmentation(
+        size=frame.size,
+        scale=config.scale,
+        ratio=config.ratio,
+        interpolation=config.train_interpolation,
+        hflip=config.hflip,
+        rand_augment=config.rand_augment,
+        color_jitter=config.color_jitter,
+        reprob=config.reprob,
+        mean=frame.mean,
+        std=frame.std,
+    )
 
 
 def made_for_evaluation(header: TicketHeader) -> str:

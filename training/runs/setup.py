@@ -3,8 +3,6 @@
 The order is that of cost: settings, index, model, tickets, and only then the optimizer and the loaders.
 """
 
-import hashlib
-import json
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,7 +47,7 @@ from dlth.training.selectors.online import OnlineSelector, open_selector
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.selectors.selector_student import SelectorStudent
 from dlth.training.selectors.trainable import EViT
-from dlth.training.settings.fields import NO_SCHEDULE, fixed_settings
+from dlth.training.settings.fields import NO_SCHEDULE, settings_digest
 from dlth.training.settings.recipes import RECIPE_BATCH
 from dlth.training.settings.selector_config import DEFAULT_STAGE_KEEP, SelectorTrainConfig
 from dlth.training.settings.train_config import TrainConfig
@@ -146,7 +144,7 @@ class Parts:
         val = inputs.val.about_tickets() if inputs.val is not None else {}
         return {
             "arm": config.arm,
-            "mode": config.mode if ticket_arm or config.mode != "projected" else "",
+            "mode": config.told_mode,
             "model": resolve(config.student),
             "k": k,
             "k_last": self.budget(config.epochs - 1, inputs.steps_per_epoch - 1).k,
@@ -166,7 +164,7 @@ class Parts:
             "selector": online.facts() if online is not None else self._selection(),
             "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
             "config": config.model_dump(mode="json"),
-            "config_sha256": hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest(),
+            "config_sha256": settings_digest(config),
         }
 
     def note(self, epoch: int, step: int) -> dict[str, Any]:

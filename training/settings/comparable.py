@@ -70,6 +70,13 @@ def comparable(
     return differences
 
 
+def as_judged(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without what its arm is not judged by: the dense arm's has no say in tickets of validation images."""
+    if result["arm"] != "dense":
+        return dict(result)
+    return {**result, "data": {name: value for name, value in result["data"].items() if name != "val_tickets"}}
+
+
 def _facts(result: Mapping[str, Any], besides: Collection[str]) -> dict[Fact, Any]:
     """What a result says of what must be alike."""
     data, config, drops = result["data"], result.get("config", {}), result["arm"] != "dense"

@@ -4,6 +4,8 @@ Settings are pydantic models because a wrong value must be refused before a GPU 
 description serves the flag's help, the TOML file and the error.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from itertools import pairwise
@@ -155,6 +157,11 @@ def fixed_settings(config: Settings) -> dict[str, Any]:
     """The settings that decide the result, as JSON holds them: paths and machine matters are not among them."""
     values = config.model_dump(mode="json")
     return {name: values[name] for name, field in type(config).model_fields.items() if not is_free(field)}
+
+
+def settings_digest(config: Settings) -> str:
+    """Sha256, hexadecimal, of the settings that decide the result, as results have it (``config_sha256``)."""
+    return hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest()
 
 
 def _comma_list(value: object) -> object:

@@ -295,6 +295,11 @@ class TrainConfig(Settings):
         return self.model or RECIPE_MODEL.get(self.recipe, DEFAULT_MODEL)
 
     @property
+    def told_mode(self) -> str:
+        """The mode as results tell it: empty where nothing but chance is ranked in the usual way."""
+        return self.mode if self.arm == "ticket" or self.mode != "projected" else ""
+
+    @property
     def rand_augment(self) -> str:
         """The augmentation policy; empty for none."""
         return "" if self.aa is None or self.aa == NO_POLICY else self.aa
