@@ -5,6 +5,10 @@ from dataclasses import dataclass, replace
 
 CONTROL = "control-"
 """What names of control arms begin with."""
+PRUNED = ("lt", "rr", "random-mask", "one-shot")
+"""Arms of weight-level pruning: the winning ticket (mask and rewound weights), its mask with fresh random weights, a
+random mask of as many weights in each layer with rewound ones, and magnitude pruning in one round.
+"""
 
 
 @dataclass(frozen=True, order=True)
@@ -16,16 +20,25 @@ class ArmKey:
     mode: "projected", "frozen", "online"; empty for the dense arm
     variant: swept settings, "lr=0.001"; empty without a sweep. "deit-s/zero" is one of "deit-s", whose arms stand in
         for those that it lacks
+    pruned: which weights remain, one of `PRUNED`; empty for an unpruned model. It goes with any arm above: patches and
+        weights are two lotteries
+    weights: share of the prunable weights that remain, "0.512"; empty for an unpruned model
+    draw: which of several drawings of what chance decides (rr's weights, random-mask's mask), from 0
     """
 
     arm: str
     keep: str = ""
     mode: str = ""
     variant: str = ""
+    pruned: str = ""
+    weights: str = ""
+    draw: int = 0
 
     def __str__(self) -> str:
         keep = f"keep {self.keep}" if self.keep else ""
-        return ", ".join(filter(None, (self.arm, keep, self.mode, self.variant)))
+        weights = f"{self.pruned} {self.weights} of weights" if self.pruned else ""
+        draw = f"draw {self.draw}" if self.draw else ""
+        return ", ".join(filter(None, (self.arm, keep, self.mode, self.variant, weights, draw)))
 
 
 def judged_on(arm: str, measured: Container[str]) -> str:

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.tickets.errors import DamageError, shown
 from dlth.tickets.format.jsontext import strict
+from dlth.training.pruning.recipe import MaskRecipe
 from dlth.training.run_files import write_text
 from dlth.training.runs.sealed_json import read_sealed, sealed
 from dlth.training.settings.fields import MAX_EPOCHS
@@ -61,11 +62,30 @@ class RunCost:
 
 
 @dataclass(frozen=True)
+class MaskPlan:
+    """The mask of a planned run, which is made of what other runs of the plan leave.
+
+    of: name of the run whose final weights, and mask if it has one, `recipe` begins with
+    rewinds_to: name of the run whose weights at the rewinding point are the first ones; empty for fresh random weights
+    """
+
+    recipe: MaskRecipe
+    of: str
+    rewinds_to: str = ""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the runs that must be finished first."""
+        return tuple(dict.fromkeys(filter(None, (self.of, self.rewinds_to))))
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """A run of a study: the name of its folder, what it is, and the settings of `dlth train` but for `out`, `resume`.
 
     contents: digests of what it was planned to read (images, tickets, weights), as the name's digest holds them; those
-        of a control's tickets say what they are made of
+        of a control's tickets say what they are made of, those of a mask likewise
+    mask: under which its weights are trained; None of an unpruned model
 
     The name ends in a digest of all that decides its result, so a folder is that of one run and no other. Raises
     ValueError for one that is no plain name of a folder: a plan may come from anywhere.
@@ -77,6 +97,7 @@ class PlannedRun:
     settings: Mapping[str, Any]
     cost: RunCost
     contents: Mapping[str, Any] = field(default_factory=dict)
+    mask: MaskPlan | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

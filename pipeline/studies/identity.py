@@ -34,7 +34,10 @@ def run_digest(config: TrainConfig, contents: Mapping[str, Any]) -> str:
 def run_name(key: ArmKey, seed: int, digest: str) -> str:
     """The name of a run's folder: readable words, the seed, and the digest that makes it the run's own."""
     keep = f"keep{key.keep}" if key.keep else ""
-    words = re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join(filter(None, (key.arm, keep, key.mode, key.variant))))
+    pruned = f"{key.pruned}{key.weights}" if key.pruned else ""
+    draw = f"draw{key.draw}" if key.draw else ""
+    words = "-".join(filter(None, (key.arm, keep, key.mode, key.variant, pruned, draw)))
+    words = re.sub(r"[^A-Za-z0-9._=-]+", "_", words)
     return f"{words[:_MOST_WORDS].rstrip('-_.')}-seed{seed}-{digest[:DIGITS]}"
 
 

@@ -42,6 +42,8 @@ class RunResult:
     val_view, val_tickets_view: how validation images are seen, and how their tickets' selector saw them
     selector: the online mode's: model, digest and source of its weights, blocks, rates; of a selector's own training,
         its blocks and rates; else empty
+    mask: identity of the mask of weights, empty for an unpruned model; prunable_weights, remaining_weights: what it is
+        about, and how many of those are not masked; None without one
     evaluation: weights ("model", "ema") -> arm -> top1, top5, loss, images, tokens
     train_images, train_tokens, train_flops: what training has shown and computed in all, as the log's epochs count it;
         None in results of older versions
@@ -91,6 +93,9 @@ class RunResult:
     val_view: str = ""
     val_tickets_view: str = ""
     selector: dict[str, Any] = field(default_factory=dict)
+    mask: str = ""
+    prunable_weights: int | None = None
+    remaining_weights: int | None = None
     weights_sha256: str = ""
     config_sha256: str = ""
     config: dict[str, Any] = field(default_factory=dict)

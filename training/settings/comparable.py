@@ -38,6 +38,7 @@ SPARSE = ("mode", "how", "patch_size", "hidden", "keep_schedule", "keep_schedule
 ARMS_OWN = (
     *("arm", "seed", "keep", "missing", "bad_images", "random_tokens", "frozen_views"),
     *("selector", "selector_pretrained", "selector_kwargs", "selector_blocks", "selector_fuse_tokens"),
+    *("start_step", "rewind_step", "init_seed"),
     *("selector_ranker", "model", "crop_pct", "nan_patience", "torchcompile", "channels_last"),
 )
 """Settings that may differ: they make the arm, or touch no result, or are compared by what came of them."""

@@ -23,6 +23,7 @@ class SelectorTrainConfig(TrainConfig):
         (
             *("arm", "mode", "tickets", "val_tickets", "keep", "missing", "random_tokens", "hidden", "frozen_views"),
             *("how", "patch_size", "mix_token"),
+            *("mask", "start_step", "rewind_step", "init_seed"),
             *(name for name in TrainConfig.model_fields if name.startswith("token_")),
             *(name for name in TrainConfig.model_fields if name.startswith("selector")),
         )

@@ -39,6 +39,7 @@ Mode = Literal["projected", "frozen", "online"]
 How = Literal["sparse", "zero", "small-dense"]
 
 WHAT, TOKENS, MODEL, OPTIM, SCHEDULE = "What is trained", "Tokens", "Model", "Optimizer", "Learning rate"
+PRUNING = "Pruned weights"
 AUGMENT, SELECTOR, RUN, OUTPUT = "Augmentation", "Selector (online mode)", "How it runs", "Output and checkpoints"
 
 HOW = "How patches are left out: sparse (not computed), zero (in the image), small-dense (others as a smaller image)"
@@ -170,6 +171,21 @@ class TrainConfig(Settings):
     )
     mean: Means | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
     std: Deviations | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")
+
+    mask: str | None = setting(
+        None, PRUNING, "Mask of weights (mask.safetensors) under which the model is trained.", free=True, path="file"
+    )
+    start_step: int = setting(
+        0,
+        PRUNING,
+        "Step at which the run begins, with schedule, order and augmentation from there on; its weights are"
+        " --init-from's.",
+        ge=0,
+    )
+    rewind_step: int | None = setting(
+        None, PRUNING, "Step whose weights are kept in rewind.safetensors, to begin pruned runs with.", ge=0
+    )
+    init_seed: int | None = setting(None, PRUNING, "Seed of the first weights alone; --seed's if absent.", ge=0)
 
     epochs: int = setting(300, SCHEDULE, "Passes over the training images.", gt=0, le=MAX_EPOCHS)
     lr: float | None = setting(None, SCHEDULE, "Learning rate; lr-base · global batch / lr-base-size if absent.", gt=0)

@@ -1,0 +1,40 @@
+"""How a mask is made, in numbers: enough to make it again from the weights that it was made from."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from dlth.training.settings.fields import Keep
+
+Scope = Literal["global", "layer"]
+Masks = dict[str, Tensor]
+"""Parameter's name -> bool of the parameter's shape, True where its weight remains; prunable parameters alone."""
+
+MASK, REWIND = "mask.safetensors", "rewind.safetensors"
+"""In a run's folder: the mask that it was trained under, and its weights at the step that others are set back to."""
+
+
+@dataclass(frozen=True)
+class MaskRecipe:
+    """What is masked, beginning with the weights and the mask of a finished run.
+
+    level: rounds of pruning behind the mask, from 1; 0 masks nothing
+    rate: share of the remaining prunable weights that a round masks, as text ("0.2" is exactly a fifth)
+    rounds: how many rounds at once; 1, or `level` for one-shot pruning from the unpruned run
+    scope: smallest of all prunable weights, or of each layer's
+    exclude: patterns (as a shell's) of names of parameters that are left whole, besides heads, norms, biases and
+        embeddings
+    shuffled: weights are then drawn by chance, in each layer as many as magnitude would leave
+    draw, seed: which of several drawings, and of which seed; they decide only what is drawn
+    """
+
+    level: Annotated[int, Field(ge=0, le=1_000)]
+    rate: Keep
+    rounds: Annotated[int, Field(ge=1, le=1_000)] = 1
+    scope: Scope = "global"
+    exclude: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+    shuffled: bool = False
+    draw: Annotated[int, Field(ge=0, le=10_000)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
