@@ -1,6 +1,7 @@
 """Fixtures that several folders' tests share; what needs no fixture is a function of `makers`."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,18 @@ os.environ.setdefault(
 import pytest
 from makers.pictures import Shards, write_shards
 from makers.servers import FolderServer
+
+
+def pytest_configure() -> None:
+    """Signals are at their defaults, as at a terminal: what the parent ignores or blocks, all processes here would.
+
+    Shells ignore SIGINT and SIGQUIT for what runs in the background, and so do runners of CI jobs. SIGHUP stays as it
+    is, as nohup is a wish.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
