@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-MODULES = ("dlth.training.models.lvvit",)
+MODULES = ("dlth.training.models.lvvit", "dlth.training.models.resnet20")
 """Each registers models with timm when it is imported."""
 
 

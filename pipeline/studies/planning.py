@@ -101,7 +101,8 @@ def _refuse_unlike(arms: Sequence[Arm], may_differ: Sequence[str]) -> None:
 
 def _result(arm: Arm) -> dict[str, Any]:
     """What the results of an arm's runs will say that must be alike."""
-    record, of_epochs = arm.survey.record, ("epochs", "warmup_epochs", "keep_schedule_start", "keep_schedule_epochs")
+    of_epochs = ("epochs", "warmup_epochs", "keep_schedule_start", "keep_schedule_epochs", "decay_milestones")
+    record = arm.survey.record
     config = record["config"] | {name: getattr(arm.config, name) for name in of_epochs}
     steps = arm.config.epochs * arm.survey.steps_per_epoch
     return as_judged({**record, "config": config, "steps": steps})

@@ -39,7 +39,7 @@ def lowest_rate(config: TrainConfig, global_batch: int, note: Note) -> float:
     """
     peak, own = learning_rate(config, global_batch), RECIPES.get(config.recipe, {})
     both = all(getattr(config, name) != own.get(name, TrainConfig.model_fields[name].default) for name in RATES)
-    if config.min_lr <= peak or both or config.sched == "step":  # timm's steps know no end
+    if config.min_lr <= peak or both or config.sched in ("step", "multistep"):  # these know no end
         return config.min_lr
     note(
         f"the learning rate is {peak:.3g} and does not fall: its peak at {global_batch} images a step is below min_lr"
@@ -105,12 +105,15 @@ def make_schedule(
     Raises:
         InputError: rates beyond `MAX_RATE`, or that the optimizer cannot step with
     """
+    # timm's milestone m is felt one epoch (or update) before the m-th: half of one later is exact in either count.
+    late = 0.5 / (steps_per_epoch if config.sched_on_updates else 1)
     with _making(config.opt):
         schedule, _ = create_scheduler_v2(
             optimizer,
             sched=config.sched,
             num_epochs=config.epochs,
             decay_epochs=config.decay_epochs,
+            decay_milestones=[epoch + late for epoch in config.decay_milestones],
             decay_rate=config.decay_rate,
             min_lr=lowest,
             warmup_lr=config.warmup_lr,

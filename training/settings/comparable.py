@@ -42,7 +42,12 @@ ARMS_OWN = (
     *("selector_ranker", "model", "crop_pct", "nan_patience", "torchcompile", "channels_last"),
 )
 """Settings that may differ: they make the arm, or touch no result, or are compared by what came of them."""
-FOLLOWS = {"epochs": ("steps",), "keep": ("k",), "img_size": ("val_view",), "crop_pct": ("val_view",)}
+FOLLOWS = {
+    "epochs": ("steps", "decay_milestones"),
+    "keep": ("k",),
+    "img_size": ("val_view",),
+    "crop_pct": ("val_view",),
+}
 """What differs of itself where a setting does."""
 
 Fact = tuple[str, Any]

@@ -266,6 +266,8 @@ def _schedule(text: str) -> str:
 ScheduleText = Annotated[str, AfterValidator(_schedule)]
 Keep = Annotated[str, BeforeValidator(_exact), AfterValidator(_share)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list), Field(min_length=1)]
+Milestones = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
+"""Epochs from whose first step on something changes; none at all: it never does."""
 Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]
 # Of values in [0, 1]: means of 0 to 255, as other programs have them, would blacken every image without a word.
 Mean = Annotated[float, Field(ge=0, le=1)]

@@ -156,23 +156,40 @@ def fitted(layers: Layers[TrainT]) -> tuple[Layers[TrainT], list[str]]:
     """Let what a recipe or a default says of epochs give way to a run's length; and what a person should know of it.
 
     A warm-up is cut to the epochs before the last. A keep schedule that would not end within the run begins and lasts
-    for the same shares of it as the paper's does of 300 epochs.
+    for the same shares of it as the paper's does of 300 epochs. Milestones of the learning rate come at the same shares
+    of the run as of the length that they were meant for.
     """
     epochs, warmup = _whole(layers.get("epochs")), _whole(layers.get("warmup_epochs"))
-    changes: dict[str, int] = {}
+    changes: dict[str, Any] = {}
     if warmup is not None and epochs is not None and warmup >= epochs:
         changes["warmup_epochs"] = max(epochs - 1, 0)
     if epochs is not None and layers.get("keep_schedule") == COSINE:
         start, span = _whole(layers.get("keep_schedule_start")), _whole(layers.get("keep_schedule_epochs"))
         if start is not None and span is not None and start + span > epochs:
             changes |= {"keep_schedule_start": epochs * 10 // 300, "keep_schedule_epochs": max(epochs * 100 // 300, 1)}
+    if epochs is not None and layers.get("sched") == "multistep" and not layers.is_given("decay_milestones"):
+        meant = _meant_epochs(layers)
+        moved = sorted({fall * epochs // meant for fall in layers.get("decay_milestones")} - {0})
+        changes |= {"decay_milestones": tuple(moved)} if epochs != meant else {}
     changes = {name: value for name, value in changes.items() if not layers.is_given(name)}
     whose = {name: "the defaults" if source == DEFAULT else source for name, source in layers.sources.items()}
     notes = [
-        f"{name} is {value} in a run of {epochs} epochs, not the {layers.get(name)} of {whose[name]}"
+        f"{name} is {_told(value)} in a run of {epochs} epochs, not the {_told(layers.get(name))} of {whose[name]}"
         for name, value in changes.items()
     ]
     return (layers.over("derived", changes) if changes else layers), notes
+
+
+def _told(value: object) -> str:
+    """A setting's value, as a flag takes it."""
+    return (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+
+
+def _meant_epochs(layers: Layers[TrainT]) -> int:
+    """The length of the runs that the recipe's milestones of the learning rate are of, or the defaults'."""
+    recipe, fields = RECIPES.get(str(layers.get("recipe")), {}), TrainConfig.model_fields
+    own = recipe if "decay_milestones" in recipe else {}
+    return int(own.get("epochs", fields["epochs"].default))
 
 
 def _whole(value: object) -> int | None:

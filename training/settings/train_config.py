@@ -24,6 +24,7 @@ from dlth.training.settings.fields import (
     Integers,
     Keep,
     Means,
+    Milestones,
     Pair,
     Pairs,
     ScheduleText,
@@ -191,7 +192,9 @@ class TrainConfig(Settings):
     lr: float | None = setting(None, SCHEDULE, "Learning rate; lr-base · global batch / lr-base-size if absent.", gt=0)
     lr_base: float = setting(5e-4, SCHEDULE, "Learning rate at a global batch of lr-base-size.", gt=0)
     lr_base_size: int = setting(512, SCHEDULE, "Global batch that lr-base is meant for.", gt=0)
-    sched: Literal["cosine", "tanh", "step", "poly"] = setting("cosine", SCHEDULE, "Schedule of the learning rate.")
+    sched: Literal["cosine", "tanh", "step", "multistep", "poly"] = setting(
+        "cosine", SCHEDULE, "Schedule of the learning rate."
+    )
     sched_on_updates: bool = setting(False, SCHEDULE, "Change the learning rate each step, not each epoch.")
     warmup_epochs: int = setting(5, SCHEDULE, "Epochs of linear warm-up.", ge=0)
     warmup_lr: float = setting(1e-6, SCHEDULE, "Learning rate at which the warm-up begins.", ge=0)
@@ -199,7 +202,12 @@ class TrainConfig(Settings):
         1e-5, SCHEDULE, "Learning rate at which the schedule ends; at most the peak, unless --lr is given too.", ge=0
     )
     decay_epochs: float = setting(90, SCHEDULE, "Epochs between the steps of the step schedule.", gt=0)
-    decay_rate: float = setting(0.1, SCHEDULE, "Factor of the step schedule, power of the poly schedule.", gt=0)
+    decay_milestones: Milestones = setting(
+        (90, 180, 270), SCHEDULE, "Epochs from whose first step on the multistep schedule is a step lower."
+    )
+    decay_rate: float = setting(
+        0.1, SCHEDULE, "Factor of the step and multistep schedules, power of the poly schedule.", gt=0
+    )
 
     opt: str = setting("adamw", OPTIM, "Optimizer, any of timm's.")
     opt_eps: float | None = setting(None, OPTIM, "Epsilon of the optimizer; its own if absent.", gt=0)
@@ -372,4 +380,18 @@ class TrainConfig(Settings):
             raise ValueError(f"a keep schedule from epoch {starts[-1]} on never begins in {self.epochs}")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise ValueError(f"{self.warmup_epochs} epochs of warm-up do not fit in {self.epochs} epochs")
+        if self.sched == "multistep":
+            self._check_decay_milestones()
         return self
+
+    def _check_decay_milestones(self) -> None:
+        """Raises ValueError for milestones that do not rise, or that no epoch between the first and the end is."""
+        falls = self.decay_milestones
+        if list(falls) != sorted(set(falls)):
+            raise ValueError(f"--decay-milestones must rise, found {','.join(map(str, falls))}")
+        if falls and not (falls[0] > 0 and falls[-1] < self.epochs):
+            wrong = falls[0] if falls[0] <= 0 else falls[-1]
+            raise ValueError(
+                f"--decay-milestones: the learning rate cannot fall at epoch {wrong} of {self.epochs}: give epochs"
+                f" from 1 to {self.epochs - 1}, counted from 0"
+            )

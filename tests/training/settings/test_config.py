@@ -57,6 +57,39 @@ def test_the_deit_recipe_holds_the_papers_numbers() -> None:
     assert (config.aug_repeats, config.drop_last, config.mix_group, config.crop_pct) == (3, True, 128, 0.875)
 
 
+def test_the_resnet20_recipe_holds_the_papers_numbers() -> None:
+    """A tenth of the rate from the first step of epochs 80 and 120 on, whether it is set by epoch or by step."""
+    config = layered(NEEDED, recipe="resnet20")
+    assert (config.student, config.opt, config.momentum, config.weight_decay) == ("resnet20", "sgd", 0.9, 1e-4)
+    assert (config.batch_size, config.epochs, config.warmup_epochs) == (128, 160, 0)
+    for by_step in (False, True):
+        one = config.model_copy(update={"sched_on_updates": by_step})
+        optimizer, lowest = make_optimizer(torch.nn.Linear(2, 2), one, 128), lowest_rate(one, 128, pytest.fail)
+        set_rate = make_schedule(optimizer, one, 7, lowest)
+        falls = [(0, 0), (79, 6), (80, 0), (119, 6), (120, 0), (159, 6)]
+        rates = [set_rate(epoch, 7 * epoch + step) for epoch, step in falls]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_milestones_follow_the_length_of_a_run_unless_a_user_gave_them() -> None:
+    """They stay at the shares of the recipe's length, or of the defaults', and that is said; a user's own, none too,
+    are taken as they are, and refused where the run has no such epoch.
+    """
+    notes: list[str] = []
+    short = layered(NEEDED | {"epochs": 3}, recipe="resnet20", note=notes.append)
+    assert short.decay_milestones == (1, 2)
+    assert notes == ["decay_milestones is 1,2 in a run of 3 epochs, not the 80,120 of recipe resnet20"]
+    assert layered(NEEDED | {"epochs": 1}, recipe="resnet20").decay_milestones == ()
+    assert layered(NEEDED | {"epochs": 100, "sched": "multistep"}).decay_milestones == (30, 60, 90)
+    given = {"epochs": "9", "sched": "multistep"}
+    for text, falls in (("4,8", (4, 8)), ("", ())):
+        assert layered(NEEDED | given | {"decay_milestones": text}, recipe="resnet20").decay_milestones == falls
+    refused = {"8,4": "must rise, found 8,4", "0,4": "at epoch 0 of 9", "4,9": "at epoch 9 of 9: give epochs from 1 to"}
+    for text, why in refused.items():
+        with pytest.raises(InputError, match=f"--decay-milestones.*{why}"):
+            layered(NEEDED | given | {"decay_milestones": text})
+
+
 @pytest.mark.parametrize(
     ("given", "batch", "ends_at"),
     [
