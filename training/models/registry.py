@@ -122,11 +122,7 @@ def build(
     Raises:
         InputError: no such model, arguments that it does not take, or weights that are not there or cannot be fetched
     """
-    timm_name = resolve(name)
-    _check_sizes(kwargs)
-    changed = FRIENDLY[name][1] if name in FRIENDLY else {}
-    own = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path or None}
-    options: dict[str, Any] = changed | kwargs | {key: value for key, value in own.items() if value is not None}
+    timm_name, options = resolve(name), _options(name, num_classes, img_size, drop_path, kwargs)
     with torch.device("meta"):
         shapes = _create(timm_name, options)
     if check is not None:
@@ -144,6 +140,28 @@ def build(
             f"the released weights of {timm_name} could not be fetched or do not fit ({type(error).__name__}: "
             f"{shown(error)}). {ADVICE}"
         ) from error
+
+
+def outline(
+    name: str, *, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None, **kwargs: Any
+) -> nn.Module:
+    """The model on the meta device: names and shapes of its weights, and no memory. Arguments and errors as `build`."""
+    with torch.device("meta"):
+        return _create(resolve(name), _options(name, num_classes, img_size, 0.0, kwargs))
+
+
+def _options(
+    name: str,
+    num_classes: int | None,
+    img_size: int | tuple[int, int] | None,
+    drop_path: float,
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What timm's `create_model` is given."""
+    _check_sizes(kwargs)
+    changed = FRIENDLY[name][1] if name in FRIENDLY else {}
+    own = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path or None}
+    return changed | dict(kwargs) | {key: value for key, value in own.items() if value is not None}
 
 
 MAX_ARGUMENT, MAX_DEPTH = 1 << 20, 1_000

@@ -118,8 +118,13 @@ def head_classes(weights: Mapping[str, Tensor]) -> int | None:
 
 def weights_digest(vit: nn.Module) -> str:
     """sha256, in hex, of a model's weights (names in order, dtypes, shapes, bytes), wherever they were stored."""
+    return tensors_digest(vit.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The same of named weights that are in no model."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vit.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

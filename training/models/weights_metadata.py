@@ -22,7 +22,7 @@ from torch import nn
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
 from dlth.tickets.store.disk import reading
-from dlth.training.models.registry import build, same_model
+from dlth.training.models.registry import build, outline, same_model
 from dlth.training.models.weights import check_fits, head_classes, read_weights
 from dlth.training.settings.fields import Deviation, Keep, Mean
 
@@ -61,10 +61,32 @@ class SelectionNote(BaseModel):
     fuse_tokens: bool = False
 
 
-class WeightsNote(BaseModel):
+class ModelNote(BaseModel):
+    """Which model something is about, so that timm builds it (img_size in pixels, None: the model's own)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    model: Annotated[Text, Field(min_length=1)]
+    model_kwargs: Annotated[dict[Text, Any], Field(max_length=64)] = {}
+    num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None
+    img_size: Size | None = None
+
+    @field_validator("model_kwargs")
+    @classmethod
+    def _only_the_models(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in NOT_THE_MODELS:
+                raise ValueError(f"{name} is no argument of a model")
+        return value
+
+    def outline(self) -> nn.Module:
+        """The model on the meta device. Raises InputError as `registry.build`."""
+        return outline(self.model, num_classes=self.num_classes, img_size=self.img_size, **self.model_kwargs)
+
+
+class WeightsNote(ModelNote):
     """What weights say of themselves; what is None or empty is not said.
 
-    model, model_kwargs, num_classes, img_size: how timm builds the model (img_size in pixels, None: the model's own)
     how, patch_size: how its student left patches out, and their side in pixels
     mean, std, crop_pct, interpolation: how its images were made, mean and std of values in [0, 1]
     crop_chosen: whether the run's user chose crop_pct, and not a recipe, the tickets or the model
@@ -73,12 +95,6 @@ class WeightsNote(BaseModel):
     selection: of a selector, how it was trained to select
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-    model: Annotated[Text, Field(min_length=1)]
-    model_kwargs: Annotated[dict[Text, Any], Field(max_length=64)] = {}
-    num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None
-    img_size: Size | None = None
     how: Annotated[str, Field(pattern=r"^[a-z-]{1,20}$")] | None = None
     patch_size: Size | None = None
     mean: tuple[Mean, Mean, Mean] | None = None
@@ -97,14 +113,6 @@ class WeightsNote(BaseModel):
     epoch: int = 0
     step: int = 0
     selection: SelectionNote | None = None
-
-    @field_validator("model_kwargs")
-    @classmethod
-    def _only_the_models(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
-            if name in NOT_THE_MODELS:
-                raise ValueError(f"{name} is no argument of a model")
-        return value
 
     @classmethod
     def read(cls, path: Path) -> Self | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from dlth.tickets.errors import shown
 from dlth.training.settings.fields import Keep
 
 Scope = Literal["global", "layer"]
@@ -34,7 +35,17 @@ class MaskRecipe:
     rate: Keep
     rounds: Annotated[int, Field(ge=1, le=1_000)] = 1
     scope: Scope = "global"
-    exclude: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+    exclude: Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=64)] = ()
     shuffled: bool = False
     draw: Annotated[int, Field(ge=0, le=10_000)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def __str__(self) -> str:
+        """The recipe in words: ``level 3: 0.2 of what remains, 3 rounds at once, smallest of all layers``."""
+        if self.level == 0:
+            return "level 0: nothing is masked"
+        rounds = f", {self.rounds} rounds at once" if self.rounds > 1 else ""
+        scope = "smallest of all layers together" if self.scope == "global" else "smallest of each layer"
+        whole = f", {shown(', '.join(self.exclude))} left whole" if self.exclude else ""
+        drawn = f"; as many of each layer by chance (seed {self.seed}, draw {self.draw})" if self.shuffled else ""
+        return f"level {self.level}: {shown(self.rate)} of what remains{rounds}, {scope}{whole}{drawn}"
