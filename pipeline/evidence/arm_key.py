@@ -1,5 +1,6 @@
 """What makes an arm of a study, but for its seed: runs of one key are repetitions of each other."""
 
+import re
 from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,10 @@ PRUNED = ("lt", "rr", "random-mask", "one-shot")
 """Arms of weight-level pruning: the winning ticket (mask and rewound weights), its mask with fresh random weights, a
 random mask of as many weights in each layer with rewound ones, and magnitude pruning in one round.
 """
+UNPRUNED = "the unpruned model"
+"""What clauses about weights call it."""
+MOST_DRAWS = 100
+"""Draws of a seed that are compared: sums of their hits stay exact."""
 
 
 @dataclass(frozen=True, order=True)
@@ -20,8 +25,8 @@ class ArmKey:
     mode: "projected", "frozen", "online"; empty for the dense arm
     variant: swept settings, "lr=0.001"; empty without a sweep. "deit-s/zero" is one of "deit-s", whose arms stand in
         for those that it lacks
-    pruned: which weights remain, one of `PRUNED`; empty for an unpruned model. It goes with any arm above: patches and
-        weights are two lotteries
+    pruned: which weights remain, one of `PRUNED`, or "mask" where nobody knows how the mask was made; empty for an
+        unpruned model. It goes with any arm above: patches and weights are two lotteries
     weights: share of the prunable weights that remain, "0.512"; empty for an unpruned model
     draw: which of several drawings of what chance decides (rr's weights, random-mask's mask), from 0
     """
@@ -40,6 +45,27 @@ class ArmKey:
         draw = f"draw {self.draw}" if self.draw else ""
         return ", ".join(filter(None, (self.arm, keep, self.mode, self.variant, weights, draw)))
 
+    @property
+    def unpruned(self) -> "ArmKey":
+        """The same arm with all of its weights."""
+        return replace(self, pruned="", weights="", draw=0)
+
+    @property
+    def all_draws(self) -> "ArmKey":
+        """What stands for the draws of an arm together: its first."""
+        return replace(self, draw=0)
+
+
+def share(text: str) -> float:
+    """A share that a key names, as a number; 0 for none, and for what is no number."""
+    return float(text) if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else 0.0
+
+
+def by_weights(key: ArmKey) -> tuple[object, ...]:
+    """Order of what one arm's weights may be: all, then shares falling; of a share in the order of `PRUNED`."""
+    kind = PRUNED.index(key.pruned) if key.pruned in PRUNED else len(PRUNED)
+    return bool(key.pruned), -share(key.weights), kind, key.draw
+
 
 def judged_on(arm: str, measured: Container[str]) -> str:
     """Tokens that an arm is judged by: all for the dense arm, the selector's for others where they were `measured`."""
@@ -49,11 +75,13 @@ def judged_on(arm: str, measured: Container[str]) -> str:
 def beside(key: ArmKey, arm: str, there: Container[ArmKey]) -> ArmKey | None:
     """The run of another arm that an arm is held against; None where there is none.
 
-    It is of the arm's own variant and mode. Random patches need no selector, so those of mode "projected" stand in
-    where the mode has none; and where the variant has none, the arm of the variant that it is one of.
+    It is of the arm's own variant and mode, and has the same weights. Random patches need no selector, so those of mode
+    "projected" stand in where the mode has none; and where the variant has none, the arm of the variant that it is one
+    of.
     """
+    whole = replace(key, arm=arm, keep="", mode="") if arm == "dense" else replace(key, arm=arm)
     for variant in dict.fromkeys((key.variant, key.variant.rpartition("/")[0] or key.variant)):
-        own = ArmKey(arm, "" if arm == "dense" else key.keep, "" if arm == "dense" else key.mode, variant)
+        own = replace(whole, variant=variant)
         for found in (own, replace(own, mode="projected") if arm == "random" else own):
             if found in there:
                 return found
@@ -61,11 +89,19 @@ def beside(key: ArmKey, arm: str, there: Container[ArmKey]) -> ArmKey | None:
 
 
 def pairs(first: str, second: str, there: Collection[ArmKey]) -> dict[tuple[ArmKey, ArmKey], ArmKey]:
-    """Which arms are held against each other in a claim about two, such as "ticket" and "dense".
+    """Which arms are held against each other in a claim about two, such as "ticket" and "dense", or "lt" and "rr".
+
+    Arms of patches have the same weights; arms of weights are the same arm of patches, and have the same share of the
+    weights, or all of them (`UNPRUNED`).
 
     Returns:
-        By first and second, the one of the two whose keep, mode and variant the claim is made at; larger keeps first.
+        By first and second, the one of the two whose keep, mode, variant and weights the claim is made at; larger
+        shares first.
     """
+    if first in PRUNED:
+        of_first = sorted((key for key in there if key.pruned == first), key=by_weights)
+        others = (key.unpruned if second == UNPRUNED else replace(key, pruned=second) for key in of_first)
+        return {(key, other): key for key, other in zip(of_first, others, strict=True) if other in there}
     keyed: dict[tuple[ArmKey, ArmKey], ArmKey] = {}
     for arm in (first, second):
         of_arm = [key for key in there if key.arm == arm and arm != "dense"]

@@ -1,10 +1,11 @@
 """Finished runs side by side: by arm and seed, what keeps arms from being compared, and the images that all have seen.
 
 A family is what is compared: the arms that drop patches at one keep, mode and variant, and the dense arm of the
-variant. Runs that differ in more than the arm stop the verdicts of their family; tables show them all the same.
+variant, of the same weights; and the ways to prune one arm to the same share of its weights, and that arm unpruned.
+Runs that differ in more than the arm stop the verdicts of their family; tables show them all the same.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.pipeline.evidence.agreement import Agreement
-from dlth.pipeline.evidence.arm_key import ArmKey, pairs, stands_in
+from dlth.pipeline.evidence.arm_key import MOST_DRAWS, ArmKey, pairs, stands_in
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
@@ -58,10 +59,11 @@ class Evidence:
 
     @cached_property
     def differences(self) -> dict[ArmKey, list[str]]:
-        """For each arm that drops patches and cannot be judged, what its family's runs differ in."""
-        dropping = [arm for arm in self.runs if arm.arm != DENSE]
-        found = {arm: self._differences(self._family(arm)) for arm in dropping}
-        return {arm: differences for arm, differences in found.items() if differences}
+        """For each arm that drops patches or weights and cannot be judged, what its families' runs differ in."""
+        found = {
+            arm: [text for family in self._families(arm) for text in self._differences(family)] for arm in self.runs
+        }
+        return {arm: list(dict.fromkeys(differences)) for arm, differences in found.items() if differences}
 
     @cached_property
     def apart(self) -> dict[tuple[ArmKey, ArmKey], list[str]]:
@@ -69,8 +71,9 @@ class Evidence:
 
         Each is judged in its own family, and families of two modes or variants are not compared as wholes.
         """
-        claimed = [pair for arms in COMPARED for pair in pairs(*arms, self.judged)]
-        found = {pair: self._differences(pair, "mode") for pair in claimed if stands_in(*pair)}
+        drawn = self._drawn
+        claimed = [pair for arms in COMPARED for pair in pairs(*arms, drawn) if stands_in(*pair)]
+        found = {pair: self._differences([arm for key in pair for arm in drawn[key]], "mode") for pair in claimed}
         return {pair: differences for pair, differences in found.items() if differences}
 
     def _differences(self, arms: Collection[ArmKey], *besides: str) -> list[str]:
@@ -91,10 +94,14 @@ class Evidence:
         """Each plan with the folders of its runs."""
         return [(plan, {plan.folder(study, run) for run in plan.runs}) for study, plan in self.studies.items()]
 
-    def _family(self, arm: ArmKey) -> list[ArmKey]:
-        """The arms that one is compared with, and itself."""
-        alike = [key for key in self.runs if key.variant == arm.variant]
-        return [key for key in alike if key.arm == DENSE or (key.keep, key.mode) == (arm.keep, arm.mode)]
+    def _families(self, arm: ArmKey) -> Iterator[list[ArmKey]]:
+        """The arms that one is compared with, and itself: by their patches, and by their weights."""
+        if arm.arm != DENSE:
+            alike = [key for key in self.runs if _weights(key) == _weights(arm) and key.variant == arm.variant]
+            yield [key for key in alike if key.arm == DENSE or (key.keep, key.mode) == (arm.keep, arm.mode)]
+        if arm.pruned:
+            alike = [key for key in self.runs if key.unpruned == arm.unpruned]
+            yield [key for key in alike if key.weights in ("", arm.weights)]
 
     @cached_property
     def judged(self) -> dict[ArmKey, Mapping[int, FinishedRun]]:
@@ -110,21 +117,39 @@ class Evidence:
     def hits(self) -> dict[ArmKey, dict[int, NDArray[np.bool_]]]:
         """By arm and seed bool [N], whether an image was right on the tokens that the arm is judged by.
 
-        The same N images in the same order, that of their keys: those that every judged run has seen.
+        The same N images in the same order, that of their keys: those that every judged run has seen. Of an arm that
+        was drawn several times bool [draws, N] under the key of its first draw: of each seed as many draws, the first,
+        as all of them have.
         """
         runs = [run for runs in self.judged.values() for run in runs.values()]
         rows = dict(zip(map(id, runs), shared_images(runs), strict=True))
-        return {
-            arm: {seed: run.images[f"{run.judged_on}_top1"][rows[id(run)]] for seed, run in runs.items()}
-            for arm, runs in self.judged.items()
-        }
+        hits: dict[ArmKey, dict[int, NDArray[np.bool_]]] = {}
+        for arm, draws in self._drawn.items():
+            by_seed: dict[int, list[NDArray[np.bool_]]] = {}
+            for seed, run in (item for draw in draws for item in self.judged[draw].items()):
+                by_seed.setdefault(seed, []).append(run.images[f"{run.judged_on}_top1"][rows[id(run)]])
+            num = min(MOST_DRAWS, *map(len, by_seed.values()))
+            hits[arm] = {seed: of[0] if num == 1 else np.stack(of[:num]) for seed, of in sorted(by_seed.items())}
+        return hits
+
+    @cached_property
+    def _drawn(self) -> dict[ArmKey, list[ArmKey]]:
+        """The judged arms: the draws of each, in order, by the key that stands for them together."""
+        drawn: dict[ArmKey, list[ArmKey]] = {}
+        for arm in self.judged:
+            drawn.setdefault(arm.all_draws, []).append(arm)
+        return drawn
 
     @property
     def left_out(self) -> int:
         """Validation images that not every judged run has seen, so no verdict counts them."""
         runs = [run for runs in self.judged.values() for run in runs.values()]
-        shared = next((len(hits) for seeds in self.hits.values() for hits in seeds.values()), 0)
+        shared = next((hits.shape[-1] for seeds in self.hits.values() for hits in seeds.values()), 0)
         return max((len(run.images["keys"]) for run in runs), default=0) - shared
+
+
+def _weights(arm: ArmKey) -> tuple[str, str]:
+    return arm.pruned, arm.weights
 
 
 def shared_images(runs: Sequence[FinishedRun]) -> list[NDArray[np.int64]]:

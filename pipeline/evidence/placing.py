@@ -5,12 +5,11 @@ models, or each folder is a study of its own: the model's name, or the folder's,
 rows of the paper's table, a folder each, meet by model: its dense arm, its tickets, its random patches.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.arm_key import ArmKey, by_weights, share
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import shown
@@ -77,7 +76,8 @@ def _clash(placed: Sequence[Placed]) -> bool:
 
 
 def _order(key: ArmKey) -> tuple[object, ...]:
-    """The dense arm of a variant, then its keeps from the largest, ticket before random before controls."""
-    keep = float(key.keep) if re.fullmatch(r"[0-9]*\.?[0-9]+", key.keep) else 0.0
+    """The dense arm of a variant, then its keeps from the largest, ticket before random before controls; each with all
+    of its weights, then with fewer.
+    """
     base = BASE_ARMS.index(key.arm) if key.arm in BASE_ARMS else len(BASE_ARMS)
-    return key.variant, key.arm != "dense", key.mode, -keep, base, key.arm
+    return key.variant, key.arm != "dense", key.mode, -share(key.keep), base, key.arm, by_weights(key)

@@ -12,6 +12,11 @@ least as often as it says, however the variance is divided among the parts (Bane
 a squared normal stays below u is concave in u, so it is at least the same mean of the chances of plain t intervals.
 Satterthwaite's single degrees of freedom give no such promise: with three seeds they are guessed from two numbers. The
 p-value is the level at which the interval just touches, so the two always agree.
+
+A seed may have several draws of what chance decides (fresh weights under one mask). Draws of a seed share what the seed
+decides, so they are no further seeds: each image counts with its mean over them. Nothing above asks that a seed's
+result of an image be 0 or 1, nor that draws be independent: the means of different seeds are, and the parts are
+variances of such means. Sums are of whole numbers all the same, with the draws' common multiple as unit.
 """
 
 import math
@@ -24,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import bdtr, stdtrit
 
+from dlth.pipeline.evidence.arm_key import MOST_DRAWS
 from dlth.tickets.errors import InputError, MismatchError, shown
 
 LEVEL = 0.05
@@ -35,6 +41,8 @@ SMALLEST = 1e-200
 
 About = Literal["arms", "models"]
 Outcome = Literal["holds", "fails", "not decided"]
+Wholes = NDArray[np.signedinteger[Any]]
+"""Int [seeds, images]: differences times a unit that makes them whole."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Comparison:
     noise: parts of the variance of the difference as a share (not in points); about arms, those of runs and of images
     margin: points within which two accuracies count as equal; None where none was given
     equivalence_p_value: of a true difference of the margin or more, by two one-sided tests; None without a margin
+    num_draws: how many draws of a seed each arm's mean is of
     """
 
     difference: float
@@ -61,6 +70,7 @@ class Comparison:
     noise: "Noise"
     margin: float | None = None
     equivalence_p_value: float | None = None
+    num_draws: tuple[int, int] = (1, 1)
 
     @property
     def equivalent(self) -> bool | None:
@@ -109,31 +119,34 @@ def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = Non
     (Bonett and Price, J. Educ. Behav. Stat. 37, 2012), so that no disagreement seen is not taken for none possible.
 
     Args:
-        first: bool [seeds, images], whether the first arm was right
-        second: bool [seeds, images], the same for the second arm: same seeds, same images, same order
+        first: bool [seeds, images] or [seeds, draws, images], whether the first arm was right
+        second: the same for the second arm: same seeds, same images, same order; any number of draws
         margin: points within which the two count as equally good; adds the equivalence test
     Returns:
-        The difference, its 95 % interval and p-value. For one seed the p-value is McNemar's exact one (Psychometrika
-        12, 1947), and the interval holds 0 wherever that test does.
+        The difference, its 95 % interval and p-value. For one seed of one draw the p-value is McNemar's exact one
+        (Psychometrika 12, 1947), and the interval holds 0 wherever that test does.
     Raises:
-        InputError: not two axes, not bool, empty, masked values, or a margin that is not above 0 and up to 100.
+        InputError: not two or three axes, over 100 draws, not bool, empty, masked values, or a margin that is not above
+            0 and up to 100.
         MismatchError: the two do not pair up.
     """
-    first_SN, second_SN = _checked(first, "first"), _checked(second, "second")
-    if first_SN.shape != second_SN.shape:
+    first_SDN, second_SDN = _checked(first, "first"), _checked(second, "second")
+    if (len(first_SDN), first_SDN.shape[2]) != (len(second_SDN), second_SDN.shape[2]):
         raise MismatchError(
-            f"arms must be paired: first has {_size(first_SN)}, second {_size(second_SN)}."
+            f"arms must be paired: first has {_size(first_SDN)}, second {_size(second_SDN)}."
             " Give the same images and seeds."
         )
     if margin is not None and not (isinstance(margin, Real) and margin is not True and 0 < margin <= 100):
         raise InputError(f"margin {shown(margin)}: a number of points above 0 is needed, at most 100")
-    difference_SN = first_SN.astype(np.int8) - second_SN.astype(np.int8)
+    num_draws = first_SDN.shape[1], second_SDN.shape[1]
+    unit = math.lcm(*num_draws)
+    difference_SN = _summed(first_SDN, unit) - _summed(second_SDN, unit)
     num_seeds, num_images = difference_SN.shape
-    difference = int(difference_SN.sum(dtype=np.int64)) / difference_SN.size
-    noise = Noise.of_arms(difference_SN) if num_seeds >= SEEDS_FOR_ARMS else Noise.of_models(difference_SN)
+    difference = int(difference_SN.sum(dtype=np.int64)) / (difference_SN.size * unit)
+    noise = (Noise.of_arms if num_seeds >= SEEDS_FOR_ARMS else Noise.of_models)(difference_SN, unit)
     half = noise.half_width(LEVEL)
     low, high, p_value = difference - half, difference + half, noise.p_value(difference)
-    if num_seeds == 1:
+    if num_seeds == unit == 1:
         p_value = _mcnemar(int((difference_SN > 0).sum()), int((difference_SN < 0).sum()))
         if p_value >= LEVEL:
             low, high = min(low, 0.0), max(high, 0.0)
@@ -148,30 +161,35 @@ def compare_arms(first: ArrayLike, second: ArrayLike, margin: float | None = Non
         noise=noise,
         margin=margin,
         equivalence_p_value=None if margin is None else noise.tail(margin / 100 - abs(difference)),
+        num_draws=num_draws,
     )
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Parts of the variance of a mean difference: each a variance, and the degrees of freedom it was estimated with."""
+    """Parts of the variance of a mean difference: each a variance, and the degrees of freedom it was estimated with.
+
+    It is estimated from whole numbers, differences times `unit`.
+    """
 
     parts: tuple[tuple[float, int], ...]
 
     @classmethod
-    def of_models(cls, difference_SN: NDArray[np.int8]) -> Self:
+    def of_models(cls, difference_SN: Wholes, unit: int = 1) -> Self:
         """What other images would have changed, the runs staying as they are."""
-        return cls((_image_part(difference_SN),))
+        return cls((_image_part(difference_SN, unit),))
 
     @classmethod
-    def of_arms(cls, difference_SN: NDArray[np.int8]) -> Self:
+    def of_arms(cls, difference_SN: Wholes, unit: int = 1) -> Self:
         """What other seeds and other images would have changed, from three seeds on."""
         num_seeds, num_images = difference_SN.shape
         sum_S, sum_N = difference_SN.sum(axis=1, dtype=np.int64), difference_SN.sum(axis=0, dtype=np.int64)
-        runs = float(sum_S.var(ddof=1)) / num_images**2
-        about_images = int(np.count_nonzero(difference_SN)) - int((sum_N**2).sum()) / num_seeds  # sum of squares
+        runs = float(sum_S.var(ddof=1)) / (unit * num_images) ** 2
+        squares = int(np.square(difference_SN, dtype=np.int64).sum())
+        about_images = (squares - int((sum_N**2).sum()) / num_seeds) / unit**2  # sum of squares
         left = max(0.0, about_images - (num_seeds - 1) * runs * num_images)  # less what the runs explain
         chance = left / ((num_seeds - 1) * max(1, num_images - 1))
-        images, freedom = _image_part(difference_SN)
+        images, freedom = _image_part(difference_SN, unit)
         least = 2 / (num_images + 1) / (num_images + 2)  # what the two images that disagree add alone: never 0
         return cls(((runs / num_seeds, num_seeds - 1), (max(least, images - chance / difference_SN.size), freedom)))
 
@@ -192,12 +210,20 @@ class Noise:
         return beyond if distance >= 0 else 1 - beyond
 
 
-def _image_part(difference_SN: NDArray[np.int8]) -> tuple[float, int]:
+def _summed(hits_SDN: NDArray[np.bool_], unit: int) -> Wholes:
+    """The mean over draws times `unit`, a multiple of their number: int [seeds, images]."""
+    kind = np.min_scalar_type(-unit)  # of what a difference may be, too: int8 without draws
+    summed: Wholes = hits_SDN.sum(axis=1, dtype=kind) * kind.type(unit // hits_SDN.shape[1])
+    return summed
+
+
+def _image_part(difference_SN: Wholes, unit: int) -> tuple[float, int]:
     """Variance of the mean over images of the per-image differences, and its degrees of freedom."""
     num_seeds, num_images = difference_SN.shape
     sum_N = difference_SN.sum(axis=0, dtype=np.int64)
     count = num_images + 2  # with the two images that disagree, one each way
-    squares = int((sum_N**2).sum()) / num_seeds**2 + 2 - (int(sum_N.sum()) / num_seeds) ** 2 / count
+    runs = num_seeds * unit
+    squares = int((sum_N**2).sum()) / runs**2 + 2 - (int(sum_N.sum()) / runs) ** 2 / count
     return squares / (count - 1) / count, count - 1
 
 
@@ -213,14 +239,15 @@ def _checked(hits: ArrayLike, name: str) -> NDArray[np.bool_]:
         raise InputError(f"{name}: no table of bool [seeds, images] ({shown(error)})") from error
     if np.ma.is_masked(masked):
         raise InputError(f"{name}: some values are masked; leave out the images that one of the runs lacks, in both")
-    hits_SN = np.asarray(masked.data)
-    if hits_SN.dtype != np.bool_ or hits_SN.ndim != 2 or not hits_SN.size:
+    found = np.asarray(masked.data)
+    hits = found[:, np.newaxis] if found.ndim == 2 else found
+    if hits.dtype != np.bool_ or hits.ndim != 3 or not hits.size or hits.shape[1] > MOST_DRAWS:
         raise InputError(
-            f"{name}: found {hits_SN.dtype} of shape {hits_SN.shape};"
-            " bool [seeds, images] is needed, at least one of each"
+            f"{name}: found {found.dtype} of shape {found.shape}; bool [seeds, images] is needed, or [seeds, draws,"
+            f" images], at least one of each, and at most {MOST_DRAWS} draws"
         )
-    return hits_SN
+    return hits
 
 
-def _size(hits_SN: NDArray[np.bool_]) -> str:
-    return f"{hits_SN.shape[0]:,} seeds of {hits_SN.shape[1]:,} images"
+def _size(hits_SDN: NDArray[np.bool_]) -> str:
+    return f"{hits_SDN.shape[0]:,} seeds of {hits_SDN.shape[2]:,} images"

@@ -3,7 +3,8 @@
 A clause is one claim over all keeps of a study. To look at four keeps and tell of the one that came out is to test four
 times, so p-values are corrected over the keeps of a clause by Holm's procedure (Scand. J. Stat. 6, 1979), which asks
 nothing of how the keeps depend on each other; they share the dense arm. Modes and variants of settings are questions of
-their own, as are the three clauses, and are not corrected for each other.
+their own, as are the three clauses, and are not corrected for each other. A clause about weights is likewise one claim
+over all shares of the weights that an arm was pruned to; what patches do at each of these is a question of its own.
 
 Each keep can end in two ways, "holds" and "fails", and each way is a test; the tests of each way are a family. So a
 clause says "holds" of any keep where it does not, or "fails" where it does not, as seldom as of a single one: at most
@@ -11,19 +12,21 @@ in 2.5 % of studies each for "better than" (one side of a two-sided test), in 5 
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey, pairs, stands_in
+from dlth.pipeline.evidence.arm_key import CONTROL, PRUNED, UNPRUNED, ArmKey, by_weights, pairs, stands_in
 from dlth.pipeline.judging.arm_comparison import LEVEL, SEEDS_FOR_ARMS, Comparison, Outcome, compare_arms
 from dlth.pipeline.judging.power import POWER, MoreSeeds, more_seeds
 from dlth.tickets.errors import MismatchError
 
 Hits = Mapping[ArmKey, Mapping[int, NDArray[np.bool_]]]
-"""Per arm and seed bool [N]: which validation images were right, on the tokens that the arm is judged by."""
+"""Per arm and seed bool [N], or [draws, N]: which validation images were right, on the tokens that the arm is judged
+by.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Clause:
     def __str__(self) -> str:
         return f"{self.first} {self.claim} {self.second}"
 
+    @property
+    def of_weights(self) -> bool:
+        """Whether it is about which weights remain, and not about which patches."""
+        return self.first in PRUNED
+
 
 PAPER = (
     Clause("ticket", "as good as", "dense"),
@@ -44,18 +52,26 @@ PAPER = (
     Clause("dense", "better than", "random"),
 )
 """The lottery ticket hypothesis for inputs: LT ≈ dense > RC."""
+WEIGHTS = (
+    Clause("lt", "better than", "rr"),
+    Clause("lt", "as good as", "rr"),
+    Clause("lt", "as good as", UNPRUNED),
+    Clause("lt", "better than", "random-mask"),
+    Clause("lt", "better than", "one-shot"),
+)
+"""The lottery ticket hypothesis for weights: LT ≈ unpruned > RR; a ticket is mask and first weights together."""
 
 
 @dataclass(frozen=True)
 class ClauseVerdict:
-    """What the runs say of a clause at one keep, mode and variant.
+    """What the runs say of a clause at one keep, mode and variant, and share of the weights.
 
     first, second: the two arms; seeds: those that both have, which are compared
     top1: mean accuracy of the two in percent; comparison: of the two, about arms from three seeds on, about these very
         models below; both None where no seed is shared
     p_value: of the way that the difference leans to, "holds" or "fails"; None below three seeds
-    p_holm: the same, corrected over the keeps of the clause; decided where it is below 0.05
-    num_keeps: over how many keeps was corrected; those with too few seeds count
+    p_holm: the same, corrected over the keeps of the clause, or its shares of weights; decided where it is below 0.05
+    num_keeps: over how many of these was corrected; those with too few seeds count
     more_seeds: what would decide it; None where it is decided
     """
 
@@ -78,23 +94,29 @@ class ClauseVerdict:
 
 
 def judge(hits: Hits, margin: float, apart: Collection[tuple[ArmKey, ArmKey]] = ()) -> tuple[ClauseVerdict, ...]:
-    """Hold the paper's clauses, and the ticket arm's better than each control, against the runs of a study.
+    """Hold the paper's clauses on patches, the ticket arm's better than each control, and the clauses on weights
+    against the runs of a study.
 
     Args:
-        hits: bool [N] per arm and seed; the same images in the same order everywhere
+        hits: bool [N] per arm and seed, or [draws, N] where a seed has several of them, all seeds of the arm as many,
+            under the key of its first; the same images in the same order everywhere
         margin: points within which "as good as" takes two accuracies for equal, named before the runs were seen
         apart: arms of which one stands in beside the other (`stands_in`), and that differ in more than the arm: no
             verdict holds one against the other
     Returns:
-        A verdict for each clause and each keep, mode and variant that both arms were run with, in the clauses' order.
+        A verdict for each clause and each keep, mode, variant and share of the weights that both arms were run with, in
+        the clauses' order.
     Raises:
-        MismatchError: different numbers of images
-        InputError: arrays that are not bool [N], or a margin that is not above 0 and up to 100.
+        MismatchError: different numbers of images, or seeds of an arm with different numbers of draws
+        InputError: arrays that are not bool [N] or [draws, N], or a margin that is not above 0 and up to 100.
     """
-    if len({len(images) for runs in hits.values() for images in runs.values()}) > 1:
+    if len({np.shape(images)[-1:] for runs in hits.values() for images in runs.values()}) > 1:
         raise MismatchError("runs were evaluated on different numbers of images. Give those that all of them saw.")
+    for arm, runs in hits.items():
+        if len({np.shape(images)[:-1] for images in runs.values()}) > 1:
+            raise MismatchError(f"{arm}: some seeds have more draws than others. Give as many of each.")
     controls = sorted({key.arm for key in hits if key.arm.startswith(CONTROL)})
-    clauses = (*PAPER, *(Clause("ticket", "better than", control) for control in controls))
+    clauses = (*PAPER, *(Clause("ticket", "better than", control) for control in controls), *WEIGHTS)
     return tuple(verdict for clause in clauses for verdict in _judged(hits, clause, margin, apart))
 
 
@@ -123,9 +145,9 @@ class _Pair:
         seeds = tuple(sorted(hits[first].keys() & hits[second].keys()))
         if not seeds:
             return cls(first, second, seeds)
-        first_SN, second_SN = (np.stack([hits[arm][seed] for seed in seeds]) for arm in (first, second))
-        came = compare_arms(first_SN, second_SN, margin)
-        return cls(first, second, seeds, (100 * float(first_SN.mean()), 100 * float(second_SN.mean())), came)
+        one, other = (np.stack([hits[arm][seed] for seed in seeds]) for arm in (first, second))
+        came = compare_arms(one, other, margin)
+        return cls(first, second, seeds, (100 * float(one.mean()), 100 * float(other.mean())), came)
 
     @property
     def leans_to_hold(self) -> bool:
@@ -147,13 +169,15 @@ class _Pair:
 def _judged(
     hits: Hits, clause: Clause, margin: float, apart: Collection[tuple[ArmKey, ArmKey]]
 ) -> Iterator[ClauseVerdict]:
-    """The verdicts of a clause: one family of keeps for each mode and variant."""
-    families: dict[tuple[str, str], list[_Pair]] = {}
+    """The verdicts of a clause: one family of keeps for each mode, variant and share of the weights; of a clause about
+    weights one family of shares for each arm, keep, mode and variant.
+    """
+    families: dict[ArmKey, list[_Pair]] = {}
     for (first, second), key in pairs(clause.first, clause.second, hits).items():
         if (first, second) not in apart:
             pair = _Pair.of(hits, first, second, margin if clause.claim == "as good as" else None)
-            families.setdefault((key.mode, key.variant), []).append(pair)
-    for family in sorted(families):
+            families.setdefault(key.unpruned if clause.of_weights else replace(key, arm="", keep=""), []).append(pair)
+    for family in sorted(families, key=lambda key: (key.arm, key.keep, key.mode, key.variant, by_weights(key))):
         yield from _corrected(clause, families[family])
 
 
@@ -185,9 +209,14 @@ def _missing(came: Comparison | None, level: float) -> MoreSeeds:
 
 
 def _claimed(verdict: ClauseVerdict) -> str:
-    """The claim and where it is made: "ticket as good as dense within 1 point, keep 0.7, projected"."""
+    """The claim and where it is made: "ticket as good as dense within 1 point, keep 0.7, projected", or "lt better than
+    rr at 0.512 of the weights".
+    """
     came, first, second = verdict.comparison, verdict.first, verdict.second
     within = f" within {_points(came.margin)}" if came and came.margin is not None else ""
+    if verdict.clause.of_weights:
+        arm = str(first.unpruned).removeprefix("dense").removeprefix(", ")  # whose weights they are, if not the dense's
+        return f"{verdict.clause}{within}{f', {arm},' if arm else ''} at {first.weights} of the weights"
     sparse, other = (second, first) if first.arm == "dense" else (first, second)
     stand_in = f" (against {other})" if stands_in(first, second) else ""
     return f"{verdict.clause}{within}{str(sparse).removeprefix(sparse.arm)}{stand_in}"
@@ -198,16 +227,18 @@ def _figures(verdict: ClauseVerdict) -> str:
     if came is None or verdict.top1 is None:
         return "No seed was run with both arms."
     first, second = verdict.top1
-    seeds = f"{_seeds(came.num_seeds)}, {came.num_images:,} images"
+    draws = "" if came.num_draws == (1, 1) else f"{came.num_draws[0]} against {came.num_draws[1]} draws of each, "
+    seeds = f"{_seeds(came.num_seeds)}, {draws}{came.num_images:,} images"
     text = (
         f"{first:.1f} % against {second:.1f} %, {came.difference:+.2f} points,"
         f" 95 % interval {came.low:+.2f} to {came.high:+.2f}"
     )
     if verdict.p_value is None or verdict.p_holm is None:
         return f"{text}; {seeds}, about these very models."
-    corrected = f", corrected over {verdict.num_keeps} keeps p {_p(verdict.p_holm)}" if verdict.num_keeps > 1 else ""
+    tried = f"{verdict.num_keeps} {'shares' if verdict.clause.of_weights else 'keeps'}"
+    corrected = f", corrected over {tried} p {_p(verdict.p_holm)}" if verdict.num_keeps > 1 else ""
     better = verdict.outcome == "fails" and verdict.clause.claim == "as good as" and came.difference > 0
-    beyond = f" {verdict.first.arm.capitalize()} is better by more than the margin." if better else ""
+    beyond = f" {verdict.clause.first.capitalize()} is better by more than the margin." if better else ""
     return f"{text}, p {_p(verdict.p_value)}{corrected}; {seeds}.{beyond}"
 
 

@@ -2,7 +2,7 @@
 
     python tests/pipeline/judging/null_studies.py [--studies 1000]
 
-prints the first table of docs/statistics.md; how a result comes about is told in `makers.known_arms`.
+prints the first two tables of docs/statistics.md; how a result comes about is told in `makers.known_arms`.
 """
 
 import argparse
@@ -25,7 +25,9 @@ SPREADS = (0.0, 0.2, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Study:
-    """Two arms with `seeds` runs each on the same images; `gap` is the true difference of the arms, in points."""
+    """Two arms with `seeds` runs each on the same images, of the second so many `draws` of each seed; `gap` is the true
+    difference of the arms, in points.
+    """
 
     seeds: int
     images: int
@@ -33,13 +35,16 @@ class Study:
     interaction: bool
     gap: float = 0.0
     accuracy: float = 0.9
+    draws: int = 1
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-        """Both arms' results, bool [seeds, images], and the true difference of these very models in points."""
+        """Both arms' results, bool [seeds, images], the second's [seeds, draws, images] if there are several, and the
+        true difference of these very models in points.
+        """
         ease_N = draw_ease(rng, self.images)
         first, second = (
-            draw_runs(rng, ease_N, self.seeds, accuracy, self.spread, self.interaction)
-            for accuracy in (self.accuracy + self.gap / 100, self.accuracy)
+            draw_runs(rng, ease_N, self.seeds, accuracy, self.spread, self.interaction, draws)
+            for accuracy, draws in ((self.accuracy + self.gap / 100, 1), (self.accuracy, self.draws))
         )
         return first[0], second[0], first[1] - second[1]
 
@@ -68,7 +73,7 @@ def tally(study: Study, count: int, seed: int = 0, margin: float = 1.0) -> Tally
 
 
 def table(count: int, images: Iterable[int] = (1_500, 50_000)) -> str:
-    """The table of docs/statistics.md."""
+    """The first table of docs/statistics.md."""
     lines = ["| images | seeds | about | " + " | ".join(f"spread {spread:g}" for spread in SPREADS) + " |"]
     lines += ["|" + "---|" * (3 + len(SPREADS))]
     for number in images:
@@ -83,7 +88,20 @@ def table(count: int, images: Iterable[int] = (1_500, 50_000)) -> str:
     return "\n".join(lines)
 
 
+def draws_table(count: int) -> None:
+    """The table of docs/statistics.md on draws: one run of a seed against several draws of it, 1,500 images."""
+    print("| seeds | draws | about | " + " | ".join(f"spread {spread:g}" for spread in SPREADS) + " |")
+    print("|" + "---|" * (3 + len(SPREADS)))
+    for seeds, draws in ((seeds, draws) for seeds in (1, 2, 3, 5) for draws in (1, 2, 5)):
+        came = [tally(Study(seeds, 1_500, spread, True, draws=draws), count) for spread in SPREADS]
+        cells = [f"{each.missed:.1f} (±{each.half_width:.2f})" for each in came]
+        about = "arms" if seeds >= 3 else "models"
+        print(f"| {seeds} | {draws} | {about} | " + " | ".join(cells) + " |", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--studies", type=int, default=1000)
-    print(table(parser.parse_args().studies))
+    studies = parser.parse_args().studies
+    print(table(studies))
+    draws_table(studies)

@@ -98,6 +98,40 @@ def test_ten_seeds_without_noise_of_images_are_the_paired_t_test_over_runs() -> 
     assert came.p_value == pytest.approx(stats.ttest_rel(first.mean(axis=1), second.mean(axis=1)).pvalue, rel=0.05)
 
 
+@pytest.mark.parametrize(("seeds", "draws"), [(2, 5), (3, 2), (3, 5), (5, 2)])
+def test_draws_of_a_seed_find_no_difference_that_is_not_there(seeds: int, draws: int) -> None:
+    """One run of a seed against several draws of it that have much in common: 95 % intervals miss in at most 7 %."""
+    for spread in (0.0, 1.0):
+        came = tally(Study(seeds, 1_500, spread, interaction=True, draws=draws), 200)
+        assert came.missed <= 7
+        assert seeds < 3 or came.found <= 7
+
+
+def test_draws_are_no_more_seeds_but_their_mean() -> None:
+    """A run that is given three times says what it says once; draws that differ say what their mean does, each arm with
+    as many as it has.
+    """
+    rng = np.random.default_rng(4)
+    for seeds in (2, 4):
+        first, second = rng.random((seeds, 300)) < 0.8, rng.random((seeds, 2, 300)) < 0.7
+        once = compare_arms(first, second[:, 0], margin=1)
+        thrice = compare_arms(np.stack([first] * 3, axis=1), second[:, :1], margin=1)
+        assert (thrice.num_seeds, thrice.num_draws, once.num_draws) == (seeds, (3, 1), (1, 1))
+        for name in ("difference", "low", "high", "p_value", "equivalence_p_value"):
+            assert getattr(thrice, name) == pytest.approx(getattr(once, name), rel=1e-9)
+        came = compare_arms(first, second)
+        assert came.difference == pytest.approx(100 * (first.mean() - second.mean()))
+        per_image = 100 * (first.mean(axis=0) - second.mean(axis=(0, 1)))
+        if seeds == 2:  # about models: scipy's paired t-test over images and two that disagree
+            counted = stats.ttest_1samp([*per_image, 100, -100], 0).confidence_interval()
+            assert came.high - came.low == pytest.approx(counted.high - counted.low)
+        else:
+            per_seed = first.mean(axis=1) - second.mean(axis=(1, 2))
+            assert came.run_spread == pytest.approx(100 * per_seed.std(ddof=1))
+    one = compare_arms(first[:1], second[:1])
+    assert (one.p_value < 0.05) == (not one.low <= 0 <= one.high)
+
+
 def test_one_seed_is_mcnemars_exact_test() -> None:
     """Every split of up to 20 disagreements: p is the exact binomial one, and the interval agrees with it."""
     for images in (20, 21, 500):
@@ -192,11 +226,13 @@ def test_ten_seeds_of_50_000_images_take_little_memory() -> None:
         ([["a"]], [["a"]], None, InputError, "first: found <U1"),
         (np.full((2, 3), np.nan), np.ones((2, 3), bool), None, InputError, "first: found float64"),
         ([], [], None, InputError, r"first: found float64 of shape \(0,\)"),
+        (np.ones((2, 4, 3), bool), np.ones((3, 3), bool), None, MismatchError, "first has 2 seeds of 3 images"),
+        (np.ones((2, 101, 3), bool), np.ones((2, 3), bool), None, InputError, "at most 100 draws"),
     ],
     ids=[
         *("other images", "one axis", "not bool", "empty"),
         *("no margin", "margin nan", "margin beyond all", "margin bool"),
-        *("ragged", "masked", "masked rows", "objects", "text", "nan", "no seeds"),
+        *("ragged", "masked", "masked rows", "objects", "text", "nan", "no seeds", "draws", "too many draws"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

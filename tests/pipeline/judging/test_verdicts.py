@@ -10,7 +10,7 @@ import pytest
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.judging.arm_comparison import compare_arms
 from dlth.pipeline.judging.power import MoreSeeds, more_seeds
-from dlth.pipeline.judging.verdicts import PAPER, Clause, ClauseVerdict, holm, judge
+from dlth.pipeline.judging.verdicts import PAPER, WEIGHTS, Clause, ClauseVerdict, holm, judge
 from dlth.tickets.errors import InputError, MismatchError
 
 KEEPS = ("0.9", "0.7", "0.5")
@@ -127,6 +127,90 @@ def test_seeds_that_one_arm_lacks_are_left_out() -> None:
     apart = one(judge({DENSE: dict(dense[:3]), ArmKey("random", "0.7"): dict(random[3:])}, 1.0), DENSE_BETTER)
     assert (apart.outcome, apart.comparison, apart.more_seeds) == ("not decided", None, MoreSeeds("at least", 3))
     assert "No seed was run with both arms." in apart.text
+
+
+def pruned(arm: ArmKey, top1: Mapping[str, float], shares: tuple[str, ...] = ("0.8", "0.64", "0.512")) -> dict:
+    """An arm pruned in these ways, at each share of its weights."""
+    return {replace(arm, pruned=way, weights=share): of for share in shares for way, of in top1.items()}
+
+
+def test_lt_is_held_against_each_other_way_to_prune_at_every_share() -> None:
+    """Planted: as good as unpruned, better than random masks and one-shot, worse than rr. Each clause is judged at each
+    share, most weights first, corrected over them; where an arm is missing there is no verdict.
+    """
+    ways = {"lt": 80.0, "rr": 90.0, "random-mask": 70.0, "one-shot": 60.0}
+    hits = runs({DENSE: 80.0} | pruned(DENSE, ways))
+    verdicts = judge(hits, margin=3.0)
+    outcomes = dict(zip(WEIGHTS, ("fails", "fails", "holds", "holds", "holds"), strict=True))
+    assert [(each.clause, each.first.weights) for each in verdicts] == [
+        *itertools.product(WEIGHTS, ("0.8", "0.64", "0.512"))
+    ]
+    for each in verdicts:
+        assert (each.outcome, each.num_keeps) == (outcomes[each.clause], 3)
+        assert each.second.pruned in (*ways, "")
+        assert each.second.weights == (each.first.weights if each.second.pruned else "")
+    assert verdicts[-1].text.startswith("lt better than one-shot at 0.512 of the weights: holds. 80.")
+    assert "corrected over 3 shares p < 0.001" in verdicts[-1].text
+    assert verdicts[8].text.startswith(
+        "lt as good as the unpruned model within 3 points at 0.512 of the weights: holds. "
+    )
+    without = {key: of for key, of in hits.items() if key.pruned in ("lt", "rr")}
+    assert {each.clause for each in judge(without, 3.0)} == set(WEIGHTS[:2])
+
+
+def test_nothing_is_found_where_ways_to_prune_are_alike() -> None:
+    """Five equal arms at ten shares: no verdict says that one is better or worse, though ten shares are looked at."""
+    shares = tuple(f"{0.8**level:.4g}" for level in range(1, 11))
+    ways = dict.fromkeys(("lt", "rr", "random-mask", "one-shot"), 80.0)
+    verdicts = judge(runs({DENSE: 80.0} | pruned(DENSE, ways, shares), seeds=4), margin=1.0)
+    better = [each for each in verdicts if each.clause.claim == "better than"]
+    assert [each.first.weights for each in better] == [*shares] * 3
+    assert {each.outcome for each in better} == {"not decided"}
+    assert {each.num_keeps for each in verdicts} == {10}
+
+
+def test_draws_of_a_seed_are_judged_by_their_mean() -> None:
+    """Three draws of rr in each seed: their mean is held against lt, the verdict says how many; seeds need as many."""
+    lt, rr = pruned(DENSE, {"lt": 80.0, "rr": 70.0}, ("0.512",))
+    draws = [runs({rr: 66.0 + 4 * draw})[rr] for draw in range(3)]
+    hits = runs({lt: 80.0}) | {rr: {seed: np.stack([of[seed] for of in draws]) for seed in range(5)}}
+    (verdict,) = [each for each in judge(hits, 1.0) if each.clause == WEIGHTS[0]]
+    assert verdict.top1 == pytest.approx((80, 70), abs=1)
+    assert verdict.outcome == "holds"
+    assert "5 seeds, 1 against 3 draws of each, 2,000 images" in verdict.text
+    hits[rr][0] = hits[rr][0][:2]
+    with pytest.raises(MismatchError, match="some seeds have more draws than others"):
+        judge(hits, 1.0)
+
+
+def test_patches_are_judged_at_equal_weights_and_weights_at_equal_patches() -> None:
+    """Both lotteries at once: tickets are held against dense and random of the same weights, lt against rr of the
+    same patches; unpruned arms are judged with unpruned ones as ever.
+    """
+    ticket, random = ArmKey("ticket", "0.7", "projected"), ArmKey("random", "0.7", "projected")
+    unpruned = {DENSE: 80.0, ticket: 80.0, random: 60.0}
+    ways = {"lt": 78.0, "rr": 60.0}
+    hits = runs(unpruned | {key: of for arm in unpruned for key, of in pruned(arm, ways, ("0.8", "0.64")).items()})
+    verdicts = judge(hits, margin=4.0)
+    alone = judge({arm: hits[arm] for arm in unpruned}, margin=4.0)
+    assert [each for each in verdicts if each.clause in PAPER and not each.first.pruned] == [*alone]
+    for each in verdicts:
+        if each.clause in PAPER:
+            assert (each.first.pruned, each.first.weights) == (each.second.pruned, each.second.weights)
+            assert each.num_keeps == 1
+        else:
+            assert each.first.unpruned == each.second.unpruned
+            assert each.num_keeps == 2
+    assert [each.first.weights for each in verdicts if each.clause == TICKET_BETTER] == [
+        "",
+        "0.8",
+        "0.8",
+        "0.64",
+        "0.64",
+    ]
+    texts = [each.text.partition(":")[0] for each in verdicts]
+    assert "ticket better than random, keep 0.7, projected, lt 0.64 of weights" in texts
+    assert "lt better than rr, ticket, keep 0.7, projected, at 0.64 of the weights" in texts
 
 
 def test_one_keep_alone_is_judged_as_its_comparison() -> None:
