@@ -17,14 +17,12 @@ from dlth.training.settings.train_config import TrainConfig
 
 DIGITS = 10
 """Hexadecimal digits of the digest: two runs of a study of ten thousand share them once in twenty thousand studies."""
-BY_CONTENT = ("init_from",)
-"""Settings that name a file, which is known by its digest."""
 _MOST_WORDS = 60
 
 
 def run_digest(config: TrainConfig, contents: Mapping[str, Any]) -> str:
     """Sha256, hexadecimal, of the settings and `contents` that decide the result of a run."""
-    fixed = {name: value for name, value in fixed_settings(config).items() if name not in BY_CONTENT}
+    fixed = fixed_settings(config)
     default = {name: field.get_default(call_default_factory=True) for name, field in TrainConfig.model_fields.items()}
     plain = strict({name: value for name, value in fixed.items() if not _same(value, default[name])})
     decides = {"settings": plain, "model": config.student, "contents": strict(dict(contents))}

@@ -125,7 +125,7 @@ def _spending(arm: Arm, match: str) -> Callable[[int], float]:
     if match == "hours":
         return lambda epochs: found.seconds(epochs, 0) or 0.0
     if falls:  # so the patches of each step are counted
-        every = found.first_epochs[0].images * found.record["num_patches"]
+        every = found.first_epochs[-1].images * found.record["num_patches"]
         return lambda epochs: found.work(epochs).patches / every
     header = arm.tickets.header if arm.tickets is not None else None
     share = Fraction(1) if arm.key.arm == "dense" else nominal_share(arm.config.keep, header)

@@ -129,14 +129,14 @@ def _run(arm: Arm, seed: int, config: CompareConfig, charged: float) -> PlannedR
 
 def _cost(arm: Arm) -> RunCost:
     config, found = arm.config, arm.survey
-    work, evaluations = found.work(config.epochs), -(-config.epochs // config.val_interval)
+    work, evaluations = found.work(config.epochs), found.evaluations(config.epochs, config.val_interval)
     return RunCost(
         epochs=config.epochs,
         steps=config.epochs * found.steps_per_epoch,
         images=work.images,
         tokens=work.tokens,
         flops=work.flops,
-        bytes_read=config.epochs * found.read_bytes + evaluations * found.val_bytes,
+        bytes_read=found.bytes_read(config.epochs, evaluations),
         bytes_written=found.written_bytes,
         seconds=found.seconds(config.epochs, evaluations),
     )

@@ -29,6 +29,7 @@ from dlth.training.distributed.process_group import World, joined
 from dlth.training.distributed.signals import StopRequest, stop_on_signals
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
+from dlth.training.pruning.recipe import REWIND
 from dlth.training.reporter import Reporter
 from dlth.training.run_files import write_text
 from dlth.training.runs import checkpoint
@@ -86,7 +87,7 @@ class Training:
         self.config, self.world, self.reporter = config, world, reporter
         self.out = Path(config.out)
         self.parts: Parts = prepare(config, world, reporter)
-        self.progress = RunProgress()
+        self.progress = RunProgress.beginning(config.start_step, self.parts.inputs.steps_per_epoch)
         self.log: RunLog | None = None
         self.log_mark: Mark | None = None
         self.met: dict[int, str] = {}  # corrupt images that this rank has met since it started, and what was wrong
@@ -123,6 +124,7 @@ class Training:
         self.reporter.started(self.parts.facts() | {"starts at step": self.progress.step})
         with self.world.together():
             self._open_log()
+            self._keep_rewinding_point()
         try:
             while self.progress.epoch < self.config.epochs:
                 whole = self._train_epoch(stop)
@@ -155,6 +157,7 @@ class Training:
                 at.bad_steps = 0
             elif result.weight:
                 self._bear_with_bad_step(result)
+            self._keep_rewinding_point()
             if self.world.any(stop.requested):
                 return False
             if self.config.checkpoint_steps is not None and at.step % self.config.checkpoint_steps == 0:
@@ -267,6 +270,11 @@ class Training:
         self.world.wait()
         return result
 
+    def _keep_rewinding_point(self) -> None:
+        """Write the weights, and buffers, of the step that other runs are to begin with, if the run stands there."""
+        if self.progress.step == self.config.rewind_step and self.world.leads:
+            checkpoint.write_tensors(self.out / REWIND, self.parts.student.model.state_dict(), self._note())
+
     def _save(self) -> None:
         """Write a checkpoint; weights that are no numbers never take the place of good ones."""
         parts = self.parts
@@ -331,7 +339,8 @@ class Training:
                 self.reporter.note(
                     f"{shown(self.out / METRICS)} is not there: the log begins at step {self.progress.step}"
                 )
-            self.log = RunLog(self.out, self.progress.step, self.config.log_tensorboard, about, self.log_mark)
+            before = self.progress.step if self.progress.step > self.config.start_step else 0  # lines of another start
+            self.log = RunLog(self.out, before, self.config.log_tensorboard, about, self.log_mark)
             write_text(self.out / CONFIG, to_toml(self.config))
 
     def _step_seconds(self) -> dict[str, float]:

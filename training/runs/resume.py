@@ -17,6 +17,7 @@ from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
 from dlth.tickets.store.disk import refuse_linked
 from dlth.training.models.weights import check_fits
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
+from dlth.training.pruning.recipe import REWIND
 from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
 from dlth.training.runs.result import versions
 from dlth.training.runs.run_progress import RunProgress, RunSize
@@ -29,7 +30,7 @@ from dlth.training.settings.train_config import TrainConfig
 
 CHECKPOINTS = "checkpoints"
 BEST, VAL_RESULTS = "model_best.safetensors", "eval.npz"
-WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL_FILE, EMA_FILE, BEST, VAL_RESULTS)
+WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL_FILE, EMA_FILE, BEST, VAL_RESULTS, REWIND)
 """Names that a run takes in its folder."""
 STRICT, LOOSE = "must_agree", "may_change"
 """Keys of a checkpoint's state: what a resumed run must have alike, and what changes rounding at most."""
@@ -109,6 +110,7 @@ def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
         inputs.files.index.num_samples,
         inputs.batching.global_batch,
         parts.student.num_tokens(parts.grid.num_patches),
+        parts.config.start_step,
     )
     progress = RunProgress.from_json(state["progress"], size)
     modules = {"model": parts.student.model} | ({"ema": parts.ema.module} if parts.ema is not None else {})

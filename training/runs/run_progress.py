@@ -98,7 +98,7 @@ class Totals:
 @dataclass(frozen=True)
 class RunSize:
     """What a run's progress is held against: epochs, their steps, training images, images of a step, most tokens of an
-    image.
+    image, and the step at which the run began.
     """
 
     epochs: int
@@ -106,6 +106,7 @@ class RunSize:
     num_images: int
     global_batch: int
     tokens_per_image: int
+    start_step: int = 0
 
 
 @dataclass
@@ -128,6 +129,12 @@ class RunProgress:
     in_run: Totals = field(default_factory=Totals)
 
     @classmethod
+    def beginning(cls, step: int, steps_per_epoch: int) -> "RunProgress":
+        """That of a run which begins at `step`, with nothing counted."""
+        epoch, batch = divmod(step, steps_per_epoch)
+        return cls(epoch, batch, step)
+
+    @classmethod
     def from_json(cls, values: Any, size: RunSize) -> "RunProgress":
         """The progress that `asdict` took apart, of a run of that size.
 
@@ -143,16 +150,19 @@ class RunProgress:
         if asdict(progress) != values:
             raise DamageError(f"the checkpoint's progress lacks fields: it has {shown(values)}")
         at = f"epoch {progress.epoch}, step {progress.batch} of it, step {progress.step} of the run"
-        steps = size.steps_per_epoch
-        fits = progress.epoch < size.epochs and progress.batch <= steps and progress.bad_steps <= progress.step
+        steps, taken = size.steps_per_epoch, progress.step - size.start_step
+        fits = progress.epoch < size.epochs and progress.batch <= steps and progress.bad_steps <= taken
         if not fits or progress.step != progress.epoch * steps + progress.batch:
-            raise DamageError(f"the checkpoint stands at {at}; a run of {size.epochs} x {steps} steps never does")
+            begun = f" that begins at step {size.start_step}" if size.start_step else ""
+            raise DamageError(
+                f"the checkpoint stands at {at}; a run of {size.epochs} x {steps} steps{begun} never does"
+            )
         rising = all(low < high for low, high in zip(progress.bad_images, progress.bad_images[1:], strict=False))
         if not rising or (progress.bad_images and progress.bad_images[-1] >= size.num_images):
             raise DamageError(f"the checkpoint's corrupt images are none of the {size.num_images} training images")
         if not _is_best(progress.best, progress.epoch):
             raise DamageError(f"the checkpoint's best epoch cannot be read: {shown(progress.best)}")
-        for totals, num_steps in ((progress.in_epoch, progress.batch), (progress.in_run, progress.step)):
+        for totals, num_steps in ((progress.in_epoch, min(progress.batch, taken)), (progress.in_run, taken)):
             if not totals.can_be_of(num_steps * size.global_batch, size.tokens_per_image):
                 raise DamageError(f"the checkpoint's sums are not of {num_steps} steps: {shown(asdict(totals))}")
         return progress

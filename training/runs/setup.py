@@ -41,6 +41,7 @@ from dlth.training.reporter import Reporter
 from dlth.training.runs.inputs import Inputs, open_files
 from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule, Schedule, final_budget
 from dlth.training.runs.optim import SetRate, lowest_rate, make_ema, make_optimizer, make_schedule
+from dlth.training.runs.pruned import check_steps
 from dlth.training.runs.step import Stepper
 from dlth.training.runs.step_flops import StepFlops
 from dlth.training.selectors.online import OnlineSelector, open_selector
@@ -219,6 +220,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
             online = open_selector(config, k, frame.grid, world.device, reporter)
             k = k or student.most_kept(online.selector.budget.k)
         inputs = Inputs.joined(config, world, files, frame, k, reporter.note)
+        check_steps(config, inputs.steps_per_epoch)
         pixels = Pixels(frame.mean, frame.std, config.channels_last)
         model.to(world.device)
         if config.channels_last:
@@ -341,7 +343,7 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
 
 
 def _model(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:
-    torch.manual_seed(derive(config.seed, "weights"))
+    torch.manual_seed(derive(config.seed if config.init_seed is None else config.init_seed, "weights"))
     options: dict[str, Any] = {"num_classes": num_classes, "img_size": config.img_size, "drop_path": config.drop_path}
     options |= config.model_kwargs
     if start is not None:

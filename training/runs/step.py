@@ -5,6 +5,9 @@ ranks' images and multiplies by the number of ranks, which cancels DDP's averagi
 short last batch change rounding and nothing else. A step whose loss or gradient is not finite moves nothing: neither
 weights nor averages nor the optimizer's state.
 
+Under a mask of weights the whole gradient is masked once it is summed, so that its norm is the pruned network's; and
+what moved is masked again: weights, what the optimizer keeps of them, their average.
+
 Randomness (drop path, dropout) is drawn anew for each (seed, step, rank): a resumed run needs no generator state.
 
 A step waits for its GPU once, for three numbers read together: loss, hidden share and the gradient's norm. Forward,
@@ -41,6 +44,7 @@ from dlth.training.models.pixels import Pixels
 from dlth.training.models.precision import Precision
 from dlth.training.models.student import Student
 from dlth.training.models.token_logits import TokenLogits
+from dlth.training.pruning.weight_masks import WeightMasks
 from dlth.training.runs.losses import batch_loss
 from dlth.training.runs.running_stats import RunningStatistics
 from dlth.training.selectors.patch_ranker import Select
@@ -71,7 +75,8 @@ class Stepper:
 
     `select` picks patches in the online mode, None otherwise. `full_size` is the number of images of a whole
     micro-batch: only those go through the compiled student, so that a short batch neither is dropped nor compiles anew.
-    `sizes`: at most so many numbers of patches are kept, each of which is compiled for itself.
+    `sizes`: at most so many numbers of patches are kept, each of which is compiled for itself. `masks`: what the
+    student's weights are held to, None where all of them train.
     """
 
     def __init__(
@@ -85,8 +90,9 @@ class Stepper:
         num_classes: int,
         select: Select | None = None,
         sizes: int = 1,
+        masks: WeightMasks | None = None,
     ) -> None:
-        self.student, self.optimizer, self.ema = student, optimizer, ema
+        self.student, self.optimizer, self.ema, self.masks = student, optimizer, ema, masks
         self.config, self.world, self.pixels, self.select = config, world, pixels, select
         self.num_classes, self.full_size = num_classes, config.batch_size
         self.precision = Precision.of(config.amp, config.amp_dtype, world.device)
@@ -116,11 +122,20 @@ class Stepper:
         rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
         self._statistics.settle(moved)
         if moved:
-            self.scaler.step(self.optimizer)
-            if self.ema is not None:
-                self.ema.update(self.student.model, step=step + 1)
+            self._move(step)
         self.scaler.update()
         return StepResult(loss, norm, total, moved, rescaled, hidden, whole)
+
+    def _move(self, step: int) -> None:
+        """Weights, then their average; what is masked of them stays zero."""
+        self.scaler.step(self.optimizer)
+        if self.masks is not None:
+            self.masks.mask_weights()
+            self.masks.mask_state(self.optimizer)
+        if self.ema is not None:
+            self.ema.update(self.student.model, step=step + 1)
+        if self.masks is not None:
+            self.masks.mask_averages()
 
     def _accumulate(self, batches: Sequence[Batch], budget: Budget | None, total: float) -> Tensor:
         """Forward and backward of every micro-batch; gives back this rank's weighted sums of losses and of hidden
@@ -140,6 +155,8 @@ class Stepper:
 
     def _gradient_norm(self) -> Tensor:
         """Norm of the whole gradient, float32 [], left on the device; clipped by it where that is asked for."""
+        if self.masks is not None:
+            self.masks.mask_gradients()
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.student.parameters())
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

@@ -53,11 +53,13 @@ class Survey:
     """A run that can be begun, in numbers.
 
     contents: digests of all that it reads, and what they are read as; `record`: as its result will have it
-    first_epochs: the work of each epoch until the keep schedule has come to its end; later ones are as the last
+    first_epochs: the work of each epoch until the run has begun and the keep schedule has come to its end: none of
+        those before its first step, and what is left of that one's; later ones are as the last
     val_flops: operations of one evaluation; read_bytes, val_bytes: encoded images of an epoch, and of an evaluation
     written_bytes: files that stay in its folder
     flops_per_second: as measured, waiting for data included; None where nothing was measured
     notes: what a person should know of it
+    start_step: at which it begins
     """
 
     contents: dict[str, Any]
@@ -70,11 +72,21 @@ class Survey:
     written_bytes: int
     flops_per_second: float | None
     notes: tuple[str, ...]
+    start_step: int = 0
 
     def work(self, epochs: int) -> Work:
-        """That of so many epochs."""
+        """That of a run which ends after so many epochs."""
         first = self.first_epochs[:epochs]
         return sum(first, Work()) + self.first_epochs[-1] * (epochs - len(first))
+
+    def evaluations(self, epochs: int, interval: int) -> int:
+        """How often a run of so many epochs is evaluated, each `interval` of them and at its end."""
+        return -(-epochs // interval) - self.start_step // self.steps_per_epoch // interval
+
+    def bytes_read(self, epochs: int, evaluations: int) -> int:
+        """Encoded images that a run of so many epochs reads."""
+        shown = self.read_bytes * self.work(epochs).images // max(self.first_epochs[-1].images, 1)
+        return shown + evaluations * self.val_bytes
 
     def seconds(self, epochs: int, evaluations: int) -> float | None:
         """Estimated from the measured rate, for training and evaluation; None where nothing was measured."""
@@ -97,9 +109,10 @@ def survey(config: TrainConfig, *, processes: int = 1, seconds: float = 0.0) -> 
     whole = config.model_copy(update={"grad_accum_steps": config.grad_accum_steps * processes, "resume": None})
     with joined(config.device) as world:
         parts = prepare(whole, world, notes)
-        first = tuple(_epoch_work(parts, epoch) for epoch in range(_settled_from(parts.schedule) + 1))
         inputs, files = parts.inputs, parts.inputs.files
-        num_images = first[0].images
+        whole_from = max(_settled_from(parts.schedule), -(-config.start_step // inputs.steps_per_epoch))
+        first = tuple(_epoch_work(parts, epoch) for epoch in range(whole_from + 1))
+        num_images = first[-1].images
         sizes = files.index.image_size
         return Survey(
             contents=_contents(parts),
@@ -112,6 +125,7 @@ def survey(config: TrainConfig, *, processes: int = 1, seconds: float = 0.0) -> 
             written_bytes=_written_bytes(parts),
             flops_per_second=_rate(parts, world, seconds) * processes if seconds else None,
             notes=tuple(notes.said),
+            start_step=config.start_step,
         )
 
 
@@ -154,13 +168,19 @@ def _settled_from(schedule: Schedule) -> int:
 
 
 def _epoch_work(parts: Parts, epoch: int) -> Work:
-    """The work of an epoch's steps; images that have no ticket, and are shown whole, are counted as the others are."""
+    """The work of an epoch's steps, of those that the run takes; images that have no ticket, and are shown whole, are
+    counted as the others are.
+    """
     inputs, steps = parts.inputs, parts.inputs.steps_per_epoch
-    ordered = inputs.left_out.num_ordered
-    images = inputs.batching.num_images(ordered)
-    places = {0}
-    if parts.budget(epoch, 0) != parts.budget(epoch, steps - 1):
-        places = {round(place) for place in np.linspace(0, steps - 1, min(steps, STEPS_COUNTED))}
+    ordered, begin = inputs.left_out.num_ordered, parts.config.start_step - epoch * steps
+    if begin >= steps:
+        return Work()
+    begin = max(begin, 0)
+    before = sum(inputs.batching.step_images(ordered, step) for step in range(begin))
+    images = inputs.batching.num_images(ordered) - before
+    places = {begin}
+    if parts.budget(epoch, begin) != parts.budget(epoch, steps - 1):
+        places = {round(place) for place in np.linspace(begin, steps - 1, min(steps - begin, STEPS_COUNTED))}
     budgets = [parts.budget(epoch, step) for step in sorted(places)]
     sizes = [inputs.batching.step_images(ordered, step) for step in sorted(places)]
     return Work(
@@ -181,11 +201,14 @@ def _evaluation_flops(parts: Parts) -> float:
 
 
 def _written_bytes(parts: Parts) -> int:
-    """Weights, the best ones and their mean, and checkpoints, whose optimizer has two numbers for each weight."""
+    """Weights, the best ones, the rewinding point's, their mean, and checkpoints, whose optimizer has two numbers for
+    each weight.
+    """
     config = parts.config
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parts.student.parameters())
     averaged = int(config.model_ema)
-    return weights * (1 + int(parts.inputs.val is not None) + averaged + config.checkpoint_hist * (3 + averaged))
+    files = 1 + int(parts.inputs.val is not None) + int(config.rewind_step is not None) + averaged
+    return weights * (files + config.checkpoint_hist * (3 + averaged))
 
 
 def _rate(parts: Parts, world: World, seconds: float) -> float:

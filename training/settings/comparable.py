@@ -42,6 +42,10 @@ ARMS_OWN = (
     *("selector_ranker", "model", "crop_pct", "nan_patience", "torchcompile", "channels_last"),
 )
 """Settings that may differ: they make the arm, or touch no result, or are compared by what came of them."""
+STARTS = "init_from"
+"""Whose weights a run begins with. That is a pruned arm's own, which others are set back to; by its name among all
+others, as results have no digest of them.
+"""
 FOLLOWS = {
     "epochs": ("steps", "decay_milestones"),
     "keep": ("k",),
@@ -96,6 +100,7 @@ def _facts(result: Mapping[str, Any], besides: Collection[str]) -> dict[Fact, An
     fixed = [name for name, field in TrainConfig.model_fields.items() if not is_free(field)]
     settings = [name for name in fixed if name in config and name not in ARMS_OWN and name not in besides]
     settings = [name for name in settings if drops or name not in SPARSE]
+    settings += [STARTS] if STARTS in config and STARTS not in besides and not result.get("mask") else []
     return facts | {(f"the setting {name}", None): config[name] for name in settings}
 
 

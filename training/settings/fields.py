@@ -66,8 +66,9 @@ def setting(
 ) -> Any:
     """A field with its help text.
 
-    `free` ones may change when a run is resumed, as they do not touch its result; `path` ones name a file
-    or folder, or shards (several, with commas between), relative to the file of settings that they stand in.
+    `free` ones may change when a run is resumed, as they do not touch its result, or name a file that is known by its
+    content; `path` ones name a file or folder, or shards (several, with commas between), relative to the file of
+    settings that they stand in.
     """
     extra: JsonDict = {"panel": panel, "free": free, "path": path}
     return Field(default, description=description, json_schema_extra=extra, **limits)

@@ -168,7 +168,7 @@ class TrainConfig(Settings):
     drop_path: float = setting(0.0, MODEL, "Stochastic depth rate of the last block.", ge=0, lt=1)
     pretrained: bool = setting(False, MODEL, "Start from timm's published weights.")
     init_from: str | None = setting(
-        None, MODEL, "Start from these weights: a run's folder, safetensors, or .pth.", path="file"
+        None, MODEL, "Start from these weights: a run's folder, safetensors, or .pth.", free=True, path="file"
     )
     mean: Means | None = setting(None, MODEL, "Channel means of the input; the model's own if absent.")
     std: Deviations | None = setting(None, MODEL, "Channel deviations of the input; the model's own if absent.")

@@ -1,0 +1,119 @@
+"""Holding a model to a mask while it trains: gradients, weights, averages, and what its optimizer remembers.
+
+A masked weight is +0 after every step, whatever the optimizer did to it: momentum and decay, a second moment, an
+orthogonalised update. It is set so, not multiplied: NaN and infinity times zero are no zero, and -1 times zero is not
+the same bits. Its gradient is gone before the norm is taken, so clipping, loss scale and trust ratios see the pruned
+network alone; so is all that the optimizer keeps in the weight's own shape, so a checkpoint tells nothing of it.
+
+The masks are tensors of this object, on the model's device, and nothing of the model: its names, its copies and what it
+saves are those of the unpruned one. Rejected: torch.nn.utils.prune, which makes the weight a product of two others in
+each forward. Until the next one the weight is what it was before the step, the optimizer and the average work on the
+unmasked one, names in the state dict are others, and a pruned module cannot be copied (deepcopy), so it can have no
+average. Nothing here waits for a GPU but `revived`, which is asked when something is saved.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dlth.tickets.errors import MismatchError, shown
+from dlth.training.pruning.recipe import Masks
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A weight under its mask: `average` is that of the weight, None without one; `gone` is True where it is masked."""
+
+    name: str
+    weight: nn.Parameter
+    average: nn.Parameter | None
+    gone: Tensor
+
+
+class WeightMasks:
+    """The masks of a model that trains, and of the moving average of its weights where it has one.
+
+    num_prunable, num_remaining: weights that the masks are about, and those of them that they leave
+
+    Raises:
+        MismatchError: masks of another model: parameters that it lacks, or of other shapes
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks, average: nn.Module | None = None) -> None:
+        weights = dict(model.named_parameters())
+        averages = dict(average.named_parameters()) if average is not None else {}
+        _check_fit(weights, masks)
+        self.num_prunable = sum(mask.numel() for mask in masks.values())
+        self.num_remaining = sum(int(mask.sum()) for mask in masks.values())
+        self._held = tuple(
+            _Held(name, weights[name], averages.get(name), _gone(mask, weights[name])) for name, mask in masks.items()
+        )
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Set the gradient of every masked weight to zero: once a step, when all of it has been summed."""
+        for held in self._held:
+            if held.weight.grad is not None:
+                held.weight.grad.masked_fill_(held.gone, 0.0)
+
+    @torch.no_grad()
+    def mask_weights(self) -> None:
+        """Set every masked weight to zero."""
+        for held in self._held:
+            held.weight.masked_fill_(held.gone, 0.0)
+
+    @torch.no_grad()
+    def mask_averages(self) -> None:
+        """Set the average of every masked weight to zero."""
+        for held in self._held:
+            if held.average is not None:
+                held.average.masked_fill_(held.gone, 0.0)
+
+    @torch.no_grad()
+    def mask_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set to zero what an optimizer keeps of every masked weight, in tensors of the weight's shape."""
+        for held in self._held:
+            for tensor in _of_its_shape(optimizer, held.weight):
+                tensor.masked_fill_(held.gone, 0.0)
+
+    @torch.no_grad()
+    def revived(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Names of parameters that are not zero where they are masked, in weights, averages or the optimizer's state;
+        none in a model that was held to its masks. Waits for the device once.
+        """
+        counts = [
+            torch.stack([tensor.ne(0).logical_and_(held.gone).any() for tensor in self._tensors(held, optimizer)]).any()
+            for held in self._held
+        ]
+        wrong = torch.stack(counts).tolist() if counts else []
+        return [held.name for held, is_wrong in zip(self._held, wrong, strict=True) if is_wrong]
+
+    def _tensors(self, held: _Held, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+        yield held.weight
+        if held.average is not None:
+            yield held.average
+        yield from _of_its_shape(optimizer, held.weight)
+
+
+def _of_its_shape(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> Iterator[Tensor]:
+    """What an optimizer keeps number by number of a weight; what it keeps of rows or of the whole has other shapes."""
+    for value in optimizer.state.get(weight, {}).values():
+        if isinstance(value, Tensor) and value.shape == weight.shape:
+            yield value
+
+
+def _gone(mask: Tensor, weight: nn.Parameter) -> Tensor:
+    """bool of the weight's shape, where it is masked, in its device and its order in memory."""
+    return torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(~mask)
+
+
+def _check_fit(weights: dict[str, nn.Parameter], masks: Masks) -> None:
+    for name, mask in masks.items():
+        weight = weights.get(name)
+        if weight is None or weight.shape != mask.shape:
+            found = "has none" if weight is None else f"has one of {list(weight.shape)}"
+            raise MismatchError(
+                f"the mask is of another model: it masks {shown(name)} of {list(mask.shape)}, and this model {found}"
+            )
