@@ -30,7 +30,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_full_disk_in_training(tmp_path: Path) -> None:
     """At three sizes, of a page and more: what stands under a run's names is whole, and a retry gives its weights."""
-    code, told = run_script("faults/full_disk_train.py", tmp_path, 3)
+    code, told = run_script("faults/full_disk_train.py", tmp_path, 3, warm=True)
     assert code == 0
     assert (told["runs"], told["full"]) == (3, 3)
 
@@ -56,7 +56,7 @@ def test_killed_at_random_moments(make_shards: Make, tmp_path: Path) -> None:
     """kill -9 six times: nothing unfinished opens, and the end is the same bytes."""
     shards = make_shards(2, [3, 2])
     (tmp_path / "out").mkdir()
-    code, told = run_script("faults/kill_moments.py", shards.spec, tmp_path / "out", 6)
+    code, told = run_script("faults/kill_moments.py", shards.spec, tmp_path / "out", 6, warm=True)
     assert code == 0
     assert told["kills"] == 6
 

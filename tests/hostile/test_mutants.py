@@ -57,10 +57,10 @@ def test_flipped_bits() -> None:
 
 def test_mutants_of_checkpoints() -> None:
     """400 changed safetensors and .pth files: refused, or loaded under the digest of what they hold."""
-    code, total = run_script("hostile/checkpoints.py", "--count", "400")
+    code, total = run_script("hostile/checkpoints.py", "--count", "400", warm=True)
     assert (code, total["findings"]) == (0, [])
     assert total["outcomes"]["loaded under another digest"] > 50
-    code, total = run_script("hostile/checkpoints.py", "--count", "60", "--weaken")
+    code, total = run_script("hostile/checkpoints.py", "--count", "60", "--weaken", warm=True)
     assert code == 1
     assert "the digest does not tell what was loaded" in total["findings"][0]
 
@@ -70,9 +70,9 @@ def test_mutants_of_run_folders() -> None:
 
     A quarter hold a state.json that was changed and digested anew. Without digests one is found.
     """
-    code, total = run_script("hostile/run_folders.py", "--count", "24")
+    code, total = run_script("hostile/run_folders.py", "--count", "24", warm=True)
     assert (code, total["findings"]) == (0, [])
     assert total["outcomes"]["refused E_DAMAGE"] > 8
-    code, total = run_script("hostile/run_folders.py", "--first", "14", "--count", "1", "--weaken")
+    code, total = run_script("hostile/run_folders.py", "--first", "14", "--count", "1", "--weaken", warm=True)
     assert code == 1
     assert "model.safetensors, bit 8091: another run" in total["findings"][0]

@@ -16,6 +16,7 @@ from typing import Any
 
 from dlth.tickets.errors import DlthError
 from makers import TESTS
+from makers.warm import run_warm
 
 
 class HangError(BaseException):
@@ -75,9 +76,13 @@ class Tally:
         return 1 if self.findings else 0
 
 
-def run_script(name: str, *arguments: object) -> tuple[int, dict[str, Any]]:
-    """Exit code of a script below tests/, and the JSON object that it printed."""
-    command = [sys.executable, str(TESTS / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def run_script(name: str, *arguments: object, warm: bool = False) -> tuple[int, dict[str, Any]]:
+    """Exit code of a script below tests/, and the JSON object that it printed; `warm` for one that imports torch."""
+    command = [str(TESTS / name), *map(str, arguments)]
+    if warm:
+        [done] = run_warm(command)
+    else:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)

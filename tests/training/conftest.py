@@ -1,6 +1,7 @@
 """Tiny runs, and the families of models as an argument."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from makers.models import FAMILIES
 from makers.runs import train_config
 from makers.tickets import select_tickets
+from makers.warm import run_warm
 
 from dlth.data.shards.index import open_index
 from dlth.tickets import ViewSpec
@@ -46,6 +48,13 @@ def make_run(make_shards: Callable[..., Any], tmp_path: Path) -> Callable[..., T
     return make
 
 
+def rank_variables(ranks: int) -> list[dict[str, str]]:
+    """What torchrun tells each rank: its number, and a free port where they meet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    return [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
 TRAIN = """
 import os, signal, sys
 from dlth.training.settings.layering import layered
@@ -70,22 +79,22 @@ sys.exit(train(config, reporter=Signals()).exit_code)
 def train_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``train_process(config, ranks=1, signals={step: signal})`` -> a process that ran `train`, signalling itself.
 
-    With several ranks torchrun starts them; a signal then goes to each of them.
+    Of several ranks it is the first; a signal goes to each of them. With `torchrun` that starts them, and is given.
     """
     script = tmp_path / "train_once.py"
     script.write_text(TRAIN)
 
     def run(
-        config: TrainConfig, ranks: int = 1, signals: dict[int, int] | None = None
+        config: TrainConfig, ranks: int = 1, signals: dict[int, int] | None = None, torchrun: bool = False
     ) -> subprocess.CompletedProcess[str]:
         file = tmp_path / "settings.toml"
         file.write_text(to_toml(config))
-        launch = [sys.executable]
-        if ranks > 1:
-            launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         sent = [str(part) for step, number in (signals or {}).items() for part in (int(number), step)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        command = [*launch, str(script), str(file), *sent]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        command = [str(script), str(file), *sent]
+        if torchrun:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+            return subprocess.run([*launch, *command], capture_output=True, text=True, env=environment, timeout=300)
+        return run_warm(*[command] * ranks, environments=rank_variables(ranks) if ranks > 1 else ())[0]
 
     return run

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import TESTS
+from makers.campaign import run_script
 from makers.pictures import make_image, make_picture, make_tar
 from makers.runs import KWARGS, select_config
 from makers.tickets import tree_bytes
@@ -37,8 +37,6 @@ from dlth.training.selectors.batch_ranker import BatchRanker
 from dlth.training.selectors.patch_ranker import Selection
 from dlth.training.selectors.rankers import RANKERS
 from dlth.training.settings.layering import checked
-
-SCRIPT = TESTS / "faults" / "kill_select.py"
 
 
 def run(data: str, out: Path, **changes: Any) -> SelectReport:
@@ -115,11 +113,8 @@ def test_killed_at_its_file_system_steps_it_resumes_to_the_same_bytes(
 ) -> None:
     """kill -9 at every 7th file-system step: nothing incomplete opens, and a second run ends in the same bytes."""
     shards = make_shards(2, [3, 2])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), shards.spec, str(tmp_path), "7"], capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout)
+    code, counts = run_script("faults/kill_select.py", shards.spec, tmp_path, 7, warm=True)
+    assert code == 0
     assert counts["steps"] > 20
     assert counts["kills"] == -(-counts["steps"] // 7)
 

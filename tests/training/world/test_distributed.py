@@ -1,12 +1,9 @@
 """Two real torchrun ranks against one process: the same batches, the same losses, every image counted once."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import torch
 from makers.pictures import make_tar
 from makers.runs import KWARGS
+from makers.warm import run_warm
 from safetensors.torch import load_file
 
 from dlth.training.runs import checkpoint
@@ -47,7 +45,7 @@ def test_two_ranks_train_and_measure_as_one_process_does_and_hand_over_to_one(
     make_tar(Path(alone.data) / "train-000009.tar", broken)
     train(alone)
     shared = make_run("shared", batch_size=2, grad_accum_steps=2, **options)
-    stopped = train_process(shared, ranks=2, signals={4: signal.SIGTERM})
+    stopped = train_process(shared, ranks=2, signals={4: signal.SIGTERM}, torchrun=True)
     newest = checkpoint.newest(Path(shared.out) / "checkpoints")
     assert newest is not None, stopped.stderr
     assert newest.name == "step-00000004", stopped.stderr
@@ -136,10 +134,8 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
         "killed": (weights, weights, "E_RANK another rank of this run ended"),
     }
     (tmp_path / "cases.json").write_text(json.dumps([(name, one, two) for name, (one, two, _) in cases.items()]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*launch, str(rank)], env=environment) for rank in range(2)]
-    codes = [rank.wait(timeout=300) for rank in ranks]
+    (tmp_path / "rank.py").write_text(RANK)
+    codes = [rank.returncode for rank in run_warm(*((tmp_path / "rank.py", tmp_path, rank) for rank in range(2)))]
     ends = [json.loads((tmp_path / f"ends{rank}.json").read_text()) for rank in range(2)]
     assert (codes, [len(said) for said in ends]) == ([0, -signal.SIGKILL], [len(cases), len(cases) - 1])
     for (name, (*_, expected)), *said in zip(cases.items(), ends[0], [*ends[1], ends[0][-1]], strict=True):
