@@ -1,4 +1,4 @@
 """The command line: one file a group of commands; each parses, calls one library function and shows what came back.
 
-May import: selection, project, pages, evidence, judging, reports, studies, reproduction.
+May import: selection, project, pages, evidence, judging, reports, studies, pruning, reproduction.
 """

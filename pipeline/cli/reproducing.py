@@ -91,7 +91,7 @@ def run(
 
 def _show_plan(asked: Any, json: bool) -> None:
     """Print what rows will cost; those whose tickets are not there are counted with random patches."""
-    from dlth.pipeline.cli.comparing import show_plan
+    from dlth.pipeline.cli.study_command import show_plan
     from dlth.pipeline.evidence.study_plan import StudyPlan
 
     planned = asked.planned(as_random=True)

@@ -7,7 +7,7 @@ the folder can say how a study stands.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ class RunState:
     """How a run stands.
 
     state: waiting (nobody began it), running (a process owns it), stopped (begun, and left to whoever goes on with it),
-        failed (by itself, or its folder holds another run), finished
+        failed (by itself, or its folder holds another run, or one that it needs failed), finished
     k: patches kept in the newest step; epoch: whole epochs done, of epochs; step: steps done, of steps
     top1: accuracy in percent at the newest evaluation, on the tokens that the arm is judged by
     written: when it wrote last, in seconds since 1970; None of a run that did not
@@ -93,7 +93,21 @@ def run_states(folder: Path) -> tuple[RunState, ...]:
 
 def study_states(study: Path, plan: StudyPlan) -> tuple[RunState, ...]:
     """How the runs of a study stand, in the order of the plan."""
-    return tuple(planned_state(study, plan, run) for run in plan.runs)
+    return failed_by_need(plan, [planned_state(study, plan, run) for run in plan.runs])
+
+
+def failed_by_need(plan: StudyPlan, states: Iterable[RunState]) -> tuple[RunState, ...]:
+    """The states of a plan's runs, in its order, where a run that needs a failed one has failed as well.
+
+    That is worked out and never written, so it ends by itself once the other is tried again and finishes.
+    """
+    known: dict[str, RunState] = {}
+    for run, state in zip(plan.runs, states, strict=True):
+        failed = next((name for name in run.needs if known[name].state == "failed"), None)
+        if failed is not None and state.state in ("waiting", "stopped"):
+            state = replace(state, state="failed", problem=f"it is made of {failed}, which failed")
+        known[run.name] = state
+    return tuple(known.values())
 
 
 def planned_state(study: Path, plan: StudyPlan, run: PlannedRun, mine: bool = False) -> RunState:
@@ -105,7 +119,7 @@ def planned_state(study: Path, plan: StudyPlan, run: PlannedRun, mine: bool = Fa
     begun = RunState(
         run.name, folder, "waiting", run.arm, run.seed, epochs=run.cost.epochs or None, steps=run.cost.steps or None
     )
-    if other := other_run(folder, run.settings):
+    if other := other_run(folder, plan.train_settings(study, run)):
         return replace(begun, state="failed", problem=other)
     return _seen(begun, not mine and is_owned(folder.parent, run.name))
 

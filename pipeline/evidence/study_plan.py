@@ -1,7 +1,7 @@
 """A study's plan: every run with its settings and what it will cost, written once and read by every process.
 
     study.json             this plan, sealed; the first process writes it, all others follow it
-    study.toml             the same as it was asked for, as `dlth compare --config` reads it
+    study.toml             the same as it was asked for, as `dlth compare` or `dlth prune --config` reads it
     tickets/               control tickets made for the study
     runs/NAME/             a run of `dlth train` each
 
@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.tickets.errors import DamageError, shown
 from dlth.tickets.format.jsontext import strict
-from dlth.training.pruning.recipe import MaskRecipe
+from dlth.training.pruning.recipe import MASK, REWIND, MaskRecipe
 from dlth.training.run_files import write_text
 from dlth.training.runs.sealed_json import read_sealed, sealed
 from dlth.training.settings.fields import MAX_EPOCHS
@@ -103,17 +103,22 @@ class PlannedRun:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"{shown(self.name)!r} is no name of a run's folder")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the runs that must be finished first."""
+        return () if self.mask is None else self.mask.needs
+
 
 @dataclass(frozen=True)
 class StudyPlan:
     """A whole study.
 
-    settings: of `dlth compare`, as JSON holds them (margin, match, …)
+    settings: of `dlth compare` or `dlth prune`, as JSON holds them (margin, match, …)
     may_differ: names of settings in which arms differ because the study says so: epochs where computation is matched,
         and those of single arms
     notes: what a person should know of it, such as combinations that make no sense and were left out
 
-    Raises ValueError for two runs of one name.
+    Raises ValueError for two runs of one name, or one that needs another which does not stand before it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -126,10 +131,27 @@ class StudyPlan:
     def __post_init__(self) -> None:
         if len({run.name for run in self.runs}) < len(self.runs):
             raise ValueError("two runs have one name")
+        before: set[str] = set()
+        for run in self.runs:
+            if lacking := set(run.needs) - before:
+                raise ValueError(f"{run.name} needs {shown(min(lacking))}, which does not stand before it")
+            before.add(run.name)
 
     def folder(self, study: Path, run: PlannedRun) -> Path:
         """Where a run lies in the study's folder."""
         return study / RUNS / run.name
+
+    def train_settings(self, study: Path, run: PlannedRun) -> dict[str, Any]:
+        """The settings by which a run is trained in the study's folder, which may have been moved since it was planned:
+        its mask lies in its own folder, its first weights in that of the run that it is rewound to.
+        """
+        folder = self.folder(study, run)
+        settings = {**run.settings, "out": str(folder)}
+        if run.mask is not None:
+            settings["mask"] = str(folder / MASK)
+            if run.mask.rewinds_to:
+                settings["init_from"] = str(study / RUNS / run.mask.rewinds_to / REWIND)
+        return settings
 
 
 @dataclass(frozen=True)

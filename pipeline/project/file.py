@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.pipeline.studies.study_config import CompareConfig
@@ -35,7 +36,10 @@ TABLES: Mapping[str, type[Settings]] = {
     "evaluate": EvalConfig,
     "train-selector": SelectorTrainConfig,
     "compare": CompareConfig,
+    "prune": PruneConfig,
 }
+STUDIES = ("compare", "prune")
+"""Commands whose runs are of `dlth train`, and share its table."""
 SHARDS, TOP = ("data", "val"), ("data", "val", "dataset", "split")
 
 
@@ -83,8 +87,10 @@ def found_file(command: str, path: Path) -> ProjectFile:
 def _without_code(file: ProjectFile, command: str) -> ProjectFile:
     """A file that was found and not named, which may have come with somebody's shards: it names no code to import."""
     tables = [(command, file.tables[command])]
+    if command in STUDIES:
+        tables += [("train", file.tables["train"])]
     if command == "compare":
-        tables += [("train", file.tables["train"]), *_nested(file.tables[command])]
+        tables += _nested(file.tables[command])
     for table, name, value in ((table, *item) for table, values in tables for item in values.items()):
         if names_code(name, value):
             raise InputError(

@@ -10,6 +10,7 @@ from dlth.pipeline.evidence.study_plan import STUDY
 from dlth.pipeline.project import derived
 from dlth.pipeline.project.file import SHARDS, TABLES, ProjectFile, found_file, project_file
 from dlth.pipeline.project.run_folder import RUNS, run_folder, run_name
+from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.pipeline.studies.founding import ASKED
@@ -110,23 +111,43 @@ def _run_settings(
 
 
 @dataclass(frozen=True)
-class StudySettings:
-    """The settings of one call of ``dlth compare``: the study's, and those of train that its runs share.
+class StudySettings(Generic[SettingsT]):
+    """The settings of one call of ``dlth compare`` or ``prune``: the study's, and those of train that its runs share.
 
     notes: what a person should know of them
     """
 
-    study: CommandSettings[CompareConfig]
+    study: CommandSettings[SettingsT]
     train: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
-def compare_settings(flags: Mapping[str, Any], train: Mapping[str, Any], config_file: Path | None) -> StudySettings:
+def compare_settings(
+    flags: Mapping[str, Any], train: Mapping[str, Any], config_file: Path | None
+) -> StudySettings[CompareConfig]:
     """The settings of ``dlth compare`` from its own flags and those of train. Raises DlthError for what none can be."""
-    file = project_file("compare", config_file)
-    if config_file is None and (file is None or not file.tables.get("compare")):
-        file = _of_study(flags.get("out")) or file
-    chosen = _command_settings(Layers(CompareConfig, _given("compare", file, flags)), [], file)
+    return _study_settings("compare", CompareConfig, flags, train, config_file)
+
+
+def prune_settings(
+    flags: Mapping[str, Any], train: Mapping[str, Any], config_file: Path | None
+) -> StudySettings[PruneConfig]:
+    """The settings of ``dlth prune`` from its own flags and those of train. Raises DlthError for what none can be."""
+    return _study_settings("prune", PruneConfig, flags, train, config_file)
+
+
+def _study_settings(
+    command: str,
+    kind: type[SettingsT],
+    flags: Mapping[str, Any],
+    train: Mapping[str, Any],
+    config_file: Path | None,
+) -> StudySettings[SettingsT]:
+    """The settings of a command that makes a study; one that is there already speaks below the flags."""
+    file = project_file(command, config_file)
+    if config_file is None and (file is None or not file.tables.get(command)):
+        file = _of_study(command, flags.get("out")) or file
+    chosen = _command_settings(Layers(kind, _given(command, file, flags)), [], file)
     layers, notes = derived.for_train(with_recipe(TrainConfig, _given("train", file, train), UNLESS_SAID), file)
     shared: dict[str, Any] = {"recipe": layers.get("recipe") or NO_RECIPE}
     for layer in layers.layers:
@@ -135,10 +156,10 @@ def compare_settings(flags: Mapping[str, Any], train: Mapping[str, Any], config_
     return StudySettings(chosen, shared, (*where, *notes))
 
 
-def _of_study(out: str | None) -> ProjectFile | None:
+def _of_study(command: str, out: str | None) -> ProjectFile | None:
     """What the study in a folder was asked for: flags say in what it is to grow. None where there is no study."""
     folder = Path(out or "")
-    return found_file("compare", folder / ASKED) if all((folder / name).is_file() for name in (STUDY, ASKED)) else None
+    return found_file(command, folder / ASKED) if all((folder / name).is_file() for name in (STUDY, ASKED)) else None
 
 
 def evaluate_settings(flags: Mapping[str, Any], config_file: Path | None) -> CommandSettings[EvalConfig]:

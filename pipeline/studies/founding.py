@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dlth.pipeline.evidence.study_plan import STUDY, PlannedRun, StudyPlan, read_study, write_study
-from dlth.pipeline.studies.identity import run_digest, run_name
+from dlth.pipeline.studies.identity import mask_contents, run_digest, run_name
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, LockedError, MismatchError, MissingFileError, shown
+from dlth.tickets.format.jsontext import strict
 from dlth.tickets.store.disk import read_file
 from dlth.tickets.store.locks import LOCK, owned
 from dlth.training.run_files import write_text
@@ -28,6 +29,8 @@ from dlth.training.settings.train_config import TrainConfig
 ASKED = "study.toml"
 POLL = 0.5
 _MOST_TOLD = 10
+_MAY_CHANGE = ("out", "gpus", "measure")
+"""Settings of a study that say nothing of which runs it has."""
 
 MakePlan = Callable[[StudyPlan | None], StudyPlan]
 """Makes a plan; it is given the one that the study has, None in a new folder."""
@@ -84,10 +87,11 @@ def joined_study(folder: Path) -> StudyPlan:
     for run in plan.runs:
         where = f"{shown(folder / STUDY)}: {run.name}"
         try:
-            config = checked(TrainConfig, {**run.settings, "out": str(folder)})
+            config = checked(TrainConfig, plan.train_settings(folder, run))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        if run.contents and run.name != run_name(run.arm, run.seed, run_digest(config, run.contents)):
+        contents = {**run.contents, **({} if run.mask is None else strict(mask_contents(run.mask)))}
+        if contents and run.name != run_name(run.arm, run.seed, run_digest(config, contents)):
             raise MismatchError(f"{where} has other settings than it was named by: the plan was changed since")
         if fetched := [f"{name} = {shown(value)}" for name, value in run.settings.items() if _fetches(name, value)]:
             raise InputError(
@@ -143,8 +147,15 @@ def _refuse_lost_runs(folder: Path, known: StudyPlan, plan: StudyPlan) -> None:
     now = {(run.arm, run.seed): run for run in plan.runs}
     told = [f"{run.name}: {_differs(run, now.get((run.arm, run.seed)))}" for run in lost[:_MOST_TOLD]]
     more = [f"and {len(lost) - _MOST_TOLD} more"] if len(lost) > _MOST_TOLD else []
+    own = [
+        f"{name} is {shown(plan.settings.get(name))}, was {shown(was)}"
+        for name, was in known.settings.items()
+        if name not in _MAY_CHANGE and plan.settings.get(name) != was
+    ]
     raise MismatchError(
-        f"{shown(folder)} holds another study: a grid may grow, but these of its runs are not asked for any more:\n  "
+        f"{shown(folder)} holds another study"
+        + (f" ({'; '.join(own)})" if own else "")
+        + ": a grid may grow, but these of its runs are not asked for any more:\n  "
         + "\n  ".join(told + more)
         + "\nAsk for what it has as well, or take another --out."
     )

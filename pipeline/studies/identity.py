@@ -8,15 +8,19 @@ were moved, and never takes those of other tickets of the same name for its own.
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from dlth.pipeline.evidence.arm_key import ArmKey
+from dlth.pipeline.evidence.study_plan import MaskPlan
 from dlth.tickets.format.jsontext import canonical, strict
 from dlth.training.settings.fields import fixed_settings
 from dlth.training.settings.train_config import TrainConfig
 
 DIGITS = 10
 """Hexadecimal digits of the digest: two runs of a study of ten thousand share them once in twenty thousand studies."""
+MADE_OF_RUNS = {"mask", "initial weights"}
+"""Contents of a pruned run that other runs of its study leave, so that they are known by what those are."""
 _MOST_WORDS = 60
 
 
@@ -27,6 +31,14 @@ def run_digest(config: TrainConfig, contents: Mapping[str, Any]) -> str:
     plain = strict({name: value for name, value in fixed.items() if not _same(value, default[name])})
     decides = {"settings": plain, "model": config.student, "contents": strict(dict(contents))}
     return hashlib.sha256(canonical(decides)).hexdigest()
+
+
+def mask_contents(mask: MaskPlan) -> dict[str, Any]:
+    """What stands in a run's digest for a mask, and for the weights it is rewound to: the recipe, and the names of the
+    runs that they are made of. Those end in digests of their own, so a chain of levels is known from its beginning on.
+    """
+    made: dict[str, Any] = {"mask": {"of": mask.of, "recipe": asdict(mask.recipe)}}
+    return made | ({"initial weights": {"rewound to": mask.rewinds_to}} if mask.rewinds_to else {})
 
 
 def run_name(key: ArmKey, seed: int, digest: str) -> str:

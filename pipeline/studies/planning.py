@@ -6,7 +6,7 @@ one check. What could never be judged is refused as well, before it is trained. 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,12 @@ def _refuse_unlike(arms: Sequence[Arm], may_differ: Sequence[str]) -> None:
     for key in dict.fromkeys((arm.key.keep, arm.key.mode, arm.key.variant) for arm in arms if arm.key.arm != DENSE):
         dense = [arm for arm in arms if arm.key.arm == DENSE and arm.key.variant == key[2]]
         family = [arm for arm in arms if (arm.key.keep, arm.key.mode, arm.key.variant) == key]
-        problems |= dict.fromkeys(comparable(list(map(_result, dense + family)), may_differ))
+        problems |= dict.fromkeys(comparable(list(map(result_of, dense + family)), may_differ))
+    refuse_unjudged(problems)
+
+
+def refuse_unjudged(problems: Collection[str]) -> None:
+    """Raises InputError if there are any: what `comparable` says of results that runs are going to have."""
     if problems:
         raise InputError(
             "these runs could not be judged, as they differ in more than the arm: "
@@ -99,7 +104,7 @@ def _refuse_unlike(arms: Sequence[Arm], may_differ: Sequence[str]) -> None:
         )
 
 
-def _result(arm: Arm) -> dict[str, Any]:
+def result_of(arm: Arm) -> dict[str, Any]:
     """What the results of an arm's runs will say that must be alike."""
     of_epochs = ("epochs", "warmup_epochs", "keep_schedule_start", "keep_schedule_epochs", "decay_milestones")
     record = arm.survey.record
@@ -111,7 +116,7 @@ def _result(arm: Arm) -> dict[str, Any]:
 def _run(arm: Arm, seed: int, config: CompareConfig, charged: float) -> PlannedRun:
     """The run of an arm with a seed."""
     settings, contents = arm.config.model_copy(update={"seed": seed}), arm.survey.contents
-    values = {name: located(TrainConfig, name, value) for name, value in settings.model_dump(mode="json").items()}
+    values = kept_settings(settings)
     if arm.cell.control:
         assert arm.tickets is not None
         identity = arm.tickets.identity
@@ -121,18 +126,25 @@ def _run(arm: Arm, seed: int, config: CompareConfig, charged: float) -> PlannedR
         name=run_name(arm.key, seed, run_digest(settings, contents)),
         arm=arm.key,
         seed=seed,
-        settings={name: value for name, value in values.items() if name not in ("out", "resume")},
-        cost=replace(_cost(arm), charged_flops=charged),
+        settings=values,
+        cost=replace(run_cost(arm), charged_flops=charged),
         contents=strict(contents),
     )
 
 
-def _cost(arm: Arm) -> RunCost:
+def kept_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings as a planned run has them: paths as found from anywhere, without its folder."""
+    values = {name: located(TrainConfig, name, value) for name, value in config.model_dump(mode="json").items()}
+    return {name: value for name, value in values.items() if name not in ("out", "resume")}
+
+
+def run_cost(arm: Arm) -> RunCost:
+    """What a run of an arm costs in all, but for what its tickets did."""
     config, found = arm.config, arm.survey
     work, evaluations = found.work(config.epochs), found.evaluations(config.epochs, config.val_interval)
     return RunCost(
         epochs=config.epochs,
-        steps=config.epochs * found.steps_per_epoch,
+        steps=config.epochs * found.steps_per_epoch - config.start_step,
         images=work.images,
         tokens=work.tokens,
         flops=work.flops,

@@ -2,7 +2,9 @@
 
 Any number of processes may do this at once, on any machines that see the folder. A run is claimed by a lock beside its
 folder, and looked at again under that lock; a claim ends with its process, however that ends, so a killed worker's run
-is taken over at its last checkpoint by the next who looks. Rejected: dealing runs out beforehand (worker i of n), which
+is taken over at its last checkpoint by the next who looks. A pruned run is taken once the runs that its mask is made of
+are finished, those first that the longest chain of others waits for; the mask is made under the run's claim, again at
+each start, and is then the very same file. Rejected: dealing runs out beforehand (worker i of n), which
 leaves a dead worker's share undone, and a process that leads, which can die itself.
 
 What a run does by itself (it diverges, or is refused) is marked in its folder, and the others go on. What a machine
@@ -22,8 +24,9 @@ import torch
 
 from dlth.pipeline.evidence.arm_key import CONTROL
 from dlth.pipeline.evidence.failure import FAILED, Failure, read_failure, write_failure
-from dlth.pipeline.evidence.run_states import RunState, other_run, planned_state
+from dlth.pipeline.evidence.run_states import RunState, failed_by_need, other_run, planned_state
 from dlth.pipeline.evidence.study_plan import RUNS, PlannedRun, StudyPlan
+from dlth.pipeline.studies.identity import MADE_OF_RUNS
 from dlth.pipeline.studies.launched import batch_shared_by, train_on_gpus
 from dlth.tickets.errors import (
     DlthError,
@@ -41,6 +44,8 @@ from dlth.tickets.store.locks import owned
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.distributed.signals import StopRequest, stop_on_signals
 from dlth.training.machine_errors import BugError, MachineError, OutOfMemoryError, RankError
+from dlth.training.pruning.making import make_mask
+from dlth.training.pruning.recipe import REWIND
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
 from dlth.training.runs.survey import read_now
@@ -69,7 +74,7 @@ class StudyState:
 
     @property
     def failed(self) -> tuple[RunState, ...]:
-        """The runs that failed by themselves, or whose folder holds another run."""
+        """The runs that failed by themselves, whose folder holds another run, or that need one of these."""
         return tuple(run for run in self.runs if run.state == "failed")
 
 
@@ -137,6 +142,7 @@ class Worker:
     def __init__(self, folder: Path, plan: StudyPlan, gpus: int, reporter: StudyReporter) -> None:
         self.folder, self.plan, self.gpus, self.reporter = folder, plan, gpus, reporter
         self.finished: dict[str, RunState] = {}
+        self.awaited = chains(plan)
         self.next_look = 0.0
 
     def check_machine(self) -> None:
@@ -156,13 +162,13 @@ class Worker:
 
     def config(self, run: PlannedRun) -> TrainConfig:
         """The settings of a run, in its place."""
-        return checked(TrainConfig, {**run.settings, "out": str(self.plan.folder(self.folder, run)), "resume": "auto"})
+        return checked(TrainConfig, {**self.plan.train_settings(self.folder, run), "resume": "auto"})
 
     def forgive(self) -> None:
         """Take the marks of failure away; a folder that holds another run stays as it is."""
         for run in self.plan.runs:
             place = self.plan.folder(self.folder, run)
-            if not other_run(place, run.settings) and read_failure(place) is not None:
+            if not other_run(place, self.plan.train_settings(self.folder, run)) and read_failure(place) is not None:
                 with suppress(LockedError), owned(self.folder / RUNS, run.name):
                     (place / FAILED).unlink(missing_ok=True)
 
@@ -178,11 +184,13 @@ class Worker:
         return StudyState(self.look(), stopped=True)
 
     def _open(self, states: Sequence[RunState]) -> Iterator[PlannedRun]:
-        """Runs that may be had, those first that somebody began."""
+        """Runs that may be had, those first that somebody began, then those that the longest chain waits for."""
+        finished = {state.name for state in states if state.state == "finished"}
+        both = zip(self.plan.runs, states, strict=True)
+        may = [(run, state.state) for run, state in both if finished.issuperset(run.needs)]
         for wanted in ("stopped", "waiting"):
-            for run, state in zip(self.plan.runs, states, strict=True):
-                if state.state == wanted:
-                    yield run
+            of_state = [run for run, state in may if state == wanted]
+            yield from sorted(of_state, key=lambda run: self.awaited[run.name], reverse=True)
 
     def take(self, run: PlannedRun, stop: StopRequest) -> bool:
         """Claim a run and do it to its end; False where another has it, or had it since the last look."""
@@ -199,6 +207,7 @@ class Worker:
     def _do(self, run: PlannedRun, stop: StopRequest) -> None:
         config = self.config(run)
         try:
+            self._make_mask(run)
             exchanged = self._exchanged(run, config)
             if not exchanged:
                 self._train(run, config, stop)
@@ -214,15 +223,25 @@ class Worker:
                 " them back, or begin another study with another --out"
             )
 
+    def _make_mask(self, run: PlannedRun) -> None:
+        """Make the mask of a pruned run, or check that the one which is there is what the plan makes of its parent."""
+        if run.mask is not None:
+            of, rewound = (self.folder / RUNS / name for name in (run.mask.of, run.mask.rewinds_to))
+            rewind = rewound / REWIND if run.mask.rewinds_to else None
+            make_mask(run.mask.recipe, of, rewind, self.plan.folder(self.folder, run))
+
     def _exchanged(self, run: PlannedRun, config: TrainConfig) -> str:
         """What the run would read that is not what it was planned to read; empty where all is.
 
-        A control's tickets were not there when it was planned.
+        What a study makes itself was not there when it was planned: a control's tickets, a pruned run's mask and the
+        weights that it is rewound to, which its mask tells of.
         """
         if not run.contents:
             return ""
         now = json.loads(json.dumps(strict(read_now(config, processes=self.planned_gpus))))
-        names = [name for name in {**run.contents, **now} if name != "tickets" or not run.arm.arm.startswith(CONTROL)]
+        made = {"tickets"} if run.arm.arm.startswith(CONTROL) else set()
+        made |= MADE_OF_RUNS if run.mask is not None else set()
+        names = [name for name in {**run.contents, **now} if name not in made]
         return "; ".join(
             f"{shown(name)} is {shown(now.get(name))}, was {shown(run.contents.get(name))}"
             for name in names
@@ -246,15 +265,25 @@ class Worker:
             elif at is not None and run.name == name:
                 state = replace(state, step=at["step"], epoch=at["epoch"], steps=at["num_steps"], k=at["k"])
             states.append(state)
-        self.reporter.looked(states)
+        told = failed_by_need(self.plan, states)
+        self.reporter.looked(told)
         now = time.monotonic()
         self.next_look = now + min(max(BETWEEN_LOOKS, (now - begun) / SHARE_OF_LOOKS), MOST_BETWEEN_LOOKS)
-        return tuple(states)
+        return told
 
     def look_again(self, at: Mapping[str, Any] | None = None, name: str = "") -> None:
         """Look if the last look is long enough ago."""
         if time.monotonic() >= self.next_look:
             self.look(at, name)
+
+
+def chains(plan: StudyPlan) -> dict[str, int]:
+    """By name, how many runs the longest chain has that waits for a run."""
+    longest = dict.fromkeys((run.name for run in plan.runs), 0)
+    for run in reversed(plan.runs):
+        for need in run.needs:
+            longest[need] = max(longest[need], longest[run.name] + 1)
+    return longest
 
 
 class _Watch(Reporter):

@@ -1,0 +1,4 @@
+"""Weight-level pruning as a study: which runs there are, level by level, their plan, and its making.
+
+May import: evidence, judging, studies.
+"""
