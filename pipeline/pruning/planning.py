@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from dlth.pipeline.evidence.study_plan import MAX_RUNS, MaskPlan, PlannedRun, StudyPlan
 from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, levels, share_remaining
@@ -26,7 +26,7 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
 from dlth.tickets.format.jsontext import strict
 from dlth.tickets.seeding import derive
-from dlth.training.models.registry import build
+from dlth.training.models.registry import outline
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, WeightsFile
 from dlth.training.pruning.prunable import prunable_shapes
 from dlth.training.pruning.recipe import MaskRecipe
@@ -141,11 +141,10 @@ def _fresh(arm: Arm) -> Values:
     return _unstarted(arm) | {name: value for name, value in said.items() if getattr(arm.config, name) is None}
 
 
-def _model(arm: Arm) -> torch.nn.Module:
+def _model(arm: Arm) -> nn.Module:
     """The model of an arm's runs, without memory for its weights."""
     said = arm.survey.record["config"]
-    with torch.device("meta"):
-        return build(said["model"], img_size=said["img_size"], **said["model_kwargs"])
+    return outline(said["model"], img_size=said["img_size"], **said["model_kwargs"])
 
 
 def _runs(found: Sequence[Level], kinds: Kinds, config: PruneConfig) -> tuple[PlannedRun, ...]:

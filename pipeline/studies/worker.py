@@ -45,7 +45,6 @@ from dlth.training.distributed.process_group import pick_device
 from dlth.training.distributed.signals import StopRequest, stop_on_signals
 from dlth.training.machine_errors import BugError, MachineError, OutOfMemoryError, RankError
 from dlth.training.pruning.making import make_mask
-from dlth.training.pruning.recipe import REWIND
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
 from dlth.training.runs.survey import read_now
@@ -226,9 +225,8 @@ class Worker:
     def _make_mask(self, run: PlannedRun) -> None:
         """Make the mask of a pruned run, or check that the one which is there is what the plan makes of its parent."""
         if run.mask is not None:
-            of, rewound = (self.folder / RUNS / name for name in (run.mask.of, run.mask.rewinds_to))
-            rewind = rewound / REWIND if run.mask.rewinds_to else None
-            make_mask(run.mask.recipe, of, rewind, self.plan.folder(self.folder, run))
+            runs, rewinds_to = self.folder / RUNS, run.mask.rewinds_to
+            make_mask(run.mask.recipe, runs / run.mask.of, runs / rewinds_to if rewinds_to else None, runs / run.name)
 
     def _exchanged(self, run: PlannedRun, config: TrainConfig) -> str:
         """What the run would read that is not what it was planned to read; empty where all is.

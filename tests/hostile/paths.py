@@ -135,6 +135,12 @@ ROWS: dict[str, Row] = {
             "selector_run": ("--selector-cost", "charged", "--selector-run", "{selector_run}"),
         },
     ),
+    "prune": _row(
+        "prune --data {data} --out {out} --rounds 1 --arm lt --seeds 0 --measure 0", *RUN,
+        data="shards", out="out", tickets="t.zarr", val="shards", val_tickets="t.zarr", token_labels="t.zarr",
+        init_from="w.safetensors", selector_checkpoint="w.safetensors", config="settings.toml", written="out",
+        extra={**OF_A_RUN, "tickets": ("--tickets", "{tickets}")},
+    ),
     "runs": _row("runs {folder}", folder="begun"),
     "report": _row(
         "report {folders} --out {out}", folders="begun", out="out.html", val="shards", val_tickets="t.zarr",

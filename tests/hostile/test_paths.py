@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from pydantic.fields import FieldInfo
 from dlth.data.packing.pack import pack
 from dlth.data.shards.index import open_index
 from dlth.pipeline.cli.app import app
+from dlth.pipeline.pruning import prune_config
+from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.selection.agree_config import AgreeConfig
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
 from dlth.pipeline.studies.demo_config import DemoConfig
-from dlth.pipeline.studies.study_config import OWN, CompareConfig
+from dlth.pipeline.studies import study_config
+from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
 from dlth.tickets.errors import InputError
@@ -35,8 +38,9 @@ from dlth.training.settings.train_config import TrainConfig
 SETTINGS = {
     **{"select": SelectConfig, "train": TrainConfig, "train-selector": SelectorTrainConfig, "evaluate": EvalConfig},
     **{"label": LabelConfig, "demo": DemoConfig, "tickets agree": AgreeConfig, "reproduce run": ReproduceConfig},
-    **{"compare": CompareConfig},
+    **{"compare": CompareConfig, "prune": PruneConfig},
 }
+OWN_SETTINGS = {"compare": study_config.OWN, "prune": prune_config.OWN}
 NO_PATHS = {
     *("split", "selector", "dataset", "creator", "license_", "crop_pct", "grid", "keep", "view", "form", "format_"),
     *("kind", "class_", "recipe", "annotator", "title", "val_split"),
@@ -63,7 +67,7 @@ def path_parameters(name: str, callback: Any) -> set[str]:
     that say so.
     """
     if name in SETTINGS:
-        settings = SETTINGS[name].names() | (_shared_by_runs() if name == "compare" else {})
+        settings = SETTINGS[name].names() | (_shared_by_runs(OWN_SETTINGS[name]) if name in OWN_SETTINGS else {})
         fields = {field for field, about in settings.items() if path_kind(about)}
         own = {"demo": {"out"}, "tickets agree": {"file"}, "reproduce run": set()}.get(name, {"config"})
         return fields | own
@@ -72,9 +76,9 @@ def path_parameters(name: str, callback: Any) -> set[str]:
     return {each for each in text - NO_PATHS if (name, each) not in WORDS}
 
 
-def _shared_by_runs() -> dict[str, FieldInfo]:
+def _shared_by_runs(own: Collection[str]) -> dict[str, FieldInfo]:
     """Settings of train that a study does not give to each run itself."""
-    return {field: about for field, about in TrainConfig.names().items() if field not in OWN}
+    return {field: about for field, about in TrainConfig.names().items() if field not in own}
 
 
 def _is_text(hint: Any) -> bool:

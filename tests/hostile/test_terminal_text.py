@@ -257,6 +257,8 @@ def _cases(lab: Lab, url: str) -> dict[str, list[tuple[object, ...]]]:
         "compare": [("compare", *run_words(lab), "--measure", 0, "--dry-run"), ("compare", "--config", toml),
                     ("compare", *run_words(lab), "--sweep", f"{EVIL}=[1,2]"),
                     ("compare", *data, *out("c"), "--arms", EVIL)],
+        "prune": [("prune", *run_words(lab), "--measure", 0, "--dry-run"), ("prune", "--config", toml),
+                  ("prune", *data, *out("c"), "--arm", EVIL), ("prune", *run_words(lab), "--exclude", EVIL)],
         "runs": [("runs", lab.run), ("runs", lab.run, "--json"), ("runs", odd)],
         "report": [("report", lab.run, *out("r.html")), ("report", lab.run, *out("r.html"), "--title", EVIL),
                    ("report", odd)],

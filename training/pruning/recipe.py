@@ -1,16 +1,18 @@
 """How a mask is made, in numbers: enough to make it again from the weights that it was made from."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field
-from torch import Tensor
 
 from dlth.tickets.errors import shown
 from dlth.training.settings.fields import Keep
 
+if TYPE_CHECKING:  # the command line reads settings that name a recipe's, and answers without torch
+    from torch import Tensor
+
 Scope = Literal["global", "layer"]
-Masks = dict[str, Tensor]
+Masks: TypeAlias = dict[str, "Tensor"]
 """Parameter's name -> bool of the parameter's shape, True where its weight remains; prunable parameters alone."""
 
 MASK, REWIND = "mask.safetensors", "rewind.safetensors"
