@@ -116,8 +116,9 @@ def planned_state(study: Path, plan: StudyPlan, run: PlannedRun, mine: bool = Fa
     mine: the caller has claimed it, which does not make it a running one
     """
     folder = plan.folder(study, run)
+    steps = run.cost.steps and run.cost.steps + run.settings.get("start_step", 0)  # it is logged at steps of the whole
     begun = RunState(
-        run.name, folder, "waiting", run.arm, run.seed, epochs=run.cost.epochs or None, steps=run.cost.steps or None
+        run.name, folder, "waiting", run.arm, run.seed, epochs=run.cost.epochs or None, steps=steps or None
     )
     if other := other_run(folder, plan.train_settings(study, run)):
         return replace(begun, state="failed", problem=other)

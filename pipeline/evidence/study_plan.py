@@ -43,7 +43,7 @@ Seconds = Annotated[float, Field(ge=0, le=5e9)]
 class RunCost:
     """What a run costs in all.
 
-    images: images shown, over all epochs; tokens: tokens of those that the student computes
+    steps: that it takes; images: images shown, over all epochs; tokens: tokens of those that the student computes
     flops: operations of training: forward and backward of the student (three forwards), and the selector's forward
         where it is in the loop; charged_flops: its share of what the tickets cost, where the study charges it
     bytes_read, bytes_written: encoded images read, and files that stay in its folder
