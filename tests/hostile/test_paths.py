@@ -23,8 +23,8 @@ from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.selection.agree_config import AgreeConfig
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.label_config import LabelConfig
-from dlth.pipeline.studies.demo_config import DemoConfig
 from dlth.pipeline.studies import study_config
+from dlth.pipeline.studies.demo_config import DemoConfig
 from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets import TicketStore
 from dlth.tickets.derive.controls import control
