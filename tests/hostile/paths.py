@@ -81,6 +81,7 @@ OF_A_RUN = {
     "val": ("--val", "{val}"),
     "val_tickets": ("--val", "shards", "--val-tickets", "{val_tickets}"),
     "init_from": ("--init-from", "{init_from}"),
+    "mask": ("--mask", "{mask}"),
     "selector_checkpoint": (*ONLINE, "--selector-checkpoint", "{selector_checkpoint}"),
 }
 """What the paths of a run's settings need beside them."""
@@ -98,7 +99,7 @@ ROWS: dict[str, Row] = {
     "train": _row(
         "train --data {data} --out {out} --tickets {tickets}", *RUN, data="shards", out="out", tickets="t.zarr",
         val="shards", val_tickets="t.zarr", init_from="w.safetensors", selector_checkpoint="w.safetensors",
-        resume="run", config="settings.toml", token_labels="t.zarr", written="out",
+        resume="run", config="settings.toml", token_labels="t.zarr", mask="mask.safetensors", written="out",
         extra={
             **OF_A_RUN,
             "resume": ("--resume", "{resume}"),
@@ -129,7 +130,7 @@ ROWS: dict[str, Row] = {
         "compare --data {data} --out {out} --tickets {tickets} --arms ticket --seeds 0 --measure 0", *RUN,
         data="shards", out="out", tickets="t.zarr", val="shards", val_tickets="t.zarr", token_labels="t.zarr",
         init_from="w.safetensors", selector_checkpoint="w.safetensors", selector_run="begun", config="settings.toml",
-        written="out",
+        mask="mask.safetensors", written="out",
         extra={
             **OF_A_RUN,
             "selector_run": ("--selector-cost", "charged", "--selector-run", "{selector_run}"),
@@ -298,6 +299,7 @@ def build(root: Path, models: bool = True) -> None:
 
 def _weights(path: Path) -> None:
     import torch
+    from makers.masks import mask_file
 
     from dlth.training.models.registry import build as build_model
     from dlth.training.models.weights_metadata import WeightsNote
@@ -308,6 +310,7 @@ def _weights(path: Path) -> None:
     about = WeightsNote(model="vit_tiny_patch16_224", model_kwargs=kwargs, num_classes=4, img_size=32)
     model = build_model("vit_tiny_patch16_224", num_classes=4, img_size=32, **kwargs)
     write_tensors(path, model.state_dict(), about.to_json())
+    mask_file(model, about.model, path.with_name("mask.safetensors"))
 
 
 def _maps(folder: Path) -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from dlth.pipeline.selection.config import SelectConfig
+from dlth.training.distributed.signals import StopRequest
 from dlth.training.reporter import Reporter
+from dlth.training.runs.loop import train
 from dlth.training.settings.layering import TrainT, checked, layered
 from dlth.training.settings.train_config import TrainConfig
 
@@ -26,6 +28,17 @@ class Listener(Reporter):
 
     def stepped(self, record: Any) -> None:
         self.steps.append(dict(record))
+
+
+def stopped_after(config: TrainConfig, step: int) -> None:
+    """Train, and stop as a signal would have it after a step."""
+    stop = StopRequest()
+
+    class StopAt(Reporter):
+        def stepped(self, record: Any) -> None:
+            stop.requested = record["step"] == step
+
+    assert train(config, reporter=StopAt(), stop=stop).status == "stopped"
 
 
 def select_config(data: str, out: Path, **changes: Any) -> SelectConfig:

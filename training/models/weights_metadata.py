@@ -93,6 +93,7 @@ class WeightsNote(ModelNote):
     arm, mode, k, keep, num_patches, tickets: what it was trained on (k of num_patches patches, the file's identity)
     seed, config_sha256, epoch, step: which run wrote it, and when
     selection: of a selector, how it was trained to select
+    mask: identity of the mask of weights under which it was trained
     """
 
     how: Annotated[str, Field(pattern=r"^[a-z-]{1,20}$")] | None = None
@@ -113,6 +114,7 @@ class WeightsNote(ModelNote):
     epoch: int = 0
     step: int = 0
     selection: SelectionNote | None = None
+    mask: Text = ""
 
     @classmethod
     def read(cls, path: Path) -> Self | None:

@@ -9,7 +9,7 @@ The masks are tensors of this object, on the model's device, and nothing of the 
 saves are those of the unpruned one. Rejected: torch.nn.utils.prune, which makes the weight a product of two others in
 each forward. Until the next one the weight is what it was before the step, the optimizer and the average work on the
 unmasked one, names in the state dict are others, and a pruned module cannot be copied (deepcopy), so it can have no
-average. Nothing here waits for a GPU but `revived`, which is asked when something is saved.
+average. Nothing here waits for a GPU but `revived` and `remaining`, which are asked when something is saved.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dlth.tickets.errors import MismatchError, shown
 from dlth.training.pruning.recipe import Masks
 
 
@@ -35,21 +34,19 @@ class _Held:
 class WeightMasks:
     """The masks of a model that trains, and of the moving average of its weights where it has one.
 
-    num_prunable, num_remaining: weights that the masks are about, and those of them that they leave
-
-    Raises:
-        MismatchError: masks of another model: parameters that it lacks, or of other shapes
+    Masks are of parameters that the model has, in their shapes (`check_mask_fits`).
     """
 
     def __init__(self, model: nn.Module, masks: Masks, average: nn.Module | None = None) -> None:
         weights = dict(model.named_parameters())
         averages = dict(average.named_parameters()) if average is not None else {}
-        _check_fit(weights, masks)
-        self.num_prunable = sum(mask.numel() for mask in masks.values())
-        self.num_remaining = sum(int(mask.sum()) for mask in masks.values())
         self._held = tuple(
             _Held(name, weights[name], averages.get(name), _gone(mask, weights[name])) for name, mask in masks.items()
         )
+
+    def remaining(self) -> int:
+        """How many weights are not masked, counted. Waits for the device once."""
+        return int(torch.stack([held.gone.logical_not().sum() for held in self._held]).sum())
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -83,11 +80,11 @@ class WeightMasks:
         """Names of parameters that are not zero where they are masked, in weights, averages or the optimizer's state;
         none in a model that was held to its masks. Waits for the device once.
         """
-        counts = [
+        found = [
             torch.stack([tensor.ne(0).logical_and_(held.gone).any() for tensor in self._tensors(held, optimizer)]).any()
             for held in self._held
         ]
-        wrong = torch.stack(counts).tolist() if counts else []
+        wrong = torch.stack(found).tolist()
         return [held.name for held, is_wrong in zip(self._held, wrong, strict=True) if is_wrong]
 
     def _tensors(self, held: _Held, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
@@ -107,13 +104,3 @@ def _of_its_shape(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> Ite
 def _gone(mask: Tensor, weight: nn.Parameter) -> Tensor:
     """bool of the weight's shape, where it is masked, in its device and its order in memory."""
     return torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(~mask)
-
-
-def _check_fit(weights: dict[str, nn.Parameter], masks: Masks) -> None:
-    for name, mask in masks.items():
-        weight = weights.get(name)
-        if weight is None or weight.shape != mask.shape:
-            found = "has none" if weight is None else f"has one of {list(weight.shape)}"
-            raise MismatchError(
-                f"the mask is of another model: it masks {shown(name)} of {list(mask.shape)}, and this model {found}"
-            )

@@ -213,6 +213,8 @@ class Training:
         row |= at.in_epoch.counts() | {"hidden_share": at.in_epoch.hidden_share}
         if at.in_run.whole:
             row["whole_images"] = int(at.in_epoch.whole)
+        if self.parts.stepper.masks is not None:
+            row["remaining_weights"] = self.parts.stepper.masks.remaining()
         if self.parts.inputs.val is not None and (last or (at.epoch + 1) % self.config.val_interval == 0):
             result = self.parts.evaluate(self.parts.student)
             self.evaluation["model"] = table = result.table()
@@ -283,6 +285,8 @@ class Training:
                 f"weights are no longer numbers after step {self.progress.step}: not saved. The checkpoints in"
                 f" {self.out / CHECKPOINTS} are good ones; a lower --lr or --clip-grad may help."
             )
+        if parts.stepper.masks is not None and (revived := parts.stepper.masks.revived(parts.optimizer)):
+            raise AssertionError(f"masked weights of {revived} are not zero after step {self.progress.step}: not saved")
         if self.config.bad_images == "skip":
             self._share_bad_images()
         if not self.world.leads:

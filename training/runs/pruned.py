@@ -1,7 +1,57 @@
-"""Where a run begins and whose weights it keeps on the way: what pruning asks of an ordinary run, checked."""
+"""What pruning asks of an ordinary run, checked: its mask, the step at which it begins, and which weights it keeps."""
 
-from dlth.tickets.errors import InputError
+from pathlib import Path
+from typing import Any
+
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from dlth.tickets.errors import InputError, MismatchError, shown
+from dlth.training.models.registry import same_model
+from dlth.training.pruning.mask_file import MaskFile, read_mask
+from dlth.training.pruning.weight_masks import WeightMasks
 from dlth.training.settings.train_config import TrainConfig
+
+
+def opened_mask(config: TrainConfig) -> MaskFile | None:
+    """The mask that the settings name; None without one.
+
+    Raises:
+        MismatchError: a mask that says it is of another model
+        DlthError: as `read_mask`
+    """
+    if config.mask is None:
+        return None
+    mask = read_mask(Path(config.mask))
+    if not same_model(mask.header.model, config.student):
+        raise MismatchError(
+            f"--mask {shown(config.mask)} is of {shown(mask.header.model)}, and the model to train is"
+            f" {shown(config.student)}: a mask is of the model that it was made of"
+        )
+    return mask
+
+
+def held_to(mask: MaskFile | None, model: nn.Module, ema: ModelEmaV3 | None) -> WeightMasks | None:
+    """The masks of a model that is to train, and of its average; both are masked with them. None without any."""
+    if mask is None:
+        return None
+    held = WeightMasks(model, mask.masks, None if ema is None else ema.module)
+    held.mask_weights()
+    held.mask_averages()
+    return held
+
+
+def mask_facts(mask: MaskFile | None) -> dict[str, Any]:
+    """What a result says of a run's mask; nothing without one."""
+    if mask is None:
+        return {}
+    return {"mask": mask.identity, "prunable_weights": mask.prunable, "remaining_weights": mask.remaining}
+
+
+def weights_fact(mask: MaskFile) -> str:
+    """How many weights a run trains, for a person."""
+    about = f"mask {mask.identity[:16]}, level {mask.header.recipe.level}"
+    return f"{mask.remaining:,} of {mask.prunable:,} prunable remain ({about})"
 
 
 def check_steps(config: TrainConfig, steps_per_epoch: int) -> None:

@@ -22,7 +22,7 @@ from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint, newest, put
 from dlth.training.runs.result import versions
 from dlth.training.runs.run_progress import RunProgress, RunSize
 from dlth.training.runs.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
-from dlth.training.runs.setup import Parts, contents
+from dlth.training.runs.setup import Parts
 from dlth.training.settings.fields import fixed_settings
 from dlth.training.settings.layering import is_written
 from dlth.training.settings.toml_text import CONFIG
@@ -84,7 +84,7 @@ def facts_to_resume(parts: Parts) -> dict[str, dict[str, Any]]:
     """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
     world = parts.world
     loose = {"processes": world.size, "threads": torch.get_num_threads(), "device": world.device.type}
-    return {STRICT: fixed_settings(parts.config) | contents(parts.inputs, parts.online), LOOSE: loose | versions()}
+    return {STRICT: fixed_settings(parts.config) | parts.read, LOOSE: loose | versions()}
 
 
 def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
@@ -126,6 +126,11 @@ def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
     except (ValueError, TypeError, KeyError) as error:  # what some keep besides, such as a generator's state
         raise DamageError(f"{shown(saved.path)}: optimizer cannot be loaded: {shown(error)}") from error
     parts.stepper.scaler.load_state_dict(state["scaler"])
+    if parts.stepper.masks is not None and (revived := parts.stepper.masks.revived(parts.optimizer)):
+        raise DamageError(
+            f"{shown(saved.path)}: {shown(revived[0])} is not zero where the run's mask has it masked, in weights,"
+            " average or optimizer: no run under this mask wrote it"
+        )
     return progress, notes
 
 

@@ -37,11 +37,12 @@ from dlth.training.models.weights_metadata import (
     WeightsFile,
     WeightsNote,
 )
+from dlth.training.pruning.mask_file import MaskFile, check_mask_fits
 from dlth.training.reporter import Reporter
 from dlth.training.runs.inputs import Inputs, open_files
 from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule, Schedule, final_budget
 from dlth.training.runs.optim import SetRate, lowest_rate, make_ema, make_optimizer, make_schedule
-from dlth.training.runs.pruned import check_steps
+from dlth.training.runs.pruned import check_steps, held_to, mask_facts, opened_mask, weights_fact
 from dlth.training.runs.step import Stepper
 from dlth.training.runs.step_flops import StepFlops
 from dlth.training.selectors.online import OnlineSelector, open_selector
@@ -67,7 +68,8 @@ class Parts:
     """What a run is made of.
 
     `starts_from`: whose weights, in words; `schedule`: what each step keeps; `online`: the selector in the loop, and
-    `select` what it makes of the student's images, None without one; `step_flops`: what a step computes.
+    `select` what it makes of the student's images, None without one; `step_flops`: what a step computes; `mask`: of
+    the student's weights, None where all train; `read`: digests of all that the run has read.
     """
 
     config: TrainConfig
@@ -85,6 +87,8 @@ class Parts:
     online: OnlineSelector | None
     select: Select | None
     step_flops: StepFlops
+    mask: MaskFile | None
+    read: dict[str, Any]
 
     @property
     def grid(self) -> Grid:
@@ -118,6 +122,7 @@ class Parts:
         return {
             "model": f"{record['model']}, {record['parameters'] / 1e6:.1f} M parameters",
             "starts from": self.starts_from,
+            **({"weights": weights_fact(self.mask)} if self.mask is not None else {}),
             "recipe": recipe_fact(config.recipe, global_batch),
             "arm": ", ".join(filter(None, (config.arm, record["mode"]))),
             "tokens": str(self.schedule),
@@ -166,7 +171,7 @@ class Parts:
             "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
             "config": config.model_dump(mode="json"),
             "config_sha256": settings_digest(config),
-        }
+        } | mask_facts(self.mask)
 
     def note(self, epoch: int, step: int) -> dict[str, Any]:
         """What a weights file says of itself: enough to build its model, make its images and find its run."""
@@ -206,9 +211,10 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     with world.together():
         start = WeightsFile.find(config.init_from) if config.init_from is not None else None
         config, images = _with_recorded(config, start, reporter.note)
+        mask = opened_mask(config)
     files = open_files(config, world)
     with world.together():
-        model = _model(config, files.num_classes, start)
+        model = _model(config, files.num_classes, start, mask)
         student = as_student(config, model, files.store, files.val_store)
         _check_mixing(config, student)
         _check_learns(config, student)
@@ -235,14 +241,16 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         schedule = _keep_schedule(config, inputs, online, student)
         loader = inputs.loader(lambda epoch, step: _served(schedule.budget(epoch, step), student))
     digest = weights_digest(model) if start is not None else ""
-    agree(world, contents(inputs, online) | {"initial weights": digest})
+    read = contents(inputs, online) | _begins_with(digest, mask)
+    agree(world, read)
+    masks = held_to(mask, model, ema)
     sizes = schedule.most_sizes
-    stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes)
+    stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes, masks)
     starts = _starts_from(config, digest, reporter.note)
     return Parts(
         *(config, world, inputs, student, starts, ema, optimizer, set_rate),
         *(schedule, loader, stepper, pixels, online, select),
-        StepFlops(student, online if in_loop is not None else None),
+        *(StepFlops(student, online if in_loop is not None else None), mask, read),
     )
 
 
@@ -284,7 +292,8 @@ def _check_mixing(config: TrainConfig, student: Student) -> None:
 
 
 def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
-    """What a run has read: for its ranks to compare, and for a run that goes on from its checkpoint.
+    """What a run has read beside the weights it begins with: for its ranks to compare, and for a run that goes on from
+    its checkpoint.
 
     Weights drawn anew may differ in a bit between machines; the first step's rank 0 sends its own to all.
     """
@@ -296,6 +305,12 @@ def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
         | {"evaluation view": described(frame.eval_view) if inputs.val is not None else ""}
         | {f"selector {name}": fact for name, fact in facts.items() if name != "weights_source"}
     )
+
+
+def _begins_with(digest: str, mask: MaskFile | None) -> dict[str, str]:
+    """Digests of the weights that a run begins with, and of its mask; of each that it has."""
+    begins = {"initial weights": digest, "mask": mask.identity if mask is not None else ""}
+    return {name: value for name, value in begins.items() if value}
 
 
 def as_student(config: TrainConfig, model: torch.nn.Module, *stores: TicketStore | None) -> Student:
@@ -342,13 +357,18 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
     return KeepSchedule(final, start, epochs, inputs.steps_per_epoch, fuse_tokens)
 
 
-def _model(config: TrainConfig, num_classes: int, start: WeightsFile | None) -> torch.nn.Module:
+def _model(config: TrainConfig, num_classes: int, start: WeightsFile | None, mask: MaskFile | None) -> torch.nn.Module:
+    """The model to train, which a mask must fit."""
     torch.manual_seed(derive(config.seed if config.init_seed is None else config.init_seed, "weights"))
     options: dict[str, Any] = {"num_classes": num_classes, "img_size": config.img_size, "drop_path": config.drop_path}
     options |= config.model_kwargs
     if start is not None:
-        return start.build(config.student, **options)
-    return build(config.student, pretrained=config.pretrained, **options)
+        model = start.build(config.student, **options)
+    else:
+        model = build(config.student, pretrained=config.pretrained, **options)
+    if mask is not None:
+        check_mask_fits(mask, model, f"--mask {config.mask}")
+    return model
 
 
 def _with_recorded(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:

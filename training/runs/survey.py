@@ -17,7 +17,7 @@ from dlth.training.distributed.process_group import World, joined
 from dlth.training.models.weights import weights_digest
 from dlth.training.reporter import Reporter
 from dlth.training.runs.keep_schedule import KeepMilestones, Schedule
-from dlth.training.runs.setup import Parts, contents, prepare
+from dlth.training.runs.setup import Parts, prepare
 from dlth.training.settings.train_config import TrainConfig
 
 STEPS_COUNTED = 64
@@ -144,10 +144,9 @@ def read_now(config: TrainConfig, *, processes: int = 1) -> dict[str, Any]:
 
 
 def _contents(parts: Parts) -> dict[str, Any]:
-    read = contents(parts.inputs, parts.online)
-    if parts.config.init_from is not None or parts.config.pretrained:
-        read["initial weights"] = weights_digest(parts.student.model)
-    return read
+    if parts.config.init_from is None and parts.config.pretrained:
+        return parts.read | {"initial weights": weights_digest(parts.student.model)}
+    return parts.read
 
 
 class _Notes(Reporter):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from makers.runs import Listener
-from safetensors.torch import load_file
+from makers.masks import mask_file
+from makers.runs import Listener, stopped_after
 
 from dlth.tickets.errors import DamageError, InputError
 from dlth.training.distributed.process_group import World
-from dlth.training.distributed.signals import StopRequest
+from dlth.training.models.registry import build
 from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import Training, planned, train
@@ -27,58 +27,50 @@ STATELESS = {
     **{"drop_path": 0.2, "mixup": 0.8, "cutmix": 1.0, "mix_group": 2, "reprob": 0.25, "aa": "rand-m9-mstd0.5-inc1"},
 }
 """Chance in every place, a rate that changes each step, and nothing that an optimizer carries from step to step."""
+SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "val": None, "val_tickets": None}
 TIMES = ("images_per_second", "tokens_per_second", "data_seconds", "compute_seconds", "peak_memory_bytes")
 
 
 def rows(config: TrainConfig, kind: str, after: int) -> list[dict[str, Any]]:
     """The log's records behind a step, without what is measured in seconds or summed over the epoch."""
     lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
-    left = (*TIMES, "train_loss", "images", "tokens", "flops", "hidden_share")
+    left = (*TIMES, "train_loss", "images", "tokens", "flops", "hidden_share", "remaining_weights")
     records = [record for record in map(json.loads, lines) if record["kind"] == kind and record["step"] > after]
     return [{name: value for name, value in record.items() if name not in left} for record in records]
 
 
-class StopAt(Reporter):
-    """Asks the run to stop after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.stop = step, StopRequest()
-
-    def stepped(self, record: Any) -> None:
-        if record["step"] == self.step:
-            self.stop.requested = True
-
-
-def stopped_after(config: TrainConfig, step: int) -> None:
-    """Train, and stop after a step."""
-    reporter = StopAt(step)
-    assert train(config, reporter=reporter, stop=reporter.stop).status == "stopped"
-
-
-@pytest.mark.parametrize("step", [0, 2, 3], ids=["before the first step", "inside an epoch", "between two epochs"])
-def test_a_run_from_a_rewinding_point_is_the_tail_of_the_run_that_kept_it(make_run: MakeRun, step: int) -> None:
-    """Order, augmentation, chance, learning rate and keep schedule go on as from that step: bit for bit, to the end.
-
-    Of six steps of two epochs; the tail is stopped and resumed on the way.
+def test_a_run_from_a_rewinding_point_is_the_tail_of_the_run_that_kept_it(make_run: MakeRun, tmp_path: Path) -> None:
+    """Order, augmentation, chance, learning rate and keep schedule go on as from that step: bit for bit, to the end,
+    also under a mask that masks nothing, and stopped and resumed on the way. The point is that step's whole state.
     """
-    whole = make_run("whole", **STATELESS, rewind_step=step)
-    end = train(whole)
-    kept = Path(whole.out) / "rewind.safetensors"
+    whole = make_run("whole", **STATELESS, rewind_step=2, checkpoint_steps=1, checkpoint_hist=9)
+    end, out = train(whole), Path(whole.out)
+    kept = out / "rewind.safetensors"
+    saved = [out / f"checkpoints/step-{at:08d}/model.safetensors" for at in range(6)]
     note = WeightsNote.read(kept)
     assert note is not None
-    assert (note.model, note.step) == (whole.model, step)
-    tail = make_run("tail", **STATELESS, start_step=step, init_from=str(kept), init_seed=5)
-    stopped_after(tail, 4)
-    result = train(tail.model_copy(update={"resume": "auto"}))
-    assert result.weights_sha256 == end.weights_sha256
-    assert (result.steps, result.epochs, result.evaluation) == (end.steps, end.epochs, end.evaluation)
-    for kind in ("train", "epoch"):
-        assert rows(tail, kind, step) == rows(whole, kind, step)
-    told = survey(tail)
-    work = told.work(2)
-    assert (work.images, work.tokens) == (result.train_images, result.train_tokens)
-    assert work.flops == result.train_flops
-    assert told.evaluations(2, 1) == len(logged_epochs(Path(tail.out)))
+    assert (note.model, note.step) == (whole.model, 2)
+    assert kept.read_bytes() == saved[2].read_bytes()
+    torch.manual_seed(0)
+    model = build(whole.student, num_classes=4, img_size=32, **whole.model_kwargs)
+    mask_file(model, whole.student, tmp_path / "mask.safetensors", level=0)
+    for step, start in ((2, kept), (3, saved[3])):  # inside an epoch, and between two
+        options = {"start_step": step, "init_from": str(start), "mask": str(tmp_path / "mask.safetensors")}
+        tail = make_run(f"tail{step}", **STATELESS, init_seed=5, **options)
+        stopped_after(tail, 4)
+        result = train(tail.model_copy(update={"resume": "auto"}))
+        assert result.weights_sha256 == end.weights_sha256
+        assert (result.steps, result.epochs, result.evaluation) == (end.steps, end.epochs, end.evaluation)
+        for kind in ("train", "epoch"):
+            assert rows(tail, kind, step) == rows(whole, kind, step)
+        told = survey(tail)
+        work = told.work(2)
+        assert (work.images, work.tokens, work.flops) == (
+            result.train_images,
+            result.train_tokens,
+            result.train_flops,
+        )
+        assert told.evaluations(2, 1) == len(logged_epochs(Path(tail.out)))
 
 
 def test_what_a_run_from_a_later_step_will_take_is_counted_from_there(make_run: MakeRun) -> None:
@@ -93,26 +85,23 @@ def test_what_a_run_from_a_later_step_will_take_is_counted_from_there(make_run: 
     assert [tail.evaluations(3, interval) for interval in (1, 2, 3)] == [2, 2, 1]
 
 
-def test_a_rewinding_point_holds_weights_and_buffers_also_of_a_run_that_was_resumed(make_run: MakeRun) -> None:
-    """The file is the run's state at that step, to the byte the same whether the run was stopped before it, at it, or
-    never.
-    """
-    options: dict[str, Any] = {"rewind_step": 2, "epochs": 1, "warmup_epochs": 0, "val": None, "val_tickets": None}
-    undisturbed = make_run("undisturbed", **options)
-    stopped_after(undisturbed, 2)
-    kept = (Path(undisturbed.out) / "rewind.safetensors").read_bytes()
-    state = load_file(Path(undisturbed.out) / "checkpoints" / "step-00000002" / "model.safetensors")
-    rewind = load_file(Path(undisturbed.out) / "rewind.safetensors")
-    assert rewind.keys() == state.keys()
-    assert all(torch.equal(rewind[name], state[name]) for name in state)
-    (Path(undisturbed.out) / "rewind.safetensors").unlink()
-    train(undisturbed.model_copy(update={"resume": "auto"}))
-    before = make_run("before", **options)
-    stopped_after(before, 1)
-    assert not (Path(before.out) / "rewind.safetensors").exists()
-    train(before.model_copy(update={"resume": "auto"}))
-    assert (Path(before.out) / "rewind.safetensors").read_bytes() == kept
-    assert (Path(undisturbed.out) / "rewind.safetensors").read_bytes() == kept
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_rewinding_point_is_the_same_to_the_byte_however_the_run_was_stopped(make_run: MakeRun, step: int) -> None:
+    """Stopped before it, at it, or never; before the first step it holds the first weights."""
+    config = make_run("run", rewind_step=step, **SHORT)
+    stopped_after(config, 1)
+    point = Path(config.out) / "rewind.safetensors"
+    assert point.exists() == (step == 0)
+    kept = point.read_bytes() if step == 0 else b""
+    stopped_after(config.model_copy(update={"resume": "auto"}), 2)
+    kept = kept or point.read_bytes()
+    if step == 2:
+        point.unlink()
+    train(config.model_copy(update={"resume": "auto"}))
+    assert point.read_bytes() == kept
+    again = make_run("again", rewind_step=step, **SHORT)
+    stopped_after(again, 2)
+    assert (Path(again.out) / "rewind.safetensors").read_bytes() == kept
 
 
 def test_a_seed_of_the_first_weights_alone_leaves_everything_else_as_it_is(make_run: MakeRun) -> None:

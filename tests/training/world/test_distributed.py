@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from makers.masks import mask_file
 from makers.pictures import make_tar
 from makers.runs import KWARGS
 from makers.warm import run_warm
 from safetensors.torch import load_file
 
+from dlth.training.models.registry import build
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import train
 from dlth.training.settings.layering import layered
@@ -105,7 +107,7 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
 
     What one is refused for ends both; the same data elsewhere are no difference; and a rank that is killed among its
     steps ends the other with an error of the family. Batch norm's running mean is that of all ranks' images, as one
-    process has it that sees them all, and no head of LV-ViT is without a gradient.
+    process has it that sees them all, and no head of LV-ViT is without a gradient. Two ranks hold to a mask as one.
     """
     alike = {"arm": "dense", "tickets": None, "val": None, "val_tickets": None}
     alike |= {"batch_size": 4, "epochs": 1, "warmup_epochs": 0}
@@ -116,6 +118,9 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
     weights = ours | {"out": str(tmp_path / "again"), "init_from": out}
     lvvit = {"model": "lvvit_t", "model_kwargs": KWARGS | {"depth": 1, "stem_width": 8}, "hflip": 0.0}
     normed = ours | lvvit | {"batch_size": 10, "drop_last": True, "out": str(tmp_path / "normed")}
+    masked = ours | {"model_ema": True, "mask": str(tmp_path / "mask.safetensors"), "out": str(tmp_path / "masked")}
+    model = build(ours["model"], num_classes=4, img_size=32, **ours["model_kwargs"])
+    mask = mask_file(model, ours["model"], tmp_path / "mask.safetensors")
     cases: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "steps": (ours, ours | {"batch_size": 2, "epochs": 3}, r"epochs: rank 0 has 1, rank 1 3\n  batch_size: .*4.*2"),
         "ranking": (ours, ours | {"arm": "random", "keep": "0.5"}, r"arm: rank 0 has dense, rank 1 random"),
@@ -131,6 +136,8 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
         "evaluate data": (measured, measured | {"val": ours["data"]}, "val: rank 0 has"),
         "evaluate alike": (measured, measured, ""),
         "batch norm": (normed, normed, ""),
+        "mask": (masked, masked | {"mask": None}, "mask: rank 0 has [0-9a-f]{6}.*rank 1 nothing"),
+        "masked": (masked, masked, ""),
         "killed": (weights, weights, "E_RANK another rank of this run ended"),
     }
     (tmp_path / "cases.json").write_text(json.dumps([(name, one, two) for name, (one, two, _) in cases.items()]))
@@ -146,3 +153,6 @@ def test_ranks_that_do_not_agree_are_refused_and_the_end_of_one_is_told(
     ranks_weights, ours_alone = (load_file(tmp_path / name / "model.safetensors") for name in ("normed", "alone"))
     mean = "patch_embed.bn1.running_mean"
     torch.testing.assert_close(ranks_weights[mean], ours_alone[mean])
+    for file in ("model.safetensors", "model_ema.safetensors"):
+        held = load_file(tmp_path / "masked" / file)
+        assert not any(held[parameter][~kept].any() for parameter, kept in mask.masks.items())
