@@ -3,6 +3,11 @@
 import re
 from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
+from decimal import Context, Decimal
+from fractions import Fraction
+
+from dlth.tickets.ranking.budget import exact_rate
+from dlth.tickets.seeding import derive
 
 CONTROL = "control-"
 """What names of control arms begin with."""
@@ -10,6 +15,8 @@ PRUNED = ("lt", "rr", "random-mask", "one-shot")
 """Arms of weight-level pruning: the winning ticket (mask and rewound weights), its mask with fresh random weights, a
 random mask of as many weights in each layer with rewound ones, and magnitude pruning in one round.
 """
+MASKED = "mask"
+"""A pruned model that is of none of these, as far as its folder says."""
 UNPRUNED = "the unpruned model"
 """What clauses about weights call it."""
 MOST_DRAWS = 100
@@ -25,8 +32,8 @@ class ArmKey:
     mode: "projected", "frozen", "online"; empty for the dense arm
     variant: swept settings, "lr=0.001"; empty without a sweep. "deit-s/zero" is one of "deit-s", whose arms stand in
         for those that it lacks
-    pruned: which weights remain, one of `PRUNED`, or "mask" where nobody knows how the mask was made; empty for an
-        unpruned model. It goes with any arm above: patches and weights are two lotteries
+    pruned: which weights remain, one of `PRUNED`, or `MASKED`; empty for an unpruned model. It goes with any arm
+        above: patches and weights are two lotteries
     weights: share of the prunable weights that remain, "0.512"; empty for an unpruned model
     draw: which of several drawings of what chance decides (rr's weights, random-mask's mask), from 0
     """
@@ -41,7 +48,7 @@ class ArmKey:
 
     def __str__(self) -> str:
         keep = f"keep {self.keep}" if self.keep else ""
-        weights = f"{self.pruned} {self.weights} of weights" if self.pruned else ""
+        weights = f"{self.pruned} {self.weights} of weights" if self.weights else self.pruned
         draw = f"draw {self.draw}" if self.draw else ""
         return ", ".join(filter(None, (self.arm, keep, self.mode, self.variant, weights, draw)))
 
@@ -56,9 +63,25 @@ class ArmKey:
         return replace(self, draw=0)
 
 
+def fresh_seed(seed: int, level: int, draw: int) -> int:
+    """The seed of the weights that rr begins a level with."""
+    return derive(seed, "rr", level, draw)
+
+
 def share(text: str) -> float:
     """A share that a key names, as a number; 0 for none, and for what is no number."""
     return float(text) if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else 0.0
+
+
+def share_remaining(rate: str, level: int) -> str:
+    """The share of the prunable weights that `level` rounds of `rate` leave, as keys name it."""
+    return share_text((1 - exact_rate(rate)) ** level)
+
+
+def share_text(left: Fraction) -> str:
+    """A share of weights as keys name it: decimal text of four significant digits at most, without an exponent."""
+    rounded = Context(prec=4).divide(Decimal(left.numerator), Decimal(left.denominator))
+    return f"{rounded.normalize():f}"
 
 
 def by_weights(key: ArmKey) -> tuple[object, ...]:

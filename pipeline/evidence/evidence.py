@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlth.pipeline.evidence.agreement import Agreement
-from dlth.pipeline.evidence.arm_key import MOST_DRAWS, ArmKey, pairs, stands_in
+from dlth.pipeline.evidence.arm_key import MASKED, MOST_DRAWS, PRUNED, ArmKey, pairs, stands_in
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
@@ -82,7 +82,7 @@ class Evidence:
         A study says that of its own arms: it has a run of each, and further runs of an arm, wherever they are from, are
         like those.
         """
-        results = {arm: [as_judged(run.result.to_json()) for run in self.runs[arm].values()] for arm in arms}
+        results = {arm: [as_judged(run.facts) for run in self.runs[arm].values()] for arm in arms}
         folders = [{run.folder for run in self.runs[arm].values()} for arm in arms]
         plans = [plan for plan, own in self._planned if not any(own.isdisjoint(of_arm) for of_arm in folders)]
         allowed = {*besides, *(name for plan in plans for name in plan.may_differ)}
@@ -99,9 +99,9 @@ class Evidence:
         if arm.arm != DENSE:
             alike = [key for key in self.runs if _weights(key) == _weights(arm) and key.variant == arm.variant]
             yield [key for key in alike if key.arm == DENSE or (key.keep, key.mode) == (arm.keep, arm.mode)]
-        if arm.pruned:
+        if arm.pruned in PRUNED:
             alike = [key for key in self.runs if key.unpruned == arm.unpruned]
-            yield [key for key in alike if key.weights in ("", arm.weights)]
+            yield [key for key in alike if key.weights in ("", arm.weights) and key.pruned != MASKED]
 
     @cached_property
     def judged(self) -> dict[ArmKey, Mapping[int, FinishedRun]]:

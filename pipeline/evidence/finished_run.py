@@ -1,9 +1,11 @@
-"""A finished run, read back from its folder: its result, its epochs, and what became of every validation image.
+"""A finished run, read back from its folder: its result, its epochs, what became of every validation image, its mask.
 
 Accuracies are counted from the images, and must be those of result.json: a result says nothing that its images do not.
+Nor does it of its weights what the mask beside it does not.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 from dlth.pipeline.evidence.arm_key import judged_on
 from dlth.pipeline.evidence.image_results import ImageColumns, evaluated_on, read_image_results
 from dlth.tickets.errors import DamageError, shown
+from dlth.training.pruning.mask_file import read_mask
+from dlth.training.pruning.mask_header import MaskHeader
+from dlth.training.pruning.recipe import MASK
 from dlth.training.runs.result import RunResult, read_result
 from dlth.training.runs.resume import VAL_RESULTS
 from dlth.training.runs.runlog import RESULT, logged_epochs
@@ -29,18 +34,20 @@ class FinishedRun:
 
     images: per-image results by column (`EvalResult.save`): keys, labels, dense_top1, ticket_top1, ticket_seen, …;
         empty for a run without validation images
+    mask: what the mask in its folder says of itself; None of an unpruned run, and where a pruned one's is not there
     """
 
     folder: Path
     result: RunResult
     images: ImageColumns
+    mask: MaskHeader | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a run's folder.
 
         Raises:
-            DamageError: a result, log or images that are none, or not of each other
+            DamageError: a result, log, images or mask that are none, or not of each other
             UnsafeError, LimitError: links, devices and sizes that no run leaves
         """
         result = read_result(folder / RESULT)
@@ -50,7 +57,7 @@ class FinishedRun:
         if not all(isinstance(order, str) for order in orders) or not 0 < result.epochs <= MAX_EPOCHS:
             raise DamageError(f"{shown(folder / RESULT)} says of its images or epochs what no run does", file=RESULT)
         images = read_image_results(folder / VAL_RESULTS) if result.evaluation else {}
-        run = cls(folder, result, images)
+        run = cls(folder, result, images, _mask_beside(folder, result))
         for tokens in evaluated_on(images):
             told = result.evaluation.get("model", {}).get(tokens, {}).get("top1")
             if not isinstance(told, int | float) or abs(told - run.top1(tokens)) > _ROUNDING:
@@ -66,6 +73,12 @@ class FinishedRun:
     def epochs(self) -> list[dict[str, Any]]:
         """The log's row of every epoch; none where there is no log. Raises DamageError."""
         return logged_epochs(self.folder, self.result.epochs)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The result as JSON holds it, and under "recipe" how the mask was made, where that is known."""
+        known = {} if self.mask is None else {"recipe": asdict(self.mask.recipe)}
+        return self.result.to_json() | known
 
     @property
     def seed(self) -> int:
@@ -85,3 +98,18 @@ class FinishedRun:
     def top1(self, tokens: str) -> float:
         """Accuracy in percent on these tokens, over the images that were seen."""
         return 100 * float(self.hits(tokens).mean())
+
+
+def _mask_beside(folder: Path, result: RunResult) -> MaskHeader | None:
+    """The header of the mask in a run's folder. Raises DamageError for one that the run was not trained under."""
+    if not result.mask or not os.path.lexists(folder / MASK):
+        return None
+    mask = read_mask(folder / MASK)
+    told = result.mask, result.prunable_weights, result.remaining_weights
+    if told != (mask.identity, mask.prunable, mask.remaining):
+        raise DamageError(
+            f"{shown(folder)}: {RESULT} is of a mask {shown(result.mask[:12])} that leaves {told[2]} of {told[1]}"
+            f" weights, {MASK} is {mask.identity[:12]} and leaves {mask.remaining} of {mask.prunable}",
+            file=MASK,
+        )
+    return mask.header

@@ -13,6 +13,7 @@ from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey
 from dlth.pipeline.evidence.evidence import DENSE, Evidence
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.placing import BASE_ARMS, Placed, by_arm
+from dlth.pipeline.evidence.pruned_as import pruned_as
 from dlth.pipeline.evidence.run_states import RunState, run_states, study_states
 from dlth.pipeline.evidence.study_plan import RUNS, STUDY, StudyPlan, read_study
 from dlth.tickets.callbacks import Note
@@ -102,6 +103,9 @@ def _check(run: FinishedRun, state: RunState) -> None:
             f"{shown(state.folder)} should hold a run of arm {shown(arm)}, seed {state.seed}; its result is of arm"
             f" {shown(run.result.arm)}, seed {run.seed}"
         )
+    if bool(state.arm.pruned) != bool(run.result.mask):
+        should, is_ = ("pruned", "unpruned") if state.arm.pruned else ("unpruned", "pruned")
+        raise DamageError(f"{shown(state.folder)} should hold the run of {should} weights; its result is of {is_} ones")
 
 
 def _placed(source: _Source, read: Sequence[FinishedRun | RunState], tell: Note) -> Iterator[Placed]:
@@ -111,7 +115,7 @@ def _placed(source: _Source, read: Sequence[FinishedRun | RunState], tell: Note)
         if isinstance(run, FinishedRun) and run.result.arm not in BASE_ARMS:
             tell(f"left out: {shown(run.folder)} is a run of arm {shown(run.result.arm)}, which no clause is about")
         elif isinstance(run, FinishedRun):
-            yield Placed(source.folder, planned.get(run.folder) or arm_key(run.result), run)
+            yield Placed(source.folder, planned.get(run.folder) or pruned_as(arm_key(run.result), run), run)
 
 
 def _agreements(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dlth.pipeline.evidence.arm_key import ArmKey, judged_on
+from dlth.pipeline.evidence.arm_key import MASKED, ArmKey, judged_on
 from dlth.pipeline.evidence.failure import read_failure
 from dlth.pipeline.evidence.study_plan import MAX_RUNS, STUDY, PlannedRun, StudyPlan, read_study
 from dlth.tickets.errors import DlthError, LimitError, MissingFileError, shown
@@ -154,6 +154,7 @@ def loose_state(folder: Path) -> RunState:
     arm = _text(values, "arm") or "selector"  # whose own settings have no arm
     dense = arm in ("dense", "selector")
     key = ArmKey(arm, "" if dense else _text(values, "keep"), "" if dense else _text(values, "mode"))
+    key = replace(key, pruned=MASKED if _text(values, "mask") else "")
     return _seen(replace(begun, arm=key, seed=_number(values, "seed"), epochs=_number(values, "epochs")), False)
 
 

@@ -1,5 +1,6 @@
 """Folders of finished runs with results as one likes them, by the writers that runs use: nothing is trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,21 @@ def write_run(
     share: float | None = None,
     control: str = "",
     without: str = "",
+    luck: tuple[object, ...] = (),
+    changes: Mapping[str, Any] | None = None,
     **of: Any,
 ) -> Path:
     """A finished run of `IMAGES` validation images, of which a share is right, not evaluated on the tokens `without`;
-    `of` is put into its result.
+    `luck` names what else than arm and seed decides which, `changes` are of its settings, `of` is put into its result.
     """
-    config = TrainConfig(**settings(arm, seed, keep), out=str(folder))
+    config = TrainConfig(**settings(arm, seed, keep, **(changes or {})), out=str(folder))
     k, drops = NUM_PATCHES if arm == "dense" else KEPT[keep], arm != "dense"
     share = BASE[arm] if share is None else share
     evaluated = {"dense": NUM_PATCHES, "ticket": KEPT[keep], "random": KEPT[keep]}
     evaluated.pop(without, None)
-    results = {tokens: _images(share - 0.1 * (drops and tokens != "ticket"), arm, seed, tokens) for tokens in evaluated}
+    results = {
+        tokens: _images(share - 0.1 * (drops and tokens != "ticket"), arm, seed, tokens, *luck) for tokens in evaluated
+    }
     table = EvalResult(tuple(f"img{i:04d}" for i in range(IMAGES)), np.arange(IMAGES) % 10, results, evaluated)
     values: dict[str, Any] = {
         "status": "finished",
@@ -83,7 +88,7 @@ def write_run(
         "config": config.model_dump(mode="json"),
         "versions": {"dlth": "1", "torch": "2", "python": "3.11"},
     }
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.toml", to_toml(config))
     table.save(folder / "eval.npz")
     result = RunResult(**(values | of))

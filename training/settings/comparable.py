@@ -1,8 +1,9 @@
 """Whether results may be compared: what must be alike, for a difference between arms to be the arms'.
 
 That is the images and their order, how long and by which settings was trained, and how was evaluated; of arms that drop
-patches also how many they keep and by which way. What makes an arm (`ARMS_OWN`) may differ. Whether a difference that
-is named matters, such as more epochs for the same computation, is the reader's to say.
+patches also how many they keep and by which way, of pruned ones how many weights of how many remain, by which rate, and
+from which step they are trained again. What makes an arm (`ARMS_OWN`) may differ. Whether a difference that is named
+matters, such as more epochs for the same computation, is the reader's to say.
 
 A name is compared where results say it: a result of an older version is not refused for what it does not know. Order is
 compared among runs of one seed, as every seed has its own.
@@ -33,6 +34,16 @@ ALIKE_RUNS = {
     "steps": "how many steps were taken",
     "val_view": "how validation images are seen",
 }
+ALIKE_PRUNED = {
+    "prunable_weights": "how many weights may be pruned",
+    "remaining_weights": "how many weights remain",
+}
+ALIKE_MASKS = {
+    "rate": "which share of the weights a round of pruning masks",
+    "scope": "whether weights are pruned over all layers or in each",
+    "exclude": "which parameters are left whole",
+}
+"""Of the recipe of a mask, where it is known."""
 SPARSE = ("mode", "how", "patch_size", "hidden", "keep_schedule", "keep_schedule_start", "keep_schedule_epochs")
 """Settings that arms which drop patches must have alike."""
 ARMS_OWN = (
@@ -65,6 +76,7 @@ def comparable(
 ) -> list[str]:
     """What keeps results, each a result.json, from being compared: a sentence for each difference, none if they may be.
 
+    A pruned one may have the recipe of its mask beside what result.json says, as "recipe".
     Each is held against the first that says the same, or the first of its seed. `besides` names settings, and names of
     `ALIKE` and `ALIKE_RUNS`, that may differ too, and with each what follows from it: with "epochs" also "steps".
     `one_arm`: they repeat one arm with other seeds, so they have its tickets, or its selector, alike as well.
@@ -97,11 +109,23 @@ def _facts(result: Mapping[str, Any], besides: Collection[str]) -> dict[Fact, An
     facts |= {(ALIKE_RUNS[name], None): result[name] for name in ALIKE_RUNS if name in result and name not in besides}
     if drops and "k" in result and "k" not in besides:
         facts["how many patches are kept", None] = result["k"]
+    if result.get("mask"):
+        facts |= _pruning(result, config)
     fixed = [name for name, field in TrainConfig.model_fields.items() if not is_free(field)]
     settings = [name for name in fixed if name in config and name not in ARMS_OWN and name not in besides]
     settings = [name for name in settings if drops or name not in SPARSE]
     settings += [STARTS] if STARTS in config and STARTS not in besides and not result.get("mask") else []
     return facts | {(f"the setting {name}", None): config[name] for name in settings}
+
+
+def _pruning(result: Mapping[str, Any], config: Mapping[str, Any]) -> dict[Fact, Any]:
+    """What the result of a pruned model says of its weights; one with fresh weights is set back to no step."""
+    recipe = result.get("recipe", {})
+    facts: dict[Fact, Any] = {(text, None): result[name] for name, text in ALIKE_PRUNED.items() if name in result}
+    facts |= {(text, None): recipe[name] for name, text in ALIKE_MASKS.items() if name in recipe}
+    if config.get("init_from") is not None:
+        facts["the step that weights are set back to", None] = config.get("start_step", 0)
+    return facts
 
 
 def _tickets(result: Mapping[str, Any]) -> dict[Fact, Any]:
