@@ -18,6 +18,7 @@ from dlth.pipeline.cli import (
     console,
     exchange,
     labelling,
+    masks,
     pruning,
     reporting,
     reproducing,
@@ -50,7 +51,8 @@ TICKETS = (
     (show, "show"),
     (exchange, "export import_ match remap"),
 )
-"""Module -> its commands, those of `dlth tickets` below, in the order of the help pages."""
+MASKS = ((masks, "info verify"),)
+"""Module -> its commands, those of `dlth tickets` and `dlth masks` below, in the order of the help pages."""
 
 
 def _group(commands: Iterable[tuple[ModuleType, str]], **options: Any) -> typer.Typer:
@@ -63,6 +65,7 @@ def _group(commands: Iterable[tuple[ModuleType, str]], **options: Any) -> typer.
 
 app = _group(COMMANDS, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(_group(TICKETS), name="tickets", help="Look at ticket files and check them.")
+app.add_typer(_group(MASKS), name="masks", help="Look at masks of weights and check them.")
 _labels = typer.Typer(invoke_without_command=True)
 _labels.callback()(labelling.label)
 _labels.command("import")(labelling.import_)

@@ -1,0 +1,161 @@
+"""Masks held against all that is known of them: their own bytes, the weights beside them, the runs they were made of.
+
+A mask's file alone shows that no bit of it has changed. In a run's folder its weights and its result must agree with
+it. In a study's folder each mask is also made again from the runs that the plan makes it of, and must be the same to
+the byte: what it says of its parent, of the weights it came from and of those that were set back is then true as well.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from dlth.pipeline.evidence.study_plan import RUNS, STUDY, PlannedRun, StudyPlan, read_study
+from dlth.tickets.callbacks import Progress
+from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.training.models.weights import read_weights, tensors_digest
+from dlth.training.models.weights_metadata import MODEL_FILE
+from dlth.training.pruning.making import made
+from dlth.training.pruning.mask_file import MaskFile, read_mask
+from dlth.training.pruning.recipe import MASK
+from dlth.training.pruning.verifying import damaged_weights
+from dlth.training.runs.result import read_result
+from dlth.training.runs.runlog import RESULT
+
+
+@dataclass(frozen=True)
+class MaskCheck:
+    """What a check of masks found.
+
+    whole: each mask that is as it was written -> its identity
+    waiting: masks that a study plans and that are not made yet
+    unproven: whole masks that could not be made again, as weights that they were made of are gone
+    damage: what is wrong, one error each
+    """
+
+    whole: Mapping[str, str] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
+    damage: tuple[DamageError, ...] = ()
+
+
+def check_masks(paths: Sequence[Path], progress: Progress) -> MaskCheck:
+    """Check masks' files, runs' folders and studies' folders.
+
+    Args:
+        progress: called with how many masks of how many are checked
+    Raises:
+        MissingFileError: nothing there, or a folder without a mask
+        UnsafeError, LimitError: a link where a mask or weights should be, or files beyond all bounds
+        InputError: a study that prunes nothing
+        DamageError: a study whose plan cannot be read
+    """
+    tasks, checks = [task for path in paths for task in _tasks(path)], []
+    for count, task in enumerate(tasks, 1):
+        checks.append(task())
+        progress(count, len(tasks))
+    return MaskCheck(
+        {place: identity for check in checks for place, identity in check.whole.items()},
+        tuple(place for check in checks for place in check.waiting),
+        tuple(place for check in checks for place in check.unproven),
+        tuple(problem for check in checks for problem in check.damage),
+    )
+
+
+def _tasks(path: Path) -> Iterator[Callable[[], MaskCheck]]:
+    """The check of each mask that a path means."""
+    if not path.is_dir():
+        yield partial(_check_file, path)
+    elif not os.path.lexists(path / STUDY):
+        if not os.path.lexists(path / MASK):
+            raise MissingFileError(
+                f"{shown(path)} holds no {MASK}, and no {STUDY}: name a mask, the folder of a pruned run, or a study's"
+            )
+        yield partial(_check_run, path)
+    else:
+        plan = read_study(path)
+        pruned = [run for run in plan.runs if run.mask is not None]
+        if not pruned:
+            raise InputError(f"{shown(path)} is a study that prunes no weights: it has no masks")
+        for run in pruned:
+            yield partial(_check_planned, path, plan, run)
+
+
+def _check_file(path: Path) -> MaskCheck:
+    try:
+        return MaskCheck({str(path): read_mask(path).identity})
+    except DamageError as error:
+        return MaskCheck(damage=(error,))
+
+
+def _check_run(folder: Path) -> MaskCheck:
+    """A mask with the weights and the result beside it."""
+    try:
+        mask = read_mask(folder / MASK)
+    except DamageError as error:
+        return MaskCheck(damage=(error,))
+    return MaskCheck(
+        {str(folder / MASK): mask.identity}, damage=(*damaged_weights(folder, mask), *_result(folder, mask))
+    )
+
+
+def _check_planned(study: Path, plan: StudyPlan, run: PlannedRun) -> MaskCheck:
+    """A mask of a study: its run, and what making it again gives."""
+    folder = plan.folder(study, run)
+    _refuse_links(study, folder)
+    if not os.path.lexists(folder / MASK):
+        if not (folder / MODEL_FILE).is_file():
+            return MaskCheck(waiting=(str(folder / MASK),))
+        return MaskCheck(damage=(DamageError(f"{shown(folder)} is trained, and its {MASK} is gone", file=MASK),))
+    found = _check_run(folder)
+    if not found.whole:
+        return found
+    try:
+        again = _made_again(study, plan, run)
+    except MissingFileError:
+        return MaskCheck(found.whole, unproven=tuple(found.whole), damage=found.damage)
+    except (DamageError, InputError, MismatchError) as error:
+        wrong = DamageError(f"{shown(folder / MASK)} cannot be made again: {error}", file=MASK)
+        return MaskCheck(found.whole, damage=(*found.damage, wrong))
+    if again.identity in found.whole.values():
+        return found
+    wrong = DamageError(f"{shown(folder / MASK)} is not the mask that the runs of its plan give", file=MASK)
+    return MaskCheck(found.whole, damage=(*found.damage, wrong))
+
+
+def _made_again(study: Path, plan: StudyPlan, run: PlannedRun) -> MaskFile:
+    """The mask as its plan makes it. Raises as `made`, and DamageError where the plan names no run of its own."""
+    assert run.mask is not None
+    folders = {each.name: plan.folder(study, each) for each in plan.runs}
+    if not folders.keys() >= set(run.mask.needs):
+        raise DamageError(f"its plan makes it of {shown(run.mask.needs)}, which are not all runs of it", file=STUDY)
+    _refuse_links(study, *(folders[name] for name in run.mask.needs))
+    return made(run.mask.recipe, folders[run.mask.of], folders[run.mask.rewinds_to] if run.mask.rewinds_to else None)
+
+
+def _refuse_links(study: Path, *folders: Path) -> None:
+    """Raises UnsafeError where a study's runs lie outside of it."""
+    for each in (study / RUNS, *folders):
+        if each.is_symlink():
+            raise UnsafeError(f"{shown(each)} is a link: a study's runs are read in its own folder alone")
+
+
+def _result(folder: Path, mask: MaskFile) -> list[DamageError]:
+    """Where a run's result speaks of another mask, or of other weights than lie beside it."""
+    place, weights = folder / RESULT, folder / MODEL_FILE
+    if not os.path.lexists(place):
+        return []
+    result = read_result(place)
+    if result is None:
+        return [DamageError(f"{shown(place)} cannot be read, or is damaged", file=RESULT)]
+    told = (result.mask, result.prunable_weights, result.remaining_weights)
+    if told != (mask.identity, mask.prunable, mask.remaining):
+        of = f"mask {shown(told[0][:16])} with {told[2]} of {told[1]} weights" if told[0] else "no mask"
+        beside = f"{mask.identity[:16]} with {mask.remaining} of {mask.prunable}"
+        return [DamageError(f"{shown(place)} is of {of}; the one beside it is {beside}", file=RESULT)]
+    try:
+        same = not weights.is_file() or tensors_digest(read_weights(weights)) == result.weights_sha256
+    except InputError:  # told already, by `damaged_weights`
+        return []
+    return [] if same else [DamageError(f"{shown(weights)} holds other weights than {RESULT} is of", file=MODEL_FILE)]
