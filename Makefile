@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(BIN)/dlth demo --out demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto tests
+	$(BIN)/python -m pytest -n auto --dist worksteal tests
 
 # Needs a Chromium besides (Debian: apt-get install chromium); `make test` does without.
 test-browser: $(INSTALLED)

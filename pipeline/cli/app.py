@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from dlth.pipeline.cli import (
     agreeing,
@@ -88,3 +89,7 @@ def common(
 ) -> None:
     """Winning tickets for vision transformers: select each image's best patches once, train on them often."""
     console.listen()
+
+
+command_line = get_command(app)
+"""What the words of a command line are held against; building it is most of the time of a command that is refused."""

@@ -80,13 +80,12 @@ def _command() -> int:
     """Run what the command line says. A command is called without typer's own net, which hides a broken pipe."""
     import typer
     from typer import rich_utils
-    from typer.main import get_command
 
-    from dlth.pipeline.cli.app import app
+    from dlth.pipeline.cli.app import command_line
     from dlth.tickets.errors import plain
 
     try:
-        with get_command(app).make_context("dlth", sys.argv[1:]) as context:
+        with command_line.make_context("dlth", sys.argv[1:]) as context:
             context.command.invoke(context)
     except typer.Exit as stop:
         return stop.exit_code

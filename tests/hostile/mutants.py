@@ -67,42 +67,44 @@ def sound_files(folder: Path) -> list[Tree]:
 
 
 class Trial:
-    """One folder in which mutants are put in place, judged, and taken back."""
+    """A folder for each sound file, in which its mutants are put in place and judged, only what differs written."""
 
     def __init__(self, folder: Path, weaken: str | None) -> None:
         self.classes = [name for name in sorted(ways.WAYS) if weaken in (None, weak.CLASS_FAILS_IN.get(name))]
         self.seconds = 0.5 if weaken else SECONDS
-        self.path = folder / "mutant.zarr"
         self.secret = folder / "secret"
         self.secret.write_bytes(b"nothing of this may be read" * 40)
         self.trees = sound_files(folder)
         self.identities = [TicketStore(folder / name).identity for name in
                            ("full.zarr", "other.zarr", "top.zarr", "mask.zarr", "wide.zarr")]  # fmt: skip
-        self.now: Tree = {}
-        self.path.mkdir()
+        self.places = [folder / f"mutant{base}.zarr" for base in range(len(self.trees))]
+        self.now: list[Tree] = [{} for _ in self.trees]
+        for place in self.places:
+            place.mkdir()
 
-    def make(self, number: int, only: str | None) -> tuple[str, bool, Tree]:
-        """(class, signed anew, mutated tree) of one number."""
+    def make(self, number: int, only: str | None) -> tuple[str, bool, int, Tree]:
+        """(class, signed anew, which sound file it was, mutated tree) of one number."""
         rng = random.Random(number)
         name = only or rng.choice(self.classes)
         base = rng.randrange(len(self.trees))
         others = [tree for index, tree in enumerate(self.trees) if index != base]
         tree = ways.WAYS[name](dict(self.trees[base]), rng, ways.Material(others, self.secret))
         signed = number % 2 == 1
-        return name, signed, signed_anew(tree) if signed else tree
+        return name, signed, base, signed_anew(tree) if signed else tree
 
-    def judge(self, tree: Tree) -> str:
-        """What came of it: a good outcome, or 'FINDING: …'."""
+    def judge(self, base: int, tree: Tree) -> str:
+        """What came of a mutant of a sound file: a good outcome, or 'FINDING: …'."""
         global allowed
-        put(self.path, self.now, tree)
-        self.now = tree
+        path = self.places[base]
+        put(path, self.now[base], tree)
+        self.now[base] = tree
         same = [index for index, sound in enumerate(self.trees) if sound == tree]  # a mix may end as the other file
         changed = not same
         escapes.clear()
-        allowed = str(self.path)
+        allowed = str(path)
         try:
             with within(self.seconds):
-                outcome = self._use(same)
+                outcome = self._use(path, same)
         except DlthError as error:
             outcome = f"refused {error.code}" if changed else f"FINDING: a sound file was refused: {error}"
             if not str(error).isprintable() and "\n" not in str(error):
@@ -115,8 +117,8 @@ class Trial:
             allowed = ""
         return f"FINDING: escaped: {escapes[0]}" if escapes else outcome
 
-    def _use(self, same: list[int]) -> str:
-        store = TicketStore(self.path)
+    def _use(self, path: Path, same: list[int]) -> str:
+        store = TicketStore(path)
         shards = [store.read(shard) for shard in range(len(store.shards))]
         for finding in store.verify():
             raise finding
@@ -126,7 +128,7 @@ class Trial:
         if store.identity in self.identities:
             return "FINDING: a changed file opened under a known identity"
         try:
-            confirm(self.path, store, shards)
+            confirm(path, store, shards)
         except ValueError as error:
             if "Stored and computed checksum do not match" not in str(error):
                 raise
@@ -171,25 +173,27 @@ def work(first: int, count: int, only: str | None, weaken: str | None, progress:
     num_signed = 0
     with tempfile.TemporaryDirectory(dir=progress.parent) as folder:
         trial = Trial(Path(folder), weaken)
-        for tree in trial.trees:  # warm: imports and caches before limits; sound files must open
-            assert trial.judge(tree) == "accepted unchanged"
+        for base, tree in enumerate(trial.trees):  # warm: imports and caches before limits; sound files must open
+            assert trial.judge(base, tree) == "accepted unchanged"
         str(InputError(shown("\x1b")))  # the codec that escapes
-        confirm(trial.path, store := TicketStore(trial.path), [store.read(s) for s in range(len(store.shards))])
+        for path in trial.places:
+            confirm(path, store := TicketStore(path), [store.read(shard) for shard in range(len(store.shards))])
         weak.BUILDS[weaken]() if weaken else None
 
         sys.addaudithook(watch)
         resident = limit_memory()
         for number in range(first, first + count):
             progress.write_text(str(number))
-            name, signed, tree = trial.make(number, only)
-            outcome = trial.judge(tree)
+            name, signed, base, tree = trial.make(number, only)
+            outcome = trial.judge(base, tree)
             counts["finding" if outcome.startswith("FINDING") else outcome] += 1
             classes[name] += 1
             num_signed += signed
             if outcome.startswith("FINDING"):
                 findings.append(f"{number} {name}{' signed' if signed else ''}: {outcome[9:300]}")
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
-        put(trial.path, trial.now, {})
+        for path, now in zip(trial.places, trial.now, strict=True):
+            put(path, now, {})
     if grown > MEMORY:
         findings.append(f"memory grew by {grown} bytes")
     return {"mutants": count, "signed": num_signed, "outcomes": counts, "classes": classes, "findings": findings,

@@ -64,7 +64,7 @@ def test_no_planted_link_is_written_through(victim: Path, tmp_path: Path) -> Non
         (tmp_path / name).symlink_to(victim)
     log = RunLog(tmp_path / "run")
     log.add("epoch", 1, epoch=0, lr=0.1)
-    log.write_summary()
+    log.write_summary(last=True)
     log.close()
     write_text(tmp_path / "run/config.toml", "")
     checkpoint.write_tensors(tmp_path / "run/w.safetensors", {"w": torch.ones(2)})

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,13 @@ def run_warm(
             subprocess.CompletedProcess(job["words"], code, *(Path(path).read_text() for path in job["streams"]))
             for job, code in zip(jobs, codes, strict=True)
         ]
+
+
+def rank_variables(ranks: int) -> list[dict[str, str]]:
+    """What torchrun tells each of the ranks that it starts: its number, and a free port where they meet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    return [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def _serve() -> dict[str, object] | None:

@@ -1,7 +1,6 @@
 """Tiny runs, and the families of models as an argument."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import torch
 from makers.models import FAMILIES
 from makers.runs import train_config
 from makers.tickets import select_tickets
-from makers.warm import run_warm
+from makers.warm import rank_variables, run_warm
 
 from dlth.data.shards.index import open_index
 from dlth.tickets import ViewSpec
@@ -46,13 +45,6 @@ def make_run(make_shards: Callable[..., Any], tmp_path: Path) -> Callable[..., T
         return train_config(settings.pop("data", str(tmp_path / "train")), tmp_path / out, **settings)
 
     return make
-
-
-def rank_variables(ranks: int) -> list[dict[str, str]]:
-    """What torchrun tells each rank: its number, and a free port where they meet."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    return [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 TRAIN = """

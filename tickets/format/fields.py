@@ -6,6 +6,7 @@ tickets has numpy and zarr alone.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -137,9 +138,12 @@ def _typed(value: Json, kind: Any, path: str) -> Any:
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
+_hints = functools.cache(get_type_hints)
+
+
 def _build(value: Json, kind: Any, path: str) -> Any:
     require(isinstance(value, dict), path, "must be an object")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     unknown, missing = sorted(set(value) - set(hints)), sorted(set(hints) - set(value))
     if unknown:
         names = ", ".join(shown(name, 60) for name in unknown[:5])

@@ -233,7 +233,7 @@ class Training:
         row |= at.in_epoch.rates() | {"peak_memory_bytes": peak_memory(self.world.device)}
         if self.log is not None:
             self.log.add("epoch", at.step, **row)
-            self.log.write_summary()
+            self.log.write_summary(last)
         self.reporter.epoch_ended(row)
         at.epoch, at.batch, at.in_epoch = at.epoch + 1, 0, Totals()
 

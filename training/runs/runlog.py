@@ -3,7 +3,7 @@
     config.toml     every setting, as `--config` reads it
     metrics.jsonl   the record: one JSON object a line, `kind` train (a few steps) or epoch
     summary.csv     timm's table: one row an epoch, train_*, eval_*, lr
-    curves.png      loss, accuracy and learning rate over epochs
+    curves.png      loss, accuracy and learning rate over epochs; at most a minute old
     result.json     written last: a run that has it is finished
     tensorboard/    only when asked for
 
@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from dlth.training.settings.fields import MAX_EPOCHS
 
 METRICS, SUMMARY, CURVES, RESULT = "metrics.jsonl", "summary.csv", "curves.png", "result.json"
 TENSORBOARD = "tensorboard"
+BETWEEN_DRAWINGS = 60.0
+"""Seconds."""
 _MAX_LINE = 1 << 20
 _MAX_NUMBER = 3.5e38
 """What is measured is a float32 or counted; axes for numbers of 1e308 cannot be drawn."""
@@ -69,6 +72,7 @@ class RunLog:
         self.folder, self.about = folder, dict(about or {})
         self.epochs: list[dict[str, Any]] = []
         self._lines, self._digest = 0, hashlib.sha256()
+        self._drawn = time.monotonic()
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with published(folder / METRICS) as file:
@@ -131,8 +135,11 @@ class RunLog:
         if record["kind"] == "epoch":
             self.epochs.append(record)
 
-    def write_summary(self) -> None:
-        """Write summary.csv and curves.png anew from the epochs so far."""
+    def write_summary(self, last: bool) -> None:
+        """Write summary.csv anew from the epochs so far, and curves.png for the last one and once a minute before.
+
+        Drawing takes half a second, which is a tenth of an epoch on a small data set.
+        """
         rows = [{name: row[name] for name in row if name not in ("kind", "step")} | self.about for row in self.epochs]
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
@@ -140,7 +147,9 @@ class RunLog:
         table.writeheader()
         table.writerows(rows)
         write_text(self.folder / SUMMARY, text.getvalue())
-        draw_curves(rows, self.folder / CURVES, self.about)
+        if last or time.monotonic() - self._drawn > BETWEEN_DRAWINGS:
+            draw_curves(rows, self.folder / CURVES, self.about)
+            self._drawn = time.monotonic()
 
 
 def logged_epochs(folder: Path, most: int = MAX_EPOCHS) -> list[dict[str, Any]]:
@@ -179,7 +188,9 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]
     """
     from matplotlib.figure import Figure  # half a second, and only the leading rank draws
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    above = [f"{name.replace('_', ' ')}: {text}" for name, text in about.items() if text]
+    figure = Figure(figsize=(12, 3.6))  # a layout that is computed would draw everything twice
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.14, top=0.91 - 0.05 * len(above), wspace=0.18)
     columns = dict.fromkeys(name for row in rows for name in row if row[name] is not None)
     panels = {
         "loss": [name for name in columns if name.endswith("loss")],
@@ -195,9 +206,8 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, about: Mapping[str, str]
         if names:
             for text in axes.legend(fontsize="small").get_texts():
                 text.set_parse_math(False)
-    title = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in about.items() if text)
-    if title:
-        figure.suptitle(title, fontsize="small", parse_math=False)
+    if above:
+        figure.suptitle("\n".join(above), fontsize="small", parse_math=False)
     with published(path) as file:
         figure.savefig(file, format="png", dpi=120)
 

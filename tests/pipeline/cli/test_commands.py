@@ -19,6 +19,7 @@ from makers.pictures import make_tar
 from makers.runs import MODEL, SMALL
 from makers.tampering import flip
 from makers.tickets import select_tickets
+from makers.warm import run_warm
 from safetensors.torch import load_file
 
 from dlth.data.shards.index import open_index
@@ -43,8 +44,7 @@ def test_from_a_folder_of_images_to_a_trained_student(
     monkeypatch.chdir(tmp_path)
 
     def process(*words: object) -> dict[str, Any]:
-        command = [str(Path(sys.executable).with_name("dlth")), *map(str, words), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        [done] = run_warm((Path(sys.executable).with_name("dlth"), *words, "--json"))
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return json.loads(done.stdout)
 

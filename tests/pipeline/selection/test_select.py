@@ -1,8 +1,6 @@
 """Stage 1 from shards to a ticket file: resumed, shared, refused."""
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from makers import ROOT
 from makers.campaign import run_script
 from makers.pictures import make_image, make_picture, make_tar
 from makers.runs import KWARGS, select_config
 from makers.tickets import tree_bytes
+from makers.warm import rank_variables, run_warm
 from torch._dynamo.utils import counters
 from torchvision.io import ImageReadMode, decode_image
 
@@ -75,7 +75,7 @@ def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Call
 def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
     make_shards: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """One process, loader workers, several threads, and two torchrun ranks write the same file, byte for byte.
+    """One process, loader workers, several threads, and two ranks write the same file, byte for byte.
 
     Of two ranks the first reports for both: the file's identity and images, and each corrupt one by shard and key.
     """
@@ -89,22 +89,20 @@ def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
     run(shards.spec, tmp_path / "b.zarr", workers=2, threads=3, bad_images="skip")
     kwargs = ",".join(f"{name}={value}" for name, value in KWARGS.items())
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"),
-        *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "dlth.pipeline.cli", "select"),
-        *("--model", "vit_tiny_patch16_224"),
+        *(ROOT / "pipeline" / "cli" / "__main__.py", "select", "--model", "vit_tiny_patch16_224"),
         *("--model-kwargs", kwargs, "--data", shards.spec, "--out", str(tmp_path / "c.zarr"), "--img-size", "32"),
         *("--keep", "0.5", "--random-weights", "--workers", "1", "--batch-size", "4", "--num-classes", "4"),
         *("--bad-images", "skip", "--json"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    first, second = run_warm(command, command, environments=rank_variables(2))
+    assert (first.returncode, second.returncode, second.stdout) == (0, 0, ""), first.stderr + second.stderr
+    report = json.loads(first.stdout)
     assert (report["complete"], report["left_to_others"], report["images_in_file"]) == (True, 0, 21)
     assert report["identity"] == TicketStore(tmp_path / "c.zarr").identity
     skipped = "".join(report["skipped"] + report["skipped_elsewhere"])
     for shard, key in (("train-000002.tar", "broken_2"), ("train-000003.tar", "broken_3")):
         assert f"shard {shard}, key {key}" in skipped
-        assert f"skipped: shard {shard}, key {key}: " in done.stderr, "whoever met it says why"
+        assert f"skipped: shard {shard}, key {key}: " in first.stderr + second.stderr, "whoever met it says why"
     assert tree_bytes(tmp_path / "a.zarr") == tree_bytes(tmp_path / "b.zarr") == tree_bytes(tmp_path / "c.zarr")
 
 
