@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers import GOLDEN, ROOT
+from makers import GOLDEN, ROOT, checkout_files
 from packaging.requirements import Requirement
 
 LIGHT_COMMANDS = """
@@ -45,14 +45,7 @@ SITE = Path(sysconfig.get_paths()["purelib"])
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that `pip install .` would build, from a copy of the files that git does not ignore."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, tracked.split("\0")):
+    for name in checkout_files("--cached", "--others", "--exclude-standard"):
         if not name.startswith("tests/") and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)

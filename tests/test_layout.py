@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from graphlib import TopologicalSorter
@@ -10,7 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from makers import ROOT
+from makers import ROOT, checkout_files
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -168,13 +167,12 @@ def test_no_dangerous_calls_in_the_source() -> None:
 
 def test_no_machine_paths_or_index_addresses_in_tracked_files() -> None:
     """Nothing that was committed names a machine's folders or a package index."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     # each word is cut in two, or this file would find itself
     words = ("/wo" + "rk/", "/ro" + "ot/", "--index" + "-url", "pypi" + r"\.org", "pythonho" + "sted", "uv" + r"\.lock")
     banned = re.compile("|".join(words))
     found = [
         name
-        for name in tracked
+        for name in checkout_files()
         if (ROOT / name).suffix in {".py", ".md", ".toml", ".lock", ".txt", ".cff", ".html", ""}
         if (ROOT / name).is_file() and banned.search((ROOT / name).read_text(errors="replace"))
     ]
