@@ -143,6 +143,8 @@ ROWS: dict[str, Row] = {
         extra={**OF_A_RUN, "tickets": ("--tickets", "{tickets}")},
     ),
     "runs": _row("runs {folder}", folder="begun"),
+    "masks info": _row("masks info {mask}", mask="mask.safetensors"),
+    "masks verify": _row("masks verify {places}", places="mask.safetensors"),
     "report": _row(
         "report {folders} --out {out}", folders="begun", out="out.html", val="shards", val_tickets="t.zarr",
         other_tickets="u.zarr", written="out",

@@ -98,7 +98,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("part", ["index pack demo select label evaluate runs report", "tickets"])
+@pytest.mark.parametrize("part", ["index pack demo select label evaluate runs masks report", "tickets"])
 def test_bad_paths_are_one_clear_error_and_leave_nothing(world: Path, part: str) -> None:
     """Each command as it stands, and of all pairs of a path and something bad in its place every fifteenth
     (`paths.py 1` takes all). Exit code 2, one error, nothing made, nothing changed, nothing waits.

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from makers.keys import write_keys
 from makers.pictures import make_image, make_picture, make_tar
 from makers.runs import SMALL
@@ -37,6 +38,10 @@ from typer.main import get_command
 
 from dlth.pipeline.cli.app import app
 from dlth.pipeline.cli.error_handler import main
+from dlth.training.pruning.magnitude import pruned
+from dlth.training.pruning.mask_file import write_mask
+from dlth.training.pruning.mask_header import MaskHeader, layers_of
+from dlth.training.pruning.recipe import MaskRecipe
 from dlth.training.runs.sealed_json import SEAL, sealed
 from dlth.training.settings.toml_text import toml_value
 
@@ -235,6 +240,15 @@ def _imports(lab: Lab) -> list[tuple[object, ...]]:
     return [("import", lab.root / file, "--out", lab.root / f"{file}.zarr", *words) for file in files]
 
 
+def _mask(lab: Lab) -> Path:
+    """A mask whose model, arguments and layers, and whose patterns are planted text."""
+    recipe = MaskRecipe(1, "0.5", exclude=(EVIL,))
+    masks = pruned({EVIL: torch.arange(4.0)}, None, recipe)
+    header = MaskHeader(model=EVIL, model_kwargs={EVIL: EVIL}, recipe=recipe, layers=layers_of(masks))
+    write_mask(lab.root / f"{NAME}.safetensors", header, masks)
+    return lab.root / f"{NAME}.safetensors"
+
+
 def _cases(lab: Lab, url: str) -> dict[str, list[tuple[object, ...]]]:
     """What each command is run on: the stranger's files as they are, and something that it refuses."""
     t, data, odd = lab.tickets, ("--data", lab.shards), odd_path(lab)
@@ -243,7 +257,7 @@ def _cases(lab: Lab, url: str) -> dict[str, list[tuple[object, ...]]]:
     toml.write_text(f"dataset = {toml_value(EVIL)}\n[select]\n{toml_value(EVIL)} = 1\n")
     named = lab.root / f"{NAME}.toml"
     named.write_text(f"dataset = {toml_value(EVIL)}\nsplit = {toml_value(EVIL)}\n")
-    packed = lab.root / "t.zip"
+    packed, m = lab.root / "t.zip", _mask(lab)
     return {
         "select": [("select", "--config", toml), ("select", "--config", named, *data),
                    ("select", "--model", EVIL, *data),
@@ -259,6 +273,9 @@ def _cases(lab: Lab, url: str) -> dict[str, list[tuple[object, ...]]]:
                     ("compare", *data, *out("c"), "--arms", EVIL)],
         "prune": [("prune", *run_words(lab), "--measure", 0, "--dry-run"), ("prune", "--config", toml),
                   ("prune", *data, *out("c"), "--arm", EVIL), ("prune", *run_words(lab), "--exclude", EVIL)],
+        "masks info": [("masks", "info", m), ("masks", "info", m, "--json"), ("masks", "info", odd)],
+        "masks verify": [("masks", "verify", m), ("masks", "verify", m, "--json"), ("masks", "verify", odd),
+                         ("masks", "verify", lab.run)],
         "runs": [("runs", lab.run), ("runs", lab.run, "--json"), ("runs", odd)],
         "report": [("report", lab.run, *out("r.html")), ("report", lab.run, *out("r.html"), "--title", EVIL),
                    ("report", odd)],
