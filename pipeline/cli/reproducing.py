@@ -17,9 +17,9 @@ from dlth.tickets.errors import InputError, shown
 from dlth.training.distributed.signals import EXIT_RESUMABLE
 
 Patterns = Annotated[list[str] | None, typer.Argument(help="Rows, by name or as 'deit-s/*'; all if absent.")]
-COLUMNS = ("row", "mode", "k", "reference", "dense", "difference", "ticket", "hours", "state")
+COLUMNS = ("row", "mode", "k", "weights", "reference", "dense", "difference", "ticket", "hours", "state")
 """Columns that a terminal shows; --json and the files have all."""
-HEADS = ("row", "mode", "k", "published", "dense", "differs", "ticket", "hours", "state")
+HEADS = ("row", "mode", "k", "weights", "published", "dense", "differs", "ticket", "hours", "state")
 
 
 class RowsOrCommand(TyperGroup):

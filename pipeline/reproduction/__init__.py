@@ -1,4 +1,4 @@
 """The paper's experiments as named rows, run through studies; bundles of what each left, and the check of those.
 
-May import: studies, reports, evidence, judging, project, selection.
+May import: pruning, studies, reports, evidence, judging, project, selection.
 """

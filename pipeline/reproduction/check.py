@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from dlth.data.shards.identity import keys_digest, labels_digest
+from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.finished_run import FinishedRun
-from dlth.pipeline.evidence.study_plan import RUNS, STUDY, read_study
+from dlth.pipeline.evidence.study_plan import RUNS, STUDY, PlannedRun, read_study
 from dlth.pipeline.judging.curves import Axis, total_spent
 from dlth.pipeline.reproduction.bundle import (
     MANIFEST,
@@ -31,8 +31,10 @@ from dlth.pipeline.reproduction.bundle import (
     limit_of,
     paths,
 )
+from dlth.pipeline.reproduction.checked_bundle import CheckedBundle, CheckedRun
 from dlth.pipeline.reproduction.experiment import WHOLE, Experiment
 from dlth.pipeline.reproduction.experiments import EXPERIMENTS
+from dlth.pipeline.reproduction.pruned_rows import levels_unlike
 from dlth.pipeline.reproduction.row_settings import THE_RUNS_OWN, online_unlike, ranked_unlike, unlike
 from dlth.tickets.errors import DamageError, DlthError, LimitError, MissingFileError, UnsafeError, shown
 from dlth.tickets.format.header import TicketHeader
@@ -51,58 +53,6 @@ from dlth.training.settings.train_config import TrainConfig
 MAX_BUNDLES = 1_000
 FREE = (*THE_RUNS_OWN, "data_order", "val_order", "left_out")
 """In what runs of one bundle may differ: what a row leaves open, and how images are packed."""
-Numbers = Mapping[str, Mapping[str, float]]
-"""By kind of tokens: top1 and top5 in percent, loss, images."""
-
-
-@dataclass(frozen=True)
-class CheckedRun:
-    """One run of a bundle.
-
-    numbers: computed from its single images; hours: of training, on this many devices
-    """
-
-    name: str
-    seed: int
-    k: int
-    epochs: int
-    numbers: Numbers
-    hours: float
-    device: str
-
-
-@dataclass(frozen=True)
-class CheckedBundle:
-    """What a bundle is.
-
-    damage: in what it is not as it was made; then it has no runs
-    unlike: in what it is not the paper's row though it is whole, such as a hundredth of the images
-    """
-
-    folder: Path
-    row: str
-    mode: str = ""
-    scale: str = WHOLE
-    runs: tuple[CheckedRun, ...] = ()
-    damage: tuple[DlthError, ...] = ()
-    unlike: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """What it is, and what its images say, in one line."""
-        if self.damage:
-            return "damaged"
-        accuracies = "; ".join(
-            f"seed {run.seed}: " + ", ".join(f"{tokens} {row['top1']:.2f} %" for tokens, row in run.numbers.items())
-            for run in self.runs
-        )
-        told = f"whole, but not in the table: {'; '.join(self.unlike)}" if self.unlike else "whole"
-        return f"{told} | top-1 {accuracies}"
-
-    @property
-    def in_table(self) -> bool:
-        """Whether it is whole, and of the row as the paper has it."""
-        return not self.damage and not self.unlike
 
 
 def check_bundles(folder: Path, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> tuple[CheckedBundle, ...]:
@@ -139,11 +89,12 @@ def check_bundle(folder: Path, experiments: Mapping[str, Experiment] = EXPERIMEN
             return CheckedBundle(folder, **about, damage=tuple(damage))
         finished = [FinishedRun.load(folder / RUNS / name) for name in manifest.runs]
         tickets = bundled_tickets(read_file(folder / TICKETS, limit_of(TICKETS), TICKETS))
-        damage = [*_contradictions(folder, manifest, finished, tickets)]
-        runs = () if damage else tuple(map(_checked_run, finished))
+        planned = _planned(folder, manifest)
+        damage = [*_contradictions(folder, manifest, finished, tickets, planned)]
+        runs = () if damage else tuple(_checked_run(run, planned.get(run.folder.name)) for run in finished)
     except (DlthError, OSError) as error:
         return CheckedBundle(folder, **about, damage=(_as_damage(error),))
-    other = _unlike(manifest, finished, tickets, experiments)
+    other = _unlike(manifest, finished, tickets, experiments, planned)
     return CheckedBundle(folder, **about, runs=runs, damage=tuple(damage), unlike=other)
 
 
@@ -188,14 +139,22 @@ def _found(folder: Path, most: int) -> set[str]:
     return found
 
 
+def _planned(folder: Path, manifest: Manifest) -> dict[str, PlannedRun]:
+    """The runs of a bundle's plan by name; none of a selector's, which has no plan."""
+    return {run.name: run for run in read_study(folder).runs} if STUDY in manifest.files else {}
+
+
 def _contradictions(
-    folder: Path, manifest: Manifest, runs: list[FinishedRun], tickets: Mapping[str, tuple[str, TicketHeader]]
+    folder: Path,
+    manifest: Manifest,
+    runs: list[FinishedRun],
+    tickets: Mapping[str, tuple[str, TicketHeader]],
+    planned: Mapping[str, PlannedRun],
 ) -> Iterator[DamageError]:
     """What the files of a bundle, each as it was written, do not say alike."""
     identities = {name: identity for name, (identity, _) in tickets.items()}
-    plan = read_study(folder) if STUDY in manifest.files else None
-    planned = {run.name: run.seed for run in plan.runs} if plan is not None else None
-    if planned is not None and planned != {run.folder.name: run.seed for run in runs}:
+    said = {name: run.seed for name, run in planned.items()}
+    if STUDY in manifest.files and said != {run.folder.name: run.seed for run in runs}:
         yield DamageError(f"{shown(folder)}: its runs are not those of {STUDY}", file=STUDY)
     for problem in _repeated(manifest, runs):
         yield DamageError(f"{shown(folder)}: {problem}", file=MANIFEST)
@@ -210,7 +169,7 @@ def _repeated(manifest: Manifest, runs: list[FinishedRun]) -> Iterator[str]:
         yield "its manifest does not name the weights of its runs"
         return
     unique: dict[str, list[Any]] = {
-        "a seed": [run.seed for run in runs],
+        "a seed": [(run.seed, run.result.mask, run.result.config.get("init_seed")) for run in runs],
         "their weights": [run.result.weights_sha256 for run in runs],
         "the file of their weights": [manifest.weights[run.folder.name].get(MODEL_FILE) for run in runs],
         "every image's loss": [run.images["dense_loss"].tobytes() for run in runs if run.images],
@@ -353,12 +312,14 @@ def _same(computed: float, said: Any) -> bool:
     return isinstance(said, int | float) and math.isclose(computed, said, rel_tol=1e-9)
 
 
-def _checked_run(run: FinishedRun) -> CheckedRun:
-    result = run.result
+def _checked_run(run: FinishedRun, planned: PlannedRun | None) -> CheckedRun:
+    result, arm = run.result, planned.arm if planned is not None else ArmKey("")
     hours = total_spent(run.epochs, "hours") or 0.0
     device = f"{result.world_size} x {result.device}"
     numbers = recomputed(run.images)
-    return CheckedRun(run.folder.name, result.seed, result.k, result.epochs, numbers, hours, device)
+    return CheckedRun(
+        run.folder.name, result.seed, result.k, result.epochs, numbers, hours, device, arm.pruned, arm.weights
+    )
 
 
 def _unlike(
@@ -366,6 +327,7 @@ def _unlike(
     runs: list[FinishedRun],
     tickets: Mapping[str, tuple[str, TicketHeader]],
     experiments: Mapping[str, Experiment],
+    planned: Mapping[str, PlannedRun],
 ) -> tuple[str, ...]:
     """Why a whole bundle does not stand in the table."""
     if manifest.row not in experiments:
@@ -374,7 +336,10 @@ def _unlike(
         return (f"tried with {manifest.scale} of its images and epochs",)
     row = experiments[manifest.row]
     found = [text for run in runs for text in unlike(row, run.result)]
-    found += comparable([run.result.to_json() for run in runs], besides=FREE)
+    found += levels_unlike(row, runs, planned)
+    for remaining in {run.result.remaining_weights for run in runs}:  # each level beside the unpruned runs
+        level = [run.result.to_json() for run in runs if run.result.remaining_weights in (None, remaining)]
+        found += comparable(level, besides=FREE)
     if bool(manifest.mode) != bool(row.selector):
         found.append(f"its mode is {shown(manifest.mode) or 'none'}")
     if row.selector:

@@ -16,8 +16,8 @@ PATCHES, STAGES = 196, 3
 WHOLE = "1"
 """The scale of a row as the paper has it, of all images and epochs."""
 ARMS = {"lt": "ticket", "rc": "random", "dense": "dense", "selector": "selector", "evit": "selector"}
-"""What the paper calls an arm, and dlth; "selector" is a run of `dlth train-selector`. There is no name for RR, whose
-random weights need a pruned model.
+"""What the paper calls an arm, and dlth; "selector" is a run of `dlth train-selector`. Rows of pruned weights have none
+of these arms: theirs are `dlth prune`'s.
 """
 
 
@@ -42,14 +42,27 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """How the weights of a row are pruned, as `dlth prune` takes it; they are set back to their first values.
+
+    The paper gives no numbers: these are the lottery ticket papers' (Frankle and Carbin, 2019).
+    """
+
+    rounds: int = 10
+    rate: str = "0.2"
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One row.
 
-    name: of the row; arm: a name of `ARMS`; dataset: its images
+    name: of the row; dataset: its images
+    arm: a name of `ARMS`, of a row of pruned weights lt or rr
     settings: of `dlth train`, or `train-selector`, in which it differs from its recipe; the recipe is among them
-    epochs, batch: length, and images of a step over all processes; 0 where they are not known, of rows that cannot run
+    epochs, batch: length of each run, and images of a step over all processes
     rate: share that each stage keeps, empty for the dense arm; patches: of an image, from which the rate drops, or
         0 where the model has none
+    pruning: how its weights are pruned, None where they are not
     selector: the row whose weights select for it, empty for rows that need none
     reference: the published number, None where none is known
     caveats: what is not as the authors did; missing: why dlth cannot run it, empty where it can
@@ -63,6 +76,7 @@ class Experiment:
     batch: int
     rate: str = ""
     patches: int = PATCHES
+    pruning: Pruning | None = None
     selector: str = ""
     reference: Reference | None = None
     caveats: tuple[str, ...] = ()
@@ -79,9 +93,14 @@ class Experiment:
         return Budget.from_stage_keep(self.rate, self.patches, STAGES).k if self.rate else self.patches
 
     @property
+    def trained_as(self) -> str:
+        """The arm of `dlth train`, or "selector": whole images where weights are pruned."""
+        return "dense" if self.pruning is not None else ARMS[self.arm]
+
+    @property
     def is_student(self) -> bool:
         """Whether `dlth train` runs it; a selector is `dlth train-selector`'s."""
-        return ARMS.get(self.arm) != "selector"
+        return self.trained_as != "selector"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -99,8 +118,7 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON holds it."""
-        known = {name: getattr(self, name) or None for name in ("epochs", "batch", "patches", "k")}
-        return asdict(self) | known | {"keep": self.keep, "needs": list(self.needs)}
+        return asdict(self) | {"k": self.k, "keep": self.keep, "needs": list(self.needs)}
 
 
 def share_of(rate: str, patches: int = PATCHES) -> str:

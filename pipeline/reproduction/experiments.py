@@ -19,6 +19,7 @@ from dlth.pipeline.reproduction.experiment import (
     PATCHES,
     Dataset,
     Experiment,
+    Pruning,
     Reference,
     matched_epochs,
 )
@@ -79,8 +80,9 @@ class Family:
         yield from self.rows("lt", rate, "lr-1e-3/{arm}", lr_base=1e-3)
 
     def pruned(self) -> Iterator[Experiment]:
-        """The weight-level experiments, whose length and step are not known."""
-        yield from _missing(replace(self, epochs=0, batch=0).rows("lt rr", "", "imp/{arm}"), PRUNING)
+        """The weight-level experiments: the winning ticket, and its mask with fresh random weights."""
+        rows = replace(self, caveats=(PRUNING, *self.caveats)).rows("lt rr", "", "imp/{arm}")
+        return (replace(row, pruning=Pruning()) for row in rows)
 
 
 ALWAYS = ("float32 unless --amp is given (theirs: float16)", "order and seeds of images are dlth's own")
@@ -91,7 +93,13 @@ WINDOWS = (
     "windows of 6 are cut out of those of the 224 px model, so that it runs dense too (theirs is built for 192 px)"
 )
 CNN = "crops are bicubic, and ten last epochs at the lowest rate are left out"
-PRUNING = "weight-level pruning is not in this version of dlth"
+PRUNING = (
+    "rounds, rate and rewinding are the lottery ticket papers' (10 of 0.2 of the remaining weights, back to the first"
+    " ones): the paper gives none"
+)
+SMALL_CROPS = (
+    "crops are enlarged to the image's size (theirs: of the image padded by 4 px), norms and biases not decayed"
+)
 OTHER_ATTENTION = "no student here has attention of other products (theirs: softmax(q·v)·k)"
 DEIT, SWIN, LVVIT = "DeiT (Touvron et al., 2021)", "Swin (Liu et al., 2021)", "LV-ViT (Jiang et al., 2021)"
 ALL_RATES, FOUR_RATES = "0.75 0.8 0.85 0.9 0.95", "0.75 0.8 0.85 0.9"
@@ -160,7 +168,9 @@ def _other_models() -> Iterator[Experiment]:
     family = Family("resnet50", IMAGENET, cnn, "deit-s/selector/{rate}", epochs=90, caveats=(CNN,))
     yield from family.rows("dense")
     yield from family.rows("lt rc", "0.9", "zero/{arm}", how="zero")
-    yield from Family("resnet20", CIFAR10, {}, "", patches=0).pruned()
+    small = {"recipe": "resnet20", "model": "resnet20"}
+    family = Family("resnet20", CIFAR10, small, "", epochs=160, batch=128, patches=4, caveats=(SMALL_CROPS,))
+    yield from family.pruned()
 
 
 def _missing(rows: Iterable[Experiment], why: str) -> Iterator[Experiment]:

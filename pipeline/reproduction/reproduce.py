@@ -15,10 +15,13 @@ from typing import Any
 
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan
+from dlth.pipeline.pruning.planning import plan_prune
+from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.reproduction.bundle import BundleOf, write_bundle
-from dlth.pipeline.reproduction.experiment import ARMS, Experiment
+from dlth.pipeline.reproduction.experiment import Experiment
 from dlth.pipeline.reproduction.experiments import EXPERIMENTS
 from dlth.pipeline.reproduction.materials import ROWS, Materials
+from dlth.pipeline.reproduction.pruned_rows import prune_settings
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
 from dlth.pipeline.reproduction.scaling import scaled
 from dlth.pipeline.selection import stage
@@ -251,15 +254,24 @@ class Reproduction:
         return found
 
     def _planned(self, row: Experiment, as_random: bool) -> tuple[PlannedRun, ...]:
-        values, arm = self.materials.student_settings(row, self.wanted), ARMS[row.arm]
+        if row.pruning is not None:
+            return self._levels(row)
+        values, arm = self.materials.student_settings(row, self.wanted), row.trained_as
         made = self.materials.tickets_of(row, self.wanted)
         absent = [name for name, file in made.items() if not Path(file.out).exists()]
         if as_random and absent:
             values, arm = {name: value for name, value in values.items() if name not in absent}, "random"
         asked = {name: getattr(self.config, name) for name in ("mode", "seeds", "gpus", "measure")}
         asked |= {"out": str(self.study), "arms": arm, "keep": row.keep}
-        plan = plan_study(checked(CompareConfig, asked), values, note=self.listener.note)
-        return tuple(replace(run, arm=replace(run.arm, variant=_variant(row))) for run in plan.runs)
+        return _of_row(row, plan_study(checked(CompareConfig, asked), values, note=self.listener.note))
+
+    def _levels(self, row: Experiment) -> tuple[PlannedRun, ...]:
+        """The runs of a row of pruned weights: every level, and what it is made of."""
+        values = self.materials.student_settings(row, self.wanted)
+        del values["arm"]  # that of `dlth prune` is another
+        asked = {name: getattr(self.config, name) for name in ("seeds", "gpus", "measure")}
+        asked |= {"out": str(self.study), **prune_settings(row)}
+        return _of_row(row, plan_prune(checked(PruneConfig, asked), values, note=self.listener.note))
 
     def _bundles(self, plan: StudyPlan | None) -> tuple[Path, ...]:
         """Bundle every row that was asked for and has no run that is not finished."""
@@ -276,9 +288,14 @@ class Reproduction:
             return self.materials.bundle_of(row, {folder.name: folder for folder in folders})
         names = set(plan.settings[ROWS][self.materials.key(row)])
         runs = [run for run in plan.runs if run.name in names]
-        runs = [run for run in runs if run.seed in self.config.seeds or _is_finished(plan.folder(self.study, run))]
+        begun = {run.seed for run in runs if not _is_finished(plan.folder(self.study, run))}
+        runs = [run for run in runs if run.seed in self.config.seeds or run.seed not in begun]
         own = StudyPlan(tuple(runs), {ROWS: {self.materials.key(row): [run.name for run in runs]}})
         return self.materials.bundle_of(row, {run.name: plan.folder(self.study, run) for run in runs}, plan=own)
+
+
+def _of_row(row: Experiment, plan: StudyPlan) -> tuple[PlannedRun, ...]:
+    return tuple(replace(run, arm=replace(run.arm, variant=_variant(row))) for run in plan.runs)
 
 
 def _variant(row: Experiment) -> str:

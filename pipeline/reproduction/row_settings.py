@@ -6,7 +6,7 @@ Both read the same description, so that what is run by a row and what counts as 
 from collections.abc import Mapping
 from typing import Any
 
-from dlth.pipeline.reproduction.experiment import ARMS, STAGES, Experiment
+from dlth.pipeline.reproduction.experiment import STAGES, Experiment
 from dlth.tickets.errors import DlthError, shown
 from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.provenance import DEFAULT_RANKER, describe, ranker_of, views_averaged
@@ -25,6 +25,8 @@ THE_RUNS_OWN = (
 )
 """Settings that a row leaves to whoever runs it: what a table says besides, what follows from the images and tickets,
 and how a machine computes."""
+LEVELS_OWN = ("rewind_step", "init_seed")
+"""Settings by which a level of a pruned row is begun, or begins others."""
 MOST_LEFT_OUT = 0.001
 """Share of the training images that may be missing, as corrupt, from the paper's row."""
 
@@ -34,7 +36,7 @@ def row_settings(row: Experiment) -> dict[str, Any]:
     if not row.is_student:
         return {**row.settings, "epochs": row.epochs, "stage_keep": row.rate}
     keep = {"keep": row.keep} if row.keep else {}
-    return {**row.settings, "epochs": row.epochs, "arm": ARMS[row.arm], **keep}
+    return {**row.settings, "epochs": row.epochs, "arm": row.trained_as, **keep}
 
 
 def unlike(row: Experiment, result: RunResult) -> list[str]:
@@ -96,11 +98,12 @@ def _selected_unlike(
 
 
 def _expected(row: Experiment) -> Mapping[str, Any]:
-    """The settings that decide a row's result, by name, but for those of `THE_RUNS_OWN`."""
+    """The settings that decide a row's result, by name, but for those of `THE_RUNS_OWN` and a level's."""
     kind = TrainConfig if row.is_student else SelectorTrainConfig
-    named = {"data": "images", "out": "run"} | ({"tickets": "tickets"} if ARMS[row.arm] == "ticket" else {})
+    named = {"data": "images", "out": "run"} | ({"tickets": "tickets"} if row.trained_as == "ticket" else {})
     try:
         config = layered(row_settings(row) | named, kind=kind)
     except DlthError as error:  # a row that dlth cannot run has settings that are none of its
         raise AssertionError(f"{row.name}: {error}") from error
-    return {name: value for name, value in fixed_settings(config).items() if name not in THE_RUNS_OWN}
+    own = (*THE_RUNS_OWN, *(LEVELS_OWN if row.pruning is not None else ()))
+    return {name: value for name, value in fixed_settings(config).items() if name not in own}

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any
 
-from dlth.pipeline.reproduction.check import CheckedBundle, CheckedRun
+from dlth.pipeline.reproduction.checked_bundle import CheckedBundle, CheckedRun
 from dlth.pipeline.reproduction.experiment import Experiment
+from dlth.pipeline.reproduction.pruned_rows import last_share
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Line:
     reference: published top-1 in percent on all patches, of `source`
     dense, ticket, random: our top-1 in percent, mean over seeds, on all patches, on the selector's, on random ones;
         of a selector, `ticket` is that with patches dropped by itself
-    difference: dense less the reference, in points; hours: of training, mean over seeds
+    difference: dense less the reference, in points; hours: of training, of all levels together, mean over seeds
+    weights: share of the prunable weights of a pruned row, whose numbers are those of its last level; empty of others
     state: "complete", "damaged", "not comparable", "cannot be run" or "not run"; why: there are no numbers
     """
 
@@ -43,6 +45,7 @@ class Line:
     device: str
     state: str
     why: str = ""
+    weights: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Line))
@@ -65,24 +68,27 @@ def _lines(row: Experiment, bundles: list[CheckedBundle]) -> list[Line]:
 
 
 def _line(row: Experiment, mode: str, runs: Sequence[CheckedRun], state: str, why: str = "") -> Line:
-    dense, published = _mean(runs, "dense"), row.reference.top1 if row.reference is not None else None
+    last = [run for run in runs if (run.pruned, run.weights) == (row.arm, last_share(row))] if row.pruning else runs
+    seeds = dict.fromkeys(str(run.seed) for run in runs)
+    dense, published = _mean(last, "dense"), row.reference.top1 if row.reference is not None else None
     return Line(
         row=row.name,
         mode=mode,
         rate=row.rate,
         k=row.k or None,
         epochs=row.epochs or None,
-        seeds=", ".join(str(run.seed) for run in runs),
+        seeds=", ".join(seeds),
         reference=published,
         source=row.reference.source if row.reference is not None else "",
         dense=dense,
         difference=dense - published if dense is not None and published is not None else None,
-        ticket=_mean(runs, "ticket" if row.is_student else "dropping"),
-        random=_mean(runs, "random"),
-        hours=fmean(run.hours for run in runs) if runs else None,
+        ticket=_mean(last, "ticket" if row.is_student else "dropping"),
+        random=_mean(last, "random"),
+        hours=sum(run.hours for run in runs) / len(seeds) if runs else None,
         device=", ".join(dict.fromkeys(run.device for run in runs)),
         state=state,
         why=why,
+        weights=last_share(row),
     )
 
 

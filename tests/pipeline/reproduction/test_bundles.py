@@ -22,7 +22,8 @@ from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
 from dlth.pipeline.reproduction import bundle
 from dlth.pipeline.reproduction.bundle import MANIFEST, BundleOf, Manifest, write_bundle
-from dlth.pipeline.reproduction.check import CheckedBundle, check_bundle, check_bundles
+from dlth.pipeline.reproduction.check import check_bundle, check_bundles
+from dlth.pipeline.reproduction.checked_bundle import CheckedBundle
 from dlth.pipeline.reproduction.table import as_csv, as_markdown, table
 from dlth.tickets import Budget, SelectorInfo, TicketHeader, ViewSpec
 from dlth.tickets.derive.draft import unscored

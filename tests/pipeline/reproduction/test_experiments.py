@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dlth.pipeline.reproduction.experiment import ARMS, matched_epochs, share_of
+from dlth.pipeline.reproduction.experiment import matched_epochs, share_of
 from dlth.pipeline.reproduction.experiments import EXPERIMENTS, chosen
 from dlth.pipeline.reproduction.row_settings import row_settings
 from dlth.pipeline.reproduction.table import table
@@ -61,21 +61,21 @@ def test_a_rows_settings_are_settings(name: str) -> None:
     row = EXPERIMENTS[name]
     kind = TrainConfig if row.is_student else SelectorTrainConfig
     config = layered(
-        row_settings(row) | {"data": "a", "out": "b"} | ({"tickets": "c"} if row.arm == "lt" else {}), kind=kind
+        row_settings(row) | {"data": "a", "out": "b"} | ({"tickets": "c"} if row.trained_as == "ticket" else {}),
+        kind=kind,
     )
-    assert (config.epochs, config.arm) == (row.epochs, ARMS[row.arm])
+    assert (config.epochs, config.arm) == (row.epochs, row.trained_as)
     assert not row.selector or EXPERIMENTS[row.selector].rate in ("", row.rate)
     assert config.student == row.settings["model"]
 
 
 def test_what_cannot_be_run_says_why() -> None:
     """Rows that this version lacks are listed with the reason; all others have caveats and say what they need."""
-    missing = {name for name, row in EXPERIMENTS.items() if row.missing}
-    assert missing == {
-        *("deit-s/imp/lt", "deit-s/imp/rr", "resnet20/imp/lt", "resnet20/imp/rr"),
-        "deit-s/products-qv/lt/0.9",
-    }
-    assert EXPERIMENTS["deit-s/imp/lt"].remarks[0].startswith("cannot be run: weight-level pruning")
+    missing = [name for name, row in EXPERIMENTS.items() if row.missing]
+    assert missing == ["deit-s/products-qv/lt/0.9"]
+    assert EXPERIMENTS[missing[0]].remarks[0].startswith("cannot be run: no student here has attention of other")
+    for name in ("deit-s/imp/lt", "deit-s/imp/rr", "resnet20/imp/lt", "resnet20/imp/rr"):
+        assert any("the paper gives none" in text for text in EXPERIMENTS[name].caveats)
     assert "token labels" in EXPERIMENTS["lvvit-s/lt/0.85"].needs
     assert all(row.caveats for row in EXPERIMENTS.values())
 
@@ -95,12 +95,12 @@ def test_the_list_is_shown_and_read(dlth: Callable[..., tuple[int, str, str]]) -
     code, out, err = dlth("reproduce", "list", "deit-ti/dense", "--json")
     (row,) = json.loads(out)["experiments"]
     assert (code, row["reference"]["top1"], row["epochs"], row["k"]) == (0, 72.2, 300, 196)
-    code, out, err = dlth("reproduce", "list", "resnet20/*")
+    code, out, err = dlth("reproduce", "list", "*/products-qv/*")
     assert code == 0
-    assert "resnet20/imp/lt: cannot be run: weight-level pruning" in err
-    assert re.search(r"resnet20/imp/lt( +-){4}", out), "what is not known is not made up"
+    assert "deit-s/products-qv/lt/0.9: cannot be run: no student here" in err
+    assert re.search(r"products-qv/lt/0.9 +144 +300 +1,024 +-\n", out), "what is not known is not made up"
     (pruned, _) = table(chosen(["resnet20/*"]), ())
-    assert (pruned.k, pruned.epochs, chosen(["resnet20/*"])[0].to_json()["batch"]) == (None, None, None)
+    assert (pruned.k, pruned.epochs, pruned.weights, pruned.dense) == (4, 160, "0.1074", None)
     names = [line.split()[0] for line in dlth("reproduce", "list")[1].splitlines()]
     assert names == ["row", *EXPERIMENTS]
 
