@@ -18,6 +18,9 @@ OTHERS = ("#7b4fa3", "#a07d00", "#2f8294", "#a3446b", "#6b6b6b")
 """Colours of controls, in their order."""
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
+WAYS = {"lt": COLOURS["ticket"], "rr": COLOURS["random"], "random-mask": OTHERS[0], "one-shot": OTHERS[1]}
+"""Colours of ways to prune; each has a line and a marker of its own, too."""
+MOST_TICKS = 8
 _SIZE = (5.2, 3.7)
 
 
@@ -43,6 +46,11 @@ def look(arm: str, place: int, controls: Sequence[str]) -> Look:
     """The look of an arm; `controls` are the names of all control arms."""
     other = OTHERS[controls.index(arm) % len(OTHERS)] if arm in controls else GREY
     return Look(COLOURS.get(arm, other), place)
+
+
+def way_look(way: str) -> Look:
+    """The look of a way to prune."""
+    return Look(WAYS[way], list(WAYS).index(way)) if way in WAYS else Look(OTHERS[-1], len(WAYS))
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,16 @@ def bands(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
     """Curves, each a mean in a band from the least to the most of its runs."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
+    _draw(axis, lines)
+    if all(value == int(value) for line in lines for value in line.x):
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    return _finished(figure, axis)
+
+
+def _draw(axis: Axes, lines: Sequence[Line]) -> None:
+    """Each curve and its band."""
     for line in lines:
         axis.fill_between(line.x, line.low, line.high, color=line.look.colour, alpha=0.13, linewidth=0)
         marker = line.look.marker if len(line.x) < 25 else None
@@ -84,11 +102,27 @@ def bands(lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
             markersize=3.5,
             label=line.label,
         )
-    if all(value == int(value) for line in lines for value in line.x):
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+@own_style()
+def falling(lines: Sequence[Line], level: Line | None, x_label: str, y_label: str) -> Figure:
+    """Curves over shares, from all to few on a scale of logarithms, and one value as a level line in its band."""
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axis = figure.subplots()
+    if level is not None:
+        axis.axhspan(level.low[0], level.high[0], color=level.look.colour, alpha=0.13, linewidth=0)
+        axis.axhline(level.mean[0], color=level.look.colour, linewidth=1.2, label=level.label, zorder=1)
+    _draw(axis, lines)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
-    return _finished(figure, axis)
+    _finished(figure, axis)
+    shares = sorted({x for line in lines for x in line.x}, reverse=True)
+    shown = shares[:: -(-len(shares) // MOST_TICKS)]
+    axis.set_xscale("log")
+    axis.set_xticks(shown, [f"{100 * share:.3g}" for share in shown])
+    axis.set_xticks([], minor=True)
+    axis.invert_xaxis()
+    return figure
 
 
 @own_style()

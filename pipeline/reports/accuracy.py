@@ -7,7 +7,7 @@ from dlth.pipeline.evidence.evidence import Evidence
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.pages.charts import Dots, dots
 from dlth.pipeline.pages.report import Cell, Picture, Section, Table
-from dlth.pipeline.reports.arms import KEY_COLUMNS, key_cells, looks
+from dlth.pipeline.reports.arms import key_cells, key_columns, looks
 from dlth.tickets.errors import shown
 
 TOKENS = {"dense": "on all tokens", "ticket": "on ticket tokens", "random": "on random tokens"}
@@ -50,7 +50,8 @@ def mean(values: Sequence[float]) -> float | None:
 def _picture(evidence: Evidence) -> Picture | None:
     drawn, rows = looks(evidence.runs), []
     for key, runs in evidence.runs.items():
-        if values := [run.top1(run.judged_on) for run in runs.values() if run.images]:
+        values = [run.top1(run.judged_on) for run in runs.values() if run.images]
+        if values and not key.pruned:  # those have a picture of their own
             rows.append(Dots(shown(key, 60), drawn[key], values))
     if not rows or len(rows) > MOST_ROWS:
         return None
@@ -60,28 +61,29 @@ def _picture(evidence: Evidence) -> Picture | None:
 
 
 def _arms(evidence: Evidence) -> Table:
-    rows = []
+    keys, rows = key_columns(evidence.runs), []
     for key, by_seed in evidence.runs.items():
         runs = list(by_seed.values())
         first = runs[0].result
         judged = [run.top1(run.judged_on) for run in runs if run.images]
         means = (mean([run.top1(tokens) for run in runs if f"{tokens}_top1" in run.images]) for tokens in TOKENS)
         spread = stdev(judged) if len(judged) > 1 else None
-        rows.append((*key_cells(key), len(runs), first.k, first.epochs, mean(judged), spread, *means))
-    columns = (*KEY_COLUMNS, "runs", "patches", "epochs", "top-1", "±", *TOKENS.values())
+        rows.append((*key_cells(key, keys), len(runs), first.k, first.epochs, mean(judged), spread, *means))
+    columns = (*keys, "runs", "patches", "epochs", "top-1", "±", *TOKENS.values())
     formats = dict.fromkeys(("top-1", "±", *TOKENS.values()), ".2f")
-    return Table(columns, tuple(rows), "arms", formats, KEY_COLUMNS, "By arm")
+    return Table(columns, tuple(rows), "arms", formats, keys, "By arm")
 
 
 def _runs(evidence: Evidence) -> Table:
+    keys = key_columns(evidence.runs)
     rows = [
-        (*key_cells(key), seed, run.result.train_loss, *(_top1(run, tokens) for tokens in TOKENS), _seen(run))
+        (*key_cells(key, keys), seed, run.result.train_loss, *(_top1(run, tokens) for tokens in TOKENS), _seen(run))
         for key, by_seed in evidence.runs.items()
         for seed, run in by_seed.items()
     ]
-    columns = (*KEY_COLUMNS, "seed", "training loss", *TOKENS.values(), "images")
+    columns = (*keys, "seed", "training loss", *TOKENS.values(), "images")
     formats = dict.fromkeys(TOKENS.values(), ".2f") | {"training loss": ".4g", "seed": "d"}
-    return Table(columns, tuple(rows), "runs", formats, KEY_COLUMNS, "By run", folded=True)
+    return Table(columns, tuple(rows), "runs", formats, keys, "By run", folded=True)
 
 
 def _top1(run: FinishedRun, tokens: str) -> float | None:

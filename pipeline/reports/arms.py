@@ -1,6 +1,6 @@
 """Arms as reports name and draw them: words, cells of a table, colours; and the groups that one picture shows."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey
 from dlth.pipeline.evidence.evidence import DENSE
@@ -8,13 +8,20 @@ from dlth.pipeline.pages.charts import Look, look
 from dlth.tickets.errors import shown
 
 KEY_COLUMNS = ("arm", "keep", "mode", "variant")
+PRUNED_COLUMNS = (*KEY_COLUMNS, "pruned", "weights", "draw")
 MOST_GROUPS = 8
 """Pictures of one kind; a sweep of more values has its tables."""
 
 
-def key_cells(key: ArmKey) -> tuple[str, str, str, str]:
-    """An arm's name, keep, mode and variant as cells."""
-    return shown(key.arm), shown(key.keep), shown(key.mode), shown(key.variant)
+def key_columns(keys: Iterable[ArmKey]) -> tuple[str, ...]:
+    """Columns that tell arms apart: those of weights where any is pruned."""
+    return PRUNED_COLUMNS if any(key.pruned for key in keys) else KEY_COLUMNS
+
+
+def key_cells(key: ArmKey, columns: Collection[str] = KEY_COLUMNS) -> tuple[str, ...]:
+    """An arm's name, keep, mode and variant as cells, and what else of `PRUNED_COLUMNS` the columns have."""
+    values = (*(key.arm, key.keep, key.mode, key.variant, key.pruned, key.weights), str(key.draw) * bool(key.pruned))
+    return tuple(shown(value) for name, value in zip(PRUNED_COLUMNS, values, strict=True) if name in columns)
 
 
 def arm_label(key: ArmKey) -> str:

@@ -8,7 +8,7 @@ from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.judging.curves import Axis, total_spent
 from dlth.pipeline.pages.report import Section, Table
 from dlth.pipeline.reports.accuracy import mean
-from dlth.pipeline.reports.arms import KEY_COLUMNS, key_cells
+from dlth.pipeline.reports.arms import key_cells, key_columns
 
 CHARGED = "charged FLOP"
 
@@ -28,7 +28,7 @@ def cost_section(evidence: Evidence) -> Section | None:
 
 
 def _counted(evidence: Evidence) -> Table:
-    rows = []
+    keys, rows = key_columns(evidence.runs), []
     for key, by_seed in evidence.runs.items():
         runs = list(by_seed.values())
         dense = evidence.runs.get(ArmKey(DENSE, variant=key.variant), {})
@@ -36,24 +36,24 @@ def _counted(evidence: Evidence) -> Table:
         share = flops / all_flops if flops is not None and all_flops else None
         tokens = _mean_spent(runs, "tokens")
         charged = mean([of for run in runs if (of := evidence.charged_flops.get(run.folder))])
-        rows.append((*key_cells(key), runs[0].result.k, runs[0].result.epochs, tokens, flops, share, charged))
-    columns = (*KEY_COLUMNS, "patches", "epochs", "tokens", "FLOP", "of dense", CHARGED)
+        rows.append((*key_cells(key, keys), runs[0].result.k, runs[0].result.epochs, tokens, flops, share, charged))
+    columns = (*keys, "patches", "epochs", "tokens", "FLOP", "of dense", CHARGED)
     formats = {"tokens": ".4g", "FLOP": ".4g", "of dense": ".3f", CHARGED: ".4g"}
-    return Table(columns, tuple(rows), "cost", formats, KEY_COLUMNS, "Counted, of one run")
+    return Table(columns, tuple(rows), "cost", formats, keys, "Counted, of one run")
 
 
 def _measured(evidence: Evidence) -> Table:
-    rows = []
+    keys, rows = key_columns(evidence.runs), []
     for key, by_seed in evidence.runs.items():
         runs = list(by_seed.values())
         devices = ", ".join(dict.fromkeys(f"{run.result.world_size} x {run.result.device}" for run in runs))
         milliseconds = mean([1000 * value for run in runs if (value := run.result.throughput.get("step_seconds"))])
         rates = mean([value for run in runs if (value := run.result.throughput.get("images_per_second"))])
         memory = max(run.result.peak_memory_bytes for run in runs) / 2**30
-        rows.append((*key_cells(key), _mean_spent(runs, "hours"), milliseconds, rates, memory, devices))
-    columns = (*KEY_COLUMNS, "hours", "ms of compute per step", "images per second", "peak GiB", "on")
-    formats = dict.fromkeys(columns[4:8], ".3g")
-    return Table(columns, tuple(rows), "time", formats, (*KEY_COLUMNS, "on"), "Measured, on the machines at hand")
+        rows.append((*key_cells(key, keys), _mean_spent(runs, "hours"), milliseconds, rates, memory, devices))
+    columns = (*keys, "hours", "ms of compute per step", "images per second", "peak GiB", "on")
+    formats = dict.fromkeys(columns[len(keys) : -1], ".3g")
+    return Table(columns, tuple(rows), "time", formats, (*keys, "on"), "Measured, on the machines at hand")
 
 
 def _mean_spent(runs: Sequence[FinishedRun], axis: Axis) -> float | None:

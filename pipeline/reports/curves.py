@@ -21,7 +21,8 @@ ACCURACY = "top-1 accuracy, %"
 def curves_section(evidence: Evidence) -> Section | None:
     """Validation accuracy over epochs, tokens, operations or hours, as the reader chooses."""
     choices = []
-    for number, (group, keys) in enumerate(list(groups(evidence.runs).items())[:MOST_GROUPS]):
+    unpruned = [key for key in evidence.runs if not key.pruned]
+    for number, (group, keys) in enumerate(list(groups(unpruned).items())[:MOST_GROUPS]):
         options = []
         for axis in AXES:
             if lines := _lines(evidence, keys, axis):
@@ -37,6 +38,8 @@ def curves_section(evidence: Evidence) -> Section | None:
         " judged on their own tokens. Where a selector is in the loop its operations count; what cached tickets cost"
         " counts from the start where the study charges it."
     )
+    if len(unpruned) < len(evidence.runs):
+        text += " Pruned models are not drawn: they have a table by remaining weights."
     return Section("Curves", texts=(text,), choices=tuple(choices))
 
 
@@ -49,6 +52,7 @@ def pareto_section(evidence: Evidence) -> Section | None:
             if run.images and (spent := total_spent(run.epochs, "flops")) is not None
         ]
         for key, by_seed in evidence.runs.items()
+        if not key.pruned  # masked weights are multiplied all the same: the same operations
     }
     points = cost_points(runs)
     if len(points) < 2:
@@ -64,6 +68,8 @@ def pareto_section(evidence: Evidence) -> Section | None:
         "Accuracy at the end of training against its operations, mean and range over seeds. On the line: arms that no"
         f" other beats in both ({names})."
     )
+    if any(key.pruned for key in evidence.runs):
+        caption += " Pruned models, whose masked weights are computed all the same, are left out."
     table = Table(
         (*KEY_COLUMNS, "FLOP", "top-1", "on the front"),
         tuple((*key_cells(at.arm), at.cost, at.top1, "yes" if at in best else "no") for at in points),

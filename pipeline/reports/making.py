@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dlth.pipeline.evidence.evidence import Evidence
+from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.pages.report import Section, Table
-from dlth.pipeline.reports.arms import key_cells
+from dlth.pipeline.reports.arms import PRUNED_COLUMNS, key_cells
 from dlth.tickets.errors import shown
 from dlth.training.settings.toml_text import CONFIG
 from dlth.training.settings.train_config import TrainConfig
@@ -31,7 +32,7 @@ DATA = {
     "val_content": "their bytes, validation",
 }
 _DEFAULTS = TrainConfig.model_construct(data="", out="").model_dump(mode="json")
-_OF_EACH_RUN = ("arm", "keep", "mode", "seed", "out", "resume")
+_OF_EACH_RUN = ("arm", "keep", "mode", "seed", "out", "resume", "mask", "start_step", "rewind_step", "init_seed")
 MOST_COMMANDS, MOST_VALUES, LONGEST = 60, 6, 120
 
 
@@ -55,12 +56,16 @@ def making_section(evidence: Evidence) -> Section | None:
 
 def _commands(evidence: Evidence) -> tuple[str, ...]:
     """What makes the same runs again."""
-    commands = [f"dlth compare --out {_quoted(folder)}" for folder in evidence.studies]
+    commands = [f"dlth {_command(plan)} --out {_quoted(folder)}" for folder, plan in evidence.studies.items()]
     planned = {plan.folder(study, run) for study, plan in evidence.studies.items() for run in plan.runs}
     loose = [run.folder for run in evidence.all_runs if run.folder not in planned]
     commands += [f"dlth train --config {_quoted(folder / CONFIG)}" for folder in loose[:MOST_COMMANDS]]
     more = len(loose) - MOST_COMMANDS
     return (*commands, *([f"# and {more} more"] if more > 0 else []))
+
+
+def _command(plan: StudyPlan) -> str:
+    return "prune" if "rounds" in plan.settings else "compare"
 
 
 def _study_settings(evidence: Evidence) -> Table:
@@ -77,11 +82,15 @@ def _settings(evidence: Evidence) -> Table:
     names = dict.fromkeys(name for of in configs.values() for config in of for name in config)
     rows = []
     for name in names:
-        told = {arm: _values(config.get(name) for config in of) for arm, of in configs.items()}
+        own = [arm for arm in configs if not (arm.pruned and name == "init_from")]  # the rewinding point of each run
+        told = {arm: _values(config.get(name) for config in configs[arm]) for arm in own}
         if name in _OF_EACH_RUN or set(told.values()) <= {"", _values([_DEFAULTS.get(name)])}:
             continue
         alike = len(set(told.values())) == 1
-        by_arm = (f"{' '.join(filter(None, key_cells(arm)))}: {value or 'none'}" for arm, value in told.items())
+        by_arm = (
+            f"{' '.join(filter(None, key_cells(arm, PRUNED_COLUMNS[:-1])))}: {value or 'none'}"
+            for arm, value in told.items()
+        )
         rows.append((shown(name, 60), next(iter(told.values())) if alike else "; ".join(by_arm)))
     caption = "Settings of the runs, where they are not the defaults of dlth train"
     return Table(("setting", "is"), tuple(rows), "settings", words=("is",), caption=caption, folded=True)

@@ -2,7 +2,7 @@
 
 from dlth.pipeline.evidence.evidence import Evidence
 from dlth.pipeline.pages.report import Section, Table
-from dlth.pipeline.reports.arms import KEY_COLUMNS, key_cells
+from dlth.pipeline.reports.arms import key_cells, key_columns
 from dlth.tickets.errors import shown
 
 
@@ -10,11 +10,13 @@ def unfinished_section(evidence: Evidence) -> Section | None:
     """A row for each run that is waiting, running, stopped, failed or damaged."""
     if not evidence.unfinished:
         return None
+    keys = key_columns(run.arm for run in evidence.unfinished)
     rows = tuple(
-        (*key_cells(run.arm), run.seed, run.state, run.epoch, shown(run.problem, 400)) for run in evidence.unfinished
+        (*key_cells(run.arm, keys), run.seed, run.state, run.epoch, shown(run.problem, 400))
+        for run in evidence.unfinished
     )
-    columns = (*KEY_COLUMNS, "seed", "state", "epochs done", "why")
-    table = Table(columns, rows, "unfinished", {"seed": "d"}, (*KEY_COLUMNS, "state", "why"))
+    columns = (*keys, "seed", "state", "epochs done", "why")
+    table = Table(columns, rows, "unfinished", {"seed": "d"}, (*keys, "state", "why"))
     return Section("Runs without a result", texts=("No figure and no verdict counts them.",), tables=(table,))
 
 
