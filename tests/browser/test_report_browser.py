@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from makers.pruning import write_prune_study
 from makers.results import write_study_of
 
 from dlth.pipeline.evidence.arm_key import ArmKey
@@ -45,6 +46,19 @@ def test_it_opens_offline_and_fits(tab: Tab, page: Path, window: str) -> None:
     assert len(tab.requests) == 1
     assert tab.evaluate("window.canary") is None
     assert tab.evaluate("[...document.images].length > 4 && [...document.images].every(i => i.naturalWidth > 500)")
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_report_of_pruned_weights_opens_and_fits(tab: Tab, tmp_path: Path, window: str) -> None:
+    """Its curve is drawn and has words, its wide table scrolls by itself and has a name, and the page does not."""
+    write_prune_study(tmp_path / "pruned", {"lt": 0.8, "rr": 0.6, "random-mask": 0.5, "one-shot": 0.7})
+    tab.open(write_report(gather([tmp_path / "pruned"]), tmp_path / "report.html"), **WINDOWS[window])  # type: ignore
+    assert tab.evaluate("(page => page.scrollWidth <= page.clientWidth)(document.documentElement)")
+    assert tab.complaints == []
+    assert tab.evaluate(
+        "[...document.images].filter(i => i.alt.includes('lt from')).map(i => i.naturalWidth > 500)"
+    ) == [True]
+    assert tab.evaluate("[...document.querySelectorAll('.scroll')].every(s => s.getAttribute('aria-label'))")
 
 
 def test_every_picture_and_table_has_words(tab: Tab, page: Path) -> None:
