@@ -31,6 +31,7 @@ from makers.runs import SMALL
 from makers.servers import Handler, Server
 from makers.tampering import put, signed_anew
 from makers.tickets import tree_bytes
+from makers.warm import run_warm
 from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -340,8 +341,8 @@ def test_a_planted_style_draws_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch
     folder.mkdir()
     (folder / "matplotlibrc").write_text("text.usetex: True\nfont.family: none\n")
     monkeypatch.chdir(folder)
-    words = ["tickets", "show", str(lab.tickets), "--data", str(lab.shards), "--out", "g"]
-    done = subprocess.run([*DLTH, *words], capture_output=True, text=True, timeout=120)
+    program = Path(sys.executable).with_name("dlth")
+    [done] = run_warm((program, "tickets", "show", lab.tickets, "--data", lab.shards, "--out", "g"))
     assert (done.returncode, (folder / "g" / "sheet-000.png").is_file()) == (0, True), done.stderr
 
 

@@ -1,6 +1,7 @@
 """Stage 1 from shards to a ticket file: resumed, shared, refused."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import ROOT
 from makers.campaign import run_script
 from makers.pictures import make_image, make_picture, make_tar
 from makers.runs import KWARGS, select_config
@@ -89,7 +89,7 @@ def test_the_bytes_do_not_depend_on_workers_threads_or_processes(
     run(shards.spec, tmp_path / "b.zarr", workers=2, threads=3, bad_images="skip")
     kwargs = ",".join(f"{name}={value}" for name, value in KWARGS.items())
     command = [
-        *(ROOT / "pipeline" / "cli" / "__main__.py", "select", "--model", "vit_tiny_patch16_224"),
+        *(Path(sys.executable).with_name("dlth"), "select", "--model", "vit_tiny_patch16_224"),
         *("--model-kwargs", kwargs, "--data", shards.spec, "--out", str(tmp_path / "c.zarr"), "--img-size", "32"),
         *("--keep", "0.5", "--random-weights", "--workers", "1", "--batch-size", "4", "--num-classes", "4"),
         *("--bad-images", "skip", "--json"),
