@@ -49,7 +49,6 @@ def check_masks(paths: Sequence[Path], progress: Progress) -> MaskCheck:
         MissingFileError: nothing there, or a folder without a mask
         UnsafeError, LimitError: a link where a mask or weights should be, or files beyond all bounds
         InputError: a study that prunes nothing
-        DamageError: a study whose plan cannot be read
     """
     tasks, checks = [task for path in paths for task in _tasks(path)], []
     for count, task in enumerate(tasks, 1):
@@ -74,7 +73,11 @@ def _tasks(path: Path) -> Iterator[Callable[[], MaskCheck]]:
             )
         yield partial(_check_run, path)
     else:
-        plan = read_study(path)
+        try:
+            plan = read_study(path)
+        except DamageError as error:
+            yield partial(MaskCheck, damage=(error,))
+            return
         pruned = [run for run in plan.runs if run.mask is not None]
         if not pruned:
             raise InputError(f"{shown(path)} is a study that prunes no weights: it has no masks")

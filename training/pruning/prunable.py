@@ -54,7 +54,8 @@ def _left_whole(model: nn.Module) -> Iterator[nn.Module]:
     """Modules within the classifier, as timm names it and gives it, and within the patch embedding."""
     said = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
     names = {said} if isinstance(said, str) else set(said)
-    given = model.get_classifier() if callable(getattr(model, "get_classifier", None)) else ()
+    get_classifier = getattr(model, "get_classifier", None)  # timm's models have it
+    given = get_classifier() if callable(get_classifier) else ()
     heads = given if isinstance(given, tuple | list) else (given,)
     for path, module in model.named_modules():
         if path in names or any(module is head for head in heads) or path.rpartition(".")[2] == _EMBEDDING:

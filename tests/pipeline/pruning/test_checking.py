@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 from makers.pruned import PRUNABLE, leave_first, leave_run
+from makers.pruning import DENSE, write_pruned
 from makers.studies import planned_run
+from safetensors.torch import save_file
 
 from dlth.pipeline.evidence.study_plan import MaskPlan, StudyPlan, write_study
 from dlth.tickets.errors import UnsafeError
+from dlth.training.models.weights import tensors_digest
 from dlth.training.pruning.making import make_mask
 from dlth.training.pruning.mask_file import read_mask
 from dlth.training.pruning.recipe import MASK, MaskRecipe
+from dlth.training.runs.result import read_result, write_result
 
 Dlth = Callable[..., tuple[int, str, str]]
 FIRST, SECOND = MaskRecipe(1, "0.2"), MaskRecipe(2, "0.2")
@@ -93,6 +97,9 @@ def test_any_changed_bit_is_exit_code_1(study: Path, dlth: Dlth) -> None:
         code, out, _ = dlth("masks", "verify", run / MASK, place, "--json")
         assert code == 1
         assert all("model_ema.safetensors" in text and "are not zero" in text for text in json.loads(out)["damage"])
+    plan = study / "study.json"
+    plan.write_bytes(plan.read_bytes().replace(b"0.2", b"0.3", 1))
+    assert dlth("masks", "verify", study)[0] == 1
     for place in (study / "none", study / "runs" / "level-0", study / "runs"):
         assert dlth("masks", "verify", place)[0] == 2
         assert dlth("masks", "info", place)[0] == 2
@@ -148,3 +155,28 @@ def test_a_study_without_pruning_has_no_masks(tmp_path: Path, dlth: Dlth) -> Non
     code, _, err = dlth("masks", "verify", tmp_path / "s")
     assert code == 2
     assert "prunes no weights" in err
+
+
+def test_a_result_is_of_its_mask_and_weights(tmp_path: Path, dlth: Dlth) -> None:
+    """Beside a mask lies a result of that mask, and the weights that the result is of; what differs is told by name."""
+    run = write_pruned(tmp_path / "run", replace(DENSE, pruned="lt", weights="0.8"), 1, 0, 0.8)
+    mask = read_mask(run / MASK)
+    assert dlth("masks", "verify", run)[0] == 0
+    weights = {name: each.float() for name, each in mask.masks.items()}
+    save_file(weights, run / "model.safetensors")
+    code, _, err = dlth("masks", "verify", run)
+    assert (code, f"{run}/model.safetensors holds other weights than result.json is of" in err) == (1, True)
+    result = read_result(run / "result.json")
+    assert result is not None
+    write_result(run, replace(result, weights_sha256=tensors_digest(weights)))
+    assert dlth("masks", "verify", run)[0] == 0
+    for change, told in (
+        ({"mask": ""}, "result.json is of no mask"),
+        ({"mask": "0" * 64}, f"of mask {'0' * 16} with {mask.remaining} of {mask.prunable} weights"),
+        ({"remaining_weights": 7}, f"of mask {mask.identity[:16]} with 7 of {mask.prunable} weights"),
+    ):
+        write_result(run, replace(result, **change))
+        code, _, err = dlth("masks", "verify", run)
+        assert (code, told in err) == (1, True)
+    (run / "result.json").write_text("{}")
+    assert dlth("masks", "verify", run)[0] == 1
