@@ -26,6 +26,7 @@ test-browser: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_selector.py --batch-size 8 --rounds 5
 	$(BIN)/python benchmarks/bench_step.py --batch-size 4 --rounds 5
+	$(BIN)/python benchmarks/bench_pruning.py
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_store.py
 

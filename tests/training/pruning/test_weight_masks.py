@@ -81,8 +81,9 @@ def test_no_optimizer_revives_a_weight(name: str) -> None:
                 assert not masked(tensor.float(), mask).any()
         assert held.revived(optimizer) == []
     for parameter, mask in masks.items():
-        moved = model.state_dict()[parameter] != before[parameter]
-        assert moved[mask].any()
+        after = model.state_dict()[parameter]
+        assert after.isfinite().all()
+        assert (after != before[parameter])[mask].any()
     assert held.remaining() == sum(int(mask.sum()) for mask in masks.values())
 
 
@@ -108,24 +109,32 @@ def test_a_gradient_is_that_of_the_pruned_network_alone() -> None:
             assert not masked(weight.grad, masks[parameter]).any()
 
 
-@pytest.mark.parametrize("part", ["weights", "average", "optimizer"])
-def test_a_masked_weight_that_is_not_zero_is_told_wherever_it_is(part: str) -> None:
-    """One number in a weight, its average or the optimizer's state is found, by the parameter's name."""
+@pytest.mark.parametrize("part", ["weights", "average", "optimizer", "optimizer's 16 bits"])
+def test_a_masked_weight_that_is_not_zero_is_told_and_mended_wherever_it_is(part: str) -> None:
+    """One number in a weight, its average or the optimizer's state is found, by the parameter's name, and masked."""
     model = tiny()
     masks, ema = masks_of(model, MaskRecipe(1, "0.5")), ModelEmaV3(model)
-    held, optimizer = WeightMasks(model, masks, ema.module), optimizer_of(model, "adamw")
+    name, moment = ("adafactorbv", "exp_avg") if "16" in part else ("adamw", "exp_avg_sq")
+    held, optimizer = WeightMasks(model, masks, ema.module), optimizer_of(model, name)
     for weight in model.parameters():
-        weight.grad = torch.zeros_like(weight)
+        weight.grad = torch.ones_like(weight)
+    held.mask_gradients()
     optimizer.step()
     held.mask_weights()
     held.mask_averages()
+    held.mask_state(optimizer)
     assert held.revived(optimizer) == []
     weight = model.get_parameter("5.weight")
     tensor = {"weights": weight, "average": ema.module.get_parameter("5.weight")}.get(part)
-    tensor = optimizer.state[weight]["exp_avg_sq"] if tensor is None else tensor
+    tensor = optimizer.state[weight][moment] if tensor is None else tensor
+    assert (tensor.dtype == torch.bfloat16) == ("16" in part)
     with torch.no_grad():
-        tensor.view(-1)[int((~masks["5.weight"]).view(-1).nonzero()[-1])] = 1e-40
+        tensor.view(-1)[int((~masks["5.weight"]).view(-1).nonzero()[-1])] = 1e-38
     assert held.revived(optimizer) == ["5.weight"]
+    held.mask_weights()
+    held.mask_averages()
+    held.mask_state(optimizer)
+    assert held.revived(optimizer) == []
 
 
 def test_masks_are_nothing_of_the_model() -> None:
@@ -135,4 +144,4 @@ def test_masks_are_nothing_of_the_model() -> None:
     held = WeightMasks(model, masks_of(model, MaskRecipe(1, "0.5")))
     assert list(model.state_dict()) == names
     assert list(deepcopy(model).state_dict()) == names
-    assert [each.gone.stride() for each in held._held] == [each.weight.stride() for each in held._held]
+    assert [each.kept.stride() for each in held._held] == [each.weight.stride() for each in held._held]

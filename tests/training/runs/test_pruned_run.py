@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from dlth.tickets.errors import DamageError, MismatchError
 from dlth.training.distributed.process_group import World
+from dlth.training.distributed.signals import StopRequest
 from dlth.training.models.registry import build
 from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.pruning.mask_file import MaskFile
@@ -121,6 +122,23 @@ def test_a_stopped_run_under_a_mask_goes_on_to_the_same_bytes(make_run: MakeRun,
         train(again.model_copy(update={"mask": None}))
     result = train(again)
     assert (result.weights_sha256, result.mask) == (undisturbed.weights_sha256, mask.identity)
+
+
+def test_a_run_whose_masked_weight_comes_alive_saves_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    """A masked weight that is not zero is a bug: it ends the run before its checkpoint, and the parameter is named."""
+    config, mask = masked_run(make_run, tmp_path / "mask.safetensors", **SHORT)
+    name, kept = next(iter(mask.masks.items()))
+
+    class Reviver(Listener):
+        def stepped(self, record: Any) -> None:
+            with torch.no_grad():
+                training.parts.student.model.get_parameter(name)[~kept] = 0.5
+
+    training = Training(config, WORLD, Reviver())
+    with pytest.raises(AssertionError, match=rf"masked weights of \['{name}'\] are not zero after step 3: not saved"):
+        training.run(StopRequest())
+    assert checkpoint.newest(Path(config.out) / "checkpoints") is None
+    assert not (Path(config.out) / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("part", ["model", "ema", "optimizer"])

@@ -57,6 +57,9 @@ def test_arms_with_and_without_tickets_see_the_same_images(
     assert [text.split(":")[0] for text in comparable([dense, repacked])] == [
         "the order of the training images in their shards"
     ], "the sample of bytes follows the packing above 1,000 images, so another digest is no other bytes"
+    started = {**dense, "config": dense["config"] | {"init_from": "w.pth"}}
+    assert [text.split(":")[0] for text in comparable([dense, started])] == ["the setting init_from"]
+    assert comparable([dense, {**started, "mask": "a" * 64}]) == [], "a pruned arm begins with weights of its own"
     config = dense["config"]
     longer = {**dense, "steps": 99, "val_view": "center 32x32, crop 1", "config": config | {"lr": 0.5, "workers": 9}}
     assert comparable([dense, longer]) == [
