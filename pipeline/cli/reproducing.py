@@ -92,10 +92,8 @@ def run(
 def _show_plan(asked: Any, json: bool) -> None:
     """Print what rows will cost; those whose tickets are not there are counted with random patches."""
     from dlth.pipeline.cli.study_command import show_plan
-    from dlth.pipeline.evidence.study_plan import StudyPlan
 
-    planned = asked.planned(as_random=True)
-    show_plan(asked.study, StudyPlan(tuple(run for runs in planned.values() for run in runs)), json)
+    show_plan(asked.study, asked.foreseen(), json)
 
 
 def _show_bundles(folder: Path, rows: set[str], json: bool) -> None:

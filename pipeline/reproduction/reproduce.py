@@ -234,6 +234,11 @@ class Reproduction:
         # a row's epochs are its own: random patches with as much computation are held against the tickets
         return StudyPlan(tuple(runs.values()), {"gpus": self.config.gpus, ROWS: rows}, may_differ=("epochs",))
 
+    def foreseen(self) -> StudyPlan:
+        """What the students' runs will be, each once; `planned` says how tickets that are not there are counted."""
+        own = self.planned(as_random=True)
+        return StudyPlan(tuple({run.name: run for runs in own.values() for run in runs}.values()))
+
     def planned(self, as_random: bool = False) -> dict[str, tuple[PlannedRun, ...]]:
         """The runs of each student's row, opened and checked.
 

@@ -82,9 +82,10 @@ class CifarResNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """As timm's models have it."""
         weight, pool = self.conv1.weight, global_pool if global_pool is not None else self.global_pool.pool_type
-        options = {"pool_type": pool, "device": weight.device, "dtype": weight.dtype}
         self.num_classes = num_classes
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, **options)
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool, device=weight.device, dtype=weight.dtype
+        )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Names of parameters by layer, for the layer decay of the learning rate."""
@@ -110,7 +111,7 @@ class CifarResNet(nn.Module):
 def _stage(inputs: int, outputs: int, rates: Sequence[float]) -> nn.Sequential:
     """A block for each of `rates`, its drop path; the first halves the sides where it has more channels to give."""
     paths = [DropPath(rate) if rate else None for rate in rates]
-    wider = {"stride": 2, "downsample": PaddedShortcut(outputs - inputs)} if outputs > inputs else {}
+    wider: dict[str, Any] = {"stride": 2, "downsample": PaddedShortcut(outputs - inputs)} if outputs > inputs else {}
     first = BasicBlock(inputs, outputs, drop_path=paths[0], **wider)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, drop_path=path) for path in paths[1:]))
 

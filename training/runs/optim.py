@@ -107,13 +107,14 @@ def make_schedule(
     """
     # timm's milestone m is felt one epoch (or update) before the m-th: half of one later is exact in either count.
     late = 0.5 / (steps_per_epoch if config.sched_on_updates else 1)
+    milestones: list[Any] = [epoch + late for epoch in config.decay_milestones]
     with _making(config.opt):
         schedule, _ = create_scheduler_v2(
             optimizer,
             sched=config.sched,
             num_epochs=config.epochs,
             decay_epochs=config.decay_epochs,
-            decay_milestones=[epoch + late for epoch in config.decay_milestones],
+            decay_milestones=milestones,
             decay_rate=config.decay_rate,
             min_lr=lowest,
             warmup_lr=config.warmup_lr,

@@ -36,7 +36,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     machine = {"device": "cpu", "workers": 0, "measure": 0, "batch_size": 8}
     config = ReproduceConfig(**machine, data=train, val=val, out=str(folder / "out"))
     asked = Reproduction.of(config, [ROWS["toy/imp/lt"], ROWS["toy/imp/rr"]], experiments=ROWS)
+    foreseen = [run.name for run in asked.foreseen().runs]
     came = asked.run()
+    assert sorted(foreseen) == sorted(path.name for path in (folder / "out" / "study" / "runs").iterdir())
     assert (came.failed, len(came.bundles)) == ((), 2)
     return folder / "out"
 
