@@ -15,13 +15,8 @@ grow by rounds, arms and drawings: nothing that is there depends on how many the
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from decimal import Context, Decimal
-
-from dlth.tickets.ranking.budget import exact_rate
 
 LT, RR, RANDOM_MASK, ONE_SHOT, UNPRUNED = "lt", "rr", "random-mask", "one-shot", "dense"
-DIGITS = 4
-"""Significant digits of a share of weights, as it is written."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +77,3 @@ def added(arms: Collection[str]) -> tuple[str, ...]:
     if UNPRUNED not in arms:
         told.append("the unpruned run is trained too: every level is made of it")
     return tuple(told)
-
-
-def share_remaining(rate: str, level: int) -> str:
-    """The share of the prunable weights that `level` rounds of `rate` leave, in decimal text of four digits at most."""
-    share = (1 - exact_rate(rate)) ** level
-    rounded = Context(prec=DIGITS).divide(Decimal(share.numerator), Decimal(share.denominator))
-    return f"{rounded.normalize():f}"

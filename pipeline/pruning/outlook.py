@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from dlth.pipeline.evidence.arm_key import share_remaining
 from dlth.pipeline.judging.arm_comparison import SEEDS_FOR_ARMS
-from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, added, share_remaining
+from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, added
 from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.studies.arms import Arm
 from dlth.tickets.errors import shown

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from dlth.pipeline.evidence.arm_key import fresh_seed, share_remaining
 from dlth.pipeline.evidence.study_plan import MAX_RUNS, MaskPlan, PlannedRun, StudyPlan
-from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, levels, share_remaining
+from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, levels
 from dlth.pipeline.pruning.outlook import outlook
 from dlth.pipeline.pruning.prune_config import BY_HAND, OWN, PruneConfig, rewind_step
 from dlth.pipeline.studies.arms import Arm, Counting, opened
@@ -25,7 +26,6 @@ from dlth.pipeline.studies.study_config import CompareConfig
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
 from dlth.tickets.format.jsontext import strict
-from dlth.tickets.seeding import derive
 from dlth.training.models.registry import outline
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, WeightsFile
 from dlth.training.pruning.prunable import prunable_shapes
@@ -169,7 +169,7 @@ def _run(level: Level, seed: int, arm: Arm, config: PruneConfig, names: Mapping[
         share = share_remaining(config.rate, level.level)
         key = replace(key, pruned=level.arm, weights=share, draw=level.draw)
     if level.arm == RR:
-        own["init_seed"] = derive(seed, "rr", level.level, level.draw)
+        own["init_seed"] = fresh_seed(seed, level.level, level.draw)
     settings = arm.config.model_copy(update=own)
     return PlannedRun(
         name=run_name(key, seed, run_digest(settings, contents)),
