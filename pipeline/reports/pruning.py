@@ -110,19 +110,19 @@ def _rows(evidence: Evidence, found: Found, arm: ArmKey, ways: Sequence[str]) ->
 
 def _cells(found: Sequence[Accuracies | None]) -> Iterator[Cell]:
     """Means of all ways, then how they spread, then how many runs each is of."""
-    yield from (came and came.mean for came in found)
-    yield from (came and came.spread for came in found)
-    yield from (came and len(came.runs) for came in found)
+    yield from (came.mean if came else None for came in found)
+    yield from (came.spread if came else None for came in found)
+    yield from (len(came.runs) if came else None for came in found)
 
 
 def _picture(found: Found, arm: ArmKey, ways: Sequence[str], number: int, several: bool) -> Picture | None:
     """A curve for each way over the shares; None where no run was evaluated."""
     unpruned, lines = found.get(arm), []
+    first = [(1.0, unpruned)] if unpruned is not None else []
     for way in ways:
         points = [(share(key.weights), came) for key, came in found.items() if (key.unpruned, key.pruned) == (arm, way)]
-        points = [(1.0, unpruned)] * (unpruned is not None) + [point for point in points if point[0] > 0]
-        if points[unpruned is not None :]:
-            lines.append(_line(way, way_look(way), points))
+        if later := [point for point in points if point[0] > 0]:
+            lines.append(_line(way, way_look(way), [*first, *later]))
     if not lines:
         return None
     of_arm = f" of {shown(arm, 80)}" if several else ""
@@ -133,7 +133,7 @@ def _picture(found: Found, arm: ArmKey, ways: Sequence[str], number: int, severa
     told = [f"{line.label} from {line.mean[0]:.1f} % to {line.mean[-1]:.1f} % at {line.x[-1]:.3g}" for line in lines]
     level = None
     if unpruned is not None:
-        level = _line("unpruned", Look(COLOURS["dense"]), [(1.0, unpruned)])
+        level = _line("unpruned", Look(COLOURS["dense"]), first)
         caption += " The level line is the unpruned model."
         told.insert(0, f"unpruned {unpruned.mean:.1f} %")
     figure = falling(lines, level, "remaining weights, %", "top-1 accuracy, %")
