@@ -184,10 +184,8 @@ def _run(level: Level, seed: int, arm: Arm, config: PruneConfig, names: Mapping[
 
 def _recipe(level: Level, seed: int, config: PruneConfig) -> MaskRecipe:
     """How a run's mask is made; rr's is lt's to the bit, and names no seed."""
-    drawn = {"shuffled": True, "draw": level.draw, "seed": seed} if level.arm == RANDOM_MASK else {}
-    return MaskRecipe(
-        level.level, config.rate, rounds=level.rounds, scope=config.scope, exclude=config.exclude, **drawn
-    )
+    recipe = MaskRecipe(level.level, config.rate, rounds=level.rounds, scope=config.scope, exclude=config.exclude)
+    return replace(recipe, shuffled=True, draw=level.draw, seed=seed) if level.arm == RANDOM_MASK else recipe
 
 
 def _differing(runs: Sequence[PlannedRun]) -> tuple[str, ...]:
