@@ -13,6 +13,7 @@ from dlth.data.shards.index import open_index
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.study_plan import PlannedRun, RunCost, StudyPlan
 from dlth.tickets import ViewSpec
+from dlth.training.pruning.recipe import MASK, REWIND
 from dlth.training.settings.fields import fixed_settings
 from makers.pictures import write_shards
 from makers.runs import train_config
@@ -71,6 +72,9 @@ def leavings(study: Path, plan: StudyPlan) -> dict[str, object]:
         left[run.name] = sorted(path.name for path in folder.iterdir())
         for name in ("model.safetensors", "model_best.safetensors"):
             left[f"{run.name}/{name}"] = _tensors(folder / name)
+        for name in (MASK, REWIND):
+            if (folder / name).exists():
+                left[f"{run.name}/{name}"] = (folder / name).read_bytes()
         left[f"{run.name}/images"] = (folder / "eval.npz").read_bytes()
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         left[f"{run.name}/metrics"] = [_unmeasured(json.loads(line)) for line in lines]
@@ -80,7 +84,8 @@ def leavings(study: Path, plan: StudyPlan) -> dict[str, object]:
 
 def _unmeasured(record: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in record.items() if not MEASURED.search(name)}
-    return kept | ({"config": record["config"] | {"out": ""}} if "config" in record else {})
+    places = dict.fromkeys(("out", "mask", "init_from"), "")
+    return kept | ({"config": record["config"] | places} if "config" in record else {})
 
 
 def _tensors(path: Path) -> dict[str, bytes]:
