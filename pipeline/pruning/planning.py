@@ -83,8 +83,10 @@ def plan_prune(
         note(text)
     runs = _runs(found, kinds, config)
     may_differ = _differing(runs)
-    results = [result_of(arm) for arm in (kinds.unpruned, kinds.rewound, kinds.fresh)]
-    refuse_unjudged(comparable(results, may_differ))
+    pruned = [
+        result_of(arm) | {"mask": arm.key.pruned} for arm in (kinds.rewound, kinds.fresh)
+    ]  # as they will have one
+    refuse_unjudged(comparable([result_of(kinds.unpruned), *pruned], may_differ))
     shapes = prunable_shapes(_model(kinds.unpruned), config.exclude)
     return StudyPlan(
         runs=runs,

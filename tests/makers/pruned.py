@@ -40,15 +40,17 @@ def header_of(masks: Masks, recipe: MaskRecipe, **facts: object) -> MaskHeader:
     return MaskHeader(model="ten", recipe=recipe, layers=layers_of(masks), **facts)  # type: ignore[arg-type]
 
 
-def leave_run(folder: Path, seed: int, masks: Masks | None = None, names: tuple[str, ...] = ("model",)) -> Path:
+def leave_run(
+    folder: Path, seed: int, masks: Masks | None = None, names: tuple[str, ...] = ("model",), num_classes: int = 3
+) -> Path:
     """A run's folder with weights of a seed, those zero that `masks` masks; `names`: "model", "rewind" and the like."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = build(MODEL, num_classes=3, img_size=32, **KWARGS)
+    model = build(MODEL, num_classes=num_classes, img_size=32, **KWARGS)
     with torch.no_grad():
         for name, mask in (masks or {}).items():
             model.get_parameter(name).mul_(mask)
-    note = WeightsNote(model=MODEL, model_kwargs=KWARGS, num_classes=3, img_size=32, step=7)
+    note = WeightsNote(model=MODEL, model_kwargs=KWARGS, num_classes=num_classes, img_size=32, step=7)
     for name in names:
         write_tensors(folder / f"{name}.safetensors", model.state_dict(), note.to_json())
     return folder

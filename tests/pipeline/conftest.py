@@ -1,9 +1,15 @@
-"""Images to pack."""
+"""Images to pack, and settings of tiny runs that the arms of a study share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from makers.pictures import make_image, make_picture
+from makers.pictures import make_image, make_picture, write_shards
+from makers.runs import KWARGS
+from makers.tickets import select_tickets
+
+from dlth.data.shards.index import open_index
+from dlth.tickets import ViewSpec
 
 
 @pytest.fixture
@@ -15,3 +21,20 @@ def images(tmp_path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"n{number % 3:08d}_{number}.JPEG").write_bytes(make_image(make_picture(number)))
     return root
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of train: 21 training images in batches of 8, 11 validation images, tickets of 8 of 16 patches."""
+    folder = tmp_path_factory.mktemp("study-data")
+    tickets = {}
+    for split, rows, seed in (("train", [7, 5, 9], 0), ("val", [6, 5], 1)):
+        index = open_index(write_shards(folder, len(rows), rows, split=split, seed=seed).spec)
+        view = ViewSpec("whole", 32, 32) if split == "train" else ViewSpec("center", 32, 32, "0.9")
+        tickets[split] = str(select_tickets(index, folder / f"{split}.zarr", view=view, split=split).path)
+    return {
+        **{"recipe": "none", "data": str(folder / "train"), "val": str(folder / "val")},
+        **{"tickets": tickets["train"], "val_tickets": tickets["val"]},
+        **{"model": "vit_tiny_patch16_224", "model_kwargs": KWARGS | {"depth": 2}, "img_size": 32},
+        **{"epochs": 4, "warmup_epochs": 1, "batch_size": 8, "lr": 1e-3, "workers": 0, "device": "cpu"},
+    }
