@@ -1,18 +1,36 @@
 """Studies of levels on real shards, as `dlth prune` plans them, of a model that is trained in a moment."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan
 from dlth.pipeline.pruning.planning import plan_prune
 from dlth.pipeline.pruning.prune_config import PruneConfig
+from dlth.pipeline.studies.worker import StudyState
 from dlth.training.settings.layering import checked
 from makers.pruned import KWARGS
 
 ALL = "lt,rr,random-mask,one-shot,dense"
-STEPS, EPOCHS, REWIND = 3, 2, 2
-"""Steps of an epoch, epochs of a run, and the step that levels are set back to."""
+EPOCHS, REWIND = 2, 2
+"""Of a run of three steps an epoch, and the step that levels are set back to."""
+CNN = {"model": "resnet20", "model_kwargs": {"depth": 8, "width": 4}}
+CNN_PRUNABLE = 36 * (3 + 4 + 4 + 8 + 16 + 32 + 64)
+"""Its convolutions of 3x3; it has buffers as well."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder, its plan, and how its worker left it."""
+
+    folder: Path
+    plan: StudyPlan
+    state: StudyState
+
+    def run(self, run: PlannedRun) -> Path:
+        """The folder of a run."""
+        return self.plan.folder(self.folder, run)
 
 
 def tiny_runs(shared: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
@@ -41,3 +59,13 @@ def the_run(plan: StudyPlan, arm: str, level: int = 0, seed: int = 0, draw: int 
         and (run.mask.recipe.level if run.mask else 0) == level
     ]
     return found
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as words of a command line."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    texts = {
+        name: ",".join(f"{key}={each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
+        for name, value in given.items()
+    }
+    return [word for name, text in texts.items() for word in (f"--{name.replace('_', '-')}", text)]

@@ -1,4 +1,4 @@
-"""Images to pack, and settings of tiny runs that the arms of a study share."""
+"""Images to pack, settings of tiny runs that the arms of a study share, and workers that look often."""
 
 from pathlib import Path
 from typing import Any
@@ -38,3 +38,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         **{"model": "vit_tiny_patch16_224", "model_kwargs": KWARGS | {"depth": 2}, "img_size": 32},
         **{"epochs": 4, "warmup_epochs": 1, "batch_size": 8, "lr": 1e-3, "workers": 0, "device": "cpu"},
     }
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look after every step, and wait for a moment only."""
+    monkeypatch.setattr("dlth.pipeline.studies.worker.BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr("dlth.pipeline.studies.worker.SHARE_OF_LOOKS", 1e9)
+    monkeypatch.setattr("dlth.pipeline.studies.worker.POLL", 0.05)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers.levels import ALL, planned_levels, prune_config, the_run, tiny_runs
+from makers.levels import ALL, CNN, flags, planned_levels, prune_config, the_run, tiny_runs
 from makers.pruned import KWARGS, MODEL, PRUNABLE, leave_run
 
 from dlth.pipeline.evidence.arm_key import PRUNED, fresh_seed
@@ -17,7 +17,6 @@ from dlth.pipeline.studies.founding import joined_study
 from dlth.tickets.errors import InputError, MismatchError
 
 Dlth = Callable[..., tuple[int, str, str]]
-CNN = {"model": "resnet20", "model_kwargs": {"depth": 8, "width": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +158,6 @@ def test_weights_to_start_from_are_the_unpruned_runs_alone(train: dict[str, Any]
     assert (lt.settings["init_from"], rr.settings["init_from"]) == (None, None)
     for run in (lt, rr):
         assert (run.settings["model"], run.settings["model_kwargs"], run.settings["img_size"]) == (MODEL, KWARGS, 32)
-
-
-def flags(settings: dict[str, Any]) -> list[str]:
-    """Settings as words of a command line."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    texts = {
-        name: ",".join(f"{key}={each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
-        for name, value in given.items()
-    }
-    return [word for name, text in texts.items() for word in (f"--{name.replace('_', '-')}", text)]
 
 
 @pytest.mark.parametrize(

@@ -1,226 +1,179 @@
-"""A whole small study of levels: what its runs are made of; kills, moves and growing change no byte of them."""
+"""A whole study of levels: its masks, what each run begins with, what it costs, and how it goes on."""
 
-import os
+import json
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from makers.runs import KWARGS
-from makers.studies import leavings, write_inputs
+import torch
+from makers.levels import CNN_PRUNABLE, Study, flags, the_run, tiny_runs
+from makers.studies import leavings
 from safetensors.torch import load_file
 
-from dlth.pipeline.evidence.failure import Failure, write_failure
-from dlth.pipeline.evidence.run_states import RunState, study_states
-from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan, write_study
-from dlth.pipeline.pruning.planning import plan_prune
-from dlth.pipeline.pruning.prune import found_prune
-from dlth.pipeline.pruning.prune_config import PruneConfig
+from dlth.pipeline.evidence.failure import FAILED, Failure, write_failure
+from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan, read_study
 from dlth.pipeline.studies.founding import joined_study
-from dlth.pipeline.studies.worker import StudyReporter, chains, run_study
-from dlth.tickets.errors import InputError, MismatchError
-from dlth.training.pruning.mask_file import read_mask
-from dlth.training.settings.layering import checked
+from dlth.pipeline.studies.worker import StudyReporter, Worker, run_study
+from dlth.training.distributed.process_group import World
+from dlth.training.models.weights import tensors_digest
+from dlth.training.pruning.mask_file import MaskFile, read_mask
+from dlth.training.pruning.recipe import MASK, REWIND
+from dlth.training.reporter import Reporter
+from dlth.training.runs.loop import Training
+from dlth.training.runs.result import RunResult, read_result
+from dlth.training.runs.runlog import logged_epochs
 
-ARMS = "lt,rr,random-mask"
+Dlth = Callable[..., tuple[int, str, str]]
+PRUNED_RUNS = [("lt", 1), ("lt", 2), ("rr", 1), ("rr", 2), ("random-mask", 1), ("random-mask", 2), ("one-shot", 2)]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings of train: one epoch of 64 images in 4 steps."""
-    folder = tmp_path_factory.mktemp("prune-data")
-    tickets = write_inputs(folder)
-    return {
-        **{"recipe": "none", "data": str(folder / "train"), "val": str(folder / "val"), "seed": None},
-        **{"model": "vit_tiny_patch16_224", "model_kwargs": KWARGS | {"depth": 2}, "img_size": 32},
-        **{"epochs": 1, "warmup_epochs": 0, "batch_size": 16, "lr": 1e-3, "workers": 0, "device": "cpu"},
-        "checkpoint_steps": 1,
-        "both": {"tickets": tickets["train"], "val_tickets": tickets["val"]},
+def mask_of(study: Study, arm: str, level: int, seed: int) -> MaskFile:
+    return read_mask(study.run(the_run(study.plan, arm, level, seed)) / MASK)
+
+
+def result_of(study: Study, run: PlannedRun) -> RunResult:
+    result = read_result(study.run(run) / "result.json")
+    assert result is not None
+    return result
+
+
+def first_weights(study: Study, run: PlannedRun, elsewhere: Path) -> dict[str, torch.Tensor]:
+    """Weights and buffers that a worker's run stands with before its first step."""
+    config = Worker(study.folder, study.plan, 1, StudyReporter()).config(run)
+    config = config.model_copy(update={"out": str(elsewhere), "resume": None})
+    model = Training(config, World(0, 1, torch.device("cpu")), Reporter()).parts.student.model
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return {name: (each.dtype, each.numpy().tobytes()) for name, each in first.items()} == {
+        name: (each.dtype, each.numpy().tobytes()) for name, each in second.items()
     }
 
 
-def asked(out: Path, **study: Any) -> PruneConfig:
-    """A study of two rounds, rewound to step 1."""
-    base = {"out": str(out), "rounds": 2, "rewind": "1", "seeds": "0", "arm": ARMS, "measure": 0}
-    return checked(PruneConfig, base | study)
-
-
-def of_runs(shared: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {name: value for name, value in shared.items() if name != "both"} | changes
-
-
-@pytest.fixture(scope="module")
-def done(shared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyPlan]:
-    """The study as one undisturbed worker leaves it."""
-    folder = tmp_path_factory.mktemp("levels") / "study"
-    plan = found_prune(asked(folder), of_runs(shared))
-    assert not run_study(folder, plan).failed
-    return folder, plan
-
-
-def named(plan: StudyPlan, arm: str, weights: str = "") -> PlannedRun:
-    return next(run for run in plan.runs if (run.arm.pruned, run.arm.weights) == (arm, weights))
-
-
-@pytest.mark.parametrize(
-    ("study", "train", "problem"),
-    [
-        ({"rate": "0.999999", "rounds": 3}, {}, "would mask every weight"),
-        ({"rewind": "4"}, {}, "nothing would be left to train"),
-        ({}, {"start_step": 1}, "--start-step"),
-        ({}, {"mask": "mask.safetensors"}, "--mask"),
-        ({}, {"val": None}, "never be judged"),
-        ({"exclude": "no.such"}, {}, "matches no parameter"),
-        ({"rate": "0.000001"}, {}, "larger rate"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_is_refused_before_anything_is_spent(
-    shared: dict[str, Any], tmp_path: Path, study: dict[str, Any], train: dict[str, Any], problem: str
-) -> None:
-    """One clear error, and no file."""
-    with pytest.raises(InputError, match=problem):
-        plan_prune(asked(tmp_path / "study", **study), of_runs(shared, **train))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_masks_are_nested_exact_and_held_to(done: tuple[Path, StudyPlan]) -> None:
-    """Each level masks what the one before masks, counted to the weight; rr has lt's mask to the bit, random-mask as
-    many weights of each layer; masked weights of what is saved are zero.
+@pytest.mark.parametrize("seed", [0, 1])
+def test_masks_are_nested_counted_and_related(whole: Study, seed: int) -> None:
+    """lt's levels lie in each other with exactly as many weights as rounds leave; rr's bits are lt's; random-mask has
+    as many in each layer, others; one-shot as many in all, made of the unpruned run. Logs and results say the same.
     """
-    folder, plan = done
-    masks = {(run.arm.pruned, run.arm.weights): read_mask(plan.folder(folder, run) / "mask.safetensors")
-             for run in plan.runs if run.mask is not None}  # fmt: skip
-    size = masks["lt", "0.8"].prunable
-    left = size - round(size / 5)
-    assert [masks["lt", share].remaining for share in ("0.8", "0.64")] == [left, left - round(left / 5)]
-    for name, mask in masks["lt", "0.64"].masks.items():
-        assert not (mask & ~masks["lt", "0.8"].masks[name]).any()
-        assert mask.equal(masks["rr", "0.64"].masks[name])
-        drawn = masks["random-mask", "0.64"].masks[name]
-        assert (int(drawn.sum()), drawn.equal(mask)) == (int(mask.sum()), False)
-    for run in plan.runs:
-        if run.mask is not None:
-            weights = load_file(plan.folder(folder, run) / "model.safetensors")
-            held = masks[run.arm.pruned, run.arm.weights].masks
-            assert not any(weights[name][~mask].any() for name, mask in held.items())
+    first = result_of(whole, the_run(whole.plan, "", seed=seed))
+    left = [CNN_PRUNABLE - round(CNN_PRUNABLE / 5)]
+    left.append(left[0] - round(left[0] / 5))
+    one, two = (mask_of(whole, "lt", level, seed) for level in (1, 2))
+    assert not any((two.masks[name] & ~one.masks[name]).any() for name in two.masks)
+    assert (one.header.parent, one.header.final) == ("", first.weights_sha256)
+    assert two.header.parent == one.identity
+    for level, lt in ((1, one), (2, two)):
+        rr, random = (mask_of(whole, arm, level, seed) for arm in ("rr", "random-mask"))
+        assert all(torch.equal(lt.masks[name], rr.masks[name]) for name in lt.masks)
+        assert random.header.layers == lt.header.layers
+        assert any(not torch.equal(lt.masks[name], random.masks[name]) for name in lt.masks)
+        assert (lt.prunable, lt.remaining) == (CNN_PRUNABLE, left[level - 1])
+    shot = mask_of(whole, "one-shot", 2, seed)
+    assert (shot.remaining, shot.header.final, shot.header.parent) == (left[1], first.weights_sha256, "")
+    for arm, level in PRUNED_RUNS:
+        run, mask = the_run(whole.plan, arm, level, seed), mask_of(whole, arm, level, seed)
+        result = result_of(whole, run)
+        assert (result.mask, result.remaining_weights) == (mask.identity, mask.remaining)
+        assert {row["remaining_weights"] for row in logged_epochs(whole.run(run))} == {mask.remaining}
 
 
-def test_a_level_begins_with_the_stored_weights_and_no_other_draws_them(done: tuple[Path, StudyPlan]) -> None:
-    """lt and random-mask are set back to the unpruned run's file at step 1; rr starts at step 0 from a seed of its own,
-    another at each level.
+def test_rewound_runs_begin_with_the_rewinding_points_weights_and_buffers(whole: Study, tmp_path: Path) -> None:
+    """What stands before the first step of lt, random-mask and one-shot is rewind.safetensors under the run's mask, bit
+    for bit, with the statistics that its buffers had after two steps.
     """
-    folder, plan = done
-    first = named(plan, "")
-    for run in plan.runs[1:]:
-        settings = plan.train_settings(folder, run)
-        assert settings["mask"] == str(plan.folder(folder, run) / "mask.safetensors")
-        rewound = None if run.arm.pruned == "rr" else str(plan.folder(folder, first) / "rewind.safetensors")
-        assert (settings["init_from"], settings["start_step"]) == (rewound, int(rewound is not None))
-    assert len({run.settings["init_seed"] for run in plan.runs}) == 3
+    for arm, level in (("lt", 1), ("lt", 2), ("random-mask", 2), ("one-shot", 2)):
+        run = the_run(whole.plan, arm, level, seed=1)
+        kept = load_file(whole.run(the_run(whole.plan, "", seed=1)) / REWIND)
+        mask = read_mask(whole.run(run) / MASK)
+        assert (mask.header.rewind_step, mask.header.initial) == (2, tensors_digest(kept))
+        masked = {name: each.clone() for name, each in kept.items()}
+        for name, remains in mask.masks.items():
+            masked[name][~remains] = 0.0
+        assert same_bits(first_weights(whole, run, tmp_path / run.name), masked)
+        assert {int(each) for name, each in kept.items() if name.endswith("num_batches_tracked")} == {2}
 
 
-def forked(work: Callable[[], object]) -> int:
-    """The exit code of work in a child process; a signal's number, negative, if that ended it."""
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            work()
-            status = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def test_fresh_weights_differ_by_level_and_seed_and_are_no_rewound_ones(whole: Study, tmp_path: Path) -> None:
+    """rr begins each level with other random weights under lt's mask, and at its first step."""
+    name, found = "layer3.0.conv2.weight", []
+    for level, seed in ((1, 0), (2, 0), (1, 1), (2, 1)):
+        run = the_run(whole.plan, "rr", level, seed)
+        first = first_weights(whole, run, tmp_path / run.name)
+        mask = read_mask(whole.run(run) / MASK)
+        assert not first[name][~mask.masks[name]].any()
+        assert (mask.header.rewind_step, mask.header.initial) == (None, "")
+        found.append(first[name])
+    found.append(load_file(whole.run(the_run(whole.plan, "")) / REWIND)[name])
+    everywhere = torch.stack([each != 0 for each in found]).all(0)
+    assert everywhere.any()
+    chosen = [each[everywhere] for each in found]
+    assert not any((one == two).any() for at, one in enumerate(chosen) for two in chosen[:at])
 
 
-class KillWhen(StudyReporter):
-    """kill -9 of this process once so many runs are finished and one stands at that step."""
+def test_costs_are_what_the_runs_then_take(whole: Study) -> None:
+    """Steps, images, tokens, operations of the plan are those that each result tells: from the rewinding point on."""
+    assert [state.state for state in whole.state.runs] == ["finished"] * 16
+    for run in whole.plan.runs:
+        result, start = result_of(whole, run), run.settings["start_step"]
+        took = (result.steps - start, result.train_images, result.train_tokens, result.train_flops)
+        assert took == (run.cost.steps, run.cost.images, run.cost.tokens, run.cost.flops)
+    steps = {arm: the_run(whole.plan, arm, 2).cost.steps for arm in ("lt", "rr", "random-mask", "one-shot")}
+    assert steps == {"lt": 4, "rr": 6, "random-mask": 4, "one-shot": 4}
 
-    def __init__(self, finished: int, step: int) -> None:
-        self.finished, self.step = finished, step
 
-    def looked(self, states: Sequence[RunState]) -> None:
-        over = sum(state.state == "finished" for state in states)
-        if over >= self.finished and (not self.step or any(0 < self.step <= state.step < 4 for state in states)):
-            os.kill(os.getpid(), signal.SIGKILL)
+def test_finished_levels_are_not_redone(whole: Study) -> None:
+    """The same call again, asked for anew, follows the same plan, and changes no byte and no time of any file."""
+
+    def files() -> dict[Path, tuple[int, bytes]]:
+        found = [path for path in whole.folder.rglob("*") if path.is_file()]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+    before = files()
+    assert run_study(whole.folder, joined_study(whole.folder)) == whole.state
+    assert files() == before
 
 
-def test_killed_inside_and_between_levels_and_moved_it_leaves_the_same_bytes(
-    done: tuple[Path, StudyPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SIGKILL inside a level, then between two; the folder is moved; another worker ends with every file of an
-    undisturbed one, and what was finished is not touched again.
+def test_a_run_whose_need_failed_is_told_and_comes_back_in_a_moved_folder(whole: Study, tmp_path: Path) -> None:
+    """A study moved after its unpruned run, whose first level failed: the second is told failed by its name, nothing of
+    it is written; tried again, both are the undisturbed study's to the bit.
     """
-    monkeypatch.setattr("dlth.pipeline.studies.worker.BETWEEN_LOOKS", 0.0)
-    monkeypatch.setattr("dlth.pipeline.studies.worker.SHARE_OF_LOOKS", 1e9)
-    folder, plan = done
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    for name in ("study.json", "study.toml"):
-        shutil.copy(folder / name, one / name)
-    assert forked(lambda: run_study(one, plan, reporter=KillWhen(1, 2))) == -signal.SIGKILL
-    assert forked(lambda: run_study(one, plan, reporter=KillWhen(2, 0))) == -signal.SIGKILL
-    one.rename(two)
-    over = [state.folder for state in study_states(two, plan) if state.state == "finished"]
-    before = {path: path.stat().st_mtime_ns for place in over for path in place.rglob("*")}
-    assert before
-    assert not run_study(two, joined_study(two)).failed
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert leavings(two, plan) == leavings(folder, plan)
+    first, one, two = (the_run(whole.plan, arm, level) for arm, level in (("", 0), ("lt", 1), ("lt", 2)))
+    plan = StudyPlan((first, one, two), whole.plan.settings)
+    study = tmp_path / "moved"
+    shutil.copytree(whole.run(first), plan.folder(study, first))
+    write_failure(plan.folder(study, one), Failure("E_DIVERGED", "the loss was nan"))
+    state = run_study(study, plan)
+    assert [run.state for run in state.runs] == ["finished", "failed", "failed"]
+    assert state.failed[1].problem == f"it is made of {one.name}, which failed"
+    assert not plan.folder(study, two).exists()
+    again = run_study(study, plan, retry=True)
+    assert [run.state for run in again.runs] == ["finished"] * 3
+    assert not (plan.folder(study, one) / FAILED).exists()
+    assert leavings(study, plan) == leavings(whole.folder, plan)
+    for run in (one, two):
+        assert (plan.folder(study, run) / MASK).read_bytes() == (whole.run(run) / MASK).read_bytes()
 
 
-def test_a_grid_grows_and_another_chain_is_refused_by_name(
-    shared: dict[str, Any], done: tuple[Path, StudyPlan]
-) -> None:
-    """More rounds, arms, draws and seeds keep every run's name; another rate, rewinding point or recipe is told."""
-    folder, plan = done
-    more = asked(folder, rounds=3, arm=f"{ARMS},one-shot,dense", draws=2, seeds="0,1")
-    assert {run.name for run in plan.runs} < {run.name for run in plan_prune(more, of_runs(shared), known=plan).runs}
-    for study, train, told in (
-        ({"rate": "0.5"}, {}, "rate is 0.5, was 0.2"),
-        ({"rewind": "2"}, {}, "rewind is 2, was 1"),
-        ({}, {"lr": 2e-3}, "lr is 0.002, was 0.001"),
-    ):
-        with pytest.raises(MismatchError, match=told):
-            found_prune(asked(folder, **study), of_runs(shared, **train))
-
-
-def test_a_changed_mask_is_refused_with_the_plan_that_asks_for_it(done: tuple[Path, StudyPlan], tmp_path: Path) -> None:
-    """A plan whose recipe was altered under a run's name is not joined, and a run is planned after what it needs."""
-    plan = done[1]
-    last = plan.runs[-1]
-    assert last.mask is not None
-    altered = replace(last, mask=replace(last.mask, recipe=replace(last.mask.recipe, rate="0.3")))
-    write_study(tmp_path, replace(plan, runs=(*plan.runs[:-1], altered)))
-    with pytest.raises(MismatchError, match="was changed since"):
-        joined_study(tmp_path)
-    with pytest.raises(ValueError, match="does not stand before it"):
-        StudyPlan(plan.runs[::-1])
-
-
-def test_what_needs_a_failed_run_fails_with_it_and_the_longest_chain_goes_first(
-    done: tuple[Path, StudyPlan], tmp_path: Path
-) -> None:
-    """Nothing is written for runs that cannot be; a worker takes what most levels wait for first."""
-    plan = done[1]
-    write_failure(plan.folder(tmp_path, named(plan, "lt", "0.8")), Failure("E_DIVERGED", "nan"))
-    states = {state.name: state for state in study_states(tmp_path, plan)}
-    for run in plan.runs:
-        lost = run.arm.weights == "0.64"
-        assert ("is made of" in states[run.name].problem) is lost
-    assert [chains(plan)[run.name] for run in plan.runs] == [2, 1, 0, 0, 0, 0, 0]
-
-
-def test_both_lotteries_at_once(shared: dict[str, Any], tmp_path: Path) -> None:
-    """With tickets all runs, unpruned and pruned, are of the ticket arm, and their keys say both shares."""
-    plan = plan_prune(asked(tmp_path / "s", arm="lt", rounds=1), of_runs(shared, **shared["both"]))
+def test_patches_and_weights_are_pruned_together(shared: dict[str, Any], tmp_path: Path, dlth: Dlth) -> None:
+    """With tickets every run, unpruned and pruned, is of the ticket arm: half of the patches and the weights that the
+    level leaves; the report has both.
+    """
+    tickets = {name: shared[name] for name in ("tickets", "val_tickets")}
+    train = tiny_runs(shared, **tickets, epochs=1)
+    asked = {"rounds": 1, "arm": "lt,dense", "seeds": "0", "rewind": 1, "measure": 0, "out": tmp_path / "study"}
+    code, out, err = dlth("prune", *flags(train | asked), "--json")
+    assert code == 0, err
+    plan = read_study(tmp_path / "study")
     assert [str(run.arm) for run in plan.runs] == [
         "ticket, keep 0.5, projected",
         "ticket, keep 0.5, projected, lt 0.8 of weights",
     ]
-    assert plan.may_differ == ()
+    results = [read_result(plan.folder(tmp_path / "study", run) / "result.json") for run in plan.runs]
+    assert [(result.k, result.remaining_weights) for result in results if result] == [(8, None), (8, 768 - 154)]
+    report = json.loads(out)
+    assert report["failed"] == {}
+    assert [row[0] for row in report["tables"]["arms"]["rows"]] == ["ticket", "ticket"]
+    assert dlth("masks", "verify", tmp_path / "study")[0] == 0

@@ -1,39 +1,24 @@
 """A study's runs by several processes that are killed and stopped: the same runs as by one that nobody disturbs."""
 
-import os
 import resource
 import signal
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from makers.studies import leavings, tiny_study
+from makers.workers import SignalAt, ended, forked
 
 from dlth.pipeline.evidence.failure import FAILED, read_failure
-from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.studies.launched import _problem, batch_shared_by
-from dlth.pipeline.studies.worker import StudyReporter, StudyState, run_study
+from dlth.pipeline.studies.worker import StudyState, run_study
 from dlth.tickets.errors import InputError, LockedError, SpaceError, UnsafeError
 from dlth.tickets.store.locks import owned
 from dlth.training.machine_errors import RankError
 from dlth.training.runs.result import DivergedError, read_result
 from dlth.training.settings.layering import checked
 from dlth.training.settings.train_config import TrainConfig
-
-
-class SignalAt(StudyReporter):
-    """Sends this process a signal once so many steps of the study are seen to be done."""
-
-    def __init__(self, number: int, steps: int) -> None:
-        self.number, self.steps = number, steps
-
-    def looked(self, states: Sequence[RunState]) -> None:
-        if self.number and sum(state.step for state in states) >= self.steps:
-            os.kill(os.getpid(), self.number)
-            self.number = 0
 
 
 @pytest.fixture(scope="module")
@@ -49,31 +34,7 @@ def whole(plan: StudyPlan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, run_study(folder, plan)
 
 
-def forked(work: Callable[[], object]) -> int:
-    """Begin work in a child process, which has the imports of this one; gives its process id."""
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            work()
-            status = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    return child
-
-
-def ended(child: int) -> int:
-    """The exit code of a child; a signal's number, negative, if that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers look after every step, and wait for a moment only."""
-    monkeypatch.setattr("dlth.pipeline.studies.worker.BETWEEN_LOOKS", 0.0)
-    monkeypatch.setattr("dlth.pipeline.studies.worker.SHARE_OF_LOOKS", 1e9)
-    monkeypatch.setattr("dlth.pipeline.studies.worker.POLL", 0.05)
+pytestmark = pytest.mark.usefixtures("often")
 
 
 def test_two_workers_of_which_one_is_killed_leave_what_one_undisturbed_does(

@@ -1,0 +1,39 @@
+"""Workers of a study in processes of their own, which die when they are told to."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from dlth.pipeline.evidence.run_states import RunState
+from dlth.pipeline.studies.worker import StudyReporter
+
+
+class SignalAt(StudyReporter):
+    """Sends this process a signal once so many steps of the study are seen to be done."""
+
+    def __init__(self, number: int, steps: int) -> None:
+        self.number, self.steps = number, steps
+
+    def looked(self, states: Sequence[RunState]) -> None:
+        if self.number and sum(state.step for state in states) >= self.steps:
+            os.kill(os.getpid(), self.number)
+            self.number = 0
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Begin work in a child process, which has the imports of this one; gives its process id."""
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            work()
+            status = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    return child
+
+
+def ended(child: int) -> int:
+    """The exit code of a child; a signal's number, negative, if that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
