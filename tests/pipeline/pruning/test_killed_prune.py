@@ -13,7 +13,6 @@ from makers.workers import ended, forked
 from dlth.pipeline.evidence.run_states import RunState, study_states
 from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.studies.worker import StudyReporter, run_study
-from dlth.training.pruning.recipe import MASK, REWIND
 
 pytestmark = pytest.mark.usefixtures("often")
 
@@ -31,27 +30,25 @@ class KillAt(StudyReporter):
 
 
 def test_killed_workers_leave_what_an_undisturbed_one_does(whole: Study, tmp_path: Path) -> None:
-    """kill -9 in the second epoch of level 1, and once it is finished, before level 2 is begun; two others then do the
-    rest at once. Weights, masks, rewinding points, logs and per-image results are the same bytes.
+    """kill -9 in the second epoch of level 1, whose study is then moved, and once it is finished, before level 2 is
+    begun; two others do the rest at once. Weights, masks, rewinding points, logs and per-image results are the same
+    bytes.
     """
     first, one, two = (the_run(whole.plan, arm, level) for arm, level in (("", 0), ("lt", 1), ("lt", 2)))
     plan = StudyPlan((first, one, the_run(whole.plan, "rr", 1), two), whole.plan.settings)
 
-    def states() -> dict[str, str]:
-        return {state.name: state.state for state in study_states(tmp_path, plan)}
+    before, study = tmp_path / "before", tmp_path / "study"
 
-    assert ended(forked(lambda: run_study(tmp_path, plan, reporter=KillAt(one.name, 5)))) == -signal.SIGKILL
-    assert (states()[first.name], states()[one.name], states()[two.name]) == ("finished", "stopped", "waiting")
-    saved = plan.folder(tmp_path, one) / "checkpoints" / "latest"
-    assert saved.exists()
-    assert ended(forked(lambda: run_study(tmp_path, plan, reporter=KillAt(one.name)))) == -signal.SIGKILL
-    assert (states()[one.name], states()[two.name]) == ("finished", "waiting")
-    both = [forked(lambda: run_study(tmp_path, plan)) for _ in range(2)]
+    def states(folder: Path) -> list[str]:
+        return [state.state for state in study_states(folder, plan)]
+
+    assert ended(forked(lambda: run_study(before, plan, reporter=KillAt(one.name, 5)))) == -signal.SIGKILL
+    assert states(before) == ["finished", "stopped", "waiting", "waiting"]
+    assert (plan.folder(before, one) / "checkpoints" / "latest").exists()
+    before.rename(study)
+    assert ended(forked(lambda: run_study(study, plan, reporter=KillAt(one.name)))) == -signal.SIGKILL
+    assert states(study) == ["finished", "finished", "waiting", "waiting"]
+    both = [forked(lambda: run_study(study, plan)) for _ in range(2)]
     assert [ended(child) for child in both] == [0, 0]
-    assert set(states().values()) == {"finished"}
-    assert leavings(tmp_path, plan) == leavings(whole.folder, plan)
-    for run in plan.runs:
-        for name in (MASK, REWIND):
-            here, there = plan.folder(tmp_path, run) / name, whole.run(run) / name
-            assert here.exists() == there.exists()
-            assert not here.exists() or here.read_bytes() == there.read_bytes()
+    assert states(study) == ["finished"] * 4
+    assert leavings(study, plan) == leavings(whole.folder, plan)

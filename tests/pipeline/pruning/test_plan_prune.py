@@ -135,12 +135,11 @@ def test_another_study_in_its_folder_is_refused_by_name(
 
 
 def test_what_a_mask_is_of_is_in_every_name_behind_it(train: dict[str, Any], plan: StudyPlan, tmp_path: Path) -> None:
-    """Another rate or scope changes the names of all pruned runs and not the unpruned one's; another rewinding point
+    """Another rate changes the names of all pruned runs and not the unpruned one's; another rewinding point
     changes all; what the rest of the study has changes none.
     """
     whole = {the_run(plan, "").name}
     assert names(plan) & names(planned_levels(train, tmp_path, arm=ALL, draws=2, rate="0.25")) == whole
-    assert names(plan) & names(planned_levels(train, tmp_path, arm=ALL, draws=2, scope="layer")) == whole
     assert names(plan) & names(planned_levels(train, tmp_path, arm=ALL, draws=2, rewind=1)) == set()
     assert names(planned_levels(train, tmp_path, arm="one-shot")) < names(plan)
 

@@ -1,21 +1,23 @@
 """A whole study of levels: its masks, what each run begins with, what it costs, and how it goes on."""
 
-import json
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from makers.levels import CNN_PRUNABLE, Study, flags, the_run, tiny_runs
+from makers.levels import CNN_PRUNABLE, Study, planned_levels, the_run, tiny_runs
+from makers.pruned import PRUNABLE
 from makers.studies import leavings
 from safetensors.torch import load_file
 
 from dlth.pipeline.evidence.failure import FAILED, Failure, write_failure
-from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan, read_study
+from dlth.pipeline.evidence.gather import gather
+from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan, write_study
 from dlth.pipeline.studies.founding import joined_study
-from dlth.pipeline.studies.worker import StudyReporter, Worker, run_study
+from dlth.pipeline.studies.worker import StudyReporter, Worker, chains, run_study
+from dlth.tickets.errors import MismatchError
 from dlth.training.distributed.process_group import World
 from dlth.training.models.weights import tensors_digest
 from dlth.training.pruning.mask_file import MaskFile, read_mask
@@ -25,12 +27,11 @@ from dlth.training.runs.loop import Training
 from dlth.training.runs.result import RunResult, read_result
 from dlth.training.runs.runlog import logged_epochs
 
-Dlth = Callable[..., tuple[int, str, str]]
 PRUNED_RUNS = [("lt", 1), ("lt", 2), ("rr", 1), ("rr", 2), ("random-mask", 1), ("random-mask", 2), ("one-shot", 2)]
 
 
-def mask_of(study: Study, arm: str, level: int, seed: int) -> MaskFile:
-    return read_mask(study.run(the_run(study.plan, arm, level, seed)) / MASK)
+def mask_of(study: Study, arm: str, level: int) -> MaskFile:
+    return read_mask(study.run(the_run(study.plan, arm, level)) / MASK)
 
 
 def result_of(study: Study, run: PlannedRun) -> RunResult:
@@ -53,30 +54,32 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
     }
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_masks_are_nested_counted_and_related(whole: Study, seed: int) -> None:
+def test_masks_are_nested_counted_and_related(whole: Study) -> None:
     """lt's levels lie in each other with exactly as many weights as rounds leave; rr's bits are lt's; random-mask has
-    as many in each layer, others; one-shot as many in all, made of the unpruned run. Logs and results say the same.
+    as many in each layer, others; one-shot as many in all, made of the unpruned run. Logs, results and weights
+    say the same.
     """
-    first = result_of(whole, the_run(whole.plan, "", seed=seed))
+    first = result_of(whole, the_run(whole.plan, ""))
     left = [CNN_PRUNABLE - round(CNN_PRUNABLE / 5)]
     left.append(left[0] - round(left[0] / 5))
-    one, two = (mask_of(whole, "lt", level, seed) for level in (1, 2))
+    one, two = (mask_of(whole, "lt", level) for level in (1, 2))
     assert not any((two.masks[name] & ~one.masks[name]).any() for name in two.masks)
     assert (one.header.parent, one.header.final) == ("", first.weights_sha256)
     assert two.header.parent == one.identity
     for level, lt in ((1, one), (2, two)):
-        rr, random = (mask_of(whole, arm, level, seed) for arm in ("rr", "random-mask"))
+        rr, random = (mask_of(whole, arm, level) for arm in ("rr", "random-mask"))
         assert all(torch.equal(lt.masks[name], rr.masks[name]) for name in lt.masks)
         assert random.header.layers == lt.header.layers
         assert any(not torch.equal(lt.masks[name], random.masks[name]) for name in lt.masks)
         assert (lt.prunable, lt.remaining) == (CNN_PRUNABLE, left[level - 1])
-    shot = mask_of(whole, "one-shot", 2, seed)
+    shot = mask_of(whole, "one-shot", 2)
     assert (shot.remaining, shot.header.final, shot.header.parent) == (left[1], first.weights_sha256, "")
     for arm, level in PRUNED_RUNS:
-        run, mask = the_run(whole.plan, arm, level, seed), mask_of(whole, arm, level, seed)
+        run, mask = the_run(whole.plan, arm, level), mask_of(whole, arm, level)
         result = result_of(whole, run)
         assert (result.mask, result.remaining_weights) == (mask.identity, mask.remaining)
+        weights = load_file(whole.run(run) / "model.safetensors")
+        assert not any(weights[name][~remains].any() for name, remains in mask.masks.items())
         assert {row["remaining_weights"] for row in logged_epochs(whole.run(run))} == {mask.remaining}
 
 
@@ -85,8 +88,8 @@ def test_rewound_runs_begin_with_the_rewinding_points_weights_and_buffers(whole:
     for bit, with the statistics that its buffers had after two steps.
     """
     for arm, level in (("lt", 1), ("lt", 2), ("random-mask", 2), ("one-shot", 2)):
-        run = the_run(whole.plan, arm, level, seed=1)
-        kept = load_file(whole.run(the_run(whole.plan, "", seed=1)) / REWIND)
+        run = the_run(whole.plan, arm, level)
+        kept = load_file(whole.run(the_run(whole.plan, "")) / REWIND)
         mask = read_mask(whole.run(run) / MASK)
         assert (mask.header.rewind_step, mask.header.initial) == (2, tensors_digest(kept))
         masked = {name: each.clone() for name, each in kept.items()}
@@ -99,7 +102,7 @@ def test_rewound_runs_begin_with_the_rewinding_points_weights_and_buffers(whole:
 def test_fresh_weights_differ_by_level_and_seed_and_are_no_rewound_ones(whole: Study, tmp_path: Path) -> None:
     """rr begins each level with other random weights under lt's mask, and at its first step."""
     name, found = "layer3.0.conv2.weight", []
-    for level, seed in ((1, 0), (2, 0), (1, 1), (2, 1)):
+    for level, seed in ((1, 0), (2, 0), (1, 1)):
         run = the_run(whole.plan, "rr", level, seed)
         first = first_weights(whole, run, tmp_path / run.name)
         mask = read_mask(whole.run(run) / MASK)
@@ -115,7 +118,7 @@ def test_fresh_weights_differ_by_level_and_seed_and_are_no_rewound_ones(whole: S
 
 def test_costs_are_what_the_runs_then_take(whole: Study) -> None:
     """Steps, images, tokens, operations of the plan are those that each result tells: from the rewinding point on."""
-    assert [state.state for state in whole.state.runs] == ["finished"] * 16
+    assert [state.state for state in whole.state.runs] == ["finished"] * 11
     for run in whole.plan.runs:
         result, start = result_of(whole, run), run.settings["start_step"]
         took = (result.steps - start, result.train_images, result.train_tokens, result.train_flops)
@@ -153,27 +156,41 @@ def test_a_run_whose_need_failed_is_told_and_comes_back_in_a_moved_folder(whole:
     assert [run.state for run in again.runs] == ["finished"] * 3
     assert not (plan.folder(study, one) / FAILED).exists()
     assert leavings(study, plan) == leavings(whole.folder, plan)
-    for run in (one, two):
-        assert (plan.folder(study, run) / MASK).read_bytes() == (whole.run(run) / MASK).read_bytes()
 
 
-def test_patches_and_weights_are_pruned_together(shared: dict[str, Any], tmp_path: Path, dlth: Dlth) -> None:
+def test_a_plan_that_was_altered_is_not_joined(whole: Study, tmp_path: Path) -> None:
+    """Another recipe under a run's name is found out; a plan in which a run stands before what it needs is none."""
+    run = the_run(whole.plan, "lt", 2)
+    assert run.mask is not None
+    altered = replace(run, mask=replace(run.mask, recipe=replace(run.mask.recipe, rate="0.3")))
+    runs = tuple(altered if each is run else each for each in whole.plan.runs)
+    write_study(tmp_path, replace(whole.plan, runs=runs))
+    with pytest.raises(MismatchError, match=rf"{run.name} has other settings.*was changed since"):
+        joined_study(tmp_path)
+    with pytest.raises(ValueError, match="does not stand before it"):
+        StudyPlan(whole.plan.runs[::-1])
+
+
+def test_what_most_levels_wait_for_goes_first(whole: Study) -> None:
+    """The unpruned run has two levels behind it, lt's first level one, all others none."""
+    waiting = chains(whole.plan)
+    seed_0 = {(run.arm.pruned, waiting[run.name]) for run in whole.plan.runs if run.seed == 0}
+    assert seed_0 == {("", 2), ("lt", 1), ("lt", 0), ("rr", 0), ("random-mask", 0), ("one-shot", 0)}
+
+
+def test_patches_and_weights_are_pruned_together(shared: dict[str, Any], tmp_path: Path) -> None:
     """With tickets every run, unpruned and pruned, is of the ticket arm: half of the patches and the weights that the
-    level leaves; the report has both.
+    level leaves, and both are what it is known by.
     """
     tickets = {name: shared[name] for name in ("tickets", "val_tickets")}
-    train = tiny_runs(shared, **tickets, epochs=1)
-    asked = {"rounds": 1, "arm": "lt,dense", "seeds": "0", "rewind": 1, "measure": 0, "out": tmp_path / "study"}
-    code, out, err = dlth("prune", *flags(train | asked), "--json")
-    assert code == 0, err
-    plan = read_study(tmp_path / "study")
+    plan = planned_levels(tiny_runs(shared, **tickets, epochs=1), tmp_path, rounds=1, rewind=1)
     assert [str(run.arm) for run in plan.runs] == [
         "ticket, keep 0.5, projected",
         "ticket, keep 0.5, projected, lt 0.8 of weights",
     ]
-    results = [read_result(plan.folder(tmp_path / "study", run) / "result.json") for run in plan.runs]
-    assert [(result.k, result.remaining_weights) for result in results if result] == [(8, None), (8, 768 - 154)]
-    report = json.loads(out)
-    assert report["failed"] == {}
-    assert [row[0] for row in report["tables"]["arms"]["rows"]] == ["ticket", "ticket"]
-    assert dlth("masks", "verify", tmp_path / "study")[0] == 0
+    write_study(tmp_path, plan)
+    assert run_study(tmp_path, plan).failed == ()
+    found = gather([tmp_path]).runs
+    assert set(found) == {run.arm for run in plan.runs}
+    results = [found[run.arm][0].result for run in plan.runs]
+    assert [(result.k, result.remaining_weights) for result in results] == [(8, None), (8, PRUNABLE - 154)]
