@@ -33,6 +33,7 @@ from dlth.training.pruning.recipe import REWIND
 from dlth.training.reporter import Reporter
 from dlth.training.run_files import write_text
 from dlth.training.runs import checkpoint
+from dlth.training.runs.pruned import check_kept, keep_mask
 from dlth.training.runs.result import DivergedError, RunResult, diverged, read_result, write_result
 from dlth.training.runs.resume import (
     BEST,
@@ -124,6 +125,8 @@ class Training:
         self.reporter.started(self.parts.facts() | {"starts at step": self.progress.step})
         with self.world.together():
             self._open_log()
+            if self.world.leads:
+                keep_mask(self.parts.mask, self.out)
             self._keep_rewinding_point()
         try:
             while self.progress.epoch < self.config.epochs:
@@ -308,6 +311,7 @@ class Training:
         """Go on from the checkpoint that the settings name, all ranks from the same; start anew where there is none."""
         with self.world.together():
             resumed = self._take_over()
+            check_kept(self.parts.mask, self.out)
         weights = weights_digest(self.parts.student.model) if resumed else ""
         agree(self.world, {"starts at step": self.progress.step, "weights of the checkpoint": weights})
 

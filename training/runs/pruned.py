@@ -1,5 +1,9 @@
-"""What pruning asks of an ordinary run, checked: its mask, the step at which it begins, and which weights it keeps."""
+"""What pruning asks of an ordinary run, checked: its mask, the step at which it begins, and which weights it keeps.
 
+A run keeps its mask beside its weights, so that its folder says by itself what it was trained under.
+"""
+
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,8 @@ from torch import nn
 
 from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.training.models.registry import same_model
-from dlth.training.pruning.mask_file import MaskFile, read_mask
+from dlth.training.pruning.mask_file import MaskFile, read_mask, write_mask
+from dlth.training.pruning.recipe import MASK
 from dlth.training.pruning.weight_masks import WeightMasks
 from dlth.training.settings.train_config import TrainConfig
 
@@ -29,6 +34,27 @@ def opened_mask(config: TrainConfig) -> MaskFile | None:
             f" {shown(config.student)}: a mask is of the model that it was made of"
         )
     return mask
+
+
+def check_kept(mask: MaskFile | None, folder: Path) -> None:
+    """Hold the mask in a run's folder, if there is one, against the run's own; nobody's mask is ever overwritten.
+
+    Raises:
+        InputError: another mask, or one beside a run that has none
+        DlthError: as `read_mask`
+    """
+    path = folder / MASK
+    if not os.path.lexists(path):
+        return
+    if mask is None or (there := read_mask(path).identity) != mask.identity:
+        run = "a run without --mask" if mask is None else f"a run under mask {mask.identity[:16]}, not {there[:16]},"
+        raise InputError(f"{shown(path)} is not of this run: {run} cannot keep it. Take another --out, or remove it")
+
+
+def keep_mask(mask: MaskFile | None, folder: Path) -> None:
+    """Write a run's mask into its folder, the same bytes as it was read from, unless it is there already."""
+    if mask is not None and not os.path.lexists(folder / MASK):
+        write_mask(folder / MASK, mask.header, mask.masks)
 
 
 def held_to(mask: MaskFile | None, model: nn.Module, ema: ModelEmaV3 | None) -> WeightMasks | None:

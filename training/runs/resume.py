@@ -17,7 +17,7 @@ from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
 from dlth.tickets.store.disk import refuse_linked
 from dlth.training.models.weights import check_fits
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
-from dlth.training.pruning.recipe import REWIND
+from dlth.training.pruning.recipe import MASK, REWIND
 from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
 from dlth.training.runs.result import versions
 from dlth.training.runs.run_progress import RunProgress, RunSize
@@ -30,7 +30,7 @@ from dlth.training.settings.train_config import TrainConfig
 
 CHECKPOINTS = "checkpoints"
 BEST, VAL_RESULTS = "model_best.safetensors", "eval.npz"
-WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL_FILE, EMA_FILE, BEST, VAL_RESULTS, REWIND)
+WRITTEN = (CONFIG, METRICS, SUMMARY, CURVES, RESULT, MODEL_FILE, EMA_FILE, BEST, VAL_RESULTS, REWIND, MASK)
 """Names that a run takes in its folder."""
 STRICT, LOOSE = "must_agree", "may_change"
 """Keys of a checkpoint's state: what a resumed run must have alike, and what changes rounding at most."""
@@ -59,17 +59,19 @@ def resume_path(config: TrainConfig) -> Path | None:
         named = Path(str(config.resume))
         path = newest(named / CHECKPOINTS) or named
     if path is None or path.parent.resolve() != (out / CHECKPOINTS).resolve():
-        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}", type(config))
+        _refuse_losses(out, "anew" if path is None else f"from {shown(path)}", config)
     return path
 
 
-def _refuse_losses(out: Path, start: str, kind: type[TrainConfig]) -> None:
+def _refuse_losses(out: Path, start: str, config: TrainConfig) -> None:
     """Raises InputError where files would be overwritten that no begun run can spare: a result, or anybody's own.
 
-    A run that was killed before its first checkpoint leaves its settings; its few lines are begun anew.
+    A run that was killed before its first checkpoint leaves its settings; its few lines are begun anew. A mask may lie
+    there before its run, as a study's do: `check_kept` asks whether it is the run's own.
     """
-    there = [name for name in WRITTEN if os.path.lexists(out / name) and (out / name).lstat().st_size]
-    begun = is_written(out / CONFIG, kind)
+    names = WRITTEN if config.mask is None else [name for name in WRITTEN if name != MASK]
+    there = [name for name in names if os.path.lexists(out / name) and (out / name).lstat().st_size]
+    begun = is_written(out / CONFIG, type(config))
     if not there or (begun and RESULT not in there):
         return
     what = f"a finished run ({RESULT})" if begun else f"files of other origin ({', '.join(there)})"

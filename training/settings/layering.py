@@ -241,5 +241,5 @@ def _problem(problem: dict[str, Any], sources: Mapping[str, str]) -> str:
     source = sources.get(str(problem["loc"][0]), FLAG) if problem["loc"] else FLAG
     place = "" if source in (FLAG, DEFAULT) else f", in {shown(source)}"
     value = shown(problem["input"])
-    found = "" if f"got {value}" in text else f", found {value}"
+    found = "" if f"got {value}" in text or f"got {value!r}" in text else f", found {value}"
     return f"{flag}: {text}{found}{place}" if flag else text

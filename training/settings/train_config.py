@@ -359,7 +359,10 @@ class TrainConfig(Settings):
         ):
             raise ValueError("mode online selects in the loop: name the selector (--selector, --selector-checkpoint)")
         if self.mode != "online" and self.arm == "ticket" and self.tickets is None:
-            raise ValueError("the ticket arm needs a ticket file (--tickets), or --mode online with a --selector")
+            raise ValueError(
+                "the ticket arm needs a ticket file (--tickets), or --mode online with a --selector; or --arm dense,"
+                " which uses none"
+            )
         if self.mode != "projected" and self.arm == "dense":
             raise ValueError(f"mode {self.mode} is a way of choosing patches; the dense arm uses none")
         if self.mode == "frozen" and self.frozen_views < self.aug_repeats:

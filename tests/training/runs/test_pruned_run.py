@@ -13,7 +13,7 @@ from makers.runs import Listener, stopped_after
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import get_total_norm
 
-from dlth.tickets.errors import DamageError, MismatchError
+from dlth.tickets.errors import DamageError, InputError, MismatchError
 from dlth.training.distributed.process_group import World
 from dlth.training.distributed.signals import StopRequest
 from dlth.training.models.registry import build
@@ -156,6 +156,36 @@ def test_a_checkpoint_with_a_revived_weight_is_damaged(make_run: MakeRun, tmp_pa
     parts = Training(config.model_copy(update={"resume": "auto"}), WORLD, Listener()).parts
     with pytest.raises(DamageError, match=r"blocks\.\d\.mlp\.fc1\.weight is not zero where the run's mask"):
         take_over(saved, parts)
+
+
+def test_a_run_keeps_its_mask_and_overwrites_no_other(make_run: MakeRun, tmp_path: Path) -> None:
+    """The same bytes, from before the first step on; a folder that holds another's mask is refused, with --mask and
+    without it; the run's own may lie there before, as a study's do.
+    """
+    config, _ = masked_run(make_run, tmp_path / "mask.safetensors", **SHORT)
+    given, own = tmp_path / "mask.safetensors", Path(config.out) / "mask.safetensors"
+
+    class Watching(Listener):
+        def stepped(self, record: Any) -> None:
+            assert own.read_bytes() == given.read_bytes()
+
+    own.parent.mkdir()
+    torch.manual_seed(1)
+    other = build(config.student, num_classes=4, img_size=32, **config.model_kwargs)
+    theirs = mask_file(other, config.student, own, rate="0.25").identity[:16]
+    before = own.read_bytes()
+    for mask, said in ((config.mask, f"is not of this run: .*not {theirs}"), (None, "files of other origin")):
+        for begin in (planned, train):
+            with pytest.raises(InputError, match=rf"{said}.* another --out"):
+                begin(config.model_copy(update={"mask": mask}))
+    assert own.read_bytes() == before
+    own.unlink()
+    train(config, reporter=Watching())
+    again = config.model_copy(update={"out": str(tmp_path / "again"), "mask": str(tmp_path / "again/mask.safetensors")})
+    Path(again.out).mkdir()
+    own.rename(str(again.mask))
+    stopped_after(again, 1)
+    assert Path(str(again.mask)).read_bytes() == given.read_bytes()
 
 
 def test_a_mask_of_another_model_is_refused_before_training(make_run: MakeRun, tmp_path: Path) -> None:
