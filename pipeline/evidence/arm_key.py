@@ -47,10 +47,12 @@ class ArmKey:
     draw: int = 0
 
     def __str__(self) -> str:
+        """In words; a pruned arm on all patches is called by its weights alone, as "dense" says unpruned."""
+        arm = "" if self.pruned and self.arm == "dense" else self.arm
         keep = f"keep {self.keep}" if self.keep else ""
         weights = f"{self.pruned} {self.weights} of weights" if self.weights else self.pruned
         draw = f"draw {self.draw}" if self.draw else ""
-        return ", ".join(filter(None, (self.arm, keep, self.mode, self.variant, weights, draw)))
+        return ", ".join(filter(None, (arm, keep, self.mode, self.variant, weights, draw)))
 
     @property
     def unpruned(self) -> "ArmKey":

@@ -44,7 +44,7 @@ def test_each_run_says_what_it_is_and_what_it_is_made_of(plan: StudyPlan) -> Non
     assert (str(first.arm), first.mask, first.settings["rewind_step"]) == ("dense", None, 2)
     assert first.name.startswith("dense-seed0-")
     assert the_run(plan, "rr", 2, draw=1).name.startswith("dense-rr0.64-draw1-seed0-")
-    assert str(the_run(plan, "one-shot", 2).arm) == "dense, one-shot 0.64 of weights"
+    assert str(the_run(plan, "one-shot", 2).arm) == "one-shot 0.64 of weights"
     for kind in PRUNED:
         run = the_run(plan, kind, 2)
         assert run.mask is not None
