@@ -162,10 +162,11 @@ def _seen(begun: RunState, owned: bool) -> RunState:
     """The state with what the folder tells; `owned`: a worker has the run in hand, whatever its folder says."""
     folder = begun.folder
     begun = replace(begun, written=_written(folder))
+    result = None
     try:
         result = read_result(folder / RESULT)
-    except DlthError as error:
-        return replace(begun, state="stopped", problem=str(error))
+    except DlthError as error:  # a link or a device: whatever it hides, a mark of failure beside it counts
+        begun = replace(begun, state="stopped", problem=str(error))
     if result is not None and result.status == "finished":
         return _finished(begun, result)
     failure = read_failure(folder)

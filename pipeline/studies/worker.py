@@ -141,6 +141,7 @@ class Worker:
     def __init__(self, folder: Path, plan: StudyPlan, gpus: int, reporter: StudyReporter) -> None:
         self.folder, self.plan, self.gpus, self.reporter = folder, plan, gpus, reporter
         self.finished: dict[str, RunState] = {}
+        self.failed: dict[str, str] = {}  # why, of those that failed under this worker, which does not retry them
         self.awaited = chains(plan)
         self.next_look = 0.0
 
@@ -196,7 +197,7 @@ class Worker:
         try:
             with owned(self.folder / RUNS, run.name):
                 state = planned_state(self.folder, self.plan, run, mine=True)
-                if state.state not in ("waiting", "stopped"):
+                if state.state not in ("waiting", "stopped") or run.name in self.failed:
                     return False
                 self._do(run, stop)
                 return True
@@ -213,6 +214,7 @@ class Worker:
         except MACHINES:
             raise
         except DlthError as error:
+            self.failed[run.name] = f"{error.code}: {error}"
             write_failure(Path(config.out), Failure(error.code, str(error)))
             self.reporter.note(f"{run.name} failed [{error.code}]: {error}")
             return
@@ -260,6 +262,8 @@ class Worker:
             state = self.finished.get(run.name) or planned_state(self.folder, self.plan, run)
             if state.state == "finished":
                 self.finished[run.name] = state
+            elif run.name in self.failed and not state.is_over and state.state != "running":
+                state = replace(state, state="failed", problem=self.failed[run.name])
             elif at is not None and run.name == name:
                 state = replace(state, step=at["step"], epoch=at["epoch"], steps=at["num_steps"], k=at["k"])
             states.append(state)

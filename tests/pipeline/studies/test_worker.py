@@ -1,6 +1,7 @@
 """A study's runs by several processes that are killed and stopped: the same runs as by one that nobody disturbs."""
 
 import resource
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from makers.studies import leavings, tiny_study
 from makers.workers import SignalAt, ended, forked
 
 from dlth.pipeline.evidence.failure import FAILED, read_failure
+from dlth.pipeline.evidence.run_states import study_states
 from dlth.pipeline.evidence.study_plan import StudyPlan
 from dlth.pipeline.studies.launched import _problem, batch_shared_by
-from dlth.pipeline.studies.worker import StudyState, run_study
+from dlth.pipeline.studies.worker import StudyReporter, StudyState, run_study
 from dlth.tickets.errors import InputError, LockedError, SpaceError, UnsafeError
 from dlth.tickets.store.locks import owned
 from dlth.training.machine_errors import RankError
@@ -85,6 +87,25 @@ def test_a_run_that_fails_by_itself_is_marked_and_the_others_go_on(tmp_path: Pat
     assert mark.stat().st_mtime_ns == written
     assert run_study(tmp_path, plan, retry=True).failed
     assert mark.stat().st_mtime_ns > written
+
+
+def test_a_run_that_failed_is_not_taken_again(plan: StudyPlan, whole: tuple[Path, StudyState], tmp_path: Path) -> None:
+    """A link in the place of a result, which nothing can be read of: the run fails once, and is failed for all."""
+    one = replace(plan, runs=plan.runs[:1])
+    shutil.copytree(plan.folder(whole[0], one.runs[0]), one.folder(tmp_path, one.runs[0]))
+    result = one.folder(tmp_path, one.runs[0]) / "result.json"
+    result.unlink()
+    result.symlink_to("/dev/zero")
+
+    class Once(StudyReporter):
+        failures = 0
+
+        def note(self, text: str) -> None:
+            self.failures += " failed [" in text
+            assert self.failures <= 1, text
+
+    assert "E_UNSAFE" in run_study(tmp_path, one, reporter=Once()).failed[0].problem
+    assert study_states(tmp_path, one)[0].state == "failed"
 
 
 def test_a_folder_of_another_run_is_left_alone(plan: StudyPlan, whole: tuple[Path, StudyState], tmp_path: Path) -> None:
