@@ -36,11 +36,15 @@ def remaining_counts(sizes: Mapping[str, int], recipe: MaskRecipe) -> dict[str, 
         InputError: a layer of which nothing would remain, with the level at which that comes
     """
     counted, rate = dict(sizes) if recipe.scope == "layer" else {ALL: sum(sizes.values())}, exact_rate(recipe.rate)
+    left: dict[int, int] = {}  # of layers of one size as much remains
     for name, size in counted.items():
-        for level in range(1, recipe.level + 1):
-            counted[name] = _after_round(counted[name], rate)
-            if not counted[name]:
-                raise _emptied(name, size, level, recipe)
+        if size not in left:
+            left[size] = size
+            for level in range(1, recipe.level + 1):
+                left[size] = _after_round(left[size], rate)
+                if not left[size]:
+                    raise _emptied(name, size, level, recipe)
+        counted[name] = left[size]
     return counted
 
 
@@ -113,7 +117,8 @@ def _shuffled(masks: Masks, recipe: MaskRecipe) -> Masks:
 
 
 def _after_round(remaining: int, rate: Fraction) -> int:
-    return remaining - round(rate * remaining)
+    whole, rest = divmod(rate.numerator * remaining, rate.denominator)  # round() of a Fraction takes ten times as long
+    return remaining - whole - (2 * rest + whole % 2 > rate.denominator)
 
 
 def _emptied(name: str, size: int, level: int, recipe: MaskRecipe) -> InputError:

@@ -25,7 +25,7 @@ class MaskRecipe:
 
     level: rounds of pruning behind the mask, from 1; 0 masks nothing
     rate: share of the remaining prunable weights that a round masks, as text ("0.2" is exactly a fifth)
-    rounds: how many rounds at once; 1, or `level` for one-shot pruning from the unpruned run
+    rounds: how many rounds at once; 1, or `level` for one-shot pruning from the unpruned run; never more (ValueError)
     scope: smallest of all prunable weights, or of each layer's
     exclude: patterns (as a shell's) of names of parameters that are left whole, besides heads, norms, biases and
         embeddings
@@ -41,6 +41,10 @@ class MaskRecipe:
     shuffled: bool = False
     draw: Annotated[int, Field(ge=0, le=10_000)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.level < self.rounds:
+            raise ValueError(f"{self.rounds} rounds at once cannot lie behind level {self.level}")
 
     def __str__(self) -> str:
         """The recipe in words: ``level 3: 0.2 of what remains, 3 rounds at once, smallest of all layers``."""

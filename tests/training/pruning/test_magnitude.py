@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from makers.pruned import TenWeights, bits, ten_weights
 from torch.nn.utils import prune
 
 from dlth.tickets.errors import InputError
+from dlth.training.pruning import magnitude
 from dlth.training.pruning.magnitude import ALL, pruned, remaining_counts
 from dlth.training.pruning.recipe import MaskRecipe, Masks
 
@@ -175,3 +177,11 @@ def test_a_layer_that_would_be_emptied_is_named() -> None:
         InputError, match=r"level 1 at rate 0\.4 .* first\.weight, .* whole with --exclude first\.weight"
     ):
         pruned(tiny, None, MaskRecipe(1, "0.4"))
+
+
+def test_layers_of_one_size_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's mask may name thousands of layers and a thousand levels: its rounds are gone through once a size."""
+    rounds = Mock(wraps=magnitude._after_round)
+    monkeypatch.setattr(magnitude, "_after_round", rounds)
+    told = remaining_counts({str(at): 1000 for at in range(50)}, MaskRecipe(20, "0.1", scope="layer"))
+    assert (set(told.values()), len(told), rounds.call_count) == ({121}, 50, 20)

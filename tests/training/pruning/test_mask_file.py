@@ -140,6 +140,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "counts that no rate gives": (forged(_recipe(rate="0.3")), "its recipe leaves 7"),
     "layers of the other scope": (forged(_recipe(scope="layer", rate="0.5")), "its recipe leaves 2"),
     "a rate that empties": (forged(_recipe(rate="1")), "would mask every weight"),
+    "more rounds than levels": (forged(_recipe(rounds=3)), "3 rounds at once cannot lie behind level"),
     "a rate without an end": (forged(_recipe(rate="1e-400")), "decimal number"),
     "two of a name": (forged(_first(name="second.weight")), "appears twice"),
     "safetensors' own name": (forged(_first(name="__metadata__")), "keeps for itself"),
