@@ -46,7 +46,7 @@ def report(
         evidence = replace(evidence, images=ValidationImages.open(val, val_tickets, val_split, other_tickets))
     written = write_report(evidence, out, title, margin)
     if json:
-        verdicts = [vars(verdict) for verdict in as_verdicts(verdicts_of(evidence, margin))]
+        verdicts = [verdict.plain for verdict in as_verdicts(verdicts_of(evidence, margin))]
         console.as_json({"page": written, "files": files_folder(written), "verdicts": verdicts})
         return
     console.note(

@@ -7,8 +7,10 @@ Text is escaped by the template, because keys and names come from files that oth
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +100,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's outcome ("holds", "fails" or "not decided"), and the figures that say so."""
+    """A claim's outcome ("holds", "fails" or "not decided"), and the figures that say so.
+
+    fold: what it is shown under when that is asked for, with others of the same; empty where it is shown at once
+    """
 
     outcome: str
     text: str
+    fold: str = ""
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """The claim as JSON holds it."""
+        return {"outcome": self.outcome, "text": self.text}
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,15 @@ class Report:
     def tables(self) -> dict[str, Table]:
         """Those that have a name, by it."""
         return {table.name: table for section in self.sections for table in section.tables if table.name}
+
+    @property
+    def folds(self) -> Iterator[tuple[str, tuple[Verdict, ...]]]:
+        """The verdicts in their order: under the line of what they are folded by, how often which came out, or none."""
+        for fold, under in groupby(self.verdicts, lambda verdict: verdict.fold):
+            verdicts = tuple(under)
+            outcomes = Counter(verdict.outcome for verdict in verdicts)
+            told = ", ".join(f"{outcome} at {number}" for outcome, number in outcomes.items())
+            yield (f"{fold}: {told}" if fold else ""), verdicts
 
 
 def files_folder(page: Path) -> Path:
@@ -149,7 +169,7 @@ def as_csv(table: Table) -> bytes:
 def as_json(report: Report) -> bytes:
     """Verdicts, warnings and named tables as JSON."""
     tables = {name: {"columns": table.columns, "rows": table.rows} for name, table in report.tables.items()}
-    verdicts = [vars(verdict) for verdict in report.verdicts]
+    verdicts = [verdict.plain for verdict in report.verdicts]
     content: dict[str, Any] = {"title": report.title, "warnings": report.warnings, "verdicts": verdicts}
     return (json.dumps(content | {"tables": tables}, indent=1, allow_nan=False) + "\n").encode()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dlth.pipeline.evidence.evidence import Evidence
 from dlth.pipeline.judging.verdicts import ClauseVerdict, judge
 from dlth.pipeline.pages.report import Report, write_page
+from dlth.pipeline.reports.pruning import pruning_section
 from dlth.pipeline.reports.sections import sections_of
 from dlth.pipeline.reports.unfinished import warnings
 from dlth.pipeline.reports.verdicts import as_verdicts, comparisons_section
@@ -35,12 +36,12 @@ def verdicts_of(evidence: Evidence, margin: float | None = None) -> tuple[Clause
 def report_of(evidence: Evidence, title: str = "", margin: float | None = None) -> Report:
     """The whole report as a value."""
     judged = verdicts_of(evidence, margin)
-    comparisons = comparisons_section(judged)
+    first = (pruning_section(evidence), comparisons_section(judged))  # what a study was made for
     return Report(
         title=shown(title or _title(evidence)),
         lead=_lead(evidence),
         verdicts=as_verdicts(judged),
-        sections=(*filter(None, [comparisons]), *sections_of(evidence)),
+        sections=(*filter(None, first), *sections_of(evidence)),
         warnings=warnings(evidence),
     )
 

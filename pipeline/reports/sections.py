@@ -13,13 +13,11 @@ from dlth.pipeline.reports.cost import cost_section
 from dlth.pipeline.reports.curves import curves_section, pareto_section
 from dlth.pipeline.reports.drawn import recall_section, tickets_section
 from dlth.pipeline.reports.making import making_section
-from dlth.pipeline.reports.pruning import pruning_section
 from dlth.pipeline.reports.unfinished import unfinished_section
 
 SectionMaker = Callable[[Evidence], Section | None]
 SECTIONS: tuple[SectionMaker, ...] = (
     accuracy_section,
-    pruning_section,
     curves_section,
     pareto_section,
     tickets_section,

@@ -9,12 +9,16 @@ from dlth.pipeline.reports.arms import KEY_COLUMNS, key_cells, key_columns
 from dlth.tickets.errors import shown
 
 COLUMNS = ("outcome", "difference", "low", "high", "p", "p corrected", "seeds", "images", "margin", "more seeds")
+MOST_SHOWN = 6
+"""Verdicts on pruned arms that a page shows at once; more are folded by their claims."""
 _P, _POINTS = (".2g", "+.2f")
 
 
 def as_verdicts(judged: Sequence[ClauseVerdict]) -> tuple[Verdict, ...]:
     """Each verdict as the top of the page has it."""
-    return tuple(Verdict(verdict.outcome, _sentence(verdict)) for verdict in judged)
+    many = sum(bool(each.first.pruned) for each in judged) > MOST_SHOWN
+    folds = (_begun(str(each.clause)) if many and each.first.pruned else "" for each in judged)
+    return tuple(Verdict(each.outcome, _sentence(each), fold) for each, fold in zip(judged, folds, strict=True))
 
 
 def comparisons_section(judged: Sequence[ClauseVerdict]) -> Section | None:
@@ -40,7 +44,10 @@ def comparisons_section(judged: Sequence[ClauseVerdict]) -> Section | None:
 
 def _sentence(verdict: ClauseVerdict) -> str:
     """Its text, without the outcome, which the page says before it."""
-    text = shown(verdict.text.replace(f": {verdict.outcome}.", ".", 1), 1000)
+    return _begun(shown(verdict.text.replace(f": {verdict.outcome}.", ".", 1), 1000))
+
+
+def _begun(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 

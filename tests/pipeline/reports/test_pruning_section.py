@@ -84,6 +84,16 @@ def test_planted_differences_stand_in_the_verdicts(page: Path) -> None:
     assert any(text.startswith("Lt better than rr at 0.64 of the weights.") for text in texts)
 
 
+def test_the_curve_comes_first_and_many_verdicts_are_folded(study: Path, page: Path) -> None:
+    """Accuracy by remaining weights is the first section; nine verdicts stand under a line for each claim, which counts
+    their outcomes; those on patches do not.
+    """
+    html = page.read_text()
+    assert html.index("<h2>Accuracy by remaining weights") < html.index("<h2>Comparisons")
+    assert "<details><summary>Lt better than rr: holds at 2</summary>\n<p class=" in html
+    assert html.count("<details><summary>Lt ") == html[: html.index("<nav")].count("</details>") == len(WEIGHTS)
+
+
 def test_what_levels_have_no_part_in_shows_unpruned_models(study: Path, page: Path) -> None:
     """Curves over epochs are of the unpruned arm, and say so; the missing run is named with its weights; commands and
     settings are those of `dlth prune`.
