@@ -1,5 +1,6 @@
 """`dlth masks …`: look at masks of weights, check them."""
 
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,12 +45,19 @@ def verify(
 
     with console.counting("verify", 0, "masks", quiet=json) as counter:
         found = check_masks([user_path(place) for place in places], counter)
-    notes = [f"{shown(name)} is not made yet: it waits for the runs that it is made of" for name in found.waiting]
+    notes = [f"{_masks(found.waiting)} not made yet: runs come first that are not finished"] if found.waiting else []
     notes += [f"{shown(name)} could not be made again: what it was made of is gone" for name in found.unproven]
+    notes += [f"{shown(name)} is left out: no mask by its name, nor by what it says" for name in found.left_out]
     facts = {"ok": not found.damage, "masks": found.whole, "waiting": found.waiting, "unproven": found.unproven}
+    facts["left_out"] = found.left_out
     checked(found.damage, facts, json, notes)
     if not json:
-        console.note(f"{len(found.whole)} masks are whole")
+        console.note(f"{_masks(found.whole)} whole")
+
+
+def _masks(found: Sized) -> str:
+    """``1 mask is``, ``3 masks are``."""
+    return "1 mask is" if len(found) == 1 else f"{len(found)} masks are"
 
 
 def describe(mask: "MaskFile") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Masks held against all that is known of them: their own bytes, the weights beside them, the runs they were made of.
 
 A mask's file alone shows that no bit of it has changed. In a run's folder its weights and its result must agree with
-it. In a study's folder each mask is also made again from the runs that the plan makes it of, and must be the same to
-the byte: what it says of its parent, of the weights it came from and of those that were set back is then true as well.
+it, and any other mask that lies there is checked by itself. In a study's folder each mask is also made again from the
+runs that the plan makes it of, and must be the same to the byte: what it says of its parent, of the weights it came
+from and of those that were set back is then true as well.
 """
 
 import os
@@ -14,14 +15,18 @@ from pathlib import Path
 from dlth.pipeline.evidence.study_plan import RUNS, STUDY, PlannedRun, StudyPlan, read_study
 from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.tickets.store.disk import reading
 from dlth.training.models.weights import read_weights, tensors_digest
 from dlth.training.models.weights_metadata import MODEL_FILE
 from dlth.training.pruning.making import made
-from dlth.training.pruning.mask_file import MaskFile, read_mask
+from dlth.training.pruning.mask_file import MAX_JSON, MaskFile, read_mask
 from dlth.training.pruning.recipe import MASK
 from dlth.training.pruning.verifying import damaged_weights
 from dlth.training.runs.result import read_result
+from dlth.training.runs.resume import CHECKPOINTS, WRITTEN
 from dlth.training.runs.runlog import RESULT
+
+_SUFFIX, _SAYS_SO = Path(MASK).suffix, b"dlth-mask"
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class MaskCheck:
     waiting: masks that a study plans and that are not made yet
     unproven: whole masks that could not be made again, as weights that they were made of are gone
     damage: what is wrong, one error each
+    left_out: what a folder holds besides its masks and what a run writes: weights of no known origin, and folders
     """
 
     whole: Mapping[str, str] = field(default_factory=dict)
     waiting: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     damage: tuple[DamageError, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def check_masks(paths: Sequence[Path], progress: Progress) -> MaskCheck:
@@ -59,6 +66,7 @@ def check_masks(paths: Sequence[Path], progress: Progress) -> MaskCheck:
         tuple(place for check in checks for place in check.waiting),
         tuple(place for check in checks for place in check.unproven),
         tuple(problem for check in checks for problem in check.damage),
+        tuple(place for check in checks for place in check.left_out),
     )
 
 
@@ -67,11 +75,7 @@ def _tasks(path: Path) -> Iterator[Callable[[], MaskCheck]]:
     if not path.is_dir():
         yield partial(_check_file, path)
     elif not os.path.lexists(path / STUDY):
-        if not os.path.lexists(path / MASK):
-            raise MissingFileError(
-                f"{shown(path)} holds no {MASK}, and no {STUDY}: name a mask, the folder of a pruned run, or a study's"
-            )
-        yield partial(_check_run, path)
+        yield from _tasks_of_folder(path)
     else:
         try:
             plan = read_study(path)
@@ -83,6 +87,34 @@ def _tasks(path: Path) -> Iterator[Callable[[], MaskCheck]]:
             raise InputError(f"{shown(path)} is a study that prunes no weights: it has no masks")
         for run in pruned:
             yield partial(_check_planned, path, plan, run)
+
+
+def _tasks_of_folder(folder: Path) -> Iterator[Callable[[], MaskCheck]]:
+    """The check of each mask in a run's folder, or in any that is no study's."""
+    with reading(folder):
+        there = sorted(each for each in folder.iterdir() if each.name not in (*WRITTEN, CHECKPOINTS))
+    others = [each for each in there if each.suffix == _SUFFIX or each.is_dir()]
+    masks = [each for each in others if _is_mask(each)]
+    if not masks and not os.path.lexists(folder / MASK):
+        raise MissingFileError(
+            f"{shown(folder)} holds no {MASK}, and no {STUDY}: name a mask, the folder of a pruned run, or a study's"
+        )
+    if os.path.lexists(folder / MASK):
+        yield partial(_check_run, folder)
+    for each in masks:
+        yield partial(_check_file, each)
+    if left_out := tuple(str(each) for each in others if each not in masks):
+        yield partial(MaskCheck, left_out=left_out)
+
+
+def _is_mask(path: Path) -> bool:
+    """Whether a file is called a mask, or says in its JSON that it is one; a link is what its name says."""
+    if path.suffix == _SUFFIX and path.name.startswith(Path(MASK).stem):
+        return True
+    if path.is_symlink() or not path.is_file():
+        return False
+    with reading(shown(path)), path.open("rb") as file:
+        return _SAYS_SO in file.read(MAX_JSON)
 
 
 def _check_file(path: Path) -> MaskCheck:

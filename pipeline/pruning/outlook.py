@@ -33,10 +33,11 @@ def outlook(
     remaining = sum(remaining_counts(sizes, MaskRecipe(last, config.rate, scope=config.scope)).values())
     excluded = f", and --exclude {shown(','.join(config.exclude))}" if config.exclude else ""
     prunable, parameters = sum(sizes.values()), arm.survey.record["parameters"]
+    rounds = "1 round leaves" if last == 1 else f"{last} rounds leave"
     notes = [
         f"prunable: {prunable:,} weights of {len(sizes)} layers, of {parameters:,} parameters; left whole: {LEFT_WHOLE}"
         + excluded,
-        f"{last} rounds leave {remaining:,} prunable weights ({share_remaining(config.rate, last)})",
+        f"{rounds} {remaining:,} prunable weights ({share_remaining(config.rate, last)})",
         "masked weights are zeros in a dense model, which saves no operations: FLOP are the unpruned model's",
         *added(config.arm),
     ]

@@ -88,8 +88,8 @@ def _before(parent: Path, recipe: MaskRecipe, model: nn.Module) -> MaskFile | No
     first, there = recipe.level - recipe.rounds, before.header.recipe.level if before else 0
     if first != there:
         raise MismatchError(
-            f"a mask of level {recipe.level} in {recipe.rounds} rounds begins with one of level {first};"
-            f" {shown(parent)} has level {there}"
+            f"a mask of level {recipe.level} in {recipe.rounds} round{'s' * (recipe.rounds > 1)} begins with one of"
+            f" level {first}; {shown(parent)} has level {there}"
         )
     if before is None:
         return None

@@ -1,6 +1,7 @@
 """`dlth masks`: what a mask is, and whether all that it says is true."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_a_whole_study_is_whole(study: Path, dlth: Dlth) -> None:
     """Every mask is made again and the same; those that are not made yet are counted and told."""
     code, out, err = dlth("masks", "verify", study)
     assert (code, out) == (0, "")
-    assert f"note: {study}/runs/level-3/{MASK} is not made yet" in err
+    assert "note: 1 mask is not made yet: " in err
     assert "3 masks are whole" in err
     told = json.loads(dlth("masks", "verify", study, "--json")[1])
     made = [study / "runs" / name / MASK for name in ("level-1", "level-2", "fresh-1")]
@@ -103,6 +104,29 @@ def test_any_changed_bit_is_exit_code_1(study: Path, dlth: Dlth) -> None:
     for place in (study / "none", study / "runs" / "level-0", study / "runs"):
         assert dlth("masks", "verify", place)[0] == 2
         assert dlth("masks", "info", place)[0] == 2
+
+
+def test_a_folder_of_masks_is_checked_whole(study: Path, tmp_path: Path, dlth: Dlth) -> None:
+    """Every mask in it, by its name or by what it says, also beside a run's; what else lies there is named."""
+    lab, run = tmp_path / "lab", study / "runs" / "level-1"
+    (lab / "more").mkdir(parents=True)
+    for name in (MASK, "cut.safetensors", "mask-2.safetensors"):
+        shutil.copy(run / MASK, lab / name)
+    shutil.copy(run / "model.safetensors", lab / "weights.safetensors")
+    code, _, err = dlth("masks", "verify", lab)
+    assert code == 0
+    assert "3 masks are whole" in err
+    assert all(f"note: {lab / name} is left out" in err for name in ("more", "weights.safetensors"))
+    shutil.copy(run / MASK, run / "theirs.safetensors")
+    assert len(json.loads(dlth("masks", "verify", run, "--json")[1])["masks"]) == 2
+    whole = (run / MASK).read_bytes()
+    for folder, name, kept in ((lab, "cut", whole[:-1]), (lab, "mask-2", b""), (run, "theirs", whole[:-1])):
+        (folder / f"{name}.safetensors").write_bytes(kept)
+        code, _, err = dlth("masks", "verify", folder)
+        assert code == 1
+        assert f"{folder / name}.safetensors is damaged" in err
+    (lab / MASK).unlink()
+    assert dlth("masks", "verify", lab)[0] == 1
 
 
 def test_a_study_proves_what_masks_say(study: Path, dlth: Dlth) -> None:

@@ -69,9 +69,10 @@ def test_a_plan_says_what_is_masked_and_what_is_odd(train: dict[str, Any], plan:
     assert f"2 rounds leave {left} prunable weights (0.64)" in told
     assert "one-shot pruning begins with two rounds" in told
     assert "fewer than 3 seeds decide nothing" in told
-    odd = planned_levels(train | {"seed": 3}, tmp_path, arm="lt", draws=3, seeds="0,1,2", exclude="*.attn.*")
+    odd = planned_levels(train | {"seed": 3}, tmp_path, arm="lt", rounds=1, draws=3, seeds="0,1,2", exclude="*.attn.*")
     told = "\n".join(odd.notes)
     assert f"prunable: {8 * 8 * 8} weights of 2 layers" in told
+    assert "1 round leaves 410 prunable weights (0.8)" in told
     assert "--exclude *.attn.*" in told
     assert "the study gives its runs their own seed" in told
     assert "--draws 3 says nothing" in told
@@ -173,10 +174,11 @@ def test_weights_to_start_from_are_the_unpruned_runs_alone(train: dict[str, Any]
         ({"exclude": "*.atn.*"}, r"--exclude \*\.atn\.\* matches no parameter"),
         ({"arm": "lt,rnd"}, "there is no arm 'rnd'"),
         ({"patches": "ticket"}, "the ticket arm needs"),
+        ({"rate": "20%"}, r"--rate: .*got '20%'(?!, found)"),
         ({"seeds": ",".join(map(str, range(4000)))}, "at most 10,000 runs are planned"),
     ],
     ids=["emptied layer", "emptied", "no step left", "half a step", "equal", "all", "no val", "all excluded",
-         "pattern", "arm", "no tickets", "too many"],
+         "pattern", "arm", "no tickets", "no decimal", "too many"],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_written(
     train: dict[str, Any], tmp_path: Path, dlth: Dlth, changes: dict[str, Any], said: str

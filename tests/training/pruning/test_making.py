@@ -70,7 +70,7 @@ def test_arms_of_one_level(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     """A level without its parent's, another rate, scope or pattern in one chain, a mask of another model: by name."""
     zero = leave_first(tmp_path / "0")
-    with pytest.raises(MismatchError, match=r"level 2 in 1 rounds begins with one of level 1; .*0 has level 0"):
+    with pytest.raises(MismatchError, match=r"level 2 in 1 round begins with one of level 1; .*0 has level 0"):
         made(SECOND, zero, zero)
     one = make_mask(FIRST, zero, zero, tmp_path / "1")
     leave_run(tmp_path / "1", 2, one.masks)
