@@ -28,7 +28,6 @@ from dlth.tickets.errors import InputError
 from dlth.tickets.format.jsontext import strict
 from dlth.training.models.registry import outline
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, WeightsFile
-from dlth.training.pruning.prunable import prunable_shapes
 from dlth.training.pruning.recipe import MaskRecipe
 from dlth.training.settings.comparable import ARMS_OWN, comparable
 from dlth.training.settings.fields import is_free
@@ -87,12 +86,11 @@ def plan_prune(
         result_of(arm) | {"mask": arm.key.pruned} for arm in (kinds.rewound, kinds.fresh)
     ]  # as they will have one
     refuse_unjudged(comparable([result_of(kinds.unpruned), *pruned], may_differ))
-    shapes = prunable_shapes(_model(kinds.unpruned), config.exclude)
     return StudyPlan(
         runs=runs,
         settings=config.model_dump(mode="json"),
         may_differ=may_differ,
-        notes=(*notes, *outlook(config, kinds.unpruned, shapes, found)),
+        notes=(*notes, *outlook(config, kinds.unpruned, _model(kinds.unpruned), found)),
     )
 
 

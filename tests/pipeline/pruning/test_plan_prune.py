@@ -12,9 +12,11 @@ from makers.pruned import KWARGS, MODEL, PRUNABLE, leave_run
 
 from dlth.pipeline.evidence.arm_key import PRUNED, fresh_seed
 from dlth.pipeline.evidence.study_plan import StudyPlan, read_study
+from dlth.pipeline.pruning.outlook import left_whole
 from dlth.pipeline.pruning.prune import foreseen_prune, found_prune
 from dlth.pipeline.studies.founding import joined_study
 from dlth.tickets.errors import InputError, MismatchError
+from dlth.training.models.registry import outline
 
 Dlth = Callable[..., tuple[int, str, str]]
 
@@ -60,6 +62,18 @@ def test_each_run_says_what_it_is_and_what_it_is_made_of(plan: StudyPlan) -> Non
     assert recipes[0] == recipes[1]
 
 
+@pytest.mark.parametrize(
+    ("model", "kwargs", "whole"),
+    [
+        ("resnet20", CNN["model_kwargs"], "the head, norms, biases"),
+        (MODEL, KWARGS, "the head, the patch embedding, norms, biases, position embeddings"),
+    ],
+)
+def test_what_is_left_whole_is_what_the_model_has(model: str, kwargs: dict[str, Any], whole: str) -> None:
+    """A convolutional network has no patch embedding and no positions, and its plan names none."""
+    assert left_whole(outline(model, **kwargs)) == whole
+
+
 def test_a_plan_says_what_is_masked_and_what_is_odd(train: dict[str, Any], plan: StudyPlan, tmp_path: Path) -> None:
     """Prunable weights and what the rounds leave, counted; arms that were added, and settings that say nothing."""
     left = PRUNABLE - round(PRUNABLE / 5)
@@ -68,6 +82,7 @@ def test_a_plan_says_what_is_masked_and_what_is_odd(train: dict[str, Any], plan:
     assert f"prunable: {PRUNABLE} weights of 4 layers, of 2,612 parameters; left whole: the head" in told
     assert f"2 rounds leave {left} prunable weights (0.64)" in told
     assert "one-shot pruning begins with two rounds" in told
+    assert "levels begin again at step 2 of 6 (--rewind 2); rr at the first step, with fresh random weights" in told
     assert "fewer than 3 seeds decide nothing" in told
     odd = planned_levels(train | {"seed": 3}, tmp_path, arm="lt", rounds=1, draws=3, seeds="0,1,2", exclude="*.attn.*")
     told = "\n".join(odd.notes)
