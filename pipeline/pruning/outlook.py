@@ -42,7 +42,7 @@ def outlook(config: PruneConfig, arm: Arm, model: nn.Module, found: Sequence[Lev
         *added(config.arm),
     ]
     arms = {level.arm for level in found}
-    if LT in arms:
+    if arms != {""}:
         steps = arm.survey.steps_per_epoch * arm.config.epochs
         point = f"step {arm.config.rewind_step} of {steps}" if arm.config.rewind_step else "the first weights"
         fresh = "; rr at the first step, with fresh random weights" if RR in arms else ""

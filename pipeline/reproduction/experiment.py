@@ -112,9 +112,13 @@ class Experiment:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a person should know of it: why it cannot be run, what it needs, what is not as the authors did."""
+        """What a person should know of it: why it cannot be run, what it needs, how many runs it is, what is not as
+        the authors did.
+        """
         why = (f"cannot be run: {self.missing}",) if self.missing else ()
-        return (*why, f"needs {', '.join(self.needs)}", *self.caveats)
+        chains = 2 if self.arm == "rr" else 1  # rr's masks are those of lt's levels
+        many = (f"{1 + chains * self.pruning.rounds} trainings with each seed",) if self.pruning is not None else ()
+        return (*why, f"needs {', '.join(self.needs)}", *many, *self.caveats)
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON holds it."""

@@ -94,6 +94,8 @@ def test_a_plan_says_what_is_masked_and_what_is_odd(train: dict[str, Any], plan:
     assert "lt is held against the unpruned model alone" in told
     assert "the unpruned run is trained too" in told
     assert "fewer than" not in told
+    told = "\n".join(planned_levels(train, tmp_path, arm="one-shot", rewind="0").notes)
+    assert "levels begin again at the first weights (--rewind 0)" in told
     assert "nothing is pruned" in "\n".join(planned_levels(train, tmp_path, arm="dense").notes)
 
 

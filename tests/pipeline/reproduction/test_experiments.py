@@ -76,6 +76,7 @@ def test_what_cannot_be_run_says_why() -> None:
     assert EXPERIMENTS[missing[0]].remarks[0].startswith("cannot be run: no student here has attention of other")
     for name in ("deit-s/imp/lt", "deit-s/imp/rr", "resnet20/imp/lt", "resnet20/imp/rr"):
         assert any("the paper gives none" in text for text in EXPERIMENTS[name].caveats)
+        assert f"{21 if name.endswith('rr') else 11} trainings with each seed" in EXPERIMENTS[name].remarks
     assert "token labels" in EXPERIMENTS["lvvit-s/lt/0.85"].needs
     assert all(row.caveats for row in EXPERIMENTS.values())
 
