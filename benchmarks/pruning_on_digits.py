@@ -45,7 +45,7 @@ VIT = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 4, "class_toke
 MODELS: dict[str, dict[str, Any]] = {
     "cnn": {
         **{"recipe": "resnet20", "model": "resnet20", "model_kwargs": {"depth": 8, "width": 8}},
-        **{"epochs": 2, "batch_size": 32},
+        **{"epochs": 2, "batch_size": 32, "opt": "sgd"},  # Nesterov's, where the recipe has plain momentum
     },
     "vit": {
         **{"recipe": "smoke", "model": "vit_tiny_patch16_224", "model_kwargs": VIT},

@@ -94,7 +94,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # image are enlarged to it; and in that norms and biases are not decayed.
     "resnet20": {
         "epochs": 160,
-        "opt": "sgd",
+        "opt": "momentum",  # timm's sgd is Nesterov's
         "lr_base": 0.1,
         "lr_base_size": 128,
         "sched": "multistep",

@@ -101,8 +101,8 @@ def test_it_is_trained_and_evaluated_as_any_student(make_run: Callable[..., Trai
     model, and `dlth evaluate` finds the run's own accuracies, on the whole image too.
     """
     kwargs = {"depth": 8, "width": 4}
-    recipe = {"recipe": "resnet20", "opt": "sgd", "sched": "multistep", "decay_milestones": (1,), "warmup_epochs": 0}
-    config = make_run(model_kwargs=kwargs, model="resnet20", model_ema=True, drop_path=0.1, **recipe)
+    recipe = {"opt": "momentum", "sched": "multistep", "decay_milestones": (1,), "warmup_epochs": 0}
+    config = make_run(recipe="resnet20", model_kwargs=kwargs, model="resnet20", model_ema=True, drop_path=0.1, **recipe)
     result = train(config)
     assert result.how == "zero"
     weights = load_file(Path(config.out) / "model_ema.safetensors")
