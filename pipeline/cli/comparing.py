@@ -42,7 +42,7 @@ def compare(
     named: list[Mapping[str, Any]]
     if config is None and recipe is None and joins("compare", overrides):
         study = checked(CompareConfig, {name: overrides[name] for name in overrides.keys() & OF_A_WORKER})
-        plan, named = joined_study(Path(study.out)), [overrides]
+        plan, named = joined_study(Path(study.out), "compare"), [overrides]
     else:
         study, train = _asked(overrides, recipe, config)
         plan_of = foreseen_study if dry_run else found_study

@@ -42,7 +42,7 @@ def prune(
     train: Mapping[str, Any]
     if config is None and recipe is None and joins("prune", overrides):
         study = checked(PruneConfig, {name: overrides[name] for name in overrides.keys() & OF_A_WORKER})
-        plan, train = joined_study(Path(study.out)), overrides
+        plan, train = joined_study(Path(study.out), "prune"), overrides
     else:
         study, train = _asked(overrides, recipe, config)
         plan_of = foreseen_prune if dry_run else found_prune

@@ -137,6 +137,11 @@ class StudyPlan:
                 raise ValueError(f"{run.name} needs {shown(min(lacking))}, which does not stand before it")
             before.add(run.name)
 
+    @property
+    def command(self) -> str:
+        """The command that plans such a study: only the settings of `dlth prune` have rounds."""
+        return "prune" if "rounds" in self.settings else "compare"
+
     def folder(self, study: Path, run: PlannedRun) -> Path:
         """Where a run lies in the study's folder."""
         return study / RUNS / run.name

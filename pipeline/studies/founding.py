@@ -75,15 +75,22 @@ def _known_and_next(folder: Path, asked: str, make_plan: MakePlan) -> tuple[Stud
     return known, plan
 
 
-def joined_study(folder: Path) -> StudyPlan:
+def joined_study(folder: Path, command: str = "") -> StudyPlan:
     """The plan of a study that is named by its folder alone, which may have come from anybody.
 
+    Args:
+        folder: the study's
+        command: of which it must be, "compare" or "prune"; of either where nothing is said
     Raises:
         MissingFileError, DamageError: as `read_study`
         MismatchError: a run's settings are not those that its name was made of
-        InputError: a run's settings cannot be, or have something fetched that nobody here asked for
+        InputError: it is of the other command; a run's settings cannot be, or have something fetched that nobody here
+            asked for
     """
     plan = read_study(folder)
+    if command not in ("", plan.command):
+        right = f"dlth {plan.command}"
+        raise InputError(f"{shown(folder)} holds a study of {right}: {right} --out {shown(folder)} joins it")
     for run in plan.runs:
         where = f"{shown(folder / STUDY)}: {run.name}"
         try:

@@ -130,6 +130,18 @@ def test_a_study_of_others_brings_no_code_to_import(words: tuple[str, ...], tmp_
     assert "no_such_package cannot be imported" in said
 
 
+@pytest.mark.parametrize(("of", "other", "settings"), [("compare", "prune", {}), ("prune", "compare", {"rounds": 2})])
+def test_a_study_is_joined_by_the_command_that_made_it(
+    tmp_path: Path, dlth: Dlth, of: str, other: str, settings: dict[str, Any]
+) -> None:
+    """The other one refuses it and says which is right, which takes it."""
+    write_study(tmp_path, StudyPlan((planned_run(str(tmp_path / "train"), "dense", 0, {}),), settings))
+    status, _, said = dlth(other, "--out", tmp_path, "--dry-run")
+    assert status == 2
+    assert f"holds a study of dlth {of}: dlth {of} --out {tmp_path} joins it" in " ".join(said.split())
+    assert dlth(of, "--out", tmp_path, "--dry-run")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("changed", "flags", "problem"),
     [
