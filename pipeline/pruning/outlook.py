@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from dlth.pipeline.evidence.arm_key import share_remaining
+from dlth.pipeline.evidence.arm_key import UNPRUNED, share_remaining
 from dlth.pipeline.judging.arm_comparison import SEEDS_FOR_ARMS
+from dlth.pipeline.judging.verdicts import WEIGHTS
 from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, added
 from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.studies.arms import Arm
@@ -47,6 +48,8 @@ def outlook(config: PruneConfig, arm: Arm, model: nn.Module, found: Sequence[Lev
         point = f"step {arm.config.rewind_step} of {steps}" if arm.config.rewind_step else "the first weights"
         fresh = "; rr at the first step, with fresh random weights" if RR in arms else ""
         notes.append(f"levels begin again at {point} (--rewind {config.rewind}){fresh}")
+    if clauses := [str(clause) for clause in WEIGHTS if {clause.first, clause.second} <= {*arms, UNPRUNED}]:
+        notes.append(f"judged at each share: {', '.join(clauses)} (--margin {config.margin:g} points)")
     if RR in arms and (arm.config.pretrained or arm.config.init_from is not None):
         notes.append("rr begins with random weights all the same, not with those that the unpruned run starts from")
     if config.draws > 1 and not arms & {RR, RANDOM_MASK}:

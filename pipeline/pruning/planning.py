@@ -78,14 +78,14 @@ def plan_prune(
         raise InputError(f"{len(found)} arms with {len(config.seeds)} seeds: at most {MAX_RUNS:,} runs are planned")
     _refuse_equal_shares(config)
     kinds, notes = _opened(config, train, counting, known)
-    for text in dict.fromkeys(text for arm in (kinds.unpruned, kinds.fresh) for text in arm.survey.notes):
+    # a rewound run sees images as the unpruned one does, whose weights tell it how: only fresh ones may differ
+    told = [kinds.unpruned, *([kinds.fresh] if any(level.arm == RR for level in found) else [])]
+    for text in dict.fromkeys(text for arm in told for text in arm.survey.notes):
         note(text)
     runs = _runs(found, kinds, config)
     may_differ = _differing(runs)
-    pruned = [
-        result_of(arm) | {"mask": arm.key.pruned} for arm in (kinds.rewound, kinds.fresh)
-    ]  # as they will have one
-    refuse_unjudged(comparable([result_of(kinds.unpruned), *pruned], may_differ))
+    results = [result_of(arm) | {"mask": arm.key.pruned} for arm in told]  # rr's as it will have one
+    refuse_unjudged(comparable(results, may_differ))
     return StudyPlan(
         runs=runs,
         settings=config.model_dump(mode="json"),

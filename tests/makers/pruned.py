@@ -1,6 +1,7 @@
 """Ten weights whose masks can be worked out by hand, and the folders that runs of a tiny model leave, weights alone."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +42,23 @@ def header_of(masks: Masks, recipe: MaskRecipe, **facts: object) -> MaskHeader:
 
 
 def leave_run(
-    folder: Path, seed: int, masks: Masks | None = None, names: tuple[str, ...] = ("model",), num_classes: int = 3
+    folder: Path,
+    seed: int,
+    masks: Masks | None = None,
+    names: tuple[str, ...] = ("model",),
+    num_classes: int = 3,
+    **images: Any,
 ) -> Path:
-    """A run's folder with weights of a seed, those zero that `masks` masks; `names`: "model", "rewind" and the like."""
+    """A run's folder with weights of a seed, those zero that `masks` masks; `names`: "model", "rewind" and the like;
+    `images`: what they say of how theirs were made.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = build(MODEL, num_classes=num_classes, img_size=32, **KWARGS)
     with torch.no_grad():
         for name, mask in (masks or {}).items():
             model.get_parameter(name).mul_(mask)
-    note = WeightsNote(model=MODEL, model_kwargs=KWARGS, num_classes=num_classes, img_size=32, step=7)
+    note = WeightsNote(model=MODEL, model_kwargs=KWARGS, num_classes=num_classes, img_size=32, step=7, **images)
     for name in names:
         write_tensors(folder / f"{name}.safetensors", model.state_dict(), note.to_json())
     return folder

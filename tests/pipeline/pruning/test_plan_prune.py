@@ -12,6 +12,7 @@ from makers.pruned import KWARGS, MODEL, PRUNABLE, leave_run
 
 from dlth.pipeline.evidence.arm_key import PRUNED, fresh_seed
 from dlth.pipeline.evidence.study_plan import StudyPlan, read_study
+from dlth.pipeline.judging.verdicts import WEIGHTS
 from dlth.pipeline.pruning.outlook import left_whole
 from dlth.pipeline.pruning.prune import foreseen_prune, found_prune
 from dlth.pipeline.studies.founding import joined_study
@@ -84,6 +85,7 @@ def test_a_plan_says_what_is_masked_and_what_is_odd(train: dict[str, Any], plan:
     assert "one-shot pruning begins with two rounds" in told
     assert "levels begin again at step 2 of 6 (--rewind 2); rr at the first step, with fresh random weights" in told
     assert "fewer than 3 seeds decide nothing" in told
+    assert f"judged at each share: {', '.join(map(str, WEIGHTS))} (--margin 1 points)" in told
     odd = planned_levels(train | {"seed": 3}, tmp_path, arm="lt", rounds=1, draws=3, seeds="0,1,2", exclude="*.attn.*")
     told = "\n".join(odd.notes)
     assert f"prunable: {8 * 8 * 8} weights of 2 layers" in told
@@ -92,11 +94,14 @@ def test_a_plan_says_what_is_masked_and_what_is_odd(train: dict[str, Any], plan:
     assert "the study gives its runs their own seed" in told
     assert "--draws 3 says nothing" in told
     assert "lt is held against the unpruned model alone" in told
+    assert "judged at each share: lt as good as the unpruned model (--margin 1 points)" in told
     assert "the unpruned run is trained too" in told
     assert "fewer than" not in told
     told = "\n".join(planned_levels(train, tmp_path, arm="one-shot", rewind="0").notes)
     assert "levels begin again at the first weights (--rewind 0)" in told
-    assert "nothing is pruned" in "\n".join(planned_levels(train, tmp_path, arm="dense").notes)
+    told = "\n".join(planned_levels(train, tmp_path, arm="dense").notes)
+    assert "nothing is pruned" in told
+    assert "judged" not in told
 
 
 def test_a_study_grows_and_keeps_every_name(train: dict[str, Any], tmp_path: Path) -> None:
@@ -164,7 +169,8 @@ def test_what_a_mask_is_of_is_in_every_name_behind_it(train: dict[str, Any], pla
 
 def test_weights_to_start_from_are_the_unpruned_runs_alone(train: dict[str, Any], tmp_path: Path) -> None:
     """lt goes on from the rewinding point and rr from random weights: their runs are told the model in those weights'
-    place, and that rr does not start from them is said.
+    place, and that rr does not start from them is said. How those weights' images were made refuses none, with or
+    without rr, whether a user tells the model or not.
     """
     leave_run(tmp_path, 5, num_classes=4)
     untold = {name: value for name, value in train.items() if name not in ("model", "model_kwargs", "img_size")}
@@ -175,6 +181,11 @@ def test_weights_to_start_from_are_the_unpruned_runs_alone(train: dict[str, Any]
     assert (lt.settings["init_from"], rr.settings["init_from"]) == (None, None)
     for run in (lt, rr):
         assert (run.settings["model"], run.settings["model_kwargs"], run.settings["img_size"]) == (MODEL, KWARGS, 32)
+    leave_run(tmp_path, 5, num_classes=4, mean=(0.5, 0.5, 0.5), crop_pct=0.8)
+    from_it = {"init_from": str(tmp_path / "model.safetensors")}
+    without, both = (planned_levels(untold | from_it, tmp_path / "s", arm=arm) for arm in ("lt", "lt,rr"))
+    assert names(without) == {run.name for run in both.runs if run.arm.pruned != "rr"}
+    assert len(planned_levels(train | from_it, tmp_path / "s", arm="lt,rr").runs) == len(both.runs)
 
 
 @pytest.mark.parametrize(
