@@ -1,6 +1,7 @@
 """A whole study of levels: its masks, what each run begins with, what it costs, and how it goes on."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,18 @@ def test_patches_and_weights_are_pruned_together(shared: dict[str, Any], tmp_pat
     assert set(found) == {run.arm for run in plan.runs}
     results = [found[run.arm][0].result for run in plan.runs]
     assert [(result.k, result.remaining_weights) for result in results] == [(8, None), (8, PRUNABLE - 154)]
+
+
+def test_what_a_colleague_gets_makes_a_level_again(
+    whole: Study, tmp_path: Path, dlth: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Mask, weights at the rewinding point, and the run's settings: the same weights, in a folder that has the mask."""
+    run, lab, out = whole.run(the_run(whole.plan, "lt", 1)), tmp_path / "lab", tmp_path / "again"
+    lab.mkdir()
+    for path in (run / MASK, run / "config.toml", whole.run(the_run(whole.plan, "")) / REWIND):
+        shutil.copy(path, lab)
+    assert dlth("masks", "verify", lab)[0] == 0
+    words = ("--config", lab / "config.toml", "--mask", lab / MASK, "--init-from", lab / REWIND, "--out", out)
+    assert dlth("train", *words)[0] == 0
+    assert all((out / name).read_bytes() == (run / name).read_bytes() for name in (MASK, "model.safetensors"))
+    assert dlth("masks", "verify", out)[0] == 0
