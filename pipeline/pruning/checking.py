@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dlth.pipeline.evidence.parents import altered_parents
 from dlth.pipeline.evidence.study_plan import RUNS, STUDY, PlannedRun, StudyPlan, read_study
 from dlth.tickets.callbacks import Progress
 from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, UnsafeError, shown
@@ -148,15 +149,16 @@ def _check_planned(study: Path, plan: StudyPlan, run: PlannedRun) -> MaskCheck:
         return found
     try:
         again = _made_again(study, plan, run)
+        altered = altered_parents(study, run.mask) if run.mask is not None else ""
     except MissingFileError:
         return MaskCheck(found.whole, unproven=tuple(found.whole), damage=found.damage)
     except (DamageError, InputError, MismatchError) as error:
         wrong = DamageError(f"{shown(folder / MASK)} cannot be made again: {error}", file=MASK)
         return MaskCheck(found.whole, damage=(*found.damage, wrong))
-    if again.identity in found.whole.values():
-        return found
-    wrong = DamageError(f"{shown(folder / MASK)} is not the mask that the runs of its plan give", file=MASK)
-    return MaskCheck(found.whole, damage=(*found.damage, wrong))
+    wrongs = [f"{shown(folder / MASK)} is made of altered weights: {altered}"] if altered else []
+    if again.identity not in found.whole.values():
+        wrongs.append(f"{shown(folder / MASK)} is not the mask that the runs of its plan give")
+    return MaskCheck(found.whole, damage=(*found.damage, *(DamageError(text, file=MASK) for text in wrongs)))
 
 
 def _made_again(study: Path, plan: StudyPlan, run: PlannedRun) -> MaskFile:

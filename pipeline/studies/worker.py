@@ -24,6 +24,7 @@ import torch
 
 from dlth.pipeline.evidence.arm_key import CONTROL
 from dlth.pipeline.evidence.failure import FAILED, Failure, read_failure, write_failure
+from dlth.pipeline.evidence.parents import altered_parents
 from dlth.pipeline.evidence.run_states import RunState, failed_by_need, other_run, planned_state
 from dlth.pipeline.evidence.study_plan import RUNS, PlannedRun, StudyPlan
 from dlth.pipeline.studies.identity import MADE_OF_RUNS
@@ -207,8 +208,10 @@ class Worker:
     def _do(self, run: PlannedRun, stop: StopRequest) -> None:
         config = self.config(run)
         try:
-            self._make_mask(run)
-            exchanged = self._exchanged(run, config)
+            exchanged = altered_parents(self.folder, run.mask) if run.mask is not None else ""
+            if not exchanged:
+                self._make_mask(run)
+                exchanged = self._exchanged(run, config)
             if not exchanged:
                 self._train(run, config, stop)
         except MACHINES:

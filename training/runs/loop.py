@@ -277,7 +277,10 @@ class Training:
 
     def _keep_rewinding_point(self) -> None:
         """Write the weights, and buffers, of the step that other runs are to begin with, if the run stands there."""
-        if self.progress.step == self.config.rewind_step and self.world.leads:
+        if self.progress.step != self.config.rewind_step:
+            return
+        self.progress.rewind_weights = weights_digest(self.parts.student.model)
+        if self.world.leads:
             checkpoint.write_tensors(self.out / REWIND, self.parts.student.model.state_dict(), self._note())
 
     def _save(self) -> None:
@@ -377,5 +380,6 @@ class Training:
             train_loss=self.train_loss,
             hidden_share=at.in_run.hidden_share,
             whole_images=int(at.in_run.whole),
+            rewind_weights=at.rewind_weights,
             weights_sha256=weights_digest(parts.student.model),
         )

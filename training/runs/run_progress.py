@@ -114,7 +114,7 @@ class RunProgress:
     """Where a run is: `batch` steps of `epoch` are done, `step` in all; `bad_steps` in a row had no finite gradient.
 
     `best`: epoch, arm and top1 of the best weights so far; `bad_images`: ids of the corrupt training images
-    that any rank has met, also before a resume, rising.
+    that any rank has met, also before a resume, rising; `rewind_weights`: digest of its weights at the rewinding point.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -127,6 +127,7 @@ class RunProgress:
     bad_images: list[Count] = field(default_factory=list)
     in_epoch: Totals = field(default_factory=Totals)
     in_run: Totals = field(default_factory=Totals)
+    rewind_weights: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
     @classmethod
     def beginning(cls, step: int, steps_per_epoch: int) -> "RunProgress":
@@ -172,11 +173,11 @@ _CHECK: TypeAdapter[RunProgress] = TypeAdapter(RunProgress)
 
 
 def _with_uncounted(values: Any) -> Any:
-    """An older version's progress with the sums that it did not count."""
+    """An older version's progress with what it did not count or keep."""
     if not isinstance(values, dict):
         return values
     sums = {name: values[name] for name in ("in_epoch", "in_run") if isinstance(values.get(name), dict)}
-    return values | {name: {"flops": None} | counted for name, counted in sums.items()}
+    return {"rewind_weights": ""} | values | {name: {"flops": None} | counted for name, counted in sums.items()}
 
 
 def _is_best(best: Mapping[str, Any], epoch: int) -> bool:

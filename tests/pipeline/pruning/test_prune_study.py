@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 
 from dlth.pipeline.evidence.failure import FAILED, Failure, write_failure
 from dlth.pipeline.evidence.gather import gather
+from dlth.pipeline.evidence.parents import altered_parents
 from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan, write_study
+from dlth.pipeline.pruning.checking import check_masks
 from dlth.pipeline.studies.founding import joined_study
 from dlth.pipeline.studies.worker import StudyReporter, Worker, chains, run_study
 from dlth.tickets.errors import MismatchError
 from dlth.training.distributed.process_group import World
 from dlth.training.models.weights import tensors_digest
+from dlth.training.models.weights_metadata import MODEL_FILE
 from dlth.training.pruning.mask_file import MaskFile, read_mask
 from dlth.training.pruning.recipe import MASK, REWIND
 from dlth.training.reporter import Reporter
@@ -170,6 +173,29 @@ def test_a_plan_that_was_altered_is_not_joined(whole: Study, tmp_path: Path) -> 
         joined_study(tmp_path)
     with pytest.raises(ValueError, match="does not stand before it"):
         StudyPlan(whole.plan.runs[::-1])
+
+
+@pytest.mark.parametrize(("arm", "level", "name"), [("", 0, REWIND), ("lt", 1, MODEL_FILE)])
+def test_no_level_is_made_of_weights_that_were_altered(
+    whole: Study, tmp_path: Path, arm: str, level: int, name: str
+) -> None:
+    """One bit of the rewinding point, or of a parent that masks nothing there: named before anything is written, and
+    put back it serves; masks that were made are told to be of other weights.
+    """
+    study, run = tmp_path / "study", the_run(whole.plan, "lt", 2)
+    assert run.mask is not None
+    shutil.copytree(whole.folder, study)
+    shutil.rmtree(whole.plan.folder(study, run))
+    path = whole.plan.folder(study, the_run(whole.plan, arm, level)) / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(MismatchError, match=rf"{run.name} would not be .*{name} holds other weights than result.json"):
+        run_study(study, whole.plan)
+    assert not whole.plan.folder(study, run).exists()
+    found = check_masks((study,), lambda done, of: None)
+    assert any(f"is made of altered weights: {path} holds other" in str(damage) for damage in found.damage)
+    path.write_bytes(content)
+    assert altered_parents(study, run.mask) == ""
 
 
 def test_what_most_levels_wait_for_goes_first(whole: Study) -> None:
