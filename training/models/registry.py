@@ -7,7 +7,8 @@ model whose attention or position embedding would be computed wrongly must be re
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import timm
@@ -19,9 +20,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlth.tickets.errors import DlthError, InputError, shown
+from dlth.tickets.errors import DlthError, InputError, MismatchError, shown
 from dlth.tickets.ranking.grid import Grid
 from dlth.training.models.class_attention import unsupported
 from dlth.training.models.pretrained import ADVICE
@@ -127,7 +129,7 @@ def build(
         shapes = _create(timm_name, options)
     if check is not None:
         check(shapes)
-    _check_memory(shapes, timm_name, options)
+    check_memory(shapes, _told(timm_name, options))
     if not pretrained:
         return _create(timm_name, options)
     if not has_released_weights(name, "pretrained_cfg_overlay" in options):
@@ -150,6 +152,28 @@ def outline(
         return _create(resolve(name), _options(name, num_classes, img_size, 0.0, kwargs))
 
 
+@contextmanager
+def held_to(tensors: int, name: str) -> Iterator[None]:
+    """Within it a model is looked at on the meta device for a file `name` of so many tensors, and given up beyond them.
+
+    Raises:
+        MismatchError: more parameters than the file has; some are put twice into a model while it is built
+    """
+    left = 2 * tensors
+
+    def count(_: nn.Module, __: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= parameter is not None and parameter.is_meta
+        if left < 0:
+            raise MismatchError(f"{name} holds {tensors} tensors, too few for the model that is said to be in it")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _options(
     name: str,
     num_classes: int | None,
@@ -164,6 +188,8 @@ def _options(
     return changed | dict(kwargs) | {key: value for key, value in own.items() if value is not None}
 
 
+BLOCKS = ("layers", "num_layers", "blocks", "num_blocks", "block_config", "levels")
+"""Arguments that count blocks as those do whose names begin with depth."""
 MAX_ARGUMENT, MAX_DEPTH = 1 << 20, 1_000
 """Widths, heads and tokens end far below; the deepest transformers have a thousand blocks, and every block takes time
 to build, even without memory."""
@@ -175,26 +201,29 @@ def _check_sizes(kwargs: Mapping[str, Any]) -> None:
         values = value if isinstance(value, list | tuple) else [value]
         numbers = [number for number in values if isinstance(number, int | float)]
         most = MAX_ARGUMENT
-        if name.startswith("depth"):  # of all stages together
+        if name.startswith("depth") or name in BLOCKS:  # of all stages together
             numbers, most = [sum(map(abs, numbers))], MAX_DEPTH
         if any(not -most <= number <= most for number in numbers):
             raise InputError(f"the model's argument {shown(name)} is {shown(value)}; it ends at {most}")
 
 
-def _check_memory(shapes: nn.Module, timm_name: str, options: Mapping[str, Any]) -> None:
+def check_memory(shapes: nn.Module, name: str) -> None:
     """Raises InputError for a model whose weights alone are more than the machine's memory, before any is taken."""
     needed = sum(weight.numel() * weight.element_size() for weight in shapes.state_dict().values())
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
-        built = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
-        raise InputError(
-            f"{timm_name} with {built} has {needed / 1e9:,.0f} GB of weights; this machine has {there / 1e9:,.0f} GB"
-        )
+        raise InputError(f"{name} has {needed / 1e9:,.0f} GB of weights; this machine has {there / 1e9:,.0f} GB")
+
+
+def _told(timm_name: str, options: Mapping[str, Any]) -> str:
+    return f"{timm_name} with {shown(', '.join(f'{key}={value!r}' for key, value in options.items()))}"
 
 
 def _create(timm_name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return _timms(timm_name, options)
+    except MismatchError:  # of `held_to`
+        raise
     except Exception as error:  # a model's code meets its arguments unchecked: whatever it raises, they do not fit
         built = shown(", ".join(f"{key}={value!r}" for key, value in options.items()))
         raise InputError(f"{timm_name} cannot be built with {built}: {shown(error)}") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -93,6 +93,28 @@ def read_weights(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
             raise LimitError(f"{path.name} has {path.stat().st_size} bytes; weights files end at {MAX_FILE_BYTES}")
         content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     return _without_prefixes(_tensors(content, path, use_ema))
+
+
+def stored_weights(path: Path) -> dict[str, Tensor]:
+    """The same of a safetensors file without its numbers, on the meta device: the header alone is read.
+
+    Raises:
+        InputError: no whole safetensors file
+    """
+    try:
+        with reading(path), safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{shown(path)} is no whole safetensors file: {shown(error)}") from error
+
+
+def check_own(path: Path) -> None:
+    """Raises UnsafeError for a link, a folder or a device in the place of a run's weights; it may be missing."""
+    if path.is_symlink():
+        raise UnsafeError(f"{shown(path)} is a link; weights of a run are read from its own folder alone")
+    if path.exists() and not path.is_file():
+        raise UnsafeError(f"{shown(path)} is no file, and a run's weights should be there: move it away")
 
 
 def read_tensor(path: Path, limit: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import nn
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, MismatchError, MissingFileError, shown
 from dlth.tickets.store.disk import reading
-from dlth.training.models.registry import build, outline, same_model
+from dlth.training.models.registry import build, held_to, outline, same_model
 from dlth.training.models.weights import check_fits, head_classes, read_weights
 from dlth.training.settings.fields import Deviation, Keep, Mean
 
@@ -235,7 +235,8 @@ class WeightsFile:
         if isinstance(depth, int) and depth > len(loaded):  # each block would have weights
             raise MismatchError(f"{shown(self.name)} holds {len(loaded)} tensors, too few for a model of depth {depth}")
         fitting = partial(check_fits, weights=loaded, name=self.path.name)
-        vit = build(name, fitting, num_classes=classes, **options)
+        with held_to(len(loaded), shown(self.name)):
+            vit = build(name, fitting, num_classes=classes, **options)
         vit.load_state_dict(fitting(vit), strict=True)
         return vit
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, shown
 from dlth.tickets.store.disk import make_folder
-from dlth.training.models.weights import check_fits, read_weights, tensors_digest
+from dlth.training.models.registry import check_memory, held_to
+from dlth.training.models.weights import check_fits, check_own, read_weights, stored_weights, tensors_digest
 from dlth.training.models.weights_metadata import MODEL_FILE, ModelNote, WeightsNote
 from dlth.training.pruning.magnitude import pruned
 from dlth.training.pruning.mask_file import MaskFile, check_mask_fits, mask_of, read_mask, write_mask
@@ -49,9 +50,10 @@ def make_mask(recipe: MaskRecipe, parent: Path, rewind: Path | None, out: Path) 
 
 def made(recipe: MaskRecipe, parent: Path, rewind: Path | None) -> MaskFile:
     """The same mask, written nowhere. Arguments and errors as `make_mask`."""
-    note, weights = _read(parent, MODEL_FILE)
-    model = note.outline()
-    weights = check_fits(model, weights, shown(parent / MODEL_FILE))
+    note = _note(parent, MODEL_FILE)
+    with held_to(len(stored_weights(parent / MODEL_FILE)), shown(parent / MODEL_FILE)):
+        model = note.outline()
+    weights = _weights(parent / MODEL_FILE, model)
     before = _before(parent, recipe, model)
     if before is not None and (found := not_zero(weights, before.masks)):
         name, number = next(iter(found.items()))
@@ -106,18 +108,24 @@ def _before(parent: Path, recipe: MaskRecipe, model: nn.Module) -> MaskFile | No
 
 def _rewound(folder: Path, model: nn.Module) -> tuple[int, str]:
     """The step of the weights at the rewinding point, and their digest."""
-    note, weights = _read(folder, REWIND)
-    return note.step, tensors_digest(check_fits(model, weights, shown(folder / REWIND)))
+    note = _note(folder, REWIND)
+    return note.step, tensors_digest(_weights(folder / REWIND, model))
 
 
-def _read(folder: Path, name: str) -> tuple[WeightsNote, dict[str, Tensor]]:
-    """What a file of a run's weights says of itself, and the weights."""
+def _weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a file, which is held against a model by its header: no small note or hollow file takes memory."""
+    check_memory(model, shown(path))
+    check_fits(model, stored_weights(path), shown(path))
+    return check_fits(model, read_weights(path), shown(path))
+
+
+def _note(folder: Path, name: str) -> WeightsNote:
+    """What a file of a run's weights says of itself."""
     path = folder / name
-    if path.is_symlink():
-        raise UnsafeError(f"{shown(path)} is a link; weights of a run are read from its own folder alone")
+    check_own(path)
     if not path.is_file():
         kept = "only a finished run has it" if name == MODEL_FILE else "only a run with --rewind-step has it"
         raise MissingFileError(f"{shown(folder)} holds no {name}: {kept}")
     if (note := WeightsNote.read(path)) is None:
         raise InputError(f"{shown(path)} does not say which model it is of: dlth's own weights do")
-    return note, read_weights(path)
+    return note

@@ -77,9 +77,10 @@ def test_a_note_that_cannot_be_is_refused_by_file_and_field(tmp_path: Path, note
     ("changed", "message"),
     [
         ({"depth": 10**9}, "too few for a model of depth 1000000000"),
+        ({"depth": 20}, "too few for the model that is said to be in it"),
         ({"embed_dim": 2**20}, "cls_token .file 1x1x32, model 1x1x1048576"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 def test_a_note_of_a_larger_model_takes_no_memory(tmp_path: Path, changed: dict[str, int], message: str) -> None:
     """The model is compared with the file's shapes before it is made: no small file can name one that fills memory."""

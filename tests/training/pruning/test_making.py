@@ -1,6 +1,7 @@
 """Masks made of what runs leave in their folders."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, UnsafeError
 from dlth.training.models.weights import tensors_digest
+from dlth.training.models.weights_metadata import WeightsNote
+from dlth.training.pruning import making
 from dlth.training.pruning.making import made, make_mask, not_zero
 from dlth.training.pruning.mask_file import read_mask
-from dlth.training.pruning.recipe import MASK, MaskRecipe
+from dlth.training.pruning.recipe import MASK, REWIND, MaskRecipe
 from dlth.training.pruning.verifying import damaged_weights
+from dlth.training.runs.checkpoint import write_tensors
 
 FIRST, SECOND = MaskRecipe(1, "0.2"), MaskRecipe(2, "0.2")
 
@@ -133,3 +137,28 @@ def test_weights_of_another_model_beside_a_mask_are_damage(tmp_path: Path) -> No
     assert told["model.safetensors"].endswith(f"model.safetensors holds nothing {beside}")
     assert told["model_best.safetensors"].endswith(f"model_best.safetensors holds (3,) {beside}")
     assert "model_ema.safetensors is no whole safetensors file" in told["model_ema.safetensors"]
+
+
+def test_no_model_is_built_and_no_file_read_beyond_what_a_run_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note of more blocks than the file has tensors is given up, a file of other shapes is never read."""
+    zero, read = leave_first(tmp_path / "0"), Mock(wraps=making.read_weights)
+    weights = load_file(zero / "model.safetensors")
+    monkeypatch.setattr(making, "read_weights", read)
+    (tmp_path / "1").mkdir()
+    for model, kwargs, error, message in (
+        ("resnet50", {"layers": [300, 1, 1, 1]}, MismatchError, "holds 20 tensors, too few for the model"),
+        ("resnet50", {"layers": [2000, 1, 1, 1]}, InputError, "argument layers .* ends at 1000"),
+        (MODEL, KWARGS | {"embed_dim": 1 << 20}, InputError, "GB of weights; this machine has"),
+        (MODEL, KWARGS | {"embed_dim": 16}, MismatchError, "does not fit"),
+    ):
+        note = WeightsNote(model=model, model_kwargs=kwargs, num_classes=3, img_size=32)
+        write_tensors(tmp_path / "1" / "model.safetensors", weights, note.to_json())
+        with pytest.raises(error, match=message):
+            made(FIRST, tmp_path / "1", None)
+    assert read.call_count == 0
+    save_file({"head.weight": torch.ones(4, 8)}, zero / REWIND, {"dlth": WeightsNote(model=MODEL).model_dump_json()})
+    with pytest.raises(MismatchError, match="does not fit"):
+        made(FIRST, zero, zero)
+    assert read.call_count == 1
