@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from dlth.pipeline.evidence.agreement import Agreement, read_agreement
-from dlth.pipeline.evidence.arm_key import CONTROL, ArmKey
+from dlth.pipeline.evidence.arm_key import CONTROL, MASKED, ArmKey
 from dlth.pipeline.evidence.evidence import DENSE, Evidence
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.placing import BASE_ARMS, Placed, by_arm
@@ -106,6 +106,12 @@ def _check(run: FinishedRun, state: RunState) -> None:
     if bool(state.arm.pruned) != bool(run.result.mask):
         should, is_ = ("pruned", "unpruned") if state.arm.pruned else ("unpruned", "pruned")
         raise DamageError(f"{shown(state.folder)} should hold the run of {should} weights; its result is of {is_} ones")
+    first = run.mask.initial if run.mask is not None and state.arm.pruned != MASKED else ""
+    if first and run.result.initial_weights not in ("", first):
+        raise DamageError(
+            f"{shown(state.folder)} should hold a run that begins with the weights {first[:12]}, to which its mask sets"
+            f" back; its result is of one that began with {shown(run.result.initial_weights[:12])}"
+        )
 
 
 def _placed(source: _Source, read: Sequence[FinishedRun | RunState], tell: Note) -> Iterator[Placed]:

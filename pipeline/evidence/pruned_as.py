@@ -1,8 +1,10 @@
 """Which arm of pruning a run is of that no plan tells of: by the mask in its folder and the weights it began with.
 
-A mask says how it was made; the run's settings say whether it began with given weights at some step, or with fresh
-ones. What is none of the arms that are judged, such as another lab's mask on weights of one's own, is an arm apart: it
-stands in tables, and no clause is about it.
+A mask says how it was made, and the digest of the weights that are set back; the run's result has that of the weights
+it began with, its settings the step and who drew them. Settings alone would not do: with a rewinding point at step 0
+the seed itself draws those weights again, and any trained ones can be begun with at that step. What is none of the arms
+that are judged, such as another lab's mask on weights of one's own, is an arm apart: it stands in tables, and no clause
+is about it.
 """
 
 from dataclasses import replace
@@ -28,12 +30,16 @@ def pruned_as(arm: ArmKey, run: FinishedRun) -> ArmKey:
 
 def _way(mask: MaskHeader, run: FinishedRun) -> str:
     """One of `PRUNED`, or `MASKED`."""
-    recipe, config = mask.recipe, run.result.config
-    start, given = config.get("start_step", 0), config.get("init_from") is not None
-    if given and start == mask.rewind_step and recipe.level:
-        return "random-mask" if recipe.shuffled else "one-shot" if recipe.rounds > 1 else "lt"
-    fresh = not given and not config.get("pretrained") and start == 0
-    return "rr" if fresh and recipe.rounds == 1 and recipe.level and not recipe.shuffled else MASKED
+    recipe, config, first = mask.recipe, run.result.config, run.result.initial_weights
+    start = config.get("start_step", 0)
+    if not (recipe.level and first):
+        return MASKED
+    if first == mask.initial:
+        way = "random-mask" if recipe.shuffled else "one-shot" if recipe.rounds > 1 else "lt"
+        return way if start == mask.rewind_step else MASKED
+    fresh = config.get("init_from") is None and not config.get("pretrained") and start == 0
+    redrawn = fresh and config.get("init_seed") not in (None, run.seed)
+    return "rr" if redrawn and recipe.rounds == 1 and not recipe.shuffled else MASKED
 
 
 def _drawing(run: FinishedRun, level: int) -> int:

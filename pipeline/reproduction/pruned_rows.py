@@ -46,16 +46,24 @@ def levels_unlike(row: Experiment, runs: Sequence[FinishedRun], planned: Mapping
         return odd
     shapes = prunable_shapes(outline(row.settings["model"], **row.settings.get("model_kwargs", {})))
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    return [text for run in runs for text in _level_unlike(row, run, planned[run.folder.name], sizes)]
+    whole = {run.seed: run.result.initial_weights for run in runs if not run.result.mask}
+    return [
+        text
+        for run in runs
+        for text in _level_unlike(row, run, planned[run.folder.name], sizes, whole.get(run.seed, ""))
+    ]
 
 
 def _level(run: PlannedRun) -> Level:
     return Level(run.arm.pruned, run.mask.recipe.level if run.mask is not None else 0, run.arm.draw)
 
 
-def _level_unlike(row: Experiment, run: FinishedRun, planned: PlannedRun, sizes: Mapping[str, int]) -> Iterator[str]:
+def _level_unlike(
+    row: Experiment, run: FinishedRun, planned: PlannedRun, sizes: Mapping[str, int], first: str
+) -> Iterator[str]:
     """In what a run is not the level that the plan says: its mask's recipe, its weights, of which `sizes` may be
-    pruned, and its first weights.
+    pruned, and its first weights; `first`: digest of those that its seed's unpruned run began with. The step that it
+    begins at is a setting, which rows have alike (`unlike`).
     """
     assert row.pruning is not None
     level, result, is_pruned = _level(planned), run.result, planned.mask is not None
@@ -69,6 +77,7 @@ def _level_unlike(row: Experiment, run: FinishedRun, planned: PlannedRun, sizes:
         "prunable weights": (result.prunable_weights, sum(sizes.values()) if is_pruned else None),
         "remaining weights": (result.remaining_weights, remaining),
         "first weights of a seed of their own": (result.config.get("init_seed") is not None, level.arm == RR),
+        "first weights of the unpruned run": (bool(first) and result.initial_weights == first, level.arm != RR),
     }
     for what, (ours, true) in facts.items():
         if ours != true:

@@ -16,6 +16,8 @@ from dlth.training.pruning.recipe import MASK, MaskRecipe
 from makers.results import EPOCHS, STEPS, settings, write_run
 
 RATE, REWIND_STEP = "0.2", 2
+INITIAL, FRESH = "e" * 64, "9" * 64
+"""Digests of first weights: those of the rewinding point, and those that rr draws."""
 DENSE, TICKET = ArmKey("dense"), ArmKey("ticket", "0.5", "projected")
 
 
@@ -23,6 +25,7 @@ def write_pruned(folder: Path, arm: ArmKey, level: int, seed: int, share: float,
     """A finished run of a pruned arm at a level: its mask, and its result with a share of right images."""
     mask = _mask(folder, _recipe(arm, level, seed), arm.pruned == "rr")
     counts = {"mask": mask.identity, "prunable_weights": mask.prunable, "remaining_weights": mask.remaining}
+    of = {"initial_weights": mask.header.initial or FRESH, **of}
     luck = arm.pruned, level, arm.draw
     return write_run(folder, arm.arm, seed, share=share, luck=luck, changes=_settings(arm, level, seed), **counts | of)
 
@@ -86,7 +89,7 @@ def _mask(folder: Path, recipe: MaskRecipe, fresh: bool) -> MaskFile:
     """A mask of a hundred weights in two layers, in the run's folder."""
     weights = {"one.weight": torch.arange(1.0, 61.0).view(6, 10), "two.weight": torch.arange(0.5, 40).view(4, 10)}
     masks = pruned(weights, None, replace(recipe, rounds=recipe.level))
-    rewound = {} if fresh else {"rewind_step": REWIND_STEP, "initial": "e" * 64}
+    rewound = {} if fresh else {"rewind_step": REWIND_STEP, "initial": INITIAL}
     folder.mkdir(parents=True)
     model = {"model": "vit_tiny_patch16_224", "num_classes": 10}
     header = MaskHeader(**model, recipe=recipe, layers=layers_of(masks), final="f" * 64, **rewound)

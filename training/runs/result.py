@@ -45,6 +45,8 @@ class RunResult:
     mask: identity of the mask of weights, empty for an unpruned model; prunable_weights, remaining_weights: what it is
         about, and how many of those are not masked; None without one
     rewind_weights: digest of the weights that it kept for others to begin with; empty where it kept none
+    initial_weights: digest of the weights that it began with, before any was masked (`tensors_digest`); empty in
+        results of older versions
     evaluation: weights ("model", "ema") -> arm -> top1, top5, loss, images, tokens
     train_images, train_tokens, train_flops: what training has shown and computed in all, as the log's epochs count it;
         None in results of older versions
@@ -98,6 +100,7 @@ class RunResult:
     prunable_weights: int | None = None
     remaining_weights: int | None = None
     rewind_weights: str = ""
+    initial_weights: str = ""
     weights_sha256: str = ""
     config_sha256: str = ""
     config: dict[str, Any] = field(default_factory=dict)

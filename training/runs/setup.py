@@ -69,7 +69,8 @@ class Parts:
 
     `starts_from`: whose weights, in words; `schedule`: what each step keeps; `online`: the selector in the loop, and
     `select` what it makes of the student's images, None without one; `step_flops`: what a step computes; `mask`: of
-    the student's weights, None where all train; `read`: digests of all that the run has read.
+    the student's weights, None where all train; `read`: digests of all that the run has read; `initial_weights`: digest
+    of those that the student begins with, before any is masked.
     """
 
     config: TrainConfig
@@ -89,6 +90,7 @@ class Parts:
     step_flops: StepFlops
     mask: MaskFile | None
     read: dict[str, Any]
+    initial_weights: str
 
     @property
     def grid(self) -> Grid:
@@ -171,6 +173,7 @@ class Parts:
             "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
             "config": config.model_dump(mode="json"),
             "config_sha256": settings_digest(config),
+            "initial_weights": self.initial_weights,
         } | mask_facts(self.mask)
 
     def note(self, epoch: int, step: int) -> dict[str, Any]:
@@ -240,8 +243,8 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
         schedule = _keep_schedule(config, inputs, online, student)
         loader = inputs.loader(lambda epoch, step: _served(schedule.budget(epoch, step), student))
-    digest = weights_digest(model) if start is not None else ""
-    read = contents(inputs, online) | _begins_with(digest, mask)
+    digest = weights_digest(model)
+    read = contents(inputs, online) | _begins_with(digest if start is not None else "", mask)
     agree(world, read)
     masks = held_to(mask, model, ema)
     sizes = schedule.most_sizes
@@ -250,7 +253,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     return Parts(
         *(config, world, inputs, student, starts, ema, optimizer, set_rate),
         *(schedule, loader, stepper, pixels, online, select),
-        *(StepFlops(student, online if in_loop is not None else None), mask, read),
+        *(StepFlops(student, online if in_loop is not None else None), mask, read, digest),
     )
 
 

@@ -55,7 +55,7 @@ ARMS_OWN = (
 """Settings that may differ: they make the arm, or touch no result, or are compared by what came of them."""
 STARTS = "init_from"
 """Whose weights a run begins with. That is a pruned arm's own, which others are set back to; by its name among all
-others, as results have no digest of them.
+others, as those of older versions have no digest of them.
 """
 FOLLOWS = {
     "epochs": ("steps", "decay_milestones"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers.pruning import DENSE, TICKET, write_prune_study, write_pruned
+from makers.pruning import DENSE, FRESH, INITIAL, TICKET, write_prune_study, write_pruned
 from makers.results import write_run
 
 from dlth.pipeline.evidence.arm_key import ArmKey
@@ -17,6 +17,7 @@ from dlth.training.pruning.recipe import MASK
 from dlth.training.runs.sealed_json import sealed
 
 WAYS = {"lt": 0.8, "rr": 0.7, "random-mask": 0.6, "one-shot": 0.5}
+REDRAWN = {"init_from": None, "start_step": 0, "init_seed": 7}
 LATE = "dense-rr-level2-draw1-seed2"
 
 
@@ -73,19 +74,34 @@ def test_masks_alone_say_how_runs_were_pruned(study: Path, evidence: Evidence) -
 
 
 @pytest.mark.parametrize(
-    ("config", "arm"),
+    ("first", "config", "way"),
     [
-        ({"start_step": 1}, key("mask", "0.64")),
-        ({"init_from": None, "start_step": 0}, key("rr", "0.64")),
-        ({"init_from": None, "start_step": 0, "pretrained": True}, key("mask", "0.64")),
+        (INITIAL, {"start_step": 1}, "mask"),
+        (INITIAL, {"init_from": None, "pretrained": True}, "lt"),
+        (FRESH, {}, "mask"),
+        ("", {}, "mask"),
+        (FRESH, REDRAWN, "rr"),
+        (FRESH, REDRAWN | {"init_seed": None}, "mask"),
+        (FRESH, REDRAWN | {"init_seed": 0}, "mask"),
+        (FRESH, REDRAWN | {"pretrained": True}, "mask"),
+        (FRESH, REDRAWN | {"start_step": 2}, "mask"),
+        (INITIAL, REDRAWN, "mask"),
     ],
-    ids=["another step", "fresh weights", "weights of others"],
+    ids=[
+        *("another step", "the same weights from elsewhere", "trained ones", "not known", "drawn anew"),
+        *("the seed's own", "the seed's own by name", "weights of others", "drawn, at a later step", "drawn the same"),
+    ],
 )
-def test_an_arm_is_a_mask_and_the_weights_before_it(tmp_path: Path, config: dict[str, object], arm: ArmKey) -> None:
-    """A mask of lt on fresh weights is rr; on weights of another step, or another training, it is none of the arms."""
+def test_an_arm_is_a_mask_and_the_weights_before_it(
+    tmp_path: Path, first: str, config: dict[str, object], way: str
+) -> None:
+    """A mask of lt on the weights that it sets back to, whoever made them, is lt; on weights that another seed drew it
+    is rr; on others, or at another step, it is none of the arms.
+    """
+    arm = key(way, "0.64")
     run = write_pruned(tmp_path / "run", key("lt", "0.64"), 2, 0, 0.8)
     assert list(gather([tmp_path]).runs) == [key("lt", "0.64")]
-    change(run, config=json.loads((run / "result.json").read_text())["config"] | config)
+    change(run, initial_weights=first, config=json.loads((run / "result.json").read_text())["config"] | config)
     assert list(gather([tmp_path]).runs) == [arm]
 
 
@@ -105,13 +121,15 @@ def test_a_pruned_run_never_passes_for_an_unpruned_one(study: Path, tmp_path: Pa
     change(runs / "dense-rr-level1-draw0-seed0", mask="", prunable_weights=None, remaining_weights=None)
     shutil.rmtree(runs / "dense-seed2")
     shutil.copytree(runs / "dense-lt-level1-draw0-seed2", runs / "dense-seed2")
+    change(runs / "dense-lt-level2-draw0-seed0", initial_weights=FRESH)
     said: list[str] = []
     evidence = gather([tmp_path / "study"], said.append)
     assert [list(evidence.runs[arm]) for arm in (DENSE, key("rr", "0.8"), key("lt", "0.64"))] == [
         [0, 1],
         [1, 2],
-        [0, 2],
+        [2],
     ]
+    assert any(f"begins with the weights {INITIAL[:12]}, to which its mask" in text for text in said)
     assert any("leaves 64 of 100 weights, mask.safetensors is" in text for text in said)
     assert any("should hold the run of pruned weights; its result is of unpruned ones" in text for text in said)
 

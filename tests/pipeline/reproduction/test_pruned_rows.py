@@ -8,12 +8,15 @@ import pytest
 from makers.experiments import SPLITS, toy_row
 from makers.pictures import write_shards
 
+from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.study_plan import PlannedRun, StudyPlan, read_study
 from dlth.pipeline.reproduction.bundle import BundleOf, write_bundle
 from dlth.pipeline.reproduction.check import check_bundle, check_bundles
 from dlth.pipeline.reproduction.experiment import Pruning
+from dlth.pipeline.reproduction.pruned_rows import levels_unlike
 from dlth.pipeline.reproduction.reproduce import Reproduction
 from dlth.pipeline.reproduction.reproduce_config import ReproduceConfig
+from dlth.pipeline.reproduction.row_settings import unlike
 from dlth.pipeline.reproduction.table import table
 
 HALVES = Pruning(rounds=2, rate="0.5")
@@ -83,6 +86,21 @@ def test_levels_that_are_not_the_rows_are_named(finished: Path, tmp_path: Path) 
     assert f"{last}: the plan's recipe of its mask" in why
     pruned = {text for text in bundled(tmp_path / "dense", finished, "toy/dense", runs) if text.endswith("are pruned")}
     assert pruned == {f"{name}: its weights are pruned" for name in (first, last)}
+
+
+@pytest.mark.parametrize("way", ["lt", "rr"])
+def test_levels_begin_with_the_weights_and_at_the_step_of_their_row(finished: Path, way: str) -> None:
+    """lt with other weights than its unpruned run's, rr with those, or any at a later step: not the row's levels."""
+    row, folder = ROWS[f"toy/imp/{way}"], finished / "bundles" / f"toy_imp_{way}"
+    planned = {run.name: run for run in read_study(folder).runs}
+    whole, *others = (FinishedRun.load(folder / "runs" / name) for name in planned)
+    last, first = others[-1], whole.result.initial_weights
+    assert levels_unlike(row, [whole, *others], planned) == []
+    swapped = replace(last.result, initial_weights="0" * 64 if way == "lt" else first)
+    told = levels_unlike(row, [whole, *others[:-1], replace(last, result=swapped)], planned)
+    assert told == [f"{last.folder.name}: first weights of the unpruned run: {way == 'rr'}, not {way == 'lt'}"]
+    late = replace(last.result, config=last.result.config | {"start_step": 2})
+    assert "start_step is 2, not 0" in unlike(row, late)
 
 
 def test_counts_are_those_of_the_rows_model_and_rate(finished: Path) -> None:

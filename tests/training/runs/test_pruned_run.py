@@ -17,6 +17,7 @@ from dlth.tickets.errors import DamageError, InputError, MismatchError
 from dlth.training.distributed.process_group import World
 from dlth.training.distributed.signals import StopRequest
 from dlth.training.models.registry import build
+from dlth.training.models.weights import tensors_digest
 from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.pruning.mask_file import MaskFile
 from dlth.training.runs import checkpoint
@@ -106,6 +107,7 @@ def test_a_stopped_run_under_a_mask_goes_on_to_the_same_bytes(make_run: MakeRun,
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     config = config.model_copy(update={"init_from": str(tmp_path / "w.safetensors"), "opt": "nadamw"})
     undisturbed = train(config)
+    assert undisturbed.initial_weights == tensors_digest(model.state_dict())  # as they were before they were masked
     again = config.model_copy(update={"out": str(tmp_path / "again")})
     stopped_after(again, 2)
     moved = {}
