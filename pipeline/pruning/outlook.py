@@ -1,7 +1,7 @@
 """What the plan of a pruning study says before anything is trained: what is masked, and what remains of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from dlth.pipeline.judging.verdicts import WEIGHTS
 from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, added
 from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.studies.arms import Arm
-from dlth.tickets.errors import shown
+from dlth.tickets.errors import InputError, shown
 from dlth.training.pruning.magnitude import remaining_counts
 from dlth.training.pruning.prunable import prunable_shapes
 from dlth.training.pruning.recipe import MaskRecipe
@@ -27,11 +27,16 @@ def outlook(config: PruneConfig, arm: Arm, model: nn.Module, found: Sequence[Lev
         found: the runs of a seed
     Raises:
         InputError: nothing to prune, a pattern of --exclude that matches nothing, a rate that would empty a layer, or
-            rounds after which nothing remains
+            rounds after which nothing remains, or that mask nothing
     """
     sizes = {name: math.prod(shape) for name, shape in prunable_shapes(model, config.exclude).items()}
     last = max(level.level for level in found)
-    remaining = sum(remaining_counts(sizes, MaskRecipe(last, config.rate, scope=config.scope)).values())
+    remaining = _remaining(config, sizes, last)
+    if last and remaining == _remaining(config, sizes, last - 1):  # a round that masks nothing is followed by such
+        raise InputError(
+            f"level {last} at rate {config.rate} would mask none of the {remaining:,} weights that remain, and be level"
+            f" {last - 1} again: take fewer --rounds, or a larger --rate"
+        )
     excluded = f", and --exclude {shown(','.join(config.exclude))}" if config.exclude else ""
     prunable, parameters = sum(sizes.values()), arm.survey.record["parameters"]
     rounds = "1 round leaves" if last == 1 else f"{last} rounds leave"
@@ -61,6 +66,11 @@ def outlook(config: PruneConfig, arm: Arm, model: nn.Module, found: Sequence[Lev
     if len(config.seeds) < SEEDS_FOR_ARMS:
         notes.append(f"fewer than {SEEDS_FOR_ARMS} seeds decide nothing: --seeds {','.join(map(str, config.seeds))}")
     return tuple(notes)
+
+
+def _remaining(config: PruneConfig, sizes: Mapping[str, int], level: int) -> int:
+    """How many prunable weights a level leaves."""
+    return sum(remaining_counts(sizes, MaskRecipe(level, config.rate, scope=config.scope)).values())
 
 
 def left_whole(model: nn.Module) -> str:

@@ -48,7 +48,7 @@ def _as_text(value: object) -> object:
 
 
 Arms = Annotated[tuple[PrunedArm, ...], BeforeValidator(_arms), Field(min_length=1)]
-Patterns = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], BeforeValidator(_words)]
+Patterns = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], BeforeValidator(_words), Field(max_length=64)]
 Rewind = Annotated[str, BeforeValidator(_as_text), AfterValidator(_rewinding_point)]
 
 

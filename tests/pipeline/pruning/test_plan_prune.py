@@ -193,6 +193,8 @@ def test_weights_to_start_from_are_the_unpruned_runs_alone(train: dict[str, Any]
     [
         ({"rounds": 9, "scope": "layer", "rate": "0.6"}, r"level 7 at rate 0\.6 .* every weight of blocks\.0\.attn"),
         ({"rounds": 12, "rate": "0.6"}, r"level \d+ at rate 0\.6 would mask every weight of all layers together"),
+        ({"rounds": 40}, r"level 40 at rate 0\.2 would mask none of the 2 weights that remain, and be level 39"),
+        ({"exclude": ",".join(f"*.{i}.*" for i in range(65))}, "--exclude: .*at most 64"),
         ({"rewind": "6"}, r"--rewind 6 is step 6 of the 6 of a run \(2 epochs of 3\)"),
         ({"rewind": "0.5ep"}, r"--rewind 0\.5ep is step 1\.5"),
         ({"rate": "0.00001"}, r"--rate 0\.00001: two levels leave 1 of the weights to four digits"),
@@ -205,8 +207,8 @@ def test_weights_to_start_from_are_the_unpruned_runs_alone(train: dict[str, Any]
         ({"rate": "20%"}, r"--rate: .*got '20%'(?!, found)"),
         ({"seeds": ",".join(map(str, range(4000)))}, "at most 10,000 runs are planned"),
     ],
-    ids=["emptied layer", "emptied", "no step left", "half a step", "equal", "all", "no val", "all excluded",
-         "pattern", "arm", "no tickets", "no decimal", "too many"],
+    ids=["emptied layer", "emptied", "nothing", "patterns", "no step left", "half a step", "equal", "all", "no val",
+         "all excluded", "pattern", "arm", "no tickets", "no decimal", "too many"],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_written(
     train: dict[str, Any], tmp_path: Path, dlth: Dlth, changes: dict[str, Any], said: str
