@@ -48,9 +48,19 @@ def verify(
     notes = [f"{_masks(found.waiting)} not made yet: runs come first that are not finished"] if found.waiting else []
     notes += [f"{shown(name)} could not be made again: what it was made of is gone" for name in found.unproven]
     notes += [f"{shown(name)} is left out: no mask by its name, nor by what it says" for name in found.left_out]
-    facts = {"ok": not found.damage, "masks": found.whole, "waiting": found.waiting, "unproven": found.unproven}
-    facts["left_out"] = found.left_out
+    notes += [f"[{error.code}] {error}" for error in found.unread[0 if found.damage else 1 :]]
+    unread = [str(error) for error in found.unread]
+    facts = {
+        "ok": not found.problems,
+        "unread": unread,
+        "masks": found.whole,
+        "waiting": found.waiting,
+        "unproven": found.unproven,
+        "left_out": found.left_out,
+    }
     checked(found.damage, facts, json, notes)
+    if found.unread:
+        raise found.unread[0]
     if not json:
         console.note(f"{_masks(found.whole)} whole")
 

@@ -8,16 +8,25 @@ from and of those that were set back is then true as well.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from dlth.pipeline.evidence.parents import altered_parents
 from dlth.pipeline.evidence.study_plan import RUNS, STUDY, PlannedRun, StudyPlan, read_study
 from dlth.tickets.callbacks import Progress
-from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, UnsafeError, shown
+from dlth.tickets.errors import (
+    DamageError,
+    DlthError,
+    InputError,
+    LimitError,
+    MismatchError,
+    MissingFileError,
+    UnsafeError,
+    shown,
+)
 from dlth.tickets.store.disk import reading
-from dlth.training.models.weights import read_weights, tensors_digest
+from dlth.training.models.weights import check_own, stored_digest
 from dlth.training.models.weights_metadata import MODEL_FILE
 from dlth.training.pruning.making import made
 from dlth.training.pruning.mask_file import MAX_JSON, MaskFile, read_mask
@@ -37,52 +46,70 @@ class MaskCheck:
     whole: each mask that is as it was written -> its identity
     waiting: masks that a study plans and that are not made yet
     unproven: whole masks that could not be made again, as weights that they were made of are gone
-    damage: what is wrong, one error each
+    problems: what is wrong, one error each: damage, and what could not be read, or may not be
     left_out: what a folder holds besides its masks and what a run writes: weights of no known origin, and folders
     """
 
     whole: Mapping[str, str] = field(default_factory=dict)
     waiting: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
-    damage: tuple[DamageError, ...] = ()
+    problems: tuple[DlthError, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def damage(self) -> tuple[DamageError, ...]:
+        """Stored bytes that are not what was written."""
+        return tuple(problem for problem in self.problems if isinstance(problem, DamageError))
+
+    @property
+    def unread(self) -> tuple[DlthError, ...]:
+        """Missing files, links and devices, sizes beyond all bounds, studies that prune nothing."""
+        return tuple(problem for problem in self.problems if not isinstance(problem, DamageError))
 
 
 def check_masks(paths: Sequence[Path], progress: Progress) -> MaskCheck:
-    """Check masks' files, runs' folders and studies' folders.
+    """Check masks' files, runs' folders and studies' folders: all of them, whatever is found in one.
 
     Args:
         progress: called with how many masks of how many are checked
-    Raises:
-        MissingFileError: nothing there, or a folder without a mask
-        UnsafeError, LimitError: a link where a mask or weights should be, or files beyond all bounds
-        InputError: a study that prunes nothing
     """
-    tasks, checks = [task for path in paths for task in _tasks(path)], []
+    tasks, checks = [task for path in paths for task in _tasks_of(path)], []
     for count, task in enumerate(tasks, 1):
-        checks.append(task())
+        try:
+            checks.append(task())
+        except DlthError as error:
+            checks.append(MaskCheck(problems=(error,)))
         progress(count, len(tasks))
     return MaskCheck(
         {place: identity for check in checks for place, identity in check.whole.items()},
         tuple(place for check in checks for place in check.waiting),
         tuple(place for check in checks for place in check.unproven),
-        tuple(problem for check in checks for problem in check.damage),
+        tuple(problem for check in checks for problem in check.problems),
         tuple(place for check in checks for place in check.left_out),
     )
 
 
+def _tasks_of(path: Path) -> list[Callable[[], MaskCheck]]:
+    """The checks of a path that a user names; one that tells why there are none."""
+    try:
+        return list(_tasks(path))
+    except DlthError as error:
+        return [partial(MaskCheck, problems=(error,))]
+
+
 def _tasks(path: Path) -> Iterator[Callable[[], MaskCheck]]:
-    """The check of each mask that a path means."""
+    """The check of each mask that a path means.
+
+    Raises:
+        MissingFileError: nothing there, or a folder without a mask
+        DamageError, InputError: a study's plan that is damaged, or one that prunes nothing
+    """
     if not path.is_dir():
         yield partial(_check_file, path)
     elif not os.path.lexists(path / STUDY):
         yield from _tasks_of_folder(path)
     else:
-        try:
-            plan = read_study(path)
-        except DamageError as error:
-            yield partial(MaskCheck, damage=(error,))
-            return
+        plan = read_study(path)
         pruned = [run for run in plan.runs if run.mask is not None]
         if not pruned:
             raise InputError(f"{shown(path)} is a study that prunes no weights: it has no masks")
@@ -119,21 +146,14 @@ def _is_mask(path: Path) -> bool:
 
 
 def _check_file(path: Path) -> MaskCheck:
-    try:
-        return MaskCheck({str(path): read_mask(path).identity})
-    except DamageError as error:
-        return MaskCheck(damage=(error,))
+    return MaskCheck({str(path): read_mask(path).identity})
 
 
 def _check_run(folder: Path) -> MaskCheck:
     """A mask with the weights and the result beside it."""
-    try:
-        mask = read_mask(folder / MASK)
-    except DamageError as error:
-        return MaskCheck(damage=(error,))
-    return MaskCheck(
-        {str(folder / MASK): mask.identity}, damage=(*damaged_weights(folder, mask), *_result(folder, mask))
-    )
+    mask = read_mask(folder / MASK)
+    problems = (*damaged_weights(folder, mask), *_result(folder, mask))
+    return MaskCheck({str(folder / MASK): mask.identity}, problems=problems)
 
 
 def _check_planned(study: Path, plan: StudyPlan, run: PlannedRun) -> MaskCheck:
@@ -143,22 +163,22 @@ def _check_planned(study: Path, plan: StudyPlan, run: PlannedRun) -> MaskCheck:
     if not os.path.lexists(folder / MASK):
         if not (folder / MODEL_FILE).is_file():
             return MaskCheck(waiting=(str(folder / MASK),))
-        return MaskCheck(damage=(DamageError(f"{shown(folder)} is trained, and its {MASK} is gone", file=MASK),))
+        raise DamageError(f"{shown(folder)} is trained, and its {MASK} is gone", file=MASK)
     found = _check_run(folder)
-    if not found.whole:
-        return found
     try:
         again = _made_again(study, plan, run)
         altered = altered_parents(study, run.mask) if run.mask is not None else ""
     except MissingFileError:
-        return MaskCheck(found.whole, unproven=tuple(found.whole), damage=found.damage)
+        return replace(found, unproven=tuple(found.whole))
     except (DamageError, InputError, MismatchError) as error:
-        wrong = DamageError(f"{shown(folder / MASK)} cannot be made again: {error}", file=MASK)
-        return MaskCheck(found.whole, damage=(*found.damage, wrong))
-    wrongs = [f"{shown(folder / MASK)} is made of altered weights: {altered}"] if altered else []
-    if again.identity not in found.whole.values():
-        wrongs.append(f"{shown(folder / MASK)} is not the mask that the runs of its plan give")
-    return MaskCheck(found.whole, damage=(*found.damage, *(DamageError(text, file=MASK) for text in wrongs)))
+        wrongs = [f"{shown(folder / MASK)} cannot be made again: {error}"]
+    except DlthError as error:
+        return replace(found, problems=(*found.problems, error))
+    else:
+        wrongs = [f"{shown(folder / MASK)} is made of altered weights: {altered}"] if altered else []
+        if again.identity not in found.whole.values():
+            wrongs.append(f"{shown(folder / MASK)} is not the mask that the runs of its plan give")
+    return replace(found, problems=(*found.problems, *(DamageError(text, file=MASK) for text in wrongs)))
 
 
 def _made_again(study: Path, plan: StudyPlan, run: PlannedRun) -> MaskFile:
@@ -178,7 +198,7 @@ def _refuse_links(study: Path, *folders: Path) -> None:
             raise UnsafeError(f"{shown(each)} is a link: a study's runs are read in its own folder alone")
 
 
-def _result(folder: Path, mask: MaskFile) -> list[DamageError]:
+def _result(folder: Path, mask: MaskFile) -> list[DlthError]:
     """Where a run's result speaks of another mask, or of other weights than lie beside it."""
     place, weights = folder / RESULT, folder / MODEL_FILE
     if not os.path.lexists(place):
@@ -192,7 +212,10 @@ def _result(folder: Path, mask: MaskFile) -> list[DamageError]:
         beside = f"{mask.identity[:16]} with {mask.remaining} of {mask.prunable}"
         return [DamageError(f"{shown(place)} is of {of}; the one beside it is {beside}", file=RESULT)]
     try:
-        same = not weights.is_file() or tensors_digest(read_weights(weights)) == result.weights_sha256
-    except InputError:  # told already, by `damaged_weights`
+        check_own(weights)
+        same = not weights.is_file() or stored_digest(weights) == result.weights_sha256
+    except LimitError as error:
+        return [error]
+    except (UnsafeError, InputError):  # told already, by `damaged_weights`
         return []
     return [] if same else [DamageError(f"{shown(weights)} holds other weights than {RESULT} is of", file=MODEL_FILE)]

@@ -9,6 +9,7 @@ and its filters, which resample position embeddings and drop heads without a wor
 
 import hashlib
 import io
+import os
 import pickle
 import pickletools
 import struct
@@ -145,11 +146,30 @@ def weights_digest(vit: nn.Module) -> str:
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """The same of named weights that are in no model."""
+    return _digest(sorted(tensors.items()))
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def stored_digest(path: Path) -> str:
+    """The same of a safetensors file, one tensor of it in memory at a time. Raises as `read_weights`.
+
+    A file with holes is of any size and takes no room, so none may be larger than the machine's memory either.
+    """
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if (size := path.stat().st_size) > min(there, MAX_FILE_BYTES):
+        raise LimitError(f"{shown(path)} has {size} bytes; this machine has {there} bytes of memory")
+    try:
+        with reading(path), safe_open(path, framework="pt") as file:
+            return _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))
+    except SafetensorError as error:
+        raise InputError(f"{shown(path)} is no whole safetensors file: {shown(error)}") from error
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -204,3 +204,20 @@ def test_a_result_is_of_its_mask_and_weights(tmp_path: Path, dlth: Dlth) -> None
         assert (code, told in err) == (1, True)
     (run / "result.json").write_text("{}")
     assert dlth("masks", "verify", run)[0] == 1
+
+
+def test_what_cannot_be_read_hides_no_damage(study: Path, dlth: Dlth) -> None:
+    """Every path is checked, whatever lies in one: damage is told with exit code 1, besides what is not to be read."""
+    run = study / "runs" / "level-1"
+    (run / "model_best.safetensors").mkdir()
+    code, _, err = dlth("masks", "verify", study)
+    assert (code, err.count("model_best.safetensors is no file")) == (2, 1)
+    cut = study / "runs" / "level-2" / MASK
+    cut.write_bytes(cut.read_bytes()[:-1])
+    code, out, err = dlth("masks", "verify", study / "none", study, cut, "--json")
+    told = json.loads(out)
+    assert (code, told["ok"], len(told["damage"]), len(told["unread"])) == (1, False, 2, 2)
+    code, _, err = dlth("masks", "verify", cut, study / "none")
+    assert code == 1
+    assert f"damaged[E_DAMAGE]: {cut} is damaged" in err
+    assert "[E_MISSING_FILE]" in err
