@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlth.pipeline.evidence.arm_key import ArmKey
-from dlth.tickets.errors import DamageError, shown
+from dlth.tickets.errors import DamageError, InputError, shown
 from dlth.tickets.format.jsontext import strict
 from dlth.training.pruning.recipe import MASK, REWIND, MaskRecipe
 from dlth.training.run_files import write_text
@@ -163,7 +163,7 @@ class StudyPlan:
 class _Used:
     """The settings of a plan by which something is done; the others are only shown."""
 
-    gpus: Annotated[int, Field(gt=0, strict=True)] = 1
+    gpus: Annotated[int, Field(gt=0, le=4_096, strict=True)] = 1
     margin: Annotated[float, Field(gt=0, le=100, strict=True)] = 1.0
     controls: Mapping[Annotated[str, Field(pattern=f"^{_NAME.pattern}$")], str] = field(default_factory=dict)
 
@@ -176,8 +176,7 @@ def read_study(folder: Path) -> StudyPlan:
     """The plan of a study's folder. Raises MissingFileError where there is none, DamageError for another's bytes."""
     content = read_sealed(folder / STUDY, MAX_STUDY_BYTES)[0]
     try:
-        plan = _CHECK.validate_json(json.dumps(content))
-        _CHECK_USED.validate_json(json.dumps(plan.settings))
+        plan = _checked(content)
     except ValidationError as error:
         raise DamageError(f"{shown(folder / STUDY)} is no plan of a study: {shown(error)}", file=STUDY) from error
     for run in plan.runs:
@@ -192,5 +191,17 @@ def read_study(folder: Path) -> StudyPlan:
 
 
 def write_study(folder: Path, plan: StudyPlan) -> None:
-    """Write the plan; the folder is there and this process owns it."""
-    write_text(folder / STUDY, json.dumps(sealed(strict(asdict(plan))), indent=1, allow_nan=False) + "\n")
+    """Write the plan; the folder is there and this process owns it. Raises InputError for one that none could read."""
+    content = strict(asdict(plan))
+    try:
+        _checked(content)
+    except ValidationError as error:
+        raise InputError(f"such a study could be planned and never read again: {shown(error)}") from error
+    write_text(folder / STUDY, json.dumps(sealed(content), indent=1, allow_nan=False) + "\n")
+
+
+def _checked(content: object) -> StudyPlan:
+    """The plan that JSON holds. Raises ValidationError."""
+    plan = _CHECK.validate_json(json.dumps(content))
+    _CHECK_USED.validate_json(json.dumps(plan.settings))
+    return plan

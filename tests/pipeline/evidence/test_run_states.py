@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from makers.studies import tiny_study
 from dlth.pipeline.evidence.failure import FAILED, Failure, write_failure
 from dlth.pipeline.evidence.run_states import RunState, run_states, study_states
 from dlth.pipeline.evidence.study_plan import STUDY, StudyPlan, write_study
-from dlth.tickets.errors import DamageError, MissingFileError
+from dlth.tickets.errors import DamageError, InputError, MissingFileError
 from dlth.tickets.store.locks import owned
 from dlth.training.distributed.signals import StopRequest
 from dlth.training.reporter import Reporter
@@ -177,3 +178,11 @@ def test_dlth_runs_lists_a_line_for_each_run(study: tuple[Path, StudyPlan], dlth
     listed = json.loads(dlth("runs", folder, "--json")[1])["runs"]
     assert next((run["name"], run["state"]) for run in listed) == (plan.runs[0].name, "finished")
     assert dlth("runs", folder / "nowhere")[0] == 2
+
+
+def test_a_plan_that_none_could_read_is_not_written(study: tuple[Path, StudyPlan], tmp_path: Path) -> None:
+    """What reading refuses, such as a thousand million GPUs, is refused before it is written."""
+    plan = study[1]
+    with pytest.raises(InputError, match="could be planned and never read again"):
+        write_study(tmp_path, replace(plan, settings={**plan.settings, "gpus": 10**9}))
+    assert not (tmp_path / STUDY).exists()
