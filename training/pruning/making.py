@@ -124,7 +124,9 @@ def _note(folder: Path, name: str) -> WeightsNote:
     path = folder / name
     check_own(path)
     if not path.is_file():
-        kept = "only a finished run has it" if name == MODEL_FILE else "only a run with --rewind-step has it"
+        kept = "only a finished run has it"
+        if name == REWIND:
+            kept = "only a run with --rewind-step has it; if it is lost, move that run's folder away and train it again"
         raise MissingFileError(f"{shown(folder)} holds no {name}: {kept}")
     if (note := WeightsNote.read(path)) is None:
         raise InputError(f"{shown(path)} does not say which model it is of: dlth's own weights do")
