@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,6 +30,8 @@ from dlth.tickets.errors import IncompleteError, MissingFileError, SpaceError
 ROWS = (40, 60, 50)
 PAGE = 4096
 PLENTY = 64 * 2**20
+UNMOUNTS = 100
+"""Tries, a tenth of a second apart."""
 
 
 @functools.cache
@@ -77,8 +80,11 @@ class Disk:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def remove(self) -> None:
-        if own_mounts():
-            subprocess.run(["umount", str(self.folder)], check=True)
+        """Unmount it, as soon as processes that a command has just ended are gone: until then it is busy."""
+        for left in range(UNMOUNTS if own_mounts() else 0, 0, -1):
+            if subprocess.run(["umount", str(self.folder)], check=left == 1, capture_output=left > 1).returncode == 0:
+                break
+            time.sleep(0.1)
         shutil.rmtree(self.folder)
 
     def _mount(self, options: str) -> None:
