@@ -37,6 +37,17 @@ class _Tensors:
         """The same batch in pinned memory (for a GPU)."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Its tensors, whatever they are of."""
+        found: list[torch.Tensor] = []
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._mapped(note)
+        return found
+
     def of(self, chosen: NDArray[np.bool_]) -> Self:
         """Its images where `chosen` bool [B]."""
         rows = torch.from_numpy(chosen)

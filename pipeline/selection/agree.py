@@ -25,9 +25,9 @@ from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.provenance import describe, describe_selector, ranker_of
 from dlth.tickets.ranking.ranks import num_shared
+from dlth.training.device.precision import Precision
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.precision import Precision
 from dlth.training.models.registry import same_model
 from dlth.training.models.weights_metadata import WeightsFile
 from dlth.training.reporter import Reporter

@@ -25,9 +25,9 @@ from dlth.tickets.format.label_header import AnnotatorInfo, LabelHeader
 from dlth.tickets.format.label_rows import ShardLabels
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.store.label_writer import LabelWriter
+from dlth.training.device.compiled import check_backend
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.annotator import Annotator
-from dlth.training.models.compiled import check_backend
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.registry import image_size_of, resolve
 from dlth.training.models.weights import weights_digest

@@ -31,8 +31,8 @@ from dlth.tickets import (
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.format.provenance import AVERAGED, DEFAULT_RANKER, RANKER, ranker_of
+from dlth.training.device.compiled import check_backend
 from dlth.training.distributed.process_group import pick_device
-from dlth.training.models.compiled import check_backend
 from dlth.training.models.frame import described
 from dlth.training.models.registry import ARGUMENTS, resolve
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, ABOUT_SELECTION, WeightsFile

@@ -1,4 +1,4 @@
 """How good a student is: the images it is tried on, accuracy with and without tickets, what the figures mean.
 
-May import: settings, distributed, models, selectors.
+May import: settings, device, distributed, models, selectors.
 """

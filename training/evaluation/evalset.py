@@ -18,12 +18,12 @@ from dlth.data.shards.index import ShardIndex
 from dlth.tickets import TicketStore
 from dlth.tickets.callbacks import Note
 from dlth.tickets.format.provenance import describe
+from dlth.training.device.precision import Precision
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.measure import EvalResult, ImageResults, scores
 from dlth.training.evaluation.ticket_fit import moved_text, other_grid_text
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.precision import Precision
 from dlth.training.models.student import Student
 from dlth.training.selectors.patch_ranker import Select
 from dlth.training.settings.eval_config import EvalConfig

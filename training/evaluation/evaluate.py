@@ -15,6 +15,7 @@ from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.store.locks import owned
+from dlth.training.device.precision import Precision
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import joined
 from dlth.training.evaluation.evalset import EvalSet
@@ -22,7 +23,6 @@ from dlth.training.evaluation.measure import EvalResult
 from dlth.training.evaluation.ticket_fit import fitted_student, tickets_crop, tokens_kept
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.precision import Precision
 from dlth.training.models.registry import resolve
 from dlth.training.models.student import Student
 from dlth.training.models.weights import weights_digest

@@ -38,10 +38,11 @@ from dlth.data.images.visibility import demote, hidden_share
 from dlth.data.loading.batch import Batch
 from dlth.tickets import Budget
 from dlth.tickets.seeding import derive
+from dlth.training.device.compiled import compiled
+from dlth.training.device.precision import Precision
+from dlth.training.device.reading import read_later
 from dlth.training.distributed.process_group import World
-from dlth.training.models.compiled import compiled
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.precision import Precision
 from dlth.training.models.student import Student
 from dlth.training.models.token_logits import TokenLogits
 from dlth.training.pruning.weight_masks import WeightMasks
@@ -115,8 +116,10 @@ class Stepper:
             return StepResult(math.nan, math.nan, 0.0, moved=False)
         self._statistics.remember()
         sums = self._accumulate(batches, budget, total)
-        reading = _read_later(torch.cat([sums, self._gradient_norm()[None]]))
-        loss, hidden, norm = self.world.sums(reading())  # all ranks hold the same gradient, and judge by the same sums
+        reading = read_later([torch.cat([sums, self._gradient_norm()[None]])])
+        loss, hidden, norm = self.world.sums(
+            reading()[0].tolist()
+        )  # all ranks hold the same gradient, and judge by the same sums
         loss, norm = loss / total, norm / self.world.size
         moved = math.isfinite(loss) and math.isfinite(norm)
         rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
@@ -209,21 +212,6 @@ def _keeps_all(budget: Budget | None) -> bool:
 
 def _num_images(batches: Sequence[Batch]) -> float:
     return float(sum(batch.weights.sum() for batch in batches))
-
-
-def _read_later(values: Tensor) -> Callable[[], list[float]]:
-    """Start copying a few numbers to the CPU now; the call that comes back waits for them."""
-    if values.device.type != "cuda":
-        return values.tolist
-    copied = values.to("cpu", non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-
-    def read() -> list[float]:
-        done.synchronize()
-        return copied.tolist()
-
-    return read
 
 
 def _distributed(student: Student, world: World) -> torch.nn.Module:

@@ -1,4 +1,4 @@
 """Who ranks patches: the protocol of a ranker, the paper's selector, rankers inside the training loop.
 
-May import: settings, models.
+May import: settings, device, models.
 """

@@ -20,10 +20,10 @@ from dlth.data.cores import num_cores
 from dlth.data.loading.shard_reader import ShardBatch
 from dlth.tickets.callbacks import Note
 from dlth.tickets.ranking.averaging import average
-from dlth.training.models.compiled import compiled
+from dlth.training.device.compiled import compiled
+from dlth.training.device.precision import Precision
 from dlth.training.models.frame import Frame
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.precision import Precision
 from dlth.training.selectors.patch_ranker import PatchRanker
 
 Ranked = tuple[np.ndarray, np.ndarray]

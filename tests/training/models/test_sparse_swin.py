@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dlth.tickets.errors import InputError
 from dlth.training import make_student
-from dlth.training.models.compiled import compiled
+from dlth.training.device.compiled import compiled
 from dlth.training.models.sparse_swin import SparseSwin
 from dlth.training.models.window_plan import NUM_GROUPS, Layout, plan_windows
 from dlth.training.runs.loop import train
