@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.pruning.recipe import Scope
-from dlth.training.settings.fields import Integers, Keep, Settings, setting
+from dlth.training.settings.fields import Integers, Keep, Settings, comma_list, setting
 from dlth.training.settings.layering import nearest
 from dlth.training.settings.train_config import Arm
 
@@ -24,13 +24,9 @@ _EPOCHS = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,9})?)ep")
 _STEP = re.compile(r"[0-9]{1,15}")
 
 
-def _words(value: object) -> object:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
-
-
 def _arms(value: object) -> object:
     """Words, each a known one."""
-    words, known = _words(value), get_args(PrunedArm)
+    words, known = comma_list(value), get_args(PrunedArm)
     for word in words if isinstance(words, tuple | list) else ():
         if word not in known:
             raise ValueError(f"there is no arm {shown(word, 60)!r}{nearest(str(word), known)}: {', '.join(known)}")
@@ -48,7 +44,9 @@ def _as_text(value: object) -> object:
 
 
 Arms = Annotated[tuple[PrunedArm, ...], BeforeValidator(_arms), Field(min_length=1)]
-Patterns = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], BeforeValidator(_words), Field(max_length=64)]
+Patterns = Annotated[
+    tuple[Annotated[str, Field(max_length=200)], ...], BeforeValidator(comma_list), Field(max_length=64)
+]
 Rewind = Annotated[str, BeforeValidator(_as_text), AfterValidator(_rewinding_point)]
 
 

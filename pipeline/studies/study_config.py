@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dlth.pipeline.evidence.arm_key import CONTROL
 from dlth.tickets.derive.controls import KINDS, Kind
 from dlth.tickets.ranking.budget import exact_rate
-from dlth.training.settings.fields import Integers, Keep, Pairs, Settings, setting
+from dlth.training.settings.fields import Integers, Keep, Pairs, Settings, comma_list, setting
 from dlth.training.settings.layering import nearest
 from dlth.training.settings.train_config import Arm, Mode, TrainConfig
 
@@ -16,14 +16,10 @@ OWN = ("arm", "mode", "keep", "seed", "out", "resume")
 """Settings of train that a study gives each of its runs itself."""
 
 
-def _words(value: object) -> object:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
-
-
-Arms = Annotated[tuple[Arm, ...], BeforeValidator(_words), Field(min_length=1)]
-Keeps = Annotated[tuple[Keep, ...], BeforeValidator(_words)]
-Modes = Annotated[tuple[Mode, ...], BeforeValidator(_words), Field(min_length=1)]
-Kinds = Annotated[tuple[Kind, ...], BeforeValidator(_words)]
+Arms = Annotated[tuple[Arm, ...], BeforeValidator(comma_list), Field(min_length=1)]
+Keeps = Annotated[tuple[Keep, ...], BeforeValidator(comma_list)]
+Modes = Annotated[tuple[Mode, ...], BeforeValidator(comma_list), Field(min_length=1)]
+Kinds = Annotated[tuple[Kind, ...], BeforeValidator(comma_list)]
 
 
 class CompareConfig(Settings):

@@ -165,7 +165,8 @@ def settings_digest(config: Settings) -> str:
     return hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest()
 
 
-def _comma_list(value: object) -> object:
+def comma_list(value: object) -> object:
+    """Text to a tuple of what stands between its commas; anything else stays as it is."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -266,13 +267,13 @@ def _schedule(text: str) -> str:
 
 ScheduleText = Annotated[str, AfterValidator(_schedule)]
 Keep = Annotated[str, BeforeValidator(_exact), AfterValidator(_share)]
-Integers = Annotated[tuple[int, ...], BeforeValidator(_comma_list), Field(min_length=1)]
-Milestones = Annotated[tuple[int, ...], BeforeValidator(_comma_list)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(comma_list), Field(min_length=1)]
+Milestones = Annotated[tuple[int, ...], BeforeValidator(comma_list)]
 """Epochs from whose first step on something changes; none at all: it never does."""
-Pair = Annotated[tuple[float, float], BeforeValidator(_comma_list)]
+Pair = Annotated[tuple[float, float], BeforeValidator(comma_list)]
 # Of values in [0, 1]: means of 0 to 255, as other programs have them, would blacken every image without a word.
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
-Means = Annotated[tuple[Mean, Mean, Mean], BeforeValidator(_comma_list)]
-Deviations = Annotated[tuple[Deviation, Deviation, Deviation], BeforeValidator(_comma_list)]
+Means = Annotated[tuple[Mean, Mean, Mean], BeforeValidator(comma_list)]
+Deviations = Annotated[tuple[Deviation, Deviation, Deviation], BeforeValidator(comma_list)]
 Pairs = Annotated[dict[str, Any], BeforeValidator(_pairs), AfterValidator(_finite_pairs)]
