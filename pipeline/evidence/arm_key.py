@@ -5,13 +5,16 @@ from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from fractions import Fraction
+from typing import Literal, get_args
 
 from dlth.tickets.ranking.budget import exact_rate
 from dlth.tickets.seeding import derive
 
 CONTROL = "control-"
 """What names of control arms begin with."""
-PRUNED = ("lt", "rr", "random-mask", "one-shot")
+Way = Literal["lt", "rr", "random-mask", "one-shot"]
+PRUNED: tuple[Way, ...] = get_args(Way)
+LT, RR, RANDOM_MASK, ONE_SHOT = PRUNED
 """Arms of weight-level pruning: the winning ticket (mask and rewound weights), its mask with fresh random weights, a
 random mask of as many weights in each layer with rewound ones, and magnitude pruning in one round.
 """
@@ -67,7 +70,7 @@ class ArmKey:
 
 def fresh_seed(seed: int, level: int, draw: int) -> int:
     """The seed of the weights that rr begins a level with."""
-    return derive(seed, "rr", level, draw)
+    return derive(seed, RR, level, draw)
 
 
 def share(text: str) -> float:

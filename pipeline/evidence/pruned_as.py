@@ -10,7 +10,18 @@ is about it.
 from dataclasses import replace
 from fractions import Fraction
 
-from dlth.pipeline.evidence.arm_key import MASKED, MOST_DRAWS, ArmKey, fresh_seed, share_remaining, share_text
+from dlth.pipeline.evidence.arm_key import (
+    LT,
+    MASKED,
+    MOST_DRAWS,
+    ONE_SHOT,
+    RANDOM_MASK,
+    RR,
+    ArmKey,
+    fresh_seed,
+    share_remaining,
+    share_text,
+)
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.training.pruning.mask_header import MaskHeader
 
@@ -22,7 +33,7 @@ def pruned_as(arm: ArmKey, run: FinishedRun) -> ArmKey:
         return arm
     if run.mask is not None and (way := _way(run.mask, run)) != MASKED:
         recipe = run.mask.recipe
-        draw = _drawing(run, recipe.level) if way == "rr" else recipe.draw
+        draw = _drawing(run, recipe.level) if way == RR else recipe.draw
         return replace(arm, pruned=way, weights=share_remaining(recipe.rate, recipe.level), draw=draw)
     left = Fraction(result.remaining_weights or 0, result.prunable_weights or 1)
     return replace(arm, pruned=MASKED, weights=share_text(left))
@@ -35,11 +46,11 @@ def _way(mask: MaskHeader, run: FinishedRun) -> str:
     if not (recipe.level and first):
         return MASKED
     if first == mask.initial:
-        way = "random-mask" if recipe.shuffled else "one-shot" if recipe.rounds > 1 else "lt"
+        way = RANDOM_MASK if recipe.shuffled else ONE_SHOT if recipe.rounds > 1 else LT
         return way if start == mask.rewind_step else MASKED
     fresh = config.get("init_from") is None and not config.get("pretrained") and start == 0
     redrawn = fresh and config.get("init_seed") not in (None, run.seed)
-    return "rr" if redrawn and recipe.rounds == 1 and not recipe.shuffled else MASKED
+    return RR if redrawn and recipe.rounds == 1 and not recipe.shuffled else MASKED
 
 
 def _drawing(run: FinishedRun, level: int) -> int:

@@ -18,7 +18,19 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dlth.pipeline.evidence.arm_key import CONTROL, PRUNED, UNPRUNED, ArmKey, by_weights, pairs, stands_in
+from dlth.pipeline.evidence.arm_key import (
+    CONTROL,
+    LT,
+    ONE_SHOT,
+    PRUNED,
+    RANDOM_MASK,
+    RR,
+    UNPRUNED,
+    ArmKey,
+    by_weights,
+    pairs,
+    stands_in,
+)
 from dlth.pipeline.judging.arm_comparison import LEVEL, SEEDS_FOR_ARMS, Comparison, Outcome, compare_arms
 from dlth.pipeline.judging.power import POWER, MoreSeeds, more_seeds
 from dlth.tickets.errors import MismatchError
@@ -53,11 +65,11 @@ PAPER = (
 )
 """The lottery ticket hypothesis for inputs: LT ≈ dense > RC."""
 WEIGHTS = (
-    Clause("lt", "better than", "rr"),
-    Clause("lt", "as good as", "rr"),
-    Clause("lt", "as good as", UNPRUNED),
-    Clause("lt", "better than", "random-mask"),
-    Clause("lt", "better than", "one-shot"),
+    Clause(LT, "better than", RR),
+    Clause(LT, "as good as", RR),
+    Clause(LT, "as good as", UNPRUNED),
+    Clause(LT, "better than", RANDOM_MASK),
+    Clause(LT, "better than", ONE_SHOT),
 )
 """The lottery ticket hypothesis for weights: LT ≈ unpruned > RR; a ticket is mask and first weights together."""
 

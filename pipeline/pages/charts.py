@@ -18,8 +18,6 @@ OTHERS = ("#7b4fa3", "#a07d00", "#2f8294", "#a3446b", "#6b6b6b")
 """Colours of controls, in their order."""
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
-WAYS = {"lt": COLOURS["ticket"], "rr": COLOURS["random"], "random-mask": OTHERS[0], "one-shot": OTHERS[1]}
-"""Colours of ways to prune; each has a line and a marker of its own, too."""
 MOST_TICKS = 8
 _SIZE = (5.2, 3.7)
 
@@ -46,11 +44,6 @@ def look(arm: str, place: int, controls: Sequence[str]) -> Look:
     """The look of an arm; `controls` are the names of all control arms."""
     other = OTHERS[controls.index(arm) % len(OTHERS)] if arm in controls else GREY
     return Look(COLOURS.get(arm, other), place)
-
-
-def way_look(way: str) -> Look:
-    """The look of a way to prune."""
-    return Look(WAYS[way], list(WAYS).index(way)) if way in WAYS else Look(OTHERS[-1], len(WAYS))
 
 
 @dataclass(frozen=True)

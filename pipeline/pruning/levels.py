@@ -16,7 +16,7 @@ grow by rounds, arms and drawings: nothing that is there depends on how many the
 from collections.abc import Collection
 from dataclasses import dataclass
 
-LT, RR, RANDOM_MASK, ONE_SHOT, UNPRUNED = "lt", "rr", "random-mask", "one-shot", "dense"
+from dlth.pipeline.evidence.arm_key import LT, ONE_SHOT, RANDOM_MASK, RR
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,6 @@ def added(arms: Collection[str]) -> tuple[str, ...]:
         told.append("lt's first level is trained too, which is what one-shot pruning does in one round")
     elif ONE_SHOT in arms:
         told.append("one-shot pruning begins with two rounds: in one round it is lt's first level")
-    if UNPRUNED not in arms:
+    if "dense" not in arms:
         told.append("the unpruned run is trained too: every level is made of it")
     return tuple(told)

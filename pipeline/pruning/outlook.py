@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from dlth.pipeline.evidence.arm_key import UNPRUNED, share_remaining
+from dlth.pipeline.evidence.arm_key import LT, RANDOM_MASK, RR, UNPRUNED, share_remaining
 from dlth.pipeline.judging.arm_comparison import SEEDS_FOR_ARMS
 from dlth.pipeline.judging.verdicts import WEIGHTS
-from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, added
+from dlth.pipeline.pruning.levels import Level, added
 from dlth.pipeline.pruning.prune_config import PruneConfig
 from dlth.pipeline.studies.arms import Arm
 from dlth.tickets.errors import InputError, shown

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from dlth.pipeline.evidence.arm_key import fresh_seed, share_remaining
+from dlth.pipeline.evidence.arm_key import LT, RANDOM_MASK, RR, fresh_seed, share_remaining
 from dlth.pipeline.evidence.study_plan import MAX_RUNS, MaskPlan, PlannedRun, StudyPlan
-from dlth.pipeline.pruning.levels import LT, RANDOM_MASK, RR, Level, levels
+from dlth.pipeline.pruning.levels import Level, levels
 from dlth.pipeline.pruning.outlook import outlook
 from dlth.pipeline.pruning.prune_config import BY_HAND, OWN, PruneConfig, rewind_step
 from dlth.pipeline.studies.arms import Arm, Counting, opened

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from dlth.pipeline.evidence.arm_key import LT, RR, Way
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.ranking.budget import exact_rate
 from dlth.training.pruning.recipe import Scope
@@ -19,7 +20,7 @@ OWN = ("arm", "seed", "out", "resume", "mask", "start_step", "rewind_step", "ini
 BY_HAND = ("mask", "start_step", "rewind_step", "init_seed")
 """Those of them that mean something else than `dlth prune` would take them for, so that they are refused."""
 
-PrunedArm = Literal["lt", "rr", "random-mask", "one-shot", "dense"]
+PrunedArm = Literal[Way, "dense"]
 _EPOCHS = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,9})?)ep")
 _STEP = re.compile(r"[0-9]{1,15}")
 
@@ -64,7 +65,7 @@ class PruneConfig(Settings):
         (), LEVELS, "Names of parameters to leave whole, with * and commas, besides heads, norms, biases, embeddings."
     )
     arm: Arms = setting(
-        ("lt", "rr", "dense"),
+        (LT, RR, "dense"),
         LEVELS,
         "Arms at each level: lt (rewound weights), rr (its mask, fresh random weights), random-mask, one-shot, and"
         " dense, the unpruned model.",

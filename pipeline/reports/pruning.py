@@ -7,22 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from dlth.pipeline.evidence.arm_key import MASKED, PRUNED, ArmKey, by_weights, share
+from dlth.pipeline.evidence.arm_key import LT, MASKED, ONE_SHOT, PRUNED, RANDOM_MASK, RR, ArmKey, by_weights, share
 from dlth.pipeline.evidence.evidence import DENSE, Evidence
-from dlth.pipeline.pages.charts import Line, Look, falling, way_look
+from dlth.pipeline.pages.charts import OTHERS, Line, Look, falling
 from dlth.pipeline.pages.figures import COLOURS
 from dlth.pipeline.pages.report import Cell, Picture, Section, Table
 from dlth.pipeline.reports.arms import KEY_COLUMNS, MOST_GROUPS, key_cells
 from dlth.tickets.errors import shown
 
 WAYS = {
-    "lt": "the mask, and the weights of the rewinding point",
-    "rr": "the same mask, and fresh random weights",
-    "random-mask": "as many weights in each layer, drawn by chance, as at the rewinding point",
-    "one-shot": "as many weights masked at once, not round by round; of one round it is lt",
+    LT: "the mask, and the weights of the rewinding point",
+    RR: "the same mask, and fresh random weights",
+    RANDOM_MASK: "as many weights in each layer, drawn by chance, as at the rewinding point",
+    ONE_SHOT: "as many weights masked at once, not round by round; of one round it is lt",
     MASKED: "a mask whose making is not known here",
 }
 """What they are, in words."""
+LOOKS = {
+    LT: Look(COLOURS["ticket"], 0),
+    RR: Look(COLOURS["random"], 1),
+    RANDOM_MASK: Look(OTHERS[0], 2),
+    ONE_SHOT: Look(OTHERS[1], 3),
+    MASKED: Look(OTHERS[-1], 4),
+}
+"""How they are drawn: each has a colour, a line and a marker of its own."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def _picture(found: Found, arm: ArmKey, ways: Sequence[str], number: int, severa
     for way in ways:
         points = [(share(key.weights), came) for key, came in found.items() if (key.unpruned, key.pruned) == (arm, way)]
         if later := [point for point in points if point[0] > 0]:
-            lines.append(_line(way, way_look(way), [*first, *later]))
+            lines.append(_line(way, LOOKS[way], [*first, *later]))
     if not lines:
         return None
     of_arm = f" of {shown(arm, 80)}" if several else ""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from dlth.pipeline.evidence.arm_key import RR
 from dlth.tickets.ranking.budget import Budget, exact_rate, share_left
 
 PATCHES, STAGES = 196, 3
@@ -116,7 +117,7 @@ class Experiment:
         the authors did.
         """
         why = (f"cannot be run: {self.missing}",) if self.missing else ()
-        chains = 2 if self.arm == "rr" else 1  # rr's masks are those of lt's levels
+        chains = 2 if self.arm == RR else 1  # rr's masks are those of lt's levels
         many = (f"{1 + chains * self.pruning.rounds} trainings with each seed",) if self.pruning is not None else ()
         return (*why, f"needs {', '.join(self.needs)}", *many, *self.caveats)
 

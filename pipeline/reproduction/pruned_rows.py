@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dlth.pipeline.evidence.arm_key import share_remaining
+from dlth.pipeline.evidence.arm_key import RR, share_remaining
 from dlth.pipeline.evidence.finished_run import FinishedRun
 from dlth.pipeline.evidence.study_plan import PlannedRun
-from dlth.pipeline.pruning.levels import RR, Level, levels
+from dlth.pipeline.pruning.levels import Level, levels
 from dlth.pipeline.reproduction.experiment import Experiment
 from dlth.tickets.errors import shown
 from dlth.training.models.registry import outline

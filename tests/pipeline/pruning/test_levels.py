@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from dlth.pipeline.evidence.arm_key import PRUNED, share_remaining
-from dlth.pipeline.pruning.levels import LT, ONE_SHOT, RANDOM_MASK, RR, UNPRUNED, Level, added, levels
+from dlth.pipeline.evidence.arm_key import LT, ONE_SHOT, PRUNED, RANDOM_MASK, RR, share_remaining
+from dlth.pipeline.pruning.levels import Level, added, levels
 from dlth.pipeline.pruning.prune_config import PruneConfig, rewind_step
 from dlth.tickets.errors import InputError
 from dlth.training.settings.layering import checked
 
-ALL = (*PRUNED, UNPRUNED)
+ALL = (*PRUNED, "dense")
 SUBSETS = [tuple(arm for arm, chosen in zip(ALL, bits, strict=True) if chosen) for bits in product((0, 1), repeat=5)]
 
 
@@ -55,10 +55,10 @@ def test_what_each_level_is_made_of() -> None:
 @pytest.mark.parametrize(
     ("arms", "told"),
     [
-        ((LT, UNPRUNED), []),
-        ((RR, RANDOM_MASK, UNPRUNED), ["rr and random-mask take the masks that its levels make"]),
-        ((ONE_SHOT, UNPRUNED), ["lt's first level is trained too"]),
-        ((LT, ONE_SHOT, UNPRUNED), ["begins with two rounds"]),
+        ((LT, "dense"), []),
+        ((RR, RANDOM_MASK, "dense"), ["rr and random-mask take the masks that its levels make"]),
+        ((ONE_SHOT, "dense"), ["lt's first level is trained too"]),
+        ((LT, ONE_SHOT, "dense"), ["begins with two rounds"]),
         ((LT,), ["every level is made of it"]),
         ((RANDOM_MASK,), ["lt is trained too: random-mask take", "the unpruned run is trained too"]),
     ],
