@@ -187,6 +187,7 @@ class _TrainJob:
             labels=torch.from_numpy(labels),
             ids=torch.from_numpy(part.ids),
             weights=torch.from_numpy(weights),
+            weight=float(weights.sum()),
             mix=mix,
             epoch=request.epoch,
             step=request.step,

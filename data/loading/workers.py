@@ -17,22 +17,18 @@ import threading
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import torch
-import torch.multiprocessing  # teaches pickle to hand tensors over in shared memory
+import torch.multiprocessing  # noqa: F401  (teaches pickle to hand tensors over in shared memory)
 
 from dlth.data.cores import check_workers
 from dlth.data.loading.crashes import NONE, PROCESSES, STARTING, Crashed, alone, crashing, how_it_ended
 from dlth.data.shards.shard_index import ShardIndex
 from dlth.tickets.errors import DlthError
-
-Item = TypeVar("Item")
 
 _AHEAD = 2
 """Requests that a worker has in hand: one that it works on, one so that it need not wait."""
@@ -76,16 +72,13 @@ class Pool:
         self._crashed: Crashed = {}
 
     def results(self, requests: Iterable[Any]) -> Iterator[Any]:
-        """Results in the order of the requests, which are taken a few ahead; one call at a time. On a machine with a
-        GPU, tensors are in pinned memory.
+        """Results in the order of the requests, which are taken a few ahead; one call at a time.
 
         Raises WorkerError, and what the job raises.
         """
         if self._num_workers == 0:
-            here = (self._job(request, NONE) for request in requests)
-            return map(_pinned, here) if torch.cuda.is_available() else here
-        there = self._from_workers(requests)
-        return one_ahead(map(_pinned, there)) if torch.cuda.is_available() else there
+            return (self._job(request, NONE) for request in requests)
+        return self._from_workers(requests)
 
     def _from_workers(self, requests: Iterable[Any]) -> Iterator[Any]:
         requests = iter(requests)
@@ -263,21 +256,3 @@ def _packed(result: Any) -> memoryview:
             f"a process that reads images could not hand over a batch ({str(error).splitlines()[0]}): {advice}"
         )
         return ForkingPickler.dumps(_Failure(failure))
-
-
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each fetched in another thread while the one before is in use."""
-    done = object()
-    fetch: Callable[[], Any] = lambda: next(items, done)  # noqa: E731
-    with ThreadPoolExecutor(1, "reads ahead") as thread:
-        coming = thread.submit(fetch)
-        while (item := coming.result()) is not done:
-            coming = thread.submit(fetch)
-            yield item
-
-
-def _pinned(result: Any) -> Any:
-    """Its batches in pinned memory, from where the copy to a GPU does not wait."""
-    if isinstance(result, list | tuple):
-        return type(result)(map(_pinned, result))
-    return result.pin_memory() if hasattr(result, "pin_memory") else result

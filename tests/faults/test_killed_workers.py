@@ -18,10 +18,11 @@ from dlth.data.images.augment import Augmentation
 from dlth.data.loading.evaluation import EvalLoader
 from dlth.data.loading.loader import TrainLoader
 from dlth.data.loading.order import Batching
-from dlth.data.loading.workers import Pool, WorkerError, one_ahead
+from dlth.data.loading.workers import Pool, WorkerError
 from dlth.data.shards.index import ShardIndex, open_index
 from dlth.tickets import Grid, ViewSpec
 from dlth.tickets.errors import InputError, MissingFileError, SpaceError, TransferError
+from dlth.training.device.feed import one_ahead
 
 FORK = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds for its imports
 VIEW = ViewSpec("center", 32, 32, "0.9")

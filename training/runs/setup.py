@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 
-from dlth.data.loading.batch import Batch
+from dlth.data.loading.batch import Batch, StepBatches
 from dlth.data.loading.loader import TrainLoader
 from dlth.tickets import Budget, Grid, TicketStore
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import derive
+from dlth.training.device.feed import sent_ahead
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import DROPPING
@@ -102,13 +103,12 @@ class Parts:
         return _served(self.schedule.budget(epoch, step), self.student)
 
     def train_steps(self, epoch: int, start: int) -> Generator[list[Batch], None, None]:
-        """This rank's micro-batches of each step of an epoch, from step `start` on."""
-        step: list[Batch] = []
-        for batch in self.loader.epoch(epoch, start):
-            step.append(batch)
-            if batch.last:
-                yield step
-                step = []
+        """This rank's micro-batches of each step of an epoch, from step `start` on, on its device: those of a step are
+        sent together, while the step before is computed.
+        """
+        steps = StepBatches.gathered(self.loader.epoch(epoch, start))
+        for step in sent_ahead(steps, self.world.device):
+            yield step.batches
 
     def evaluate(self, student: Student) -> EvalResult:
         """Measure a student on the whole validation set in each arm that there is."""

@@ -101,10 +101,12 @@ class Stepper:
         self._statistics = RunningStatistics(student, world)
         self._module = _distributed(student, world)
         self._compiled = _compiled(self._module, config.torchcompile, sizes)
-        self.last_losses: list[tuple[Batch, Tensor]] = []
+        self.last_losses: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, batches: Sequence[Batch], step: int, budget: Budget | None) -> StepResult:
-        """Train on this rank's micro-batches of global step `step`; `budget`: what the online selector keeps in it."""
+        """Train on this rank's micro-batches of global step `step`, which lie on its device; `budget`: what the online
+        selector keeps in it.
+        """
         torch.manual_seed(derive(self.config.seed, "step", step, self.world.rank))
         self.student.train()
         by_file = self.config.arm == "ticket" and self.select is None and not _keeps_all(budget)
@@ -145,12 +147,12 @@ class Stepper:
         shares, float32 [2].
         """
         sums = torch.zeros(2, device=self.world.device)
-        for at, batch in enumerate(batch.to(self.world.device) for batch in batches):
+        for at, batch in enumerate(batches):
             last = at == len(batches) - 1
             waits = isinstance(self._module, DistributedDataParallel) and not last
             with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 losses, hidden = self._losses(batch, budget)
-                self.last_losses.append((batch, losses.detach()))
+                self.last_losses.append((batch.ids, losses.detach()))
                 weighted = (losses * batch.weights).sum()
                 sums = sums + torch.stack([weighted.detach(), (hidden * batch.weights).sum()])
                 self.scaler.scale(weighted * (self.world.size / total)).backward()
@@ -201,9 +203,7 @@ class Stepper:
 
     def bad_ids(self) -> list[int]:
         """Ids of this rank's images whose loss in the last step was no number."""
-        return [
-            int(number) for batch, losses in self.last_losses for number in batch.ids[~torch.isfinite(losses)].tolist()
-        ]
+        return [int(each) for ids, losses in self.last_losses for each in ids[~torch.isfinite(losses).cpu()].tolist()]
 
 
 def _keeps_all(budget: Budget | None) -> bool:
@@ -211,7 +211,7 @@ def _keeps_all(budget: Budget | None) -> bool:
 
 
 def _num_images(batches: Sequence[Batch]) -> float:
-    return float(sum(batch.weights.sum() for batch in batches))
+    return sum(batch.weight for batch in batches)
 
 
 def _distributed(student: Student, world: World) -> torch.nn.Module:
