@@ -10,13 +10,19 @@ INSTALLED := $(VENV)/.installed
 # processes, and each would compile torch and what it imports anew, which is more than half of its start.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-browser bench torture check lint types format lock clean
+.PHONY: demo test test-browser gpu bench torture check lint types format lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/dlth demo --out demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal tests
+	$(BIN)/python -m pytest tests/gpu --device cpu
+
+# Shows that all of it is right on a GPU: docs/gpu.md. Where there is none it fails; `make gpu DEVICE=cpu` runs what a CPU can, small.
+DEVICE ?= cuda
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) --gpu-table build/gpu.json
 
 # Needs a Chromium besides (Debian: apt-get install chromium); `make test` does without.
 test-browser: $(INSTALLED)

@@ -1,43 +1,13 @@
 """Selector and student against values that the paper's released code computed (`golden/`, float32 on a CPU)."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from makers import TESTS
-from safetensors import safe_open
-from torch import Tensor, nn
+from makers.golden import FILES, TRAINED, Golden
 
-from dlth.training import EViT, Selector, TicketViT
-from dlth.training.models.registry import build
-
-FOLDER = TESTS / "training" / "golden"
-FILES, TRAINED = sorted(FOLDER.glob("evit_p*.safetensors")), sorted(FOLDER.glob("evit_train_*.safetensors"))
-
-
-class Golden(NamedTuple):
-    vit: nn.Module
-    images: Tensor
-    tensors: dict[str, Tensor]
-    facts: dict[str, str]
-
-    @classmethod
-    def read(cls, path: Path) -> "Golden":
-        with safe_open(path, "pt") as file:
-            facts = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
-        vit = build("deit_tiny", **{name: int(facts[name]) for name in sizes})
-        vit.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-        mean, std = (torch.tensor([float(x) for x in facts[name].split(",")]).view(3, 1, 1) for name in ("mean", "std"))
-        return cls(vit, (tensors["images"].float() / 255 - mean) / std, tensors, facts)
-
-    @property
-    def selector(self) -> Selector:
-        blocks = tuple(int(block) for block in self.facts["drop_loc"].split(","))
-        return Selector(self.vit, self.facts["stage_keep"], blocks, fuse_tokens=self.facts["fuse_token"] == "True")
+from dlth.training import EViT, TicketViT
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
