@@ -1,7 +1,9 @@
-"""Studies of pruned weights with results as one likes them: real masks of a tiny model, and nothing trained."""
+"""Studies of pruned weights: as `dlth prune` plans them, on real shards, of a model that is trained in a moment; and
+with results as one likes them: real masks, and nothing trained.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,79 @@ import torch
 
 from dlth.pipeline.evidence.arm_key import ArmKey, fresh_seed, share_remaining
 from dlth.pipeline.evidence.study_plan import MaskPlan, PlannedRun, RunCost, StudyPlan, write_study
+from dlth.pipeline.pruning.planning import plan_prune
+from dlth.pipeline.pruning.prune_config import PruneConfig
+from dlth.pipeline.studies.worker import StudyState
 from dlth.training.pruning.magnitude import pruned
 from dlth.training.pruning.mask_file import MaskFile, write_mask
-from dlth.training.pruning.mask_header import MaskHeader, layers_of
 from dlth.training.pruning.recipe import MASK, MaskRecipe
+from dlth.training.settings.layering import checked
+from makers.masks import KWARGS, header_of
 from makers.results import EPOCHS, STEPS, settings, write_run
 
+ALL = "lt,rr,random-mask,one-shot,dense"
+CNN = {"model": "resnet20", "model_kwargs": {"depth": 8, "width": 4}}
+CNN_PRUNABLE = 36 * (3 + 4 + 4 + 8 + 16 + 32 + 64)
+"""Its convolutions of 3x3; it has buffers as well."""
 RATE, REWIND_STEP = "0.2", 2
 INITIAL, FRESH = "e" * 64, "9" * 64
 """Digests of first weights: those of the rewinding point, and those that rr draws."""
 DENSE, TICKET = ArmKey("dense"), ArmKey("ticket", "0.5", "projected")
+WAYS = {"lt": 0.8, "rr": 0.6, "random-mask": 0.5, "one-shot": 0.7}
+"""Shares of images that are right by each way to prune: lt does as well as the unpruned arm, the others worse."""
+LATE = "dense-rr-level2-draw1-seed2"
+"""The run that such a study of two levels and two draws lacks."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder, its plan, and how its worker left it."""
+
+    folder: Path
+    plan: StudyPlan
+    state: StudyState
+
+    def run(self, run: PlannedRun) -> Path:
+        """The folder of a run."""
+        return self.plan.folder(self.folder, run)
+
+
+def tiny_runs(shared: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """Settings of train without tickets: two epochs of 8, 8 and 5 images, of a model with 768 prunable weights."""
+    whole = {name: value for name, value in shared.items() if "tickets" not in name}
+    return whole | {"model_kwargs": KWARGS, "epochs": 2, "warmup_epochs": 0, "lr": 1e-2} | changes
+
+
+def prune_config(out: Path, **study: Any) -> PruneConfig:
+    """Two rounds of lt and the unpruned model with seed 0, rewound to step 2, unless said otherwise; not measured."""
+    said = {"rounds": 2, "arm": "lt,dense", "seeds": "0", "rewind": REWIND_STEP, "measure": 0}
+    return checked(PruneConfig, {"out": str(out), **said, **study})
+
+
+def planned_levels(train: Mapping[str, Any], out: Path, **study: Any) -> StudyPlan:
+    """The plan of such a study."""
+    return plan_prune(prune_config(out, **study), train)
+
+
+def the_run(plan: StudyPlan, arm: str, level: int = 0, seed: int = 0, draw: int = 0) -> PlannedRun:
+    """A run of a plan; `arm`: "" for the unpruned one."""
+    (found,) = [
+        run
+        for run in plan.runs
+        if (run.arm.pruned, run.arm.draw, run.seed) == (arm, draw, seed)
+        and (run.mask.recipe.level if run.mask else 0) == level
+    ]
+    return found
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as words of a command line."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    texts = {
+        name: ",".join(f"{key}={each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
+        for name, value in given.items()
+    }
+    return [word for name, text in texts.items() for word in (f"--{name.replace('_', '-')}", text)]
 
 
 def write_pruned(folder: Path, arm: ArmKey, level: int, seed: int, share: float, **of: Any) -> Path:
@@ -91,6 +156,5 @@ def _mask(folder: Path, recipe: MaskRecipe, fresh: bool) -> MaskFile:
     masks = pruned(weights, None, replace(recipe, rounds=recipe.level))
     rewound = {} if fresh else {"rewind_step": REWIND_STEP, "initial": INITIAL}
     folder.mkdir(parents=True)
-    model = {"model": "vit_tiny_patch16_224", "num_classes": 10}
-    header = MaskHeader(**model, recipe=recipe, layers=layers_of(masks), final="f" * 64, **rewound)
-    return write_mask(folder / MASK, header, masks)
+    about = {"model": "vit_tiny_patch16_224", "num_classes": 10, "final": "f" * 64}
+    return write_mask(folder / MASK, header_of(masks, recipe, **about, **rewound), masks)

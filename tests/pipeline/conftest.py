@@ -1,10 +1,11 @@
-"""Images to pack, settings of tiny runs that the arms of a study share, and workers that look often."""
+"""Images to pack, settings that tiny runs of a study share, a study of pruned weights, and workers that look often."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 from makers.pictures import make_image, make_picture, write_shards
+from makers.pruning import LATE, WAYS, write_prune_study
 from makers.runs import KWARGS
 from makers.tickets import select_tickets
 
@@ -38,6 +39,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         **{"model": "vit_tiny_patch16_224", "model_kwargs": KWARGS | {"depth": 2}, "img_size": 32},
         **{"epochs": 4, "warmup_epochs": 1, "batch_size": 8, "lr": 1e-3, "workers": 0, "device": "cpu"},
     }
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two levels of all ways to prune, in two draws, one run of which is missing; to be read alone."""
+    folder = tmp_path_factory.mktemp("studies") / "pruned"
+    write_prune_study(folder, WAYS, levels=2, draws=2, missing=(LATE,))
+    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers.pruning import DENSE, FRESH, INITIAL, TICKET, write_prune_study, write_pruned
+from makers.pruning import DENSE, FRESH, INITIAL, LATE, TICKET, write_prune_study, write_pruned
 from makers.results import write_run
 
 from dlth.pipeline.evidence.arm_key import ArmKey
@@ -16,9 +16,7 @@ from dlth.pipeline.evidence.gather import gather
 from dlth.training.pruning.recipe import MASK
 from dlth.training.runs.sealed_json import sealed
 
-WAYS = {"lt": 0.8, "rr": 0.7, "random-mask": 0.6, "one-shot": 0.5}
 REDRAWN = {"init_from": None, "start_step": 0, "init_seed": 7}
-LATE = "dense-rr-level2-draw1-seed2"
 
 
 def key(way: str, weights: str, draw: int = 0, arm: ArmKey = DENSE) -> ArmKey:
@@ -32,17 +30,9 @@ def change(run: Path, **of: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two levels of all arms, two draws, one run of the second missing."""
-    folder = tmp_path_factory.mktemp("studies") / "pruned"
-    write_prune_study(folder, WAYS, levels=2, draws=2, missing=(LATE,))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evidence(study: Path) -> Evidence:
+def evidence(pruned: Path) -> Evidence:
     """What the study holds."""
-    return gather([study])
+    return gather([pruned])
 
 
 def test_arms_come_unpruned_first_then_with_fewer_weights(evidence: Evidence) -> None:
@@ -65,9 +55,9 @@ def test_draws_of_a_seed_stand_together(evidence: Evidence) -> None:
     assert np.array_equal(evidence.hits[key("random-mask", "0.64")][1], np.stack(draws))
 
 
-def test_masks_alone_say_how_runs_were_pruned(study: Path, evidence: Evidence) -> None:
+def test_masks_alone_say_how_runs_were_pruned(pruned: Path, evidence: Evidence) -> None:
     """The runs' folders without their plan give the same arms and hits; without its mask a run is of an arm apart."""
-    loose = gather([study / "runs"])
+    loose = gather([pruned / "runs"])
     assert list(loose.runs) == list(evidence.runs)
     for arm, runs in evidence.hits.items():
         assert all(np.array_equal(loose.hits[arm][seed], hits) for seed, hits in runs.items())
@@ -105,17 +95,17 @@ def test_an_arm_is_a_mask_and_the_weights_before_it(
     assert list(gather([tmp_path]).runs) == [arm]
 
 
-def test_a_pruned_run_never_passes_for_an_unpruned_one(study: Path, tmp_path: Path) -> None:
+def test_a_pruned_run_never_passes_for_an_unpruned_one(pruned: Path, tmp_path: Path) -> None:
     """Without its mask it keeps to itself, by the share that its result says; under another mask, or where the plan has
     an unpruned run, it is left out.
     """
-    shutil.copytree(study / "runs", tmp_path / "loose")
+    shutil.copytree(pruned / "runs", tmp_path / "loose")
     (tmp_path / "loose" / "dense-lt-level1-draw0-seed0" / MASK).unlink()
     alone = gather([tmp_path / "loose"])
     assert list(alone.runs[key("mask", "0.8")]) == [0]
     assert list(alone.runs[key("lt", "0.8")]) == [1, 2]
     assert not alone.differences
-    shutil.copytree(study, tmp_path / "study")
+    shutil.copytree(pruned, tmp_path / "study")
     runs = tmp_path / "study" / "runs"
     shutil.copy(runs / "dense-lt-level1-draw0-seed1" / MASK, runs / "dense-lt-level2-draw0-seed1" / MASK)
     change(runs / "dense-rr-level1-draw0-seed0", mask="", prunable_weights=None, remaining_weights=None)
@@ -134,9 +124,9 @@ def test_a_pruned_run_never_passes_for_an_unpruned_one(study: Path, tmp_path: Pa
     assert any("should hold the run of pruned weights; its result is of unpruned ones" in text for text in said)
 
 
-def test_what_differs_stops_the_verdicts_of_its_share_alone(study: Path, tmp_path: Path) -> None:
+def test_what_differs_stops_the_verdicts_of_its_share_alone(pruned: Path, tmp_path: Path) -> None:
     """Another rewinding point at one share is told with both sides, and at the other there are verdicts."""
-    shutil.copytree(study, tmp_path / "one")
+    shutil.copytree(pruned, tmp_path / "one")
     runs = tmp_path / "one" / "runs"
     other = json.loads((runs / "dense-lt-level2-draw0-seed1" / "result.json").read_text())["config"] | {"start_step": 1}
     change(runs / "dense-lt-level2-draw0-seed1", config=other)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from makers.levels import ALL, CNN, Study, prune_config, the_run, tiny_runs
+from makers.pruning import ALL, CNN, Study, prune_config, the_run, tiny_runs
 
 from dlth.pipeline.pruning.planning import plan_prune
 from dlth.pipeline.studies.founding import founded

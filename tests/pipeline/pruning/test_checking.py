@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from makers.pruned import PRUNABLE, leave_first, leave_run
+from makers.masks import PRUNABLE, leave_first, leave_run
 from makers.pruning import DENSE, write_pruned
 from makers.studies import planned_run
 from safetensors.torch import save_file

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from makers.levels import Study, the_run
+from makers.pruning import Study, the_run
 from makers.studies import leavings
 from makers.workers import ended, forked
 

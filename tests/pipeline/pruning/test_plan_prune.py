@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from makers.levels import ALL, CNN, flags, planned_levels, prune_config, the_run, tiny_runs
-from makers.pruned import KWARGS, MODEL, PRUNABLE, leave_run
+from makers.masks import KWARGS, MODEL, PRUNABLE, leave_run
+from makers.pruning import ALL, CNN, flags, planned_levels, prune_config, the_run, tiny_runs
 
 from dlth.pipeline.evidence.arm_key import PRUNED, fresh_seed
 from dlth.pipeline.evidence.study_plan import StudyPlan, read_study

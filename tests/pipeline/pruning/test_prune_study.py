@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from makers.levels import CNN_PRUNABLE, Study, planned_levels, the_run, tiny_runs
-from makers.pruned import PRUNABLE
+from makers.masks import PRUNABLE
+from makers.pruning import CNN_PRUNABLE, Study, planned_levels, the_run, tiny_runs
 from makers.studies import leavings
 from safetensors.torch import load_file
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers.pruning import TICKET, write_prune_study
+from makers.pruning import TICKET, WAYS, write_prune_study
 from makers.results import write_study_of
 
 from dlth.pipeline.evidence.arm_key import ArmKey
@@ -15,22 +15,11 @@ from dlth.pipeline.judging.verdicts import PAPER, WEIGHTS
 from dlth.pipeline.pages.report import Report
 from dlth.pipeline.reports.report import report_of, verdicts_of, write_report
 
-WAYS = {"lt": 0.8, "rr": 0.6, "random-mask": 0.5, "one-shot": 0.7}
-LATE = "dense-rr-level2-draw1-seed2"
-
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two levels of all ways, two draws, one run of which is missing."""
-    folder = tmp_path_factory.mktemp("studies") / "pruned"
-    write_prune_study(folder, WAYS, levels=2, draws=2, missing=(LATE,))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def page(study: Path) -> Path:
+def page(pruned: Path) -> Path:
     """Its report."""
-    return write_report(gather([study]), study.parent / "report.html")
+    return write_report(gather([pruned]), pruned.parent / "report.html")
 
 
 def rows(page: Path, name: str) -> list[dict[str, str]]:
@@ -49,7 +38,7 @@ def section(report: Report, title: str) -> str:
     return " ".join([*found.texts, *(picture.caption for picture in found.all_pictures)])
 
 
-def test_the_table_counts_images_by_remaining_weights(study: Path, page: Path) -> None:
+def test_the_table_counts_images_by_remaining_weights(pruned: Path, page: Path) -> None:
     """The unpruned model stands first; means are of seeds, a seed's draws by their mean; runs are all that finished."""
     unpruned, first, second = rows(page, "pruning")
     assert [(row["weights"], row["remaining"]) for row in (unpruned, first, second)] == [
@@ -60,14 +49,14 @@ def test_the_table_counts_images_by_remaining_weights(study: Path, page: Path) -
     assert (first["one-shot"], first["runs of one-shot"]) == ("", "")
     seeds = []
     for seed in range(3):
-        draws = [np.load(study / "runs" / f"dense-rr-level1-draw{draw}-seed{seed}" / "eval.npz") for draw in range(2)]
+        draws = [np.load(pruned / "runs" / f"dense-rr-level1-draw{draw}-seed{seed}" / "eval.npz") for draw in range(2)]
         seeds.append(np.mean([100 * images["dense_top1"].mean() for images in draws]))
     assert (float(first["rr"]), float(first["± rr"])) == pytest.approx((np.mean(seeds), np.std(seeds, ddof=1)))
 
 
-def test_the_curve_says_its_figures(study: Path) -> None:
+def test_the_curve_says_its_figures(pruned: Path) -> None:
     """One picture, whose text names every way, the share that it ends at, and the unpruned model."""
-    (found,) = [each for each in report_of(gather([study])).sections if each.title == "Accuracy by remaining weights"]
+    (found,) = [each for each in report_of(gather([pruned])).sections if each.title == "Accuracy by remaining weights"]
     (picture,) = found.pictures
     for told in ("unpruned 8", "lt from 8", "rr from 8", "random-mask from 8", "one-shot from 8", "at 0.64"):
         assert told in picture.alt
@@ -84,7 +73,7 @@ def test_planted_differences_stand_in_the_verdicts(page: Path) -> None:
     assert any(text.startswith("Lt better than rr at 0.64 of the weights.") for text in texts)
 
 
-def test_the_curve_comes_first_and_many_verdicts_are_folded(study: Path, page: Path) -> None:
+def test_the_curve_comes_first_and_many_verdicts_are_folded(pruned: Path, page: Path) -> None:
     """Accuracy by remaining weights is the first section; nine verdicts stand under a line for each claim, which counts
     their outcomes; those on patches do not.
     """
@@ -94,34 +83,34 @@ def test_the_curve_comes_first_and_many_verdicts_are_folded(study: Path, page: P
     assert html.count("<details><summary>Lt ") == html[: html.index("<nav")].count("</details>") == len(WEIGHTS)
 
 
-def test_what_levels_have_no_part_in_shows_unpruned_models(study: Path, page: Path) -> None:
+def test_what_levels_have_no_part_in_shows_unpruned_models(pruned: Path, page: Path) -> None:
     """Curves over epochs are of the unpruned arm, and say so; the missing run is named with its weights; commands and
     settings are those of `dlth prune`.
     """
-    report = report_of(gather([study]))
+    report = report_of(gather([pruned]))
     assert "Pruned models are not drawn" in section(report, "Curves")
     assert "Accuracy and computation" not in [each.title for each in report.sections]
     (missing,) = rows(page, "unfinished")
     assert [missing[name] for name in ("arm", "pruned", "weights", "draw", "seed")] == ["dense", "rr", "0.64", "1", "2"]
-    assert f"dlth prune --out {study}" in report.sections[-1].commands
+    assert f"dlth prune --out {pruned}" in report.sections[-1].commands
     assert {"rounds", "rate", "rewind"} <= {row["setting"] for row in rows(page, "study")}
     assert {"mask", "init_from", "init_seed"}.isdisjoint(row["setting"] for row in rows(page, "settings"))
 
 
-def test_the_same_folders_give_the_same_bytes(study: Path, page: Path) -> None:
+def test_the_same_folders_give_the_same_bytes(pruned: Path, page: Path) -> None:
     """Written again under another name: every file is the same, byte for byte."""
-    assert files_of(write_report(gather([study]), page.with_name("again.html"))) == files_of(page)
+    assert files_of(write_report(gather([pruned]), page.with_name("again.html"))) == files_of(page)
 
 
-def test_both_lotteries_stand_on_one_page(study: Path, tmp_path: Path) -> None:
+def test_both_lotteries_stand_on_one_page(pruned: Path, tmp_path: Path) -> None:
     """A study of patches and one of weights: each judged as alone, and both tables; columns of weights are there where
     anything is pruned, and nowhere else.
     """
     arms = (ArmKey("dense"), TICKET, ArmKey("random", "0.5", "projected"))
     write_study_of(tmp_path / "patches", arms)
-    both = gather([tmp_path / "patches", study])
+    both = gather([tmp_path / "patches", pruned])
     judged = {}
-    for name, evidence in (("patches", gather([tmp_path / "patches"])), ("weights", gather([study])), ("both", both)):
+    for name, evidence in (("patches", gather([tmp_path / "patches"])), ("weights", gather([pruned])), ("both", both)):
         judged[name] = [(str(each.clause), each.outcome, each.comparison) for each in verdicts_of(evidence)]
     assert judged["both"] == judged["patches"] + judged["weights"]
     assert {clause for clause, _, _ in judged["both"]} == {str(clause) for clause in (*PAPER, *WEIGHTS)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers.pruned import TenWeights, bits, ten_weights
+from makers.masks import TenWeights, bits, ten_weights
 from torch.nn.utils import prune
 
 from dlth.tickets.errors import InputError

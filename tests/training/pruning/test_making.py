@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from makers.pruned import KWARGS, MODEL, PRUNABLE, leave_first, leave_run
+from makers.masks import KWARGS, MODEL, PRUNABLE, leave_first, leave_run
 from safetensors.torch import load_file, save_file
 
 from dlth.tickets.errors import DamageError, InputError, MismatchError, MissingFileError, UnsafeError

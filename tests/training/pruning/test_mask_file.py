@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers.pruned import TenWeights, header_of, ten_weights
+from makers.masks import TenWeights, header_of, ten_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 

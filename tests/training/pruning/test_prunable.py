@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from makers.pruned import TenWeights
+from makers.masks import TenWeights
 
 from dlth.tickets.errors import InputError
 from dlth.training.models.registry import outline
