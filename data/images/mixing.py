@@ -167,18 +167,21 @@ def mix_patches(values_BP: NDArray[Any], grid: Grid, mix: MixPlan | BatchMix) ->
     return _by_group(values_BP, mix, lambda values, plan: _weighed(values, grid, plan))
 
 
-def token_sources(mix: BatchMix, grid: Grid) -> torch.Tensor:
+def token_sources(mix: BatchMix, grid: Grid, device: torch.device | None = None) -> torch.Tensor:
     """Which row of the batch the token of each patch comes from, int64 [batch, patches]: MixToken, by patch index.
 
     (Jiang et al., 2021, arXiv 2104.10858.) Inside a box the partner's token stands, in its own place. A patch that a
-    box covers by less than half is not pasted; those of `Mixing.tokens` cover all or nothing.
+    box covers by less than half is not pasted; those of `Mixing.tokens` cover all or nothing. Made on the device: a
+    copy to it would be waited for.
     """
-    sources = np.tile(np.arange(sum(mix.sizes))[:, None], grid.num_patches)
-    for rows, plan in mix.groups():
-        if plan.kind == "cutmix":
-            inside = covered(np.array([plan.box]), grid)[0] >= 0.5
-            sources[rows, inside] = rows.start + partners(rows.stop - rows.start)[:, None]
-    return torch.from_numpy(sources)
+    rows = torch.arange(sum(mix.sizes), device=device)[:, None]
+
+    def pasted(own: torch.Tensor, plan: MixPlan) -> torch.Tensor:
+        if plan.kind != "cutmix":
+            return own
+        return torch.where(_covered(plan.box, grid, device) >= 0.5, partner_rows(own), own)
+
+    return _by_group(rows.expand(-1, grid.num_patches), mix, pasted)
 
 
 def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, mix: MixPlan | BatchMix) -> torch.Tensor:
@@ -189,14 +192,21 @@ def mix_targets(labels: torch.Tensor, num_classes: int, smoothing: float, mix: M
     return _by_group(targets, mix, _averaged)
 
 
-def shares(mix: MixPlan | BatchMix, grid: Grid, num_samples: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Each sample's own share of its mixed image, float32 [batch, 1], and of each patch of it, [batch, patches]."""
+def shares(
+    mix: MixPlan | BatchMix, grid: Grid, num_samples: int, device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each sample's own share of its mixed image, float32 [batch, 1], and of each patch of it, [batch, patches]; made
+    on the device, as `token_sources`.
+    """
     groups = [(slice(0, num_samples), mix)] if isinstance(mix, MixPlan) else mix.groups()
-    whole = np.ones((num_samples, 1), dtype=np.float32)
-    patches = np.ones((num_samples, grid.num_patches), dtype=np.float32)
+    whole = torch.ones(num_samples, 1, device=device)
+    patches = torch.ones(num_samples, grid.num_patches, device=device)
     for rows, plan in groups:
-        whole[rows] = plan.weight
-        patches[rows] = _own_share(grid, plan)
+        whole[rows].fill_(plan.weight)
+        if plan.kind == "cutmix":
+            patches[rows].copy_(1.0 - _covered(plan.box, grid, device))
+        else:
+            patches[rows].fill_(plan.weight)
     return whole, patches
 
 
@@ -231,3 +241,14 @@ def partner_rows(rows: torch.Tensor) -> torch.Tensor:
     pairs = len(rows) // 2
     swapped = torch.unflatten(rows[: 2 * pairs], 0, (pairs, 2)).flip(1).flatten(0, 1)
     return swapped if 2 * pairs == len(rows) else torch.cat([swapped, rows[2 * pairs :]])
+
+
+def _covered(box: tuple[float, float, float, float], grid: Grid, device: torch.device | None) -> torch.Tensor:
+    """Float64 [patches]: what `covered` says of a box, to the bit, worked out on the device."""
+    left, top, right, bottom = box
+
+    def along(start: float, stop: float, cells: int) -> torch.Tensor:
+        edges = torch.arange(cells, dtype=torch.float64, device=device)
+        return ((edges + 1.0).clamp(max=stop * cells) - edges.clamp(min=start * cells)).clamp(0.0, 1.0)
+
+    return (along(top, bottom, grid.rows)[:, None] * along(left, right, grid.cols)).flatten()

@@ -31,8 +31,6 @@ Truth = Literal["none", "stated", "authors"]
 """How the image's own label corrects the class token's: not at all; half of it where the annotator is wrong and a tenth
 where it is right, as LV-ViT's code says that it does; or the other way about, as it does."""
 
-_EXCHANGED = [[4, 3, 5], [1, 0, 2]]
-"""Where the entries of a map [2, 3] come from when rows and columns are exchanged."""
 _TRUTH_SHARE = {"none": (0.0, 0.0), "stated": (0.1, 0.5), "authors": (0.5, 0.1)}
 """Share of the image's label where the annotator's best class is right, and where it is wrong."""
 
@@ -102,7 +100,7 @@ def token_targets(
     classes, scores, matrix = (partner_rows(part) for part in labels[:3])
     other = TokenLabels(classes, scores, matrix, labels.points)
     _, others_patches = _unmixed(other, partner_rows(own), grid, smoothing, patches, geometry, truth)
-    whole_B1, patch_BP = (torch.from_numpy(part).to(cls.device) for part in shares(plan, grid, len(images)))
+    whole_B1, patch_BP = shares(plan, grid, len(images), cls.device)
     share = (patch_BP if patches is None else patch_BP.gather(1, patches)).unsqueeze(-1)
     return TokenTargets(
         mix_targets(images, num_classes, smoothing, plan),
@@ -125,7 +123,7 @@ def _unmixed(
     cells = Grid(*labels.classes.shape[2:])
     matrix = labels.matrix
     if geometry == "authors":
-        matrix = matrix.flatten(1)[:, [place for row in _EXCHANGED for place in row]].view(batch, 2, 3)
+        matrix = torch.cat([matrix[:, :, :2].flip(2), matrix[:, :, 2:]], dim=2).flip(1)  # rows and columns exchanged
     weights = _cell_weights(matrix, cells, grid, labels.points[0])
     if patches is not None:
         weights = weights.gather(1, patches.unsqueeze(-1).expand(-1, -1, cells.num_patches))
@@ -146,14 +144,19 @@ def _corrected(cls_BN: Tensor, own_BN: Tensor, truth: Truth) -> Tensor:
     if right == wrong:
         return cls_BN
     agrees = cls_BN.argmax(dim=-1, keepdim=True) == own_BN.argmax(dim=-1, keepdim=True)
-    share = torch.where(agrees, right, wrong)
-    return torch.lerp(cls_BN, own_BN, share.to(cls_BN.dtype))
+    share = torch.full_like(agrees, wrong, dtype=cls_BN.dtype).masked_fill_(agrees, right)
+    return torch.lerp(cls_BN, own_BN, share)
 
 
 def _num_points(matrix: Tensor, cells: Grid, grid: Grid) -> Tensor:
     """Int64 [B, 2]: points that a patch of `grid` takes across and down: as many as the cells that it spans."""
-    span = matrix[:, :, :2].abs() * matrix.new_tensor([[cells.cols], [cells.rows]])  # [B, axis of the map, of the view]
-    return (span.amax(dim=1) / matrix.new_tensor([grid.cols, grid.rows])).ceil().long().clamp(min=1)
+    span = matrix[:, :, :2].abs() * _sizes(cells, matrix)[:, None]  # [B, axis of the map, of the view]
+    return (span.amax(dim=1) / _sizes(grid, matrix)).ceil().long().clamp(min=1)
+
+
+def _sizes(grid: Grid, like: Tensor) -> Tensor:
+    """Columns and rows, float32 [2]; filled in where `like` is, as a copy to a GPU would be waited for."""
+    return torch.stack([like.new_full((), grid.cols), like.new_full((), grid.rows)])
 
 
 def _cell_weights(matrix: Tensor, cells: Grid, grid: Grid, most: int) -> Tensor:

@@ -181,7 +181,7 @@ class Stepper:
                 patches, unranked = self._selected(images, batch, self.select, budget)
             forward = self._compiled if len(images) == self.full_size else self._module
             if by_token:
-                sources = token_sources(batch.mix, self.student.grid).to(images.device, non_blocking=True)
+                sources = token_sources(batch.mix, self.student.grid, images.device)
                 output = forward(whole, patches, sources)
             elif self.student.budget is not None:
                 output = forward(images, budget=budget)

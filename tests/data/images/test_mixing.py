@@ -20,9 +20,12 @@ from dlth.data.images.mixing import (
     mix_rankings,
     mix_targets,
     partners,
+    shares,
+    token_sources,
 )
 from dlth.tickets.errors import InputError
 from dlth.tickets.ranking.grid import Grid
+from dlth.tickets.ranking.projection import covered
 
 BOTH = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)
 SIZE = (32, 48)
@@ -162,3 +165,20 @@ def test_wrong_values_are_refused(change: dict[str, Any]) -> None:
     """Values out of range are refused when the configuration is made."""
     with pytest.raises(InputError, match=r"at least 0|between 0 and 1|an even number of images"):
         Mixing(**change)
+
+
+@given(step=st.integers(0, 10_000), tokens=st.booleans(), group=st.sampled_from([2, 4, 128]))
+def test_shares_and_sources_are_of_the_area_that_a_box_covers(step: int, tokens: bool, group: int) -> None:
+    """What a device works out of a plan is, to the bit, what numpy says of its box: nothing of it need be sent."""
+    grid, config = Grid(3, 4), Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.8, group=group, tokens=tokens)
+    mix = batch_mix(config, (grid.rows, grid.cols) if tokens else SIZE, 0, 0, step, 2, 9)
+    boxes = np.array([plan.box for plan in mix.plans]).repeat(mix.sizes, axis=0)
+    weights = np.array([plan.weight for plan in mix.plans], np.float32).repeat(mix.sizes)
+    mixed_up = np.array([plan.kind == "mixup" for plan in mix.plans]).repeat(mix.sizes)
+    under, own = covered(boxes, grid), np.arange(7)
+    whole, patches = shares(mix, grid, 7)
+    assert np.array_equal(whole[:, 0].numpy(), weights)
+    expected = np.where(mixed_up[:, None], weights[:, None], (1.0 - under).astype(np.float32))
+    assert np.array_equal(patches.numpy(), expected)
+    pasted = np.where(under >= 0.5, partners(7)[:, None], own[:, None])
+    assert np.array_equal(token_sources(mix, grid).numpy(), pasted)
