@@ -20,7 +20,7 @@ from dlth.training.settings.train_config import TrainConfig
 
 THE_RUNS_OWN = (
     *("mode", "seed", "missing", "bad_images", "num_classes", "nan_patience", "init_from", "pretrained", "crop_pct"),
-    *("amp", "amp_dtype", "torchcompile", "channels_last"),
+    *("amp", "amp_dtype", "tf32", "torchcompile", "channels_last"),
     *(name for name in TrainConfig.model_fields if name.startswith("selector")),
 )
 """Settings that a row leaves to whoever runs it: what a table says besides, what follows from the images and tickets,

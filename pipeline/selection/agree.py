@@ -25,6 +25,7 @@ from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.provenance import describe, describe_selector, ranker_of
 from dlth.tickets.ranking.ranks import num_shared
+from dlth.training.device.numerics import numerics
 from dlth.training.device.precision import Precision
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.pixels import Pixels
@@ -116,6 +117,7 @@ def plan_agreement(store: TicketStore, config: AgreeConfig, note: Note = lambda 
     return AgreePlan(config, store, index, online, k, augmentation, views)
 
 
+@numerics()
 def agree(plan: AgreePlan, progress: Progress | None = None) -> Agreement:
     """Rank every view by the selector, and compare; `progress(done, total)` counts images.
 

@@ -26,6 +26,7 @@ from dlth.tickets.format.label_rows import ShardLabels
 from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.store.label_writer import LabelWriter
 from dlth.training.device.compiled import check_backend
+from dlth.training.device.numerics import numerics
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.annotator import Annotator
 from dlth.training.models.frame import Frame, described
@@ -89,6 +90,7 @@ def plan(config: LabelConfig, note: Note = lambda text: None) -> LabelPlan:
     return LabelPlan(config, _header(config, annotator, info, index), index, annotator)
 
 
+@numerics()
 def label(
     plan: LabelPlan,
     progress: Advance = lambda images: None,

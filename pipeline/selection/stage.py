@@ -32,6 +32,7 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.format.provenance import AVERAGED, DEFAULT_RANKER, RANKER, ranker_of
 from dlth.training.device.compiled import check_backend
+from dlth.training.device.numerics import numerics
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.frame import described
 from dlth.training.models.registry import ARGUMENTS, resolve
@@ -125,6 +126,7 @@ def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str | Pat
     return SelectPlan(config, header, index, chosen.ranker, several, chosen.why)
 
 
+@numerics()
 def select(
     plan: SelectPlan,
     progress: Advance = lambda images: None,

@@ -15,6 +15,7 @@ from dlth.tickets import Grid, TicketStore, num_kept
 from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError, shown
 from dlth.tickets.store.locks import owned
+from dlth.training.device.numerics import numerics, tell_tf32
 from dlth.training.device.precision import Precision
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import joined
@@ -45,12 +46,13 @@ def evaluate(config: EvalConfig, note: Note = lambda text: None) -> EvalResult:
     """
     if config.out is not None and Path(config.out).suffix != ".npz":  # it could take any other file's place
         raise InputError(f"--out {shown(config.out)}: per-image results are a .npz file, and their name must end so")
-    with joined(config.device) as world, ExitStack() as stack:
+    with numerics(config.tf32), joined(config.device) as world, ExitStack() as stack:
         agree(world, settings_of("evaluate", config) | {"device": world.device.type})
         with world.together():
             if config.out is not None and world.leads:
                 stack.enter_context(owned(Path(config.out).parent, Path(config.out).name))
         note = note if world.leads else lambda text: None
+        tell_tf32(config.tf32, world.device, note)
         with world.together():
             weights = WeightsFile.find(config.checkpoint, config.use_ema)
             student, images = _opened(config, weights, world.device, note)

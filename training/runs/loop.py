@@ -24,6 +24,7 @@ import torch
 from dlth.tickets import Budget
 from dlth.tickets.errors import shown
 from dlth.tickets.store.locks import owned
+from dlth.training.device.numerics import numerics
 from dlth.training.distributed.agreement import agree
 from dlth.training.distributed.process_group import World, joined
 from dlth.training.distributed.signals import StopRequest, stop_on_signals
@@ -65,7 +66,7 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None, stop: StopRe
         DivergedError: loss or gradient were not finite for `nan_patience` steps; checkpoints hold the last good weights
     """
     listening = stop_on_signals() if stop is None else nullcontext(stop)
-    with joined(config.device) as world, listening as asked:
+    with numerics(config.tf32, config.deterministic), joined(config.device) as world, listening as asked:
         return Training(config, world, reporter if reporter is not None and world.leads else Reporter()).run(asked)
 
 
@@ -77,7 +78,7 @@ def planned(config: TrainConfig, *, reporter: Reporter | None = None) -> dict[st
     Raises:
         DlthError: as `train`
     """
-    with joined(config.device) as world:
+    with numerics(config.tf32, config.deterministic), joined(config.device) as world:
         return Training(config, world, reporter or Reporter()).plan()
 
 

@@ -86,6 +86,7 @@ def facts_to_resume(parts: Parts) -> dict[str, dict[str, Any]]:
     """What a run that goes on from a checkpoint must have alike, and what it should know if it has not."""
     world = parts.world
     loose = {"processes": world.size, "threads": torch.get_num_threads(), "device": world.device.type}
+    loose |= {"deterministic": True} if parts.config.deterministic else {}
     return {STRICT: fixed_settings(parts.config) | parts.read, LOOSE: loose | versions()}
 
 

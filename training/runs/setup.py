@@ -18,6 +18,7 @@ from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
 from dlth.tickets.seeding import derive
 from dlth.training.device.feed import sent_ahead
+from dlth.training.device.numerics import tell_tf32
 from dlth.training.distributed.agreement import agree, settings_of
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.evalset import DROPPING
@@ -211,6 +212,7 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         DlthError: what does not fit together, with both sides shown
     """
     agree(world, settings_of("train", config, also=("out",)) | {"device": world.device.type})
+    tell_tf32(config.tf32, world.device, reporter.note)
     with world.together():
         start = WeightsFile.find(config.init_from) if config.init_from is not None else None
         config, images = _with_recorded(config, start, reporter.note)

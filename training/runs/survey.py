@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dlth.training.device.numerics import numerics
 from dlth.training.distributed.process_group import World, joined
 from dlth.training.models.weights import weights_digest
 from dlth.training.reporter import Reporter
@@ -107,7 +108,7 @@ def survey(config: TrainConfig, *, processes: int = 1, seconds: float = 0.0) -> 
     """
     notes = _Notes()
     whole = config.model_copy(update={"grad_accum_steps": config.grad_accum_steps * processes, "resume": None})
-    with joined(config.device) as world:
+    with numerics(config.tf32, config.deterministic), joined(config.device) as world:
         parts = prepare(whole, world, notes)
         inputs, files = parts.inputs, parts.inputs.files
         whole_from = max(_settled_from(parts.schedule), -(-config.start_step // inputs.steps_per_epoch))

@@ -8,6 +8,7 @@ from dlth.data.shards.scan import MAX_CLASSES
 from dlth.training.settings.fields import (
     MAX_BATCH,
     MAX_SIDE,
+    TF32,
     WHERE,
     Deviations,
     Keep,
@@ -61,6 +62,7 @@ class EvalConfig(Settings):
     device: str = setting("auto", RUN, "cuda, cpu, cuda:1; auto takes a GPU where there is one.")
     amp: bool = setting(False, RUN, "Compute in --amp-dtype where it is safe.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
+    tf32: bool = setting(False, RUN, TF32)
     workers: int = setting(
         4, RUN, "Processes that read and decode. With 0 an image that crashes a decoder ends all.", ge=0
     )

@@ -36,6 +36,7 @@ WHICH_RANKER = (
     "What orders the patches: evit, evit-kq, evit-qv, cls-attention, rollout, gradient, pool-attention, feature-norm,"
     " or your own as package.module:name; evit if absent and the model has a class token."
 )
+TF32 = "Let a GPU multiply float32 in TF32: faster, with 10 bits of the mantissa's 23; otherwise as IEEE 754 says."
 OWN_CODE = ("ranker", "selector_ranker")
 """Settings that may name a user's own code."""
 

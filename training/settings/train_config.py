@@ -17,6 +17,7 @@ from dlth.training.settings.fields import (
     MAX_EPOCHS,
     MAX_SIDE,
     NO_SCHEDULE,
+    TF32,
     WHERE,
     WHICH_BLOCKS,
     WHICH_RANKER,
@@ -287,6 +288,8 @@ class TrainConfig(Settings):
     device: str = setting("auto", RUN, "cuda, cpu, cuda:1; auto takes a GPU where there is one.", free=True)
     amp: bool = setting(False, RUN, "Compute in --amp-dtype where it is safe.")
     amp_dtype: Literal["bfloat16", "float16"] = setting("bfloat16", RUN, "Precision under --amp.")
+    tf32: bool = setting(False, RUN, TF32)
+    deterministic: bool = setting(False, RUN, "Take only kernels that give the same bits at each call.", free=True)
     torchcompile: str | None = setting(None, RUN, "Compile the model with this backend, e.g. inductor.")
     channels_last: bool = setting(False, RUN, "Keep images in channels-last memory.")
     workers: int = setting(
@@ -351,12 +354,8 @@ class TrainConfig(Settings):
     def _fits_together(self) -> Self:
         refuse_own_flags(self.model_kwargs, "--model-kwargs", OWN_FLAGS)
         refuse_own_flags(self.selector_kwargs, "--selector-kwargs", SELECTORS_OWN_FLAGS)
-        if (
-            self.mode == "online"
-            and self.arm == "ticket"
-            and self.selector is None
-            and self.selector_checkpoint is None
-        ):
+        no_selector = self.selector is None and self.selector_checkpoint is None
+        if self.mode == "online" and self.arm == "ticket" and no_selector:
             raise ValueError("mode online selects in the loop: name the selector (--selector, --selector-checkpoint)")
         if self.mode != "online" and self.arm == "ticket" and self.tickets is None:
             raise ValueError(

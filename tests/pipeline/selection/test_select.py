@@ -28,6 +28,7 @@ from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFil
 from dlth.tickets.format.provenance import describe
 from dlth.tickets.ranking.averaging import average
 from dlth.training import Selector
+from dlth.training.device.numerics import numerics
 from dlth.training.models.frame import Frame
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build
@@ -70,6 +71,18 @@ def test_a_ticket_is_what_the_selector_says_of_the_whole_image(make_shards: Call
     np.testing.assert_array_equal(store.read(0).patches, expected)
     assert store.header.k == 8
     assert store.header.selector.blocks == (1, 2, 3)
+
+
+def test_no_ticket_depends_on_tf32(make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """While images are ranked, float32 products are IEEE's, whatever the caller's or PyTorch's own."""
+    seen: set[str] = set()
+
+    def look(images: int) -> None:
+        seen.update((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+
+    with numerics(tf32=True):
+        select(plan(select_config(make_shards(1, [3]).spec, tmp_path / "t.zarr")), progress=look)
+    assert seen == {"ieee"}
 
 
 def test_the_bytes_do_not_depend_on_workers_threads_or_processes(

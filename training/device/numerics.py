@@ -1,0 +1,76 @@
+"""How float32 is multiplied and in which order it is summed, for a whole run; afterwards as it was before.
+
+A GPU may take float32 products in TF32, with ten bits of the mantissa in place of 23. PyTorch leaves that off for
+matrices and on for convolutions, and a patch embedding is a convolution: so it is all off here until a run asks for it,
+and nobody's numbers depend on what PyTorch's defaults are.
+
+Some of a GPU's kernels sum in an order that changes from call to call. A run may ask for those that do not.
+
+On a CPU float32 stays what it is, whatever is asked for.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from dlth.tickets.errors import DlthError, InputError, shown
+
+WORKSPACE, FIXED_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+"""By which cuBLAS gets the same memory at each call, and so chooses the same kernels; the values that PyTorch takes."""
+
+
+@contextmanager
+def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
+    """Run a block, or a function that it decorates, with float32 products in IEEE or TF32, deterministic if asked.
+
+    It begins before CUDA is used where `deterministic` is asked for: the workspace is read once in a process, and is
+    left as it is set.
+
+    Raises:
+        InputError: CUDA is in use already, without such a workspace; or a kernel has no deterministic way
+    """
+    with ExitStack() as after:
+        for products in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+            _set(after, products, "fp32_precision", "tf32" if tf32 else "ieee")
+        if not deterministic:
+            yield
+            return
+        _fix_workspace()
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        after.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])
+        torch.use_deterministic_algorithms(True)
+        _set(after, torch.backends.cudnn, "benchmark", False)
+        # PyTorch would fill what `torch.empty` gives, for programs that read it unwritten: none of ours does
+        _set(after, torch.utils.deterministic, "fill_uninitialized_memory", False)
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, DlthError) or "deterministic" not in str(error):
+                raise
+            raise InputError(f"--deterministic: {shown(str(error).splitlines()[0])} Leave it out") from error
+
+
+def tell_tf32(asked: bool, device: torch.device, note: Callable[[str], None]) -> None:
+    """Say that TF32 was asked for where there is none."""
+    if asked and device.type != "cuda":
+        note(f"--tf32 is a way of GPUs: on {device} float32 stays what it is")
+
+
+def _set(after: ExitStack, holder: Any, name: str, value: Any) -> None:
+    """Set a switch of PyTorch's, and have it put back."""
+    after.callback(setattr, holder, name, getattr(holder, name))
+    setattr(holder, name, value)
+
+
+def _fix_workspace() -> None:
+    if os.environ.get(WORKSPACE) in FIXED_WORKSPACES:
+        return
+    if torch.cuda.is_initialized():
+        raise InputError(
+            f"--deterministic needs {WORKSPACE}={FIXED_WORKSPACES[0]} in the environment before CUDA is first used,"
+            " and this process has used it already: set it and start anew"
+        )
+    os.environ[WORKSPACE] = FIXED_WORKSPACES[0]
