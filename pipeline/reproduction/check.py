@@ -42,6 +42,7 @@ from dlth.tickets.store.disk import read_file
 from dlth.training.evaluation.measure import ImageResults
 from dlth.training.models.registry import resolve
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
+from dlth.training.runs.result import RunResult, versions
 from dlth.training.runs.runlog import newest_records
 from dlth.training.settings.comparable import comparable
 from dlth.training.settings.fields import NO_SCHEDULE, settings_digest
@@ -184,7 +185,7 @@ def _run_contradictions(run: FinishedRun, manifest: Manifest, tickets: Mapping[s
     text = read_file(run.folder / CONFIG, limit_of(CONFIG), CONFIG).decode("utf-8", "replace")
     config = checked(kind, parse_toml(text, CONFIG))
     if settings_digest(config) != result.config_sha256 or config.model_dump(mode="json") != result.config:
-        yield "its result was made with other settings"
+        yield f"its result was made with other settings{_older(result, config, manifest.versions.get('dlth', ''))}"
     weights, told = {MODEL_FILE, *([EMA_FILE] if config.model_ema else [])}, manifest.weights.get(run.folder.name, {})
     if told.keys() != weights or not re.fullmatch("[0-9a-f]{64}", result.weights_sha256):
         yield "the digests of its weights are missing"
@@ -196,6 +197,17 @@ def _run_contradictions(run: FinishedRun, manifest: Manifest, tickets: Mapping[s
         if not (_same(true, said) if isinstance(true, float) else type(said) is type(true) and said == true):
             yield f"{what} is {shown(said)}, by the rest {shown(true)}"
     yield from _numbers_unlike(run)
+
+
+def _older(result: RunResult, config: TrainConfig, maker: str) -> str:
+    """What to do about a result of another version, where all that sets it apart are settings that this one has more;
+    empty where there is more to it.
+    """
+    said, ours = result.config, config.model_dump(mode="json")
+    more = ", ".join(sorted(ours.keys() - said.keys()))
+    if not more or not said.items() <= ours.items() or maker == versions()["dlth"]:
+        return ""
+    return f": by dlth {shown(maker)}, whose settings lack {more}; check it with that version"
 
 
 Facts = dict[str, tuple[Any, Any]]

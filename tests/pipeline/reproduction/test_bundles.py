@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,29 @@ def test_what_the_files_of_a_bundle_contradict_is_damage(copied: Path, alter: Ca
     if alter is not repeat:
         digested(copied)
     assert why in str(checked(copied).damage[0])
+
+
+@pytest.mark.parametrize(
+    ("maker", "altered", "told"),
+    [
+        ("0.0.1", {}, "other settings: by dlth 0.0.1, whose settings lack mask; check it with that version"),
+        ("0.0.1", {"lr": 0.5}, "other settings"),
+        (version("dlth"), {}, "other settings"),
+    ],
+    ids=["older", "older and altered", "this one"],
+)
+def test_damage_says_which_version_had_fewer_settings(
+    copied: Path, maker: str, altered: dict[str, Any], told: str
+) -> None:
+    """A result without a setting that this version has is damage; its version is named if nothing else is other."""
+    path = copied / "runs" / RUN / "result.json"
+    result = json.loads(path.read_text())
+    del result["sha256"], result["config"]["mask"]
+    result["config"] |= altered
+    path.write_text(json.dumps(sealed(result), indent=2) + "\n")
+    alter_manifest(copied, versions={"dlth": maker})
+    digested(copied)
+    assert str(checked(copied).damage[0]).endswith(f"its result was made with {told}")
 
 
 def test_runs_of_other_images_are_not_one_row(copied: Path) -> None:
