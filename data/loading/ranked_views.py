@@ -21,6 +21,7 @@ from dlth.data.loading.left_out import LeftOut
 from dlth.data.loading.order import Ids, epoch_order
 from dlth.data.loading.patches import PatchChoice, Showing
 from dlth.data.loading.reader import BadImages, Reader
+from dlth.data.loading.sent_images import SentImages
 from dlth.data.loading.workers import Pool
 from dlth.data.shards.index import ShardIndex
 from dlth.tickets import TicketStore
@@ -32,7 +33,7 @@ EPOCH = 0
 
 
 @dataclass(frozen=True, eq=False)
-class RankedViews:
+class RankedViews(SentImages):
     """Some images, each in one view.
 
     images: uint8 [B, 3, height, width]; keys: theirs

@@ -19,6 +19,7 @@ from dlth.data.images.decode import BadImageError
 from dlth.data.images.several_views import SeveralViews
 from dlth.data.images.views import render
 from dlth.data.loading.crashes import Crashed, decode_sample
+from dlth.data.loading.sent_images import SentImages
 from dlth.data.loading.workers import Pool
 from dlth.data.shards.identity import content_hash
 from dlth.data.shards.index import ShardIndex
@@ -27,7 +28,7 @@ from dlth.tickets.ranking.view import Matrix
 
 
 @dataclass(frozen=True)
-class ShardBatch:
+class ShardBatch(SentImages):
     """Some consecutive rows of one shard, decoded; `last`: the shard ends with them.
 
     images: uint8 [good, 3, height, width], of the rows that are `good`; with several views [good · views, …], those of

@@ -4,6 +4,7 @@ The tickets take the way of the projected mode (`data/loading/ranked_views.py`),
 (`training/selectors/online.py`), so what is compared is what two runs of training would have trained on, mixing apart.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,11 @@ from dlth.tickets.errors import InputError, MismatchError, shown
 from dlth.tickets.format.header import TicketHeader
 from dlth.tickets.format.provenance import describe, describe_selector, ranker_of
 from dlth.tickets.ranking.ranks import num_shared
+from dlth.training.device.feed import sent_ahead
 from dlth.training.device.numerics import numerics
 from dlth.training.device.precision import Precision
-from dlth.training.distributed.process_group import pick_device
+from dlth.training.device.reading import one_behind, read_later
+from dlth.training.distributed.process_group import take_device
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import same_model
 from dlth.training.models.weights_metadata import WeightsFile
@@ -90,7 +93,7 @@ def plan_agreement(store: TicketStore, config: AgreeConfig, note: Note = lambda 
     """
     header = store.header
     _refuse_unscored(header)
-    grid, device = header.grid, pick_device(config.device)
+    grid, device = header.grid, take_device(config.device)
     k = header.k if config.keep is None else num_kept(config.keep, grid.num_patches)
     check_compatible(header, grid=grid, k=k, split=config.split or "")
     index = open_index(config.data, split=config.split)
@@ -127,9 +130,10 @@ def agree(plan: AgreePlan, progress: Progress | None = None) -> Agreement:
     """
     parts: list[Seen] = []
     done = 0
-    for batch in plan.views:
-        parts.append(_seen(plan, batch))
-        done += len(batch.keys)
+    asked = (_asked(plan, batch) for batch in sent_ahead(plan.views, plan.online.selector.device))
+    for seen in one_behind(asked):
+        parts.append(seen)
+        done += len(seen.area)
         if progress is not None:
             progress(done, plan.views.num_images)
     if not parts:
@@ -184,16 +188,27 @@ def _of_another(online: OnlineSelector, header: TicketHeader) -> bool:
     return not same or ours.blocks != theirs.blocks or online.ranker != ranker_of(header)
 
 
-def _seen(plan: AgreePlan, batch: RankedViews) -> Seen:
-    """One batch's images."""
-    selector, k = plan.online.selector, plan.k
+def _asked(plan: AgreePlan, batch: RankedViews) -> Callable[[], Seen]:
+    """Rank one batch's images, on a GPU without waiting for it; the call that comes back waits, and compares."""
+    selector = plan.online.selector
     pixels = Pixels(selector.frame.mean, selector.frame.std)
     precision = Precision.of(plan.config.amp, plan.config.amp_dtype, selector.device)
     with torch.no_grad(), precision():
         images = pixels(batch.images.to(selector.device))
-        rankings, gap = plan.online.ranking(pixels)(images)
-        scores = selector.scores(images).float().cpu() if isinstance(selector, Scoring) else None
-    rankings = rankings.cpu()
+        selection = plan.online.ranking(pixels)(images)
+        scores = [selector.scores(images).float()] if isinstance(selector, Scoring) else []
+    reading, known = read_later([*selection, *scores]), batch.without_images()
+
+    def seen() -> Seen:
+        rankings, gap, *scored = reading()
+        return _seen(plan, known, rankings, gap, next(iter(scored), None))
+
+    return seen
+
+
+def _seen(plan: AgreePlan, batch: RankedViews, rankings: Tensor, gap: Tensor, scores: Tensor | None) -> Seen:
+    """One batch's images, ranked int64 [B, P] with gaps float32 [B], by scores float32 [B, P] where there are any."""
+    k = plan.k
     if bool(gap.isnan().any()):
         key = batch.keys[int(gap.isnan().nonzero()[0])]
         raise InputError(f"key {shown(key)}: the selector's scores of its view are no numbers: look at its weights")

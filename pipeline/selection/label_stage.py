@@ -27,7 +27,7 @@ from dlth.tickets.ranking.grid import Grid
 from dlth.tickets.store.label_writer import LabelWriter
 from dlth.training.device.compiled import check_backend
 from dlth.training.device.numerics import numerics
-from dlth.training.distributed.process_group import pick_device
+from dlth.training.distributed.process_group import take_device
 from dlth.training.models.annotator import Annotator
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.registry import image_size_of, resolve
@@ -72,7 +72,7 @@ def plan(config: LabelConfig, note: Note = lambda text: None) -> LabelPlan:
     Raises:
         DlthError: shards, model or weights cannot serve; the message says which and what can.
     """
-    device = pick_device(config.device)
+    device = take_device(config.device)
     check_workers(config.workers)
     if config.torchcompile is not None:
         check_backend(config.torchcompile)

@@ -33,7 +33,7 @@ from dlth.tickets.errors import InputError, shown
 from dlth.tickets.format.provenance import AVERAGED, DEFAULT_RANKER, RANKER, ranker_of
 from dlth.training.device.compiled import check_backend
 from dlth.training.device.numerics import numerics
-from dlth.training.distributed.process_group import pick_device
+from dlth.training.distributed.process_group import take_device
 from dlth.training.models.frame import described
 from dlth.training.models.registry import ARGUMENTS, resolve
 from dlth.training.models.weights_metadata import ABOUT_IMAGES, ABOUT_MODEL, ABOUT_SELECTION, WeightsFile
@@ -112,7 +112,7 @@ def plan(config: SelectConfig, note: Note = lambda text: None, ranker: str | Pat
     Raises:
         DlthError: shards, model, weights or budget cannot serve; the message says which and what can.
     """
-    device = pick_device(config.device)
+    device = take_device(config.device)
     check_workers(config.workers)
     if config.torchcompile is not None:
         check_backend(config.torchcompile)

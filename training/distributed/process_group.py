@@ -110,6 +110,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def take_device(name: str) -> torch.device:
+    """As `pick_device`; a GPU becomes this thread's current one, which whoever names no device takes (a user's own
+    kernels among them): otherwise every process would have memory on the first.
+    """
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def _check_computes(device: torch.device) -> None:
     """Try the device: torch knows names of many that this build, or any machine, does not have."""
     try:
@@ -131,9 +141,7 @@ def joined(device_name: str) -> Iterator[World]:
         InputError: no such device, or ranks that do not find each other
         RankError: another rank ended while this one was in the block
     """
-    device = pick_device(device_name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = take_device(device_name)
     if dist.is_initialized():
         with _others_end():
             yield World(dist.get_rank(), dist.get_world_size(), device)

@@ -4,6 +4,7 @@ Every image is decoded once and run once per arm. Ranks fill in the results of t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -12,13 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from dlth.data.joining.join import NO_TICKET, Join, check_compatible, join
+from dlth.data.loading.batch import EvalBatch
 from dlth.data.loading.evaluation import EvalLoader
 from dlth.data.loading.patches import Arm
 from dlth.data.shards.index import ShardIndex
 from dlth.tickets import TicketStore
 from dlth.tickets.callbacks import Note
 from dlth.tickets.format.provenance import describe
+from dlth.training.device.feed import sent_ahead
 from dlth.training.device.precision import Precision
+from dlth.training.device.reading import one_behind, read_later
 from dlth.training.distributed.process_group import World
 from dlth.training.evaluation.measure import EvalResult, ImageResults, scores
 from dlth.training.evaluation.ticket_fit import moved_text, other_grid_text
@@ -104,17 +108,13 @@ class EvalSet:
         tables = {arm: torch.zeros(self.index.num_samples, 4, dtype=torch.float64) for arm in arms}
         student.eval()
         with torch.inference_mode():
-            for batch in (batch.to(world.device) for batch in loader):
-                images = pixels(batch.images)
-                for arm in arms:
-                    with precision():
-                        selection = select(images) if arm == "ticket" and select is not None else None
-                        patches = batch.patches.get(arm) if selection is None else selection.patches[:, : self.k]
-                        own = {"budget": student.budget} if arm == DROPPING else {}
-                        logits = student(images, patches, **own).float()
-                    if selection is not None:  # where the selector's scores are no numbers, what it kept is no ticket
-                        logits = logits.masked_fill(selection.gap.isnan()[:, None], math.nan)
-                    tables[arm].index_add_(0, batch.ids.cpu(), scores(logits, batch.labels).cpu())
+            asked = (
+                self._asked(batch, arms, student, pixels, precision, select)
+                for batch in sent_ahead(loader, world.device)
+            )
+            for ids, found in one_behind(asked):
+                for arm, rows in found.items():
+                    tables[arm].index_add_(0, ids, rows)
         student.train(was_training)
         results: dict[str, ImageResults] = {arm: ImageResults.of(world.sum_(table)) for arm, table in tables.items()}
         every = self.frame.grid.num_patches
@@ -124,6 +124,31 @@ class EvalSet:
             tokens[DROPPING] = student.budget.k
         about = self.about_tickets() or {"tickets_are": selected_by}
         return EvalResult(keys, self.index.label, results, tokens, about, *self._stand_ins())
+
+    def _asked(
+        self,
+        batch: EvalBatch,
+        arms: tuple[str, ...],
+        student: Student,
+        pixels: Pixels,
+        precision: Precision,
+        select: Select | None,
+    ) -> Callable[[], tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Run a batch on every arm, on a GPU without waiting for it; the call that comes back waits, and gives the
+        images' ids, and their `scores` for each arm.
+        """
+        ids, images, found = batch.ids, pixels(batch.images), []
+        for arm in arms:
+            with precision():
+                selection = select(images) if arm == "ticket" and select is not None else None
+                patches = batch.patches.get(arm) if selection is None else selection.patches[:, : self.k]
+                own = {"budget": student.budget} if arm == DROPPING else {}
+                logits = student(images, patches, **own).float()
+            if selection is not None:  # where the selector's scores are no numbers, what it kept is no ticket
+                logits = logits.masked_fill(selection.gap.isnan()[:, None], math.nan)
+            found.append(scores(logits, batch.labels))
+        reading = read_later(found)
+        return lambda: (ids, dict(zip(arms, reading(), strict=True)))
 
     def _loader(self, world: World) -> EvalLoader:
         return EvalLoader(

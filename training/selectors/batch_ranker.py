@@ -2,7 +2,12 @@
 
 On a CPU each batch is computed by one thread and several batches run side by side. One batch over all cores would be
 no faster, and its sums would be split by the number of threads: the last bits of a score, and with them a tie, would
-depend on the machine's load or on torchrun's OMP_NUM_THREADS. This way they depend on the images alone.
+depend on the machine's load or on torchrun's OMP_NUM_THREADS. This way they depend on the images alone, and on how many
+make a batch: libraries choose how to sum by the shape of a product.
+
+On a GPU the next batch is queued before the result of the one before it is read, so that the GPU has work while that is
+averaged, hashed and written. A batch that was halved for want of memory gives the tickets that it would have given, but
+for those last bits.
 """
 
 from collections import deque
@@ -21,7 +26,9 @@ from dlth.data.loading.shard_reader import ShardBatch
 from dlth.tickets.callbacks import Note
 from dlth.tickets.ranking.averaging import average
 from dlth.training.device.compiled import compiled
+from dlth.training.device.feed import sent_ahead
 from dlth.training.device.precision import Precision
+from dlth.training.device.reading import read_later
 from dlth.training.models.frame import Frame
 from dlth.training.models.pixels import Pixels
 from dlth.training.selectors.patch_ranker import PatchRanker
@@ -29,6 +36,8 @@ from dlth.training.selectors.patch_ranker import PatchRanker
 Ranked = tuple[np.ndarray, np.ndarray]
 """Rankings int64 [batch, patches] and gaps float32 [batch] of a batch (a gap is NaN where scores are no numbers), or
 classes and scores of its cells."""
+Reading = Callable[[], Ranked]
+"""Waits for what was asked of a device, and gives it."""
 
 
 class Sees(Protocol):
@@ -67,50 +76,97 @@ class BatchRanker:
 
     def __call__(self, images: Tensor) -> Ranked:
         """What is seen in uint8 images [batch, 3, height, width]: of a ranker, rankings and gaps."""
-        if not len(images):  # a black one says of what shape nothing is
-            first, second = self._rank(images.new_zeros(1, *images.shape[1:]), 1)
-            return first[:0], second[:0]
-        parts: list[Ranked] = []
-        at = 0
-        while at < len(images):
-            size = self.batch_size or len(images)
+        return self.queued(images)()
+
+    def queued(self, images: Tensor) -> Reading:
+        """As a call, but on a GPU the result is not waited for. Raises torch.OutOfMemoryError where the device's memory
+        is too small for one image.
+        """
+        while True:
             try:
-                parts.append(self._rank(images[at : at + size], size))
+                return self.queued_whole(images)
             except torch.OutOfMemoryError:
+                size = self._size(images)
                 if size == 1:
                     raise
                 self.batch_size = size // 2
                 self.note(f"batch of {size} does not fit into the device's memory: going on with {self.batch_size}")
-                continue
-            at += size
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+            # tried again out here, where the error, whose frames hold on to the device's memory, is gone
+
+    def queued_whole(self, images: Tensor) -> Reading:
+        """As `queued`, but nothing is halved. Raises torch.OutOfMemoryError where it would be: a GPU's memory is taken
+        as work is queued, and none of what was taken for these images is held then.
+        """
+        size = self._size(images)
+        readings = [self._queued(part, size) for part in images.split(size)]
+
+        def read() -> Ranked:
+            firsts, seconds = zip(*([part.numpy() for part in reading()] for reading in readings), strict=True)
+            return np.concatenate(firsts), np.concatenate(seconds)
+
+        return read
+
+    def _size(self, images: Tensor) -> int:
+        """Of how many images one forward is; of a compiled graph always the same number, whatever there are."""
+        size = self.batch_size or max(len(images), 1)
+        return size if self.torchcompile is not None else min(size, max(len(images), 1))
 
     @torch.inference_mode()
-    def _rank(self, images: Tensor, size: int) -> Ranked:
+    def _queued(self, images: Tensor, size: int) -> Callable[[], list[Tensor]]:
+        """One forward of at most `size` images; of no images, a black one says of what shape nothing is."""
         count = len(images)
-        if self.torchcompile is not None and count < size:  # a compiled graph knows one batch size
-            images = torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])
+        shown = size if self.torchcompile is not None else max(count, 1)
+        if count < shown:
+            images = torch.cat([images, images.new_zeros(shown - count, *images.shape[1:])])
         x = self._pixels(images.to(self.ranker.device, non_blocking=True))
         with self._precision():
             first, second = self._select(x)
-        return first[:count].cpu().numpy(), second[:count].cpu().numpy()
+        return read_later([first[:count], second[:count]])
 
 
 def rank_batches(
     batches: Iterable[ShardBatch], ranker: BatchRanker, threads: int | None = None
 ) -> Iterator[tuple[ShardBatch, Ranked]]:
     """Rank the good images of a stream of batches, in its order; on a CPU `threads` batches at a time, or as many as
-    there are cores.
+    there are cores. Batches come back without their images.
     """
-    if ranker.ranker.device.type != "cpu":
-        for batch in batches:
-            yield batch, _ranked(batch, ranker)
-        return
-    threads = threads or num_cores()
+    if ranker.ranker.device.type == "cpu":
+        return ranked_side_by_side(batches, ranker, threads or num_cores())
+    return ranked_ahead(batches, ranker)
+
+
+def ranked_ahead(batches: Iterable[ShardBatch], ranker: BatchRanker) -> Iterator[tuple[ShardBatch, Ranked]]:
+    """As `rank_batches`, each batch queued before the result of the one before it is read: two are in the device's
+    hands, and a third is on its way there.
+
+    Where memory is too small for a batch beside the one before it, that is read first, and the batch tried once more as
+    it is; only then is it halved.
+    """
+    before: tuple[ShardBatch, Reading] | None = None
+    for batch in sent_ahead(batches, ranker.ranker.device):
+        try:
+            reading = ranker.queued_whole(batch.images)
+        except torch.OutOfMemoryError:
+            reading = None
+        if before is not None:
+            yield before[0], _of_views(before[0], before[1](), ranker)
+        before = batch.without_images(), reading or ranker.queued(batch.images)
+    if before is not None:
+        yield before[0], _of_views(before[0], before[1](), ranker)
+
+
+def ranked_side_by_side(
+    batches: Iterable[ShardBatch], ranker: BatchRanker, threads: int
+) -> Iterator[tuple[ShardBatch, Ranked]]:
+    """As `rank_batches`, each batch in a thread of its own."""
+
+    def ranked(batch: ShardBatch) -> Ranked:
+        return _of_views(batch, ranker(batch.images), ranker)
+
     waiting: deque[tuple[ShardBatch, Future[Ranked]]] = deque()
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:
         for batch in batches:
-            waiting.append((batch, pool.submit(_ranked, batch, ranker)))
+            waiting.append((batch.without_images(), pool.submit(ranked, batch)))
             if len(waiting) > threads:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -118,11 +174,11 @@ def rank_batches(
             yield done, future.result()
 
 
-def _ranked(batch: ShardBatch, ranker: BatchRanker) -> Ranked:
+def _of_views(batch: ShardBatch, ranked: Ranked, ranker: BatchRanker) -> Ranked:
     """Rankings and gaps of a batch's images; those of several views are averaged, and a gap is one of their means, as a
     share of log2(patches), the most that a mean can be.
     """
-    patches, gap = ranker(batch.images)
+    patches, gap = ranked
     if batch.maps is None:
         return patches, gap
     made_of = cast(PatchRanker, ranker.ranker)  # nothing else is shown several views

@@ -21,6 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 from dlth.data.images.decode import BadImageError, decode
 from dlth.data.images.views import render
 from dlth.data.shards.index import open_index
+from dlth.pipeline.selection import stage
 from dlth.pipeline.selection.config import SelectConfig
 from dlth.pipeline.selection.stage import SelectReport, plan, select
 from dlth.tickets import Budget, Grid, SelectorInfo, TicketStore, TicketWriter
@@ -34,7 +35,7 @@ from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build
 from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.runs.checkpoint import write_tensors
-from dlth.training.selectors.batch_ranker import BatchRanker
+from dlth.training.selectors.batch_ranker import BatchRanker, one_thread_each, ranked_ahead
 from dlth.training.selectors.patch_ranker import Selection
 from dlth.training.selectors.rankers import RANKERS
 from dlth.training.settings.layering import checked
@@ -128,6 +129,28 @@ def test_killed_at_its_file_system_steps_it_resumes_to_the_same_bytes(
     assert code == 0
     assert counts["steps"] > 20
     assert counts["kills"] == -(-counts["steps"] // 7)
+
+
+def test_stopped_with_a_batch_queued_ahead_it_resumes_to_the_same_bytes(
+    make_shards: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 1 as a GPU computes it: progress counts what was read, in order; a stop costs no shard that was counted."""
+    shards, counted = make_shards(3, [5, 3, 4]), list[int]()
+    run(shards.spec, tmp_path / "a.zarr", threads=1)
+    monkeypatch.setattr(stage, "rank_batches", lambda batches, ranker, threads: ranked_ahead(batches, ranker))
+
+    def stop(images: int) -> None:
+        counted.append(images)
+        if len(counted) == 3:  # batches of 4: two of the first shard, one of the second
+            raise KeyboardInterrupt
+
+    with one_thread_each():
+        with pytest.raises(KeyboardInterrupt):
+            select(plan(select_config(shards.spec, tmp_path / "b.zarr")), progress=stop)
+        report = select(plan(select_config(shards.spec, tmp_path / "b.zarr")), progress=counted.append)
+    assert counted == [4, 1, 3, 3, 4]
+    assert (report.complete, report.shards_before, report.images) == (True, 1, 7)
+    assert tree_bytes(tmp_path / "a.zarr") == tree_bytes(tmp_path / "b.zarr")
 
 
 def test_another_configuration_on_the_same_file_is_refused(make_shards: Callable[..., Any], tmp_path: Path) -> None:
