@@ -14,9 +14,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from makers.pictures import write_shards
+from makers.runs import train_config
+from makers.scales import STUDENTS, Scale
+from makers.tickets import select_tickets
+
+from dlth.data.shards.index import open_index
+from dlth.tickets import ViewSpec
+from dlth.training.settings.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -128,3 +137,32 @@ def compared(pytestconfig: pytest.Config) -> Callable[[str, str, float, float | 
             assert worst <= tolerance, f"{what}, {precision}: {worst:.3g} is beyond the tolerance {tolerance:.3g}"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def scale(device: torch.device) -> Scale:
+    """The student's size on this device, for both sides of a comparison."""
+    return STUDENTS[device.type]
+
+
+@pytest.fixture(scope="session")
+def shards(scale: Scale, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings that name shards of JPEGs, four batches, and their tickets of half of the student's patches."""
+    folder, rows = tmp_path_factory.mktemp("gpu"), 2 * scale.batch
+    index = open_index(write_shards(folder, 2, rows, size=(96, 128)).spec)
+    view = ViewSpec("whole", scale.img_size, scale.img_size)
+    tickets = select_tickets(index, folder / "tickets.zarr", view=view, grid=scale.grid, patch_size=scale.patch_size)
+    return {"data": str(folder / "train"), "tickets": str(tickets.path)}
+
+
+@pytest.fixture
+def make_run(shards: dict[str, str], scale: Scale, device: torch.device, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """``make_run(out="run", **overrides)`` -> the settings of a run of one epoch, four steps of SGD, on the device."""
+
+    def make(out: str = "run", **overrides: Any) -> TrainConfig:
+        sizes = {"model_kwargs": scale.kwargs, "img_size": scale.img_size, "batch_size": scale.batch}
+        run = {"epochs": 1, "opt": "sgd", "lr": 0.05, "min_lr": 0.05, "val": None, "device": str(device)}
+        settings = {"tickets": shards["tickets"]} | sizes | run | overrides
+        return train_config(shards["data"], tmp_path / out, **settings)
+
+    return make

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from makers.golden import FILES, TRAINED, Golden
-from makers.precisions import FLOAT32, float32_as
+from makers.precisions import FLOAT32
 from torch import Tensor
 
 from dlth.training import EViT, TicketViT
+from dlth.training.device.numerics import numerics
 
 Compared = Callable[[str, str, float, float | None], None]
 IN_LOGITS, IN_SCORES, IN_GRADIENTS = 1e-4, 1e-6, 1e-5
@@ -19,7 +20,7 @@ IN_LOGITS, IN_SCORES, IN_GRADIENTS = 1e-4, 1e-6, 1e-5
 
 @pytest.fixture(autouse=True)
 def _ieee() -> Iterator[None]:
-    with float32_as(FLOAT32):
+    with numerics():
         yield
 
 
