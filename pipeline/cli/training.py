@@ -121,10 +121,13 @@ def _train(command: str, chosen: "CommandSettings[Any]", dry_run: bool, json: bo
     settings = chosen.config()
     from dlth.training.runs.loop import planned
     from dlth.training.runs.loop import train as run
+    from dlth.training.runs.pruned import later_start
 
     if console.leads():
         fetched(settings.tickets, settings.val_tickets)
     reporter = ConsoleReporter(json, chosen.facts, command)
+    if text := later_start(settings):
+        console.lead_note(text)
     if dry_run:
         facts = planned(settings, reporter=reporter) | chosen.facts
         console.result(f"{command}, dry run: nothing is trained", facts, json)

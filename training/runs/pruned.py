@@ -80,6 +80,16 @@ def weights_fact(mask: MaskFile) -> str:
     return f"{mask.remaining:,} of {mask.prunable:,} prunable remain ({about})"
 
 
+def later_start(config: TrainConfig) -> str:
+    """What a user should know of a run that begins at a later step with nobody's weights; empty of any other."""
+    if not config.start_step or config.init_from is not None or config.pretrained:
+        return ""
+    return (
+        f"--start-step {config.start_step} begins with fresh random weights: --init-from would name those that another"
+        f" run kept at that step (--rewind-step {config.start_step})"
+    )
+
+
 def check_steps(config: TrainConfig, steps_per_epoch: int) -> None:
     """Raises InputError for a first step, or a rewinding point, at which no step of the run is left to take."""
     last = config.epochs * steps_per_epoch - 1

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import timm
 from makers import ROOT
+from makers.masks import KWARGS, leave_run
 from makers.pictures import make_tar
 from makers.runs import MODEL, SMALL
 from makers.tampering import flip
@@ -235,6 +236,17 @@ def test_a_dry_run_of_training_takes_no_step(dlth: Run, tickets: tuple[Any, Path
     assert code == 0, err
     assert json.loads(out)["tokens"] == "8 of 16 patches"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_later_step_with_nobodys_weights_is_told(dlth: Run, make_shards: Callable[..., Any], tmp_path: Path) -> None:
+    """--start-step begins with random weights, and says so, unless --init-from names others."""
+    kwargs = ",".join(f"{name}={value}" for name, value in KWARGS.items())
+    words = ("train", *MODEL[:2], "--model-kwargs", kwargs, "--img-size", 32, "--arm", "dense", "--workers", 0)
+    words += ("--data", make_shards(2, 6).spec, "--out", tmp_path / "run", "--dry-run")
+    later, others = ("--start-step", 1), ("--init-from", leave_run(tmp_path / "first", 0, num_classes=4))
+    for start, told in (((), False), (later, True), ((*later, *others), False)):
+        code, _, err = dlth(*words, *start)
+        assert (code, "--start-step 1 begins with fresh random weights" in err) == (0, told), err
 
 
 def test_check_finds_a_damaged_shard_and_exits_with_1(dlth: Run, images: Path, tmp_path: Path) -> None:
