@@ -22,12 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import numpy as np
 import torch
 import webdataset
-from makers.pictures import make_image, make_tar
+from jpegs import write_shards
 from makers.tickets import DEIT, select_tickets
-from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
@@ -42,27 +40,10 @@ from dlth.data.shards.identity import content_hash
 from dlth.data.shards.index import ShardIndex, open_index
 
 GRID, K = DEIT["grid"], DEIT["k"]
-SHARD_ROWS = 128
 RECIPES = {
     "crop": (Augmentation(), Mixing()),
     "deit": (Augmentation(rand_augment="rand-m9-mstd0.5-inc1", reprob=0.25), Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)),
 }
-
-
-def write_shards(folder: Path, num_images: int) -> None:
-    """JPEGs with structure at several scales, so that they are as large and as slow to decode as photographs."""
-    folder.mkdir()
-    for shard in range(-(-num_images // SHARD_ROWS)):
-        members = []
-        for number in range(shard * SHARD_ROWS, min(num_images, (shard + 1) * SHARD_ROWS)):
-            rng = np.random.default_rng(number)
-            pixels = np.zeros((375, 500, 3))
-            for side in (4, 16, 64, 256):
-                noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-                pixels += np.asarray(noise.resize((500, 375), Image.Resampling.BICUBIC), np.float64) / 4
-            key, image = f"n{number % 1000:08d}_{number}", make_image(pixels.astype(np.uint8), quality=92)
-            members += [(f"{key}.jpg", image), (f"{key}.cls", str(number % 1000).encode())]
-        make_tar(folder / f"bench-{shard:06d}.tar", members)
 
 
 def ours(index: ShardIndex, found: Join | None, recipe: str, batch: int) -> Callable[[int], Iterator[torch.Tensor]]:

@@ -8,7 +8,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ def time_rounds(candidates: Mapping[str, Step], rounds: int, device: torch.devic
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, run in candidates.items():
-            _synchronize(device)
+            synchronize(device)
             start = clock()
             run()
-            _synchronize(device)
+            synchronize(device)
             if number:
                 times[name].append(clock() - start)
     return times
@@ -38,6 +38,11 @@ def spread(times: dict[str, list[float]], name: str, base: str) -> dict[str, flo
     """Median, lowest and highest ratio of `name` to `base` within a round."""
     ratios = [mine / theirs for mine, theirs in zip(times[name], times[base], strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def middle(times: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(times)
 
 
 def gflop(run: Step) -> float:
@@ -54,11 +59,17 @@ def report(title: str, rows: list[dict[str, Any]], device: torch.device, path: P
     facts |= {"device": f"{device} ({name}, {torch.get_num_threads()} threads)", "torch": torch.__version__}
     facts |= {"timm": timm.__version__, "clock": _clock(device).__name__}
     print(f"\n{title}\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n")
-    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(_cell(value) for value in row.values()) + " |")
+    print(markdown(rows))
     if path is not None:
         path.write_text(json.dumps({"title": title, **facts, "rows": rows}, indent=1))
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table; its columns are those of any row, and empty where a row has none of it."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [" | ".join(columns), *(" | ".join(_cell(row.get(column, "")) for column in columns) for row in rows)]
+    head, *body = (f"| {line} |" for line in lines)
+    return "\n".join([head, "|" + " --- |" * len(columns), *body])
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
@@ -71,6 +82,7 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what was queued on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,0 +1,41 @@
+"""What was measured on: names and versions, so that a table can be held against another."""
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+
+import timm
+import torch
+
+from dlth.data.cores import num_cores
+from dlth.training.runs.run_progress import device_name
+
+
+def facts(device: torch.device) -> dict[str, str]:
+    """By name, in words; "unknown" where the machine does not say."""
+    found = {"device": device_name(device)}
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        found |= {"memory": f"{memory / 2**30:.0f} GiB", "driver": _driver()}
+        found |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+    found |= {"cores": str(num_cores()), "torch": torch.__version__, "triton": _version("triton")}
+    found |= {"timm": timm.__version__, "Python": platform.python_version()}
+    return found | {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+
+
+def _driver() -> str:
+    """The driver's version, which torch does not know."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return next(iter(done.stdout.split()), "unknown")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

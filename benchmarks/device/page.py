@@ -1,0 +1,43 @@
+"""What was measured as Markdown, and its place in docs/benchmarks.md between two marks; the rest of the page stays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rounds import markdown
+
+from device.timing import Row
+from dlth.tickets.errors import InputError, shown
+from dlth.training.run_files import write_text
+
+BEGIN, END = "<!-- device: begin -->", "<!-- device: end -->"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, a sentence or two on what is shown, and the rows."""
+
+    title: str
+    words: str
+    rows: Sequence[Row]
+
+    def __str__(self) -> str:
+        return f"### {self.title}\n\n{self.words}\n\n{markdown(self.rows)}"
+
+
+def section(facts: Mapping[str, str], command: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """The whole section as Markdown, under the device's name."""
+    about = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "device")
+    told = "\n".join(f"- {note}" for note in notes)
+    head = f"## On a GPU: {facts['device']} (`{command}`)\n\n{about}."
+    return "\n\n".join(filter(None, [head, told, *map(str, filter(lambda table: table.rows, tables))]))
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page. Raises InputError for a page that does not have both, once."""
+    old = page.read_text()
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise InputError(f"{shown(page)} must have the lines {BEGIN} and {END}, each once, to be written into")
+    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")

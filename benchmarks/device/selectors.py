@@ -1,0 +1,59 @@
+"""Stage 1's forward against the model's own, and against the selector of the paper's authors where their code is named.
+
+At each keep the authors' selector is given the same rate per stage, and runs to its end, as it does in their code. It
+is never compiled: they do not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rounds import Step
+
+from device import authors
+from device.bench import Bench, about, rate, ratio, verdict
+from device.counts import cost_of_forward
+from device.scope import COMPILER
+from device.timing import Row, timed
+from dlth.training import Selector
+from dlth.training.device.compiled import compiled
+from dlth.training.device.precision import Precision
+from dlth.training.models.registry import build
+
+GOAL = 0.72
+"""Of the authors' time, at most."""
+
+
+def selector_rows(bench: Bench, name: str, compile_: bool, batch: int) -> list[Row]:
+    """A row for the dense forward of the model `name`, and one for each keep."""
+    options = dict(bench.scope.models[name])
+    vit: Any = build(options.pop("model"), **options.pop("model_kwargs", {}), **options).eval().to(bench.device)
+    images = torch.randn(batch, 3, *vit.patch_embed.img_size, device=bench.device)
+    selectors = {keep: Selector(vit, None, keep=keep) for keep in bench.scope.keeps}
+    functions: dict[str, Callable[..., object]] = {"dense": vit}
+    functions |= {f"keep {keep}": selector.rank for keep, selector in selectors.items()}
+    with torch.no_grad(), Precision.of(True, "bfloat16", bench.device)():
+        if not compile_:
+            for key, function in functions.items():
+                bench.costs["selector " + name, key] = cost_of_forward(_call(function, images), vit, images)
+        ready = {key: compiled(function, COMPILER) if compile_ else function for key, function in functions.items()}
+        candidates = {key: _call(function, images) for key, function in ready.items()}
+        if bench.authors is not None:
+            theirs = authors.model_like(bench.authors, vit, next(iter(selectors.values())).blocks).eval()
+            for keep, selector in selectors.items():
+                candidates[f"authors {keep}"] = _call(theirs, images, keep_rate=float(selector.budget.stage_keep))
+        times = timed(candidates, bench.scope, bench.device, bench.deadline)
+    rows: list[Row] = []
+    for key in functions:
+        cost, dense = (bench.costs.get(("selector " + name, each)) for each in (key, "dense"))
+        rival = "" if key == "dense" else ratio(times, key, key.replace("keep", "authors"))
+        row = about(name, compile_) | {"selector": key, "batch": batch, "images/s": rate(times, key, batch)}
+        row |= {"time / dense": "" if key == "dense" else ratio(times, key, "dense")}
+        row |= {"FLOPs / dense": cost.flops / dense.flops if cost and dense else ""}
+        row |= {"time / authors'": rival, "goal": verdict(rival, GOAL)}
+        rows.append(row | bench.limits.images(cost, batch))
+    return rows
+
+
+def _call(function: Callable[..., object], images: torch.Tensor, **options: object) -> Step:
+    return lambda: function(images, **options)

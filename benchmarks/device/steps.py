@@ -1,0 +1,41 @@
+"""A training step on tickets against a dense one, by time, operations and memory, and against what drops otherwise."""
+
+import torch
+from memory import cuda_peak, kept_for_backward
+
+from device.bench import Bench, about, rate, ratio, verdict
+from device.candidates import Candidate, make_candidates
+from device.counts import cost_of_step
+from device.timing import Row, timed
+
+MARGIN = 0.03
+"""A step's share of a dense step's time may be so much above its share of the operations."""
+RIVALS = ("patch dropout", "online", "authors' online")
+
+
+def step_rows(bench: Bench, name: str, compile_: bool, batch: int) -> list[Row]:
+    """A row for the dense step of the model `name`, and one for each keep."""
+    candidates = make_candidates(bench, name, compile_, batch)
+    if not compile_:
+        for key, one in candidates.items():
+            bench.costs[name, key] = cost_of_step(one.step, one.model)
+    times = timed({key: one.step for key, one in candidates.items()}, bench.scope, bench.device, bench.deadline)
+    rows: list[Row] = []
+    for key in ("dense", *(f"ticket {keep}" for keep in bench.scope.keeps)):
+        cost, dense = (bench.costs.get((name, each)) for each in (key, "dense"))
+        share, found = (cost.flops / dense.flops if cost and dense else ""), ratio(times, key, "dense")
+        row = about(name, compile_) | {"step": key, "batch": batch, "images/s": rate(times, key, batch)}
+        row |= {"time / dense": found, "FLOPs / dense": share}
+        row |= {"goal": verdict(found, share + MARGIN) if isinstance(share, float) and key != "dense" else ""}
+        for rival in RIVALS if key != "dense" else ():
+            row[f"time / {rival}"] = ratio(times, key, key.replace("ticket", rival))
+        memory = _memory(candidates[key], bench.device) if key in times else {}
+        rows.append(row | memory | bench.limits.images(cost, batch))
+    return rows
+
+
+def _memory(candidate: Candidate, device: torch.device) -> Row:
+    """On a GPU what the allocator saw at most, all candidates' weights included; elsewhere what autograd keeps."""
+    if device.type == "cuda":
+        return {"peak MiB": round(cuda_peak(candidate.step, device))}
+    return {"kept MiB": round(kept_for_backward(candidate.step), 1)}

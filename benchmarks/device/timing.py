@@ -1,0 +1,76 @@
+"""Candidates timed in turns until a deadline, at a batch that fits into the device's memory."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rounds import Step, synchronize, time_rounds
+
+from device.scope import Scope
+
+NO_TIME = "not measured (time)"
+Row = dict[str, Any]
+Seconds = dict[str, list[float]]
+"""Seconds of one call of each candidate, round by round."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment of the monotonic clock, in seconds, after which nothing is begun."""
+
+    at: float
+
+    @classmethod
+    def after(cls, minutes: float) -> "Deadline":
+        """That many minutes from now."""
+        return cls(time.monotonic() + 60 * minutes)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is over."""
+        return time.monotonic() >= self.at
+
+
+def timed(candidates: Mapping[str, Step], scope: Scope, device: torch.device, deadline: Deadline) -> Seconds:
+    """Times of the candidates, which warm up one after the other and then take turns.
+
+    A candidate whose first call, the one that compiles, would begin after the deadline is left out.
+    """
+    ready: dict[str, Step] = {}
+    repeats: dict[str, int] = {}
+    for name, run in candidates.items():
+        if deadline.passed:
+            break
+        run()
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        repeats[name] = max(1, math.ceil(scope.least / (time.perf_counter() - start)))
+        ready[name] = _repeated(run, repeats[name])
+    times = time_rounds(ready, scope.rounds, device)
+    return {name: [seconds / repeats[name] for seconds in each] for name, each in times.items()}
+
+
+def _repeated(run: Step, times: int) -> Step:
+    def runs() -> None:
+        for _ in range(times):
+            run()
+
+    return runs
+
+
+def that_fits(measure: Callable[[int], list[Row]], batch: int, about: Row) -> list[Row]:
+    """What `measure` gives at the largest of batch, batch / 2, … that fits; a row tells of each that does not."""
+    try:
+        return measure(batch)
+    except torch.OutOfMemoryError:
+        pass  # told below, where the tensors that the error's frames hold are gone
+    gc.collect()
+    torch.cuda.empty_cache()
+    told = about | {"batch": batch, "images/s": "out of memory"}
+    return [told] if batch <= 2 else [told, *that_fits(measure, batch // 2, about)]

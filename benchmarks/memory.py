@@ -1,0 +1,26 @@
+"""What a training step keeps in memory: what autograd holds, the same on any device, and what the allocator saw."""
+
+import torch
+from rounds import Step
+from torch import Tensor, nn
+
+
+def kept_for_backward(step: Step) -> float:
+    """MiB that autograd holds at the end of the forward pass, beside the weights."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(storages.values()) / 2**20
+
+
+def cuda_peak(step: Step, device: torch.device) -> float:
+    """Highest number of MiB that tensors held during a step."""
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) / 2**20

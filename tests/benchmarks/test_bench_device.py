@@ -1,0 +1,124 @@
+"""The benchmarks' device section, on a CPU: it runs, keeps to its deadline, counts what it says, and writes where it
+should.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bench_device
+import pytest
+import torch
+from device import authors, counts, from_jpegs, page, timing
+from makers import ROOT
+
+from dlth.tickets.errors import InputError
+
+
+def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    """Exit code, and the tables as JSON."""
+    code = bench_device.main(["--device", "cpu", "--json", str(tmp_path / "out.json"), *words])
+    return code, json.loads((tmp_path / "out.json").read_text())
+
+
+def test_everything_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each table has its rows, all of them measured; a CPU's figures are printed, and never written into the page."""
+    right, target = tmp_path / "tests.json", tmp_path / "page.md"
+    right.write_text(json.dumps([{"what": "logits", "precision": "bf16", "worst": 0.004, "tolerance": 0.01}]))
+    target.write_text(marked := f"{page.BEGIN}\nnothing yet\n{page.END}\n")
+    code, found = run(tmp_path, "--tests", str(right), "--write", "--page", str(target))
+    out, told = capsys.readouterr()
+    tables = found["tables"]
+    assert code == 0
+    assert timing.NO_TIME not in out
+    assert "| logits | bf16 | 0.004 | 0.010 |" in out
+    assert target.read_text() == marked
+    assert "not written into page.md: these are figures of a CPU" in told
+    assert [row["step"] for row in tables["steps"]] == ["dense", "ticket 0.9", "ticket 0.7", "ticket 0.5"]
+    assert [row["selector"] for row in tables["selectors"]] == ["dense", "keep 0.9", "keep 0.7", "keep 0.5"]
+    assert [row["recipe"] for row in tables["from JPEGs"]] == ["deit", "crop and mirror"]
+    assert all(row["rate"]["median"] > 0 for row in tables["limits"])
+    shares = [row["FLOPs / dense"] for row in tables["steps"]]
+    assert shares[0] == 1 > shares[1] > shares[2] > shares[3] > 0.5  # the last of 16 patches keeps 8, and a class token
+    assert all(0 <= row["loop waits for data"] < 1 for row in tables["from JPEGs"])
+
+
+def test_nothing_is_begun_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a minute every row says that there was no time, the words count them, and nothing is made."""
+    code, found = run(tmp_path, "--minutes", "0", "--folder", str(tmp_path))
+    rows = [row for table in found["tables"].values() for row in table]
+    assert code == 0
+    assert all(timing.NO_TIME in row.values() for row in rows)
+    assert f"{len(rows)} rows were {timing.NO_TIME} within 0 minutes" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_what_does_not_fit_is_a_row() -> None:
+    """Out of memory at one batch is told, and half of it is tried; at the smallest there is nothing else to try."""
+
+    def measure(batch: int) -> list[timing.Row]:
+        if batch > 64:
+            raise torch.OutOfMemoryError
+        return [{"batch": batch}]
+
+    told = timing.that_fits(measure, 256, {"model": "large"})
+    assert [(row["batch"], row.get("images/s")) for row in told] == [
+        (256, "out of memory"),
+        (128, "out of memory"),
+        (64, None),
+    ]
+
+
+def test_operations_and_bytes_are_counted() -> None:
+    """A product of [4, 8] and [8, 16] is 2·4·8·16 operations on 4·(32 + 128 + 64) bytes; a view moves none."""
+    left, right = torch.randn(4, 8), torch.randn(8, 16)
+    layer = torch.nn.Linear(8, 16, bias=False)
+    cost = counts.cost_of_forward(lambda: (left @ right).view(-1), layer, left)
+    assert (cost.flops, cost.traffic) == (2 * 4 * 8 * 16, 4 * (32 + 128 + 64))
+    assert cost.least == 4 * (32 + 128)
+
+
+def test_busy_time_is_a_union() -> None:
+    """Kernels that run at the same time count once, and gaps between them count as idle."""
+    assert from_jpegs.busy_share([(0, 4), (2, 6), (8, 10), (8.5, 9)]) == 0.8
+    assert from_jpegs.busy_share([]) == 0
+
+
+def test_the_section_is_put_between_its_marks(tmp_path: Path) -> None:
+    """In a copy of docs/benchmarks.md all else stays as it is, twice the same is the same, and a page without the marks
+    is refused.
+    """
+    before = (ROOT / "docs" / "benchmarks.md").read_text()
+    copy = tmp_path / "benchmarks.md"
+    copy.write_text(before)
+    page.put_into(copy, "## On a GPU: measured")
+    once = copy.read_text()
+    assert "## On a GPU: measured" in once
+    assert once.partition(page.BEGIN)[0] == before.partition(page.BEGIN)[0]
+    assert once.partition(page.END)[2] == before.partition(page.END)[2]
+    page.put_into(copy, "## On a GPU: measured")
+    assert copy.read_text() == once
+    copy.write_text("no marks")
+    with pytest.raises(InputError, match="each once"):
+        page.put_into(copy, "")
+    assert copy.read_text() == "no marks"
+
+
+def test_the_authors_file_is_run_without_being_registered(tmp_path: Path) -> None:
+    """A file that registers a model under a name of timm's own is run all the same, and timm's model stays; a folder
+    without one is refused.
+    """
+    import timm
+
+    file = tmp_path / authors.FILE
+    with pytest.raises(InputError, match="is no copy of the authors' repository"):
+        authors.load(tmp_path)
+    file.parent.mkdir()
+    file.write_text(
+        "from timm.models.registry import register_model\n"
+        "default_cfgs = {'deit_tiny_patch16_224': {'no such field': 1}}\n\n\n"
+        "@register_model\ndef deit_tiny_patch16_224(pretrained=False, **kwargs):\n    return 'theirs'\n"
+    )
+    assert authors.load(tmp_path).deit_tiny_patch16_224() == "theirs"
+    assert timm.is_model("deit_tiny_patch16_224")
+    assert isinstance(timm.create_model("deit_tiny_patch16_224", depth=1), torch.nn.Module)
