@@ -155,14 +155,18 @@ def shards(scale: Scale, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {"data": str(folder / "train"), "tickets": str(tickets.path)}
 
 
-@pytest.fixture
-def make_run(shards: dict[str, str], scale: Scale, device: torch.device, tmp_path: Path) -> Callable[..., TrainConfig]:
-    """``make_run(out="run", **overrides)`` -> the settings of a run of one epoch, four steps of SGD, on the device."""
+@pytest.fixture(scope="session")
+def make_run(
+    shards: dict[str, str], scale: Scale, device: torch.device, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TrainConfig]:
+    """``make_run(**overrides)`` -> the settings of a run of one epoch, four steps of SGD, on the device, in a folder of
+    its own.
+    """
 
-    def make(out: str = "run", **overrides: Any) -> TrainConfig:
+    def make(**overrides: Any) -> TrainConfig:
         sizes = {"model_kwargs": scale.kwargs, "img_size": scale.img_size, "batch_size": scale.batch}
-        run = {"epochs": 1, "opt": "sgd", "lr": 0.05, "min_lr": 0.05, "val": None, "device": str(device)}
+        run = {"epochs": 1, "opt": "sgd", "lr": 0.02, "min_lr": 0.02, "val": None, "device": str(device)}
         settings = {"tickets": shards["tickets"]} | sizes | run | overrides
-        return train_config(shards["data"], tmp_path / out, **settings)
+        return train_config(shards["data"], tmp_path_factory.mktemp("run") / "out", **settings)
 
     return make

@@ -5,12 +5,13 @@ linear in the gradient: AdamW divides by its size, and where a gradient is next 
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from makers.device_runs import Trained, prepared, steps, trained, weights_apart, weights_of
+from makers.device_runs import Trained, prepared, rescaled, steps, trained, weights_apart, weights_of
 from makers.masks import mask_file
 from makers.precisions import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS, TF32
 from makers.scales import Scale
@@ -46,14 +47,23 @@ def compare(
         compared(f"{what}: average", precision, apart, in_move)
 
 
+ARMS: dict[str, dict[str, Any]] = {"ticket": {}, "dense": {"arm": "dense", "tickets": None}}
+
+
+@pytest.fixture(scope="module")
+def reference(make_run: MakeRun) -> Callable[[str], Trained]:
+    """``reference(arm)``: its steps in float32 on the CPU, made once."""
+    return cache(lambda arm: trained(make_run(**ARMS[arm], device="cpu")))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("arm", ["ticket", "dense"])
-def test_precisions(make_run: MakeRun, compared: Compared, arm: str, precision: str) -> None:
+@pytest.mark.parametrize("arm", ARMS)
+def test_precisions(
+    make_run: MakeRun, reference: Callable[[str], Trained], compared: Compared, arm: str, precision: str
+) -> None:
     """Each precision gives the losses and the weights of float32 on the CPU, within its rounding."""
-    options = {"arm": arm} | ({"tickets": None} if arm == "dense" else {})
-    ours = trained(make_run("ours", **options, **precision_settings(precision)))
-    reference = trained(make_run("reference", **options, device="cpu"))
-    compare(f"train, {arm}", precision, ours, reference, compared)
+    ours = trained(make_run(**ARMS[arm], **precision_settings(precision)))
+    compare(f"train, {arm}", precision, ours, reference(arm), compared)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -71,9 +81,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", SETTINGS)
 def test_settings(make_run: MakeRun, compared: Compared, what: str) -> None:
     """In float32 every other way to train gives the losses, weights and averages that it gives on the CPU."""
-    ours = trained(make_run("ours", **SETTINGS[what]))
-    reference = trained(make_run("reference", **SETTINGS[what], device="cpu"))
-    compare(f"train, {what}", FLOAT32, ours, reference, compared)
+    ours, expected = trained(make_run(**SETTINGS[what])), trained(make_run(**SETTINGS[what], device="cpu"))
+    compare(f"train, {what}", FLOAT32, ours, expected, compared)
 
 
 def test_online(make_run: MakeRun, compared: Compared, scale: Scale, tmp_path: Path) -> None:
@@ -84,54 +93,53 @@ def test_online(make_run: MakeRun, compared: Compared, scale: Scale, tmp_path: P
     save_file(scale.vit().state_dict(), weights)
     options: dict[str, Any] = {"mode": "online", "tickets": None, "keep": "0.5", "selector_checkpoint": str(weights)}
     options |= {"selector": scale.model, "selector_kwargs": scale.kwargs, "selector_blocks": (0, 1)}
-    ours = trained(make_run("ours", **options))
-    reference = trained(make_run("reference", **options, device="cpu"))
-    compare("train, online", FLOAT32, ours, reference, compared, within=TF32)
+    ours, expected = trained(make_run(**options)), trained(make_run(**options, device="cpu"))
+    compare("train, online", FLOAT32, ours, expected, compared, within=TF32)
 
 
 def test_masks(make_run: MakeRun, compared: Compared, scale: Scale, tmp_path: Path) -> None:
     """Under a mask of half of its weights a model learns as on the CPU, and what is masked is zero to the bit."""
     mask = mask_file(scale.vit(), scale.model, tmp_path / "mask.safetensors")
     options = {"mask": str(tmp_path / "mask.safetensors"), "model_ema": True, "model_ema_decay": 0.9}
-    ours = trained(make_run("ours", **options))
-    compare("train, masked", FLOAT32, ours, trained(make_run("reference", **options, device="cpu")), compared)
+    ours = trained(make_run(**options))
+    compare("train, masked", FLOAT32, ours, trained(make_run(**options, device="cpu")), compared)
     revived = sum(int(ours.end[name][~kept].count_nonzero()) for name, kept in mask.masks.items())
     compared("train, masked: masked weights that are not zero", FLOAT32, revived, 0)
 
 
-def test_accumulation(make_run: MakeRun, compared: Compared, scale: Scale) -> None:
+def test_accumulation(make_run: MakeRun, reference: Callable[[str], Trained], compared: Compared, scale: Scale) -> None:
     """Two forwards whose gradients make one step learn what one forward of all images does, on the CPU."""
-    ours = trained(make_run("ours", batch_size=scale.batch // 2, grad_accum_steps=2))
-    compare("train, accumulated", FLOAT32, ours, trained(make_run("reference", device="cpu")), compared)
+    ours = trained(make_run(batch_size=scale.batch // 2, grad_accum_steps=2))
+    compare("train, accumulated", FLOAT32, ours, reference("ticket"), compared)
 
 
 def test_fused_optimizer(make_run: MakeRun, compared: Compared) -> None:
     """AdamW moves weights alike whether its loops are fused or not."""
-    runs = []
-    for name in ("as it is", "other way"):
-        with prepared(make_run(name, opt="adamw", lr=1e-3)) as parts:
-            start = weights_of(parts)
-            for group in parts.optimizer.param_groups if name == "other way" else ():
+    ends = []
+    for other in (False, True):
+        with prepared(make_run(opt="adamw", lr=1e-3)) as parts:
+            start = weights_of(parts.student.model)
+            for group in parts.optimizer.param_groups if other else ():
                 group["fused"] = not group.get("fused")
             steps(parts, 3)
-            runs.append(weights_of(parts))
-    compared("AdamW, fused: weights", FLOAT32, weights_apart(runs[0], runs[1], start), IN_FUSED)
+            ends.append(weights_of(parts.student.model))
+    compared("AdamW, fused: weights", FLOAT32, weights_apart(*ends, start), IN_FUSED)
 
 
 def test_a_gradient_that_overflows_float16_moves_nothing(make_run: MakeRun, device: torch.device) -> None:
     """A scale of the loss that no gradient of float16 can bear is halved, the step is counted as rescaled, and weights
     and the optimizer's state stay to the bit; the next step on a scale that fits moves them.
     """
-    config = make_run("run", opt="adamw", amp=True, amp_dtype="float16")
-    with prepared(config) as parts:
-        before = weights_of(parts)
-        parts.stepper.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**60)
+    with prepared(make_run(opt="adamw", amp=True, amp_dtype="float16")) as parts:
+        model, stepper = parts.student.model, parts.stepper
+        before = weights_of(model)
+        stepper.scaler = rescaled(stepper.scaler, device, 2.0**60)
         (first,) = steps(parts, 1)
         assert (first.moved, first.rescaled) == (False, True)
-        assert parts.stepper.scaler.get_scale() == 2.0**59
-        assert all(torch.equal(now, before[name]) for name, now in weights_of(parts).items())
+        assert stepper.scaler.get_scale() == 2.0**59
+        assert all(torch.equal(now, before[name]) for name, now in weights_of(model).items())
         assert not parts.optimizer.state_dict()["state"]
-        parts.stepper.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)
+        stepper.scaler = rescaled(stepper.scaler, device, 2.0**8)
         (second,) = steps(parts, 1)
         assert (second.moved, second.rescaled) == (True, False)
-        assert not all(torch.equal(now, before[name]) for name, now in weights_of(parts).items())
+        assert not all(torch.equal(now, before[name]) for name, now in weights_of(model).items())

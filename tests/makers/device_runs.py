@@ -1,54 +1,30 @@
-"""Short runs of stage 2 on a device, whole or step by step, and how far two of them are apart."""
+"""The first steps of a run of stage 2 on a device, and how far two runs are apart."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlth.training.device.numerics import numerics
 from dlth.training.distributed.process_group import joined
-from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
-from dlth.training.pruning.recipe import REWIND
 from dlth.training.reporter import Reporter
-from dlth.training.runs.loop import train
 from dlth.training.runs.setup import Parts, prepare
 from dlth.training.runs.step import StepResult
 from dlth.training.settings.train_config import TrainConfig
-from makers.runs import Listener
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run of one epoch gave: the loss of each step, the weights it began and ended with, and their average."""
+    """What steps gave: the loss of each, float64 [steps]; the weights before, and after, and their average."""
 
     losses: Tensor
     start: Weights
     end: Weights
     average: Weights
-
-
-def trained(config: TrainConfig) -> Trained:
-    """Train, in this process."""
-    listener, out = Listener(), Path(config.out)
-    assert train(config.model_copy(update={"rewind_step": 0}), reporter=listener).status == "finished"
-    still = [note for note in listener.notes if " of step " in note]
-    assert still == [], "a step that moves no weights makes runs incomparable"
-    losses = torch.tensor([record["loss"] for record in listener.steps], dtype=torch.float64)
-    average = load_file(out / EMA_FILE) if (out / EMA_FILE).is_file() else {}
-    return Trained(losses, load_file(out / REWIND), load_file(out / MODEL_FILE), average)
-
-
-def weights_apart(one: Weights, other: Weights, start: Weights) -> float:
-    """Norm of the difference of two runs' weights, as a share of how far `other` has come from where both began."""
-    assert one.keys() == other.keys() == start.keys()
-    ends = [torch.cat([weights[name].double().flatten() for name in start]) for weights in (one, other, start)]
-    return float((ends[0] - ends[1]).norm() / (ends[1] - ends[2]).norm())
 
 
 @contextmanager
@@ -60,10 +36,38 @@ def prepared(config: TrainConfig) -> Iterator[Parts]:
 
 def steps(parts: Parts, number: int) -> list[StepResult]:
     """The first steps of a run's first epoch."""
+    results = []
     with closing(parts.train_steps(0, 0)) as epoch:
-        return [parts.stepper(next(epoch), step, parts.budget(0, step)) for step in range(number)]
+        for step in range(number):
+            parts.set_rate(0, step)
+            results.append(parts.stepper(next(epoch), step, parts.budget(0, step)))
+    return results
 
 
-def weights_of(parts: Parts) -> Weights:
-    """Copies of the student's weights, on the CPU."""
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in parts.student.model.state_dict().items()}
+def trained(config: TrainConfig, number: int = 4) -> Trained:
+    """The first steps of a run, all of which move the weights: float16's scale of the loss begins where it can stay."""
+    with prepared(config) as parts:
+        model, scaler = parts.student.model, parts.stepper.scaler
+        parts.stepper.scaler = rescaled(scaler, parts.world.device, 2.0**8)
+        start = weights_of(model)
+        results = steps(parts, number)
+        assert all(result.moved for result in results)
+        losses = torch.tensor([result.loss for result in results], dtype=torch.float64)
+        return Trained(losses, start, weights_of(model), weights_of(parts.ema.module) if parts.ema is not None else {})
+
+
+def rescaled(scaler: torch.amp.GradScaler, device: torch.device, scale: float) -> torch.amp.GradScaler:
+    """A scaler that begins with another scale; one that scales nothing still does not."""
+    return torch.amp.GradScaler(device.type, init_scale=scale, enabled=scaler.is_enabled())
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Copies of a model's weights, on the CPU."""
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in model.state_dict().items()}
+
+
+def weights_apart(one: Weights, other: Weights, start: Weights) -> float:
+    """Norm of the difference of two runs' weights, as a share of how far `other` has come from where both began."""
+    assert one.keys() == other.keys() == start.keys()
+    ends = [torch.cat([weights[name].double().flatten() for name in start]) for weights in (one, other, start)]
+    return float((ends[0] - ends[1]).norm() / (ends[1] - ends[2]).norm())

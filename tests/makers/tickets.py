@@ -167,6 +167,12 @@ def read_all(path: Path) -> TicketStore:
     return store
 
 
+def not_in_common(ours: np.ndarray, theirs: np.ndarray, k: int) -> np.ndarray:
+    """Share of each image's k kept patches that the other ranking does not keep: float64 [B], of two [B, P]."""
+    kept = [np.isin(one[:k], other[:k]).mean() for one, other in zip(ours, theirs, strict=True)]
+    return 1 - np.array(kept)
+
+
 def tree_bytes(path: Path) -> dict[str, bytes]:
     """Relative path -> content of every file below a folder."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
