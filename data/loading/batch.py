@@ -66,12 +66,13 @@ class Batch(_Tensors):
     """A micro-batch of training; a step of a rank is every batch up to the one that says `last`.
 
     `images` uint8 [B, 3, height, width] and `labels` int64 [B] as they are before mixing, `mix` says how they mix;
-    `patches` int64 [B, k], best first, mixed already, None: all patches. `ids` int64 [B]: the samples' numbers in the
-    index. `weights` float32 [B]: 1, or 0 for what counts nothing (a repeat on a rank that ran out, a bad image), and
-    `weight` their sum. `bad`: the id of each bad image met here, and what was wrong. `hidden` float32 [B, P]: the share
-    of each patch of the mixed image that shows fill or noise, None where nothing does. `extras`: by name, what else is
-    known of each patch seen, [B, k, …] in the order of `patches`, or [B, P, …]. `token_labels`: of the cells of the
-    images before mixing, and where the views lie in them, None without.
+    where they are cut, the pixels of `patches` alone, uint8 [B, k, 3, h, w]. `patches` int64 [B, k], best first, mixed
+    already, None: all patches. `ids` int64 [B]: the samples' numbers in the index. `weights` float32 [B]: 1, or 0 for
+    what counts nothing (a repeat on a rank that ran out, a bad image), and `weight` their sum. `bad`: the id of each
+    bad image met here, and what was wrong. `hidden` float32 [B, P]: the share of each patch of the mixed image that
+    shows fill or noise, None where nothing does. `extras`: by name, what else is known of each patch seen, [B, k, …] in
+    the order of `patches`, or [B, P, …]. `token_labels`: of the cells of the images before mixing, and where the views
+    lie in them, None without.
     """
 
     images: torch.Tensor

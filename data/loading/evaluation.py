@@ -1,8 +1,9 @@
 """Evaluation batches: every image exactly once over all ranks, in the order of the shards, nothing padded.
 
 Ranks take contiguous parts, which may differ by one image and so by one batch: evaluation has no step that ranks take
-together. One pass over the images serves all arms side by side, since decoding costs as much as a small model. Tickets
-made in another frame than the evaluation crop are projected to it; in the same frame they are taken as they are.
+together. One pass over the images serves all arms side by side, since decoding costs as much as a small model; so
+images travel whole, as arms keep different patches, and the dense one all of them. Tickets made in another frame than
+the evaluation crop are projected to it; in the same frame they are taken as they are.
 """
 
 from collections.abc import Iterator, Sequence

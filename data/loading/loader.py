@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from dlth.data.images.augment import Augmentation, augment
+from dlth.data.images.kept_pixels import kept_pixels
 from dlth.data.images.mixing import BatchMix, Mixing, batch_mix, partners
 from dlth.data.joining.join import Join, check_compatible
 from dlth.data.loading.batch import Batch
@@ -67,8 +68,9 @@ class TrainLoader:
     `grid`: the model's; `k`: patches kept (None only in the dense arm); `labels`: where the images' token labels lie,
     which come with the batches; `view_epochs`: None for new views whenever an image is shown, n for n seeded views of
     each, replayed in turn ('frozen'); `drawn_in`: where the random arm draws; `hidden`: what is done about patches that
-    show fill or noise; `workers`: processes that read, 0 for none. Raises InputError for settings that do not fit,
-    MismatchError where the tickets do not.
+    show fill or noise; `embeds_kept_only`: the model takes the pixels of kept patches, so batches are cut where nothing
+    mixes; `workers`: processes that read, 0 for none. Raises InputError for settings that do not fit, MismatchError
+    where the tickets do not.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class TrainLoader:
         random_tokens: RandomTokens = "epoch",
         drawn_in: DrawnIn = "image",
         hidden: Hidden = "demote",
+        embeds_kept_only: bool = False,
         mixing: Mixing | None = None,
         window: int = DEFAULT_WINDOW,
         view_epochs: int | None = None,
@@ -109,8 +112,9 @@ class TrainLoader:
             if each is not None:
                 _keep_open(each, self._order(0))
         choice = PatchChoice(arm, grid, seed, join, random_tokens, drawn_in)
+        cut = embeds_kept_only and not (self.mixing.active or self.mixing.tokens)
         reader, num_views = Reader(index, join, bad_images, labels), batching.num_views
-        job = _TrainJob(index, reader, augmentation, choice, seed, num_views, view_epochs, hidden)
+        job = _TrainJob(index, reader, augmentation, choice, seed, num_views, view_epochs, hidden, cut)
         self._pool = Pool(job, workers)
 
     @property
@@ -171,6 +175,7 @@ class _TrainJob:
     num_views: int
     frozen: int | None
     hidden: Hidden
+    cut: bool
 
     def images(self, request: Request) -> Ids:
         return self.reader.wanted(request.part.ids)
@@ -201,17 +206,19 @@ class _TrainJob:
         chosen = self.choice.has_patches(showings)
         chosen &= chosen[partners(len(showings))] | ~mix.mixed
         if chosen.all():
-            return [self._cut(batch, request.k, showings)]
+            return [self._kept(batch, request.k, showings)]
         if not chosen.any():
             return [batch]
         with_tickets = replace(batch.of(chosen), last=False)
         rest = replace(batch.of(~chosen), bad={})
-        return [self._cut(with_tickets, request.k, list(compress(showings, chosen))), rest]
+        return [self._kept(with_tickets, request.k, list(compress(showings, chosen))), rest]
 
-    def _cut(self, batch: Batch, k: int, showings: list[Showing]) -> Batch:
-        """The batch with the patches that its showings keep. The one place where what is dropped need not travel on."""
+    def _kept(self, batch: Batch, k: int, showings: list[Showing]) -> Batch:
+        """The batch with the patches that its showings keep, and with no other pixels where it is cut."""
         hidden = batch.hidden if self.hidden == "demote" else None
-        return batch.keeping(self.choice.kept(showings, batch.epoch, k, batch.mix, hidden))
+        patches = self.choice.kept(showings, batch.epoch, k, batch.mix, hidden)
+        kept, grid = batch.keeping(patches), self.choice.grid
+        return replace(kept, images=kept_pixels(kept.images, patches, (grid.rows, grid.cols))) if self.cut else kept
 
     def _augmented(self, request: Request, images: list[torch.Tensor | None]) -> tuple[torch.Tensor, list[Showing]]:
         """Pixels uint8 [B, 3, height, width] and what they show; a bad image shows its neighbour, or nothing."""

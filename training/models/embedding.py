@@ -1,7 +1,7 @@
 """From images to the tokens of kept patches: pixels, projection, positions, prefix tokens.
 
-Kept patches' pixels are gathered before the projection, so that a dropped patch costs nothing at all; positions are
-gathered with the same indices. Not timm's `patch_drop` slot, which embeds every patch first, knows only random
+Kept patches' pixels are gathered before the projection, or come so, and a dropped patch costs nothing at all; positions
+are gathered with the same indices. Not timm's `patch_drop` slot, which embeds every patch first, knows only random
 indices and, being an attribute, sets per-batch state on a module. What timm's own `_pos_embed` does is written out here
 because it adds position embeddings to all patches at once; tests compare the two for every family.
 
@@ -16,6 +16,7 @@ from timm.layers import PatchEmbed, apply_keep_indices_nlc, resample_abs_pos_emb
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from dlth.data.images.kept_pixels import kept_pixels
 from dlth.tickets.errors import InputError
 from dlth.training.models.registry import ViT
 
@@ -27,14 +28,15 @@ def embed(
 
     Args:
         vit: a model that `check_family` knows
-        images: normalised, float [B, C, height, width]
+        images: normalised, float [B, C, height, width]; or, where `embeds_kept_only`, the pixels of `patches` alone
+            [B, k, C, h, w], of images of the model's own size
         patches: kept patches int64 [B, k], numbered row-major, each once; None keeps all
         sources: int64 [B, P], the image of the batch from which each patch's token comes, as `token_sources` has it;
             None: each from its own
     Returns:
         tokens [B, n + k, D], and the rotary table of the kept patches as `take_rotary` shapes it, None without rotary
     """
-    grid = image_grid(vit, images)
+    grid = image_grid(vit, images) if images.ndim != 5 else _cut_grid(vit, images, patches)
     tokens = embed_patches(vit, images, patches, grid, sources)
     prefix, positions = _prefix_and_positions(vit, grid, tokens)
     if positions is not None:
@@ -65,6 +67,19 @@ def image_grid(vit: ViT, images: Tensor) -> tuple[int, int]:
     if not stem.strict_img_size and not stem.dynamic_img_pad and (size[0] % side[0] or size[1] % side[1]):
         raise InputError(f"images of {size[0]}x{size[1]} pixels are not whole patches of {side[0]}x{side[1]}")
     return stem.dynamic_feat_size(size)
+
+
+def _cut_grid(vit: ViT, pixels: Tensor, patches: Tensor | None) -> tuple[int, int]:
+    """Rows and columns of the images from which `pixels` [B, k, C, h, w] were cut; InputError where they do not fit."""
+    stem = vit.patch_embed
+    found, side = (*pixels.shape[:2], *pixels.shape[3:]), stem.patch_size
+    if patches is None or not embeds_kept_only(stem) or found != (*patches.shape, *side):
+        raise InputError(
+            f"pixels {list(pixels.shape)} of kept patches need a model that embeds those alone, of {side[0]}x{side[1]}"
+            " pixels, and say with `patches` which they are"
+        )
+    rows, cols = stem.grid_size
+    return rows, cols
 
 
 def take(values: Tensor, indices: Tensor) -> Tensor:
@@ -104,7 +119,7 @@ def embed_patches(
     """Projected patches [B, k, D] without positions."""
     stem = vit.patch_embed
     if patches is not None and sources is None and embeds_kept_only(stem):
-        pixels = _cut(images, patches, grid, stem.patch_size)
+        pixels = _kept_pixels(images, patches, grid, stem.patch_size).flatten(2)  # as the projection's weights lie
         return stem.norm(F.linear(pixels, stem.proj.weight.flatten(1), stem.proj.bias))
     tokens = stem(images)
     tokens = tokens.reshape(len(images), grid[0] * grid[1], tokens.shape[-1])
@@ -113,15 +128,14 @@ def embed_patches(
     return tokens if patches is None else take(tokens, patches)
 
 
-def _cut(images: Tensor, patches: Tensor, grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
-    """Pixels of the kept patches [B, k, C·h·w], in the order of the projection's weights."""
-    rows, cols = grid
-    height, width = rows * side[0], cols * side[1]
-    if height > images.shape[2] or width > images.shape[3]:  # dynamic_img_pad: timm pads below and to the right
+def _kept_pixels(images: Tensor, patches: Tensor, grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
+    """As `kept_pixels`, of images that timm would pad (dynamic_img_pad); what is cut already stays as it is."""
+    if images.ndim == 5:
+        return images
+    height, width = grid[0] * side[0], grid[1] * side[1]
+    if height > images.shape[2] or width > images.shape[3]:  # timm pads below and to the right
         images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
-    cells = images[:, :, :height, :width].unflatten(2, (rows, side[0])).unflatten(4, (cols, side[1]))
-    batch = torch.arange(len(images), device=images.device).unsqueeze(1)
-    return cells[batch, :, patches // cols, :, patches % cols].flatten(2)
+    return kept_pixels(images[:, :, :height, :width], patches, grid)
 
 
 def _prefix_and_positions(vit: ViT, grid: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -21,8 +21,11 @@ class Pixels:
     channels_last: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised float32 [B, 3, H, W] of uint8 [B, 3, H, W], on the same device."""
-        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        """Normalised float32 [B, 3, H, W] of uint8 [B, 3, H, W], on the same device; of patches [B, k, 3, h, w] alike,
+        for which there is one memory format.
+        """
+        last = self.channels_last and images.ndim == 4
+        memory = torch.channels_last if last else torch.contiguous_format
         floats = images.to(torch.float32, memory_format=memory).div_(255)
         return floats.sub_(_on(self.mean, images.device)).div_(_on(self.std, images.device))
 

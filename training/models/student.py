@@ -26,12 +26,14 @@ class Student(nn.Module, ABC):
     """Runs `model`, which is saved under its own names, on the patches of a ticket; `how` is its name in `STUDENTS`.
 
     Its grid and patches are those that the model embeds; `ImageStudent` is for models that have none of one size.
-    `mixes_tokens`: whether its forward takes `sources`, for MixToken.
+    `mixes_tokens`: whether its forward takes `sources`, for MixToken. `embeds_kept_only`: whether it takes the pixels
+    of kept patches in place of the images that they were cut from.
     Raises InputError for a model whose patches cannot be left out, or whose patches are not of `patch_size` pixels.
     """
 
     how = "sparse"
     mixes_tokens = False
+    embeds_kept_only = False
 
     def __init__(self, model: nn.Module, patch_size: int | None = None) -> None:
         super().__init__()
@@ -51,7 +53,8 @@ class Student(nn.Module, ABC):
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor | TokenLogits:
         """Logits [B, classes] of normalised float images [B, C, height, width]; LV-ViT's `TokenLogits` in training.
 
-        `patches` int64 [B, k]: those that count, numbered row-major from 0, each once, in any order; None is all.
+        `patches` int64 [B, k]: those that count, numbered row-major from 0, each once, in any order; None is all. Where
+        the student `embeds_kept_only`, `images` may be their pixels alone, [B, k, C, h, w].
         """
 
     @property

@@ -150,10 +150,10 @@ class Inputs:
             return self.config.share
         return self.files.store.header.keep if self.files.store is not None else ""
 
-    def loader(self, budget: Callable[[int, int], Budget]) -> TrainLoader:
+    def loader(self, budget: Callable[[int, int], Budget], embeds_kept_only: bool = False) -> TrainLoader:
         """This rank's training batches, with what `budget(epoch, step)` keeps of each image; where a selector in the
-        loop picks it, images come with none. Raises DlthError for augmentation, batches, tickets or workers that do not
-        fit.
+        loop picks it, images come with none. `embeds_kept_only`: of the student. Raises DlthError for augmentation,
+        batches, tickets or workers that do not fit.
         """
         config, parts, num_images = self.config, self.batching.num_parts, self.left_out.num_ordered
         if config.grad_accum_steps > 1 and parts > num_images:
@@ -181,6 +181,7 @@ class Inputs:
             random_tokens=config.random_tokens,
             drawn_in="view" if config.mode == "online" else "image",
             hidden=config.hidden,
+            embeds_kept_only=embeds_kept_only,
             mixing=self._mixing(),
             window=config.shuffle_window,
             view_epochs=config.frozen_views if config.mode == "frozen" else None,

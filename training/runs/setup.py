@@ -244,7 +244,8 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         select = online.ranking(pixels) if online is not None else None
         in_loop = select if config.arm == "ticket" else None  # the random arm's selector serves its evaluation alone
         schedule = _keep_schedule(config, inputs, online, student)
-        loader = inputs.loader(lambda epoch, step: _served(schedule.budget(epoch, step), student))
+        budget = lambda epoch, step: _served(schedule.budget(epoch, step), student)  # noqa: E731
+        loader = inputs.loader(budget, student.embeds_kept_only)
     digest = weights_digest(model)
     read = contents(inputs, online) | _begins_with(digest if start is not None else "", mask)
     agree(world, read)

@@ -285,6 +285,29 @@ def test_missing_as_dense_comes_apart(index: ShardIndex, make_tickets: Callable[
     assert sorted(i for batch in mixed for i in batch.ids.tolist()) == list(range(21))
 
 
+def test_a_cut_batch_carries_kept_pixels_alone(index: ShardIndex, make_tickets: Callable[..., TicketStore]) -> None:
+    """For a model that embeds kept patches alone, a batch has k of P of its bytes, in the order of its patches, and all
+    else as ever; images without a ticket come whole, and all do where some mix.
+    """
+    store = make_tickets(index, leave_out={index.key(0)})
+    options: dict[str, Any] = {"missing": "dense", "augmentation": replace(CROPS, reprob=0.5)}
+    whole, cut = (list(loader(index, store, embeds_kept_only=kept, **options).epoch(0)) for kept in (False, True))
+    for one, other in zip(whole, cut, strict=True):
+        if one.patches is None:
+            assert torch.equal(one.images, other.images)
+            continue
+        assert other.images.nbytes * 16 == one.images.nbytes * 6
+        for pixels, image, patches in zip(other.images, one.images, one.patches.tolist(), strict=True):
+            cells = [image[:, 8 * (p // 4) :, 8 * (p % 4) :][:, :8, :8] for p in patches]
+            assert torch.equal(pixels, torch.stack(cells))
+        for name in ("patches", "labels", "ids", "weights", "hidden"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+    assert sum(batch.patches is None for batch in cut) == 1
+    for mixing in (MIXED, Mixing(tokens=True)):
+        mixed = loader(index, store, embeds_kept_only=True, mixing=mixing, **options).epoch(0)
+        assert all(batch.images.shape[1:] == (3, 32, 32) for batch in mixed)
+
+
 def test_missing_as_random_or_skip(index: ShardIndex, make_tickets: Callable[..., TicketStore]) -> None:
     """'random' draws patches for images without a ticket; 'skip' leaves these, no others, out of each arm's order."""
     lost = {index.key(i) for i in (0, 8, 20)}

@@ -8,6 +8,7 @@ from makers.models import tiny_vit
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from dlth.data.images.kept_pixels import kept_pixels
 from dlth.tickets.errors import InputError
 from dlth.training import TicketViT
 
@@ -82,6 +83,28 @@ def test_logits_and_gradients_are_those_of_dropping_after_embedding(family: str)
     assert ours_by_name.keys() == theirs_by_name.keys()
     for name, expected in theirs_by_name.items():
         assert torch.allclose(ours_by_name[name], expected, atol=1e-4, rtol=1e-3), name
+
+
+def test_pixels_that_come_cut_are_the_same_numbers(family: str) -> None:
+    """Given kept patches' pixels in place of images: the same logits and gradients to the bit, or a refusal by a stem
+    that sees the neighbours of a patch.
+    """
+    vit = tiny_vit(family)
+    batch = torch.randn(3, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(7))
+    patches, student = draw(vit, batch), TicketViT(vit)
+    pixels = kept_pixels(batch, patches, vit.patch_embed.grid_size)
+    assert pixels.shape == (3, 5, 3, 8, 8)
+    if not student.embeds_kept_only:
+        with pytest.raises(InputError, match=r"need a model that embeds those alone"):
+            student(pixels, patches)
+        return
+    whole, cut = (student(images, patches) for images in (batch, pixels))
+    assert torch.equal(whole, cut)
+    whole_by_name, cut_by_name = gradients(vit, whole), gradients(vit, cut)
+    assert whole_by_name.keys() == cut_by_name.keys()
+    assert all(torch.equal(gradient, cut_by_name[name]) for name, gradient in whole_by_name.items())
+    with pytest.raises(InputError, match=r"say with `patches` which they are"):
+        student(pixels, patches[:, :4])
 
 
 @pytest.mark.parametrize("pooling", ["avg", "avgmax", "map", "prr"])
