@@ -25,6 +25,7 @@ from dlth.tickets import (
 )
 from dlth.tickets.format.label_header import AnnotatorInfo, LabelHeader
 from dlth.tickets.format.label_rows import ShardLabels
+from dlth.tickets.store.label_store import LabelStore
 from dlth.tickets.store.label_writer import LabelWriter
 
 if TYPE_CHECKING:
@@ -217,3 +218,27 @@ def make_label_store(path: Path, skipped: Sequence[int] = (), **changes: Any) ->
 
     fill(LabelWriter(path, head, make_specs(), key_width=12), labels)
     return path
+
+
+def write_labels(data: str, path: Path, leave_out: int = 0, num_classes: int = 4) -> LabelStore:
+    """Token labels of the shards in `data`, without its last `leave_out` images."""
+    from dlth.data.shards.identity import content_hashes
+    from dlth.data.shards.index import open_index
+
+    index = open_index(data)
+    header = make_label_header(
+        grid=Grid(5, 6),
+        num_classes=num_classes,
+        dataset=DatasetInfo("pictures", "train", index.num_samples, index.fingerprint),
+    )
+    last = len(index.shards) - 1
+    rows = [shard.rows - (leave_out if at == last else 0) for at, shard in enumerate(index.shards)]
+
+    def labels(shard: int) -> Any:
+        ids = np.arange(rows[shard]) + int(index.row_start[shard])
+        keys = [index.key(number) for number in ids.tolist()]
+        return make_labels(header, keys, content_hashes(index, ids), skipped=keys[:1])
+
+    specs = [ShardSpec(shard.name, count) for shard, count in zip(index.shards, rows, strict=True)]
+    fill(LabelWriter(path, header, specs, index.key_width), labels)
+    return LabelStore(path)

@@ -287,7 +287,8 @@ class Training:
     def _save(self) -> None:
         """Write a checkpoint; weights that are no numbers never take the place of good ones."""
         parts = self.parts
-        if not all(torch.isfinite(tensor).all() for tensor in parts.student.model.state_dict().values()):
+        finite = [torch.isfinite(tensor).all() for tensor in parts.student.model.state_dict().values()]
+        if not torch.stack(finite).all():  # one wait for a GPU
             raise DivergedError(
                 f"weights are no longer numbers after step {self.progress.step}: not saved. The checkpoints in"
                 f" {self.out / CHECKPOINTS} are good ones; a lower --lr or --clip-grad may help."

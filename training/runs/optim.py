@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 
@@ -24,6 +24,8 @@ SetRate = Callable[[int, int], float]
 """(epoch, step counted over the run) -> learning rate of the last layer; sets the optimizer's groups on the way."""
 
 
+FUSED, FUSED_ON = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD), ("cuda",)
+"""PyTorch's optimizers that have a kernel for many weights at once, and where it is taken."""
 RATES = ("lr", "min_lr")
 """Settings that are rates as they stand, at any batch."""
 
@@ -58,9 +60,10 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, global_batch: in
     known = [str(known) for known in list_optimizers()]
     if name not in known:
         raise InputError(f"timm has no optimizer {shown(config.opt)!r}{nearest(name, known)}")
-    options = _options(config) | {"lr": learning_rate(config, global_batch)}
+    device = next(model.parameters()).device
     with _making(config.opt):
-        _try_step(options, next(model.parameters()).device)
+        options = _options(config, device) | {"lr": learning_rate(config, global_batch)}
+        _try_step(options, device)
         return create_optimizer_v2(model, layer_decay=config.layer_decay, **options)
 
 
@@ -76,11 +79,19 @@ def _making(name: str) -> Iterator[None]:
         raise InputError(f"timm cannot make the optimizer {shown(name)} with these settings: {reason}") from error
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
+def _options(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """What timm is asked for, but for the learning rate."""
-    optional = {"eps": config.opt_eps, "betas": config.opt_betas}
+    optional = {"eps": config.opt_eps, "betas": config.opt_betas, "fused": fused(config.opt, device) or None}
     options = {name: value for name, value in optional.items() if value is not None}
     return options | {"momentum": config.momentum, "opt": config.opt.lower(), "weight_decay": config.weight_decay}
+
+
+def fused(name: str, device: torch.device) -> bool:
+    """Whether timm's optimizer of that name steps in few launches on that device, its own of PyTorch's.
+
+    On a CPU none is: it would round otherwise.
+    """
+    return device.type in FUSED_ON and get_optimizer_class(name.lower(), bind_defaults=False) in FUSED
 
 
 def _try_step(options: Mapping[str, Any], device: torch.device) -> None:
@@ -138,7 +149,8 @@ def make_schedule(
                 f"the learning rate would reach {highest:g}, and it ends at {MAX_RATE:g}: look at --lr, --warmup-lr,"
                 " --min-lr, --layer-decay and --decay-rate"
             )
-        _try_step(_options(config) | {"lr": highest}, optimizer.param_groups[0]["params"][0].device)
+        device = optimizer.param_groups[0]["params"][0].device
+        _try_step(_options(config, device) | {"lr": highest}, device)
     return set_rate
 
 

@@ -119,7 +119,7 @@ def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
     modules = {"model": parts.student.model} | ({"ema": parts.ema.module} if parts.ema is not None else {})
     for name, module in modules.items():
         _same_kind(check_fits(module, saved.parts[name], name), module.state_dict(), f"{saved.path}: {name}")
-    optimizer = put_together(state["optimizer"], saved.parts["optimizer"])
+    optimizer = _stepped_as(put_together(state["optimizer"], saved.parts["optimizer"]), parts.optimizer)
     _check_optimizer(optimizer, parts.optimizer, f"{saved.path}: optimizer")
     _same_kind(state["scaler"], parts.stepper.scaler.state_dict(), f"{saved.path}: scaler")
     for name, module in modules.items():
@@ -168,6 +168,15 @@ def mark_of(saved: Checkpoint) -> Mark | None:
     if {name: type(value) for name, value in mark.items()} != {"lines": int, "sha256": str}:
         raise DamageError(f"{saved.path}: what it says of the log cannot be read")
     return Mark(**mark)
+
+
+def _stepped_as(found: Any, optimizer: torch.optim.Optimizer) -> Any:
+    """An optimizer's state whose groups say `fused` as this run's do: another device may have written it."""
+    groups = found.get("param_groups") if isinstance(found, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        return found  # which is told where it is checked
+    own = {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
+    return found | {"param_groups": [group | {name: own[name] for name in own if name in group} for group in groups]}
 
 
 def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:

@@ -119,9 +119,8 @@ class Stepper:
         self._statistics.remember()
         sums = self._accumulate(batches, budget, total)
         reading = read_later([torch.cat([sums, self._gradient_norm()[None]])])
-        loss, hidden, norm = self.world.sums(
-            reading()[0].tolist()
-        )  # all ranks hold the same gradient, and judge by the same sums
+        # all ranks hold the same gradient, and judge by the same sums
+        loss, hidden, norm = self.world.sums(reading()[0].tolist())
         loss, norm = loss / total, norm / self.world.size
         moved = math.isfinite(loss) and math.isfinite(norm)
         rescaled = not moved and math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
@@ -133,7 +132,7 @@ class Stepper:
 
     def _move(self, step: int) -> None:
         """Weights, then their average; what is masked of them stays zero."""
-        self.scaler.step(self.optimizer)
+        self.optimizer.step()  # not the scaler's: it would read from the device what is known already
         if self.masks is not None:
             self.masks.mask_weights()
             self.masks.mask_state(self.optimizer)

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 import torch
 from makers.runs import Listener
-from makers.tickets import fill, make_label_header, make_labels
+from makers.tickets import write_labels
 from safetensors.torch import load_file
 
-from dlth.data.shards.identity import content_hashes
-from dlth.data.shards.index import open_index
-from dlth.tickets import DatasetInfo, Grid, ShardSpec
 from dlth.tickets.errors import InputError, MismatchError, MissingTicketError
-from dlth.tickets.store.label_store import LabelStore
-from dlth.tickets.store.label_writer import LabelWriter
 from dlth.training.distributed.process_group import World
 from dlth.training.distributed.signals import StopRequest
 from dlth.training.models.registry import build
@@ -33,27 +28,6 @@ LVVIT: dict[str, Any] = {
     "smoothing": 0.1,
     "epochs": 2,
 }
-
-
-def write_labels(data: str, path: Path, leave_out: int = 0, num_classes: int = 4) -> LabelStore:
-    """Token labels of the shards in `data`, without its last `leave_out` images."""
-    index = open_index(data)
-    header = make_label_header(
-        grid=Grid(5, 6),
-        num_classes=num_classes,
-        dataset=DatasetInfo("pictures", "train", index.num_samples, index.fingerprint),
-    )
-    last = len(index.shards) - 1
-    rows = [shard.rows - (leave_out if at == last else 0) for at, shard in enumerate(index.shards)]
-
-    def labels(shard: int) -> Any:
-        ids = np.arange(rows[shard]) + int(index.row_start[shard])
-        keys = [index.key(number) for number in ids.tolist()]
-        return make_labels(header, keys, content_hashes(index, ids), skipped=keys[:1])
-
-    specs = [ShardSpec(shard.name, count) for shard, count in zip(index.shards, rows, strict=True)]
-    fill(LabelWriter(path, header, specs, index.key_width), labels)
-    return LabelStore(path)
 
 
 def test_labels_teach_and_resume_exactly(make_run: MakeRun, tmp_path: Path) -> None:
