@@ -21,4 +21,6 @@ class Precision:
 
     def __call__(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which to run a forward."""
+        if self.dtype is None and not torch.amp.is_autocast_available(self.device.type):
+            return contextlib.nullcontext()  # there is nothing to switch off (on meta)
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)

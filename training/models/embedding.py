@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dlth.data.images.kept_pixels import kept_pixels
 from dlth.tickets.errors import InputError
 from dlth.training.models.registry import ViT
+from dlth.training.models.rotary_table import kept_table
 
 
 def embed(
@@ -157,6 +158,9 @@ def _prefix_and_positions(vit: ViT, grid: tuple[int, int], like: Tensor) -> tupl
 def _rotary_table(vit: ViT, grid: tuple[int, int]) -> Tensor | None:
     if not isinstance(vit, Eva) or vit.rope is None:
         return None
+    kept = kept_table(vit, grid)
+    if kept is not None:
+        return kept
     rope: Any = vit.rope
     fixed = not vit.dynamic_img_size and hasattr(rope, "feat_shape")
     return rope.get_embed() if fixed else rope.get_embed(shape=list(grid))

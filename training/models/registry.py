@@ -28,6 +28,7 @@ from dlth.tickets.ranking.grid import Grid
 from dlth.training.models.class_attention import unsupported
 from dlth.training.models.pretrained import ADVICE
 from dlth.training.models.pretrained import source as pretrained_source
+from dlth.training.models.rotary_table import keep_table
 
 Result = TypeVar("Result")
 ViT = VisionTransformer | Eva
@@ -131,12 +132,12 @@ def build(
         check(shapes)
     check_memory(shapes, _told(timm_name, options))
     if not pretrained:
-        return _create(timm_name, options)
+        return keep_table(_create(timm_name, options))
     if not has_released_weights(name, "pretrained_cfg_overlay" in options):
         raise InputError(f"timm has no released weights for {name}; use --checkpoint FILE or another model.")
     options = options if "pretrained_cfg_overlay" in options else options | pretrained_source(timm_name)
     try:
-        return _timms(timm_name, options | {"pretrained": True})
+        return keep_table(_timms(timm_name, options | {"pretrained": True}))
     except Exception as error:  # hub, http, file and shape errors of several libraries; all mean the same to a user
         raise InputError(
             f"the released weights of {timm_name} could not be fetched or do not fit ({type(error).__name__}: "

@@ -1,12 +1,9 @@
 """What a step works out of a batch, beside the model: nothing of it comes from the host."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from makers.host import OnTheHost
 
 from dlth.data.images.mixing import BatchMix, MixPlan, mix_images, mix_targets, token_sources
 from dlth.data.images.token_labels import TokenLabels, token_targets
@@ -16,21 +13,6 @@ from dlth.training.models.pixels import Pixels
 
 GRID, META = Grid(4, 4), torch.device("meta")
 MIX = BatchMix((MixPlan("cutmix", 0.75, (0.25, 0.0, 0.625, 0.75)), MixPlan("mixup", 0.3), MixPlan()), (2, 4, 2))
-
-
-class OnTheHost(TorchDispatchMode):
-    """Notes every operation that reads or makes a tensor of the CPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-        if any(tensor.device.type == "cpu" for tensor in tensors):
-            self.seen.append(str(func))
-        return result
 
 
 @pytest.mark.parametrize("geometry", ["right", "authors"])
