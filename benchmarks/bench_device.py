@@ -13,6 +13,7 @@ second call comes further. On a CPU the same runs in seconds with a model of two
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from device import authors
-from device.bench import Bench, about
+from device.bench import COMPILED, Bench, about
 from device.data import RECIPES, make_files
 from device.from_jpegs import jpeg_rows
 from device.limits import measure_limits
@@ -33,7 +34,7 @@ from device.page import Table, put_into, section
 from device.scope import FULL, TINY, Scope
 from device.selectors import selector_rows
 from device.steps import step_rows
-from device.timing import NO_TIME, Deadline, Row, that_fits
+from device.timing import NO_TIME, Deadline, Row, free, that_fits
 
 from dlth.tickets.errors import DlthError
 from dlth.training.distributed.process_group import pick_device
@@ -67,18 +68,27 @@ def measure(
     made = None if deadline.passed else make_files(scope, folder)
     bench = Bench(scope, device, deadline, limits, made, theirs)
     for table, row, rows_of in groups(bench):
-        if deadline.passed:
-            found[table].append(row | {"batch": NO_TIME})
+        if why := _left_out(row, deadline):
+            found[table].append(row | {"batch": why})
             continue
         start = time.perf_counter()
         try:
             found[table] += that_fits(rows_of, scope.batch, row)
-        except Exception as error:  # told, and the exit code says it; an hour of a GPU has more to give
+        except Exception as error:  # told, and the exit code says it: a GPU that is lent has more to give
             traceback.print_exc()
             failures.append(f"{table}, {', '.join(row.values())}: {type(error).__name__}")
             found[table].append(row | {"batch": f"failed: {type(error).__name__}"})
         print(f"{time.perf_counter() - start:6.1f} s  {table}, {', '.join(row.values())}", file=sys.stderr)
+        free()
     return found, failures
+
+
+def _left_out(row: Row, deadline: Deadline) -> str:
+    """Why a group is not measured; empty if it is."""
+    if deadline.passed:
+        return NO_TIME
+    needs_compiler = row.get("compute") == COMPILED and not any(map(shutil.which, ("cc", "gcc", "clang")))
+    return "not measured (no C compiler, which inductor calls)" if needs_compiler else ""
 
 
 def tables(found: dict[str, list[Row]], tests: Path | None) -> list[Table]:

@@ -79,7 +79,9 @@ def _clock(device: torch.device) -> Callable[[], float]:
 def _cell(value: object) -> str:
     if isinstance(value, dict):
         return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
+    return "" if value is None else str(value)
 
 
 def synchronize(device: torch.device) -> None:

@@ -31,9 +31,12 @@ class Bench:
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
 
 
+EAGER, COMPILED = "eager", "compiled"
+
+
 def about(name: str, compiled: bool) -> Row:
     """The first columns of a row."""
-    return {"model": name, "compute": "compiled" if compiled else "eager"}
+    return {"model": name, "compute": COMPILED if compiled else EAGER}
 
 
 def rate(times: Seconds, name: str, batch: int) -> Any:

@@ -17,7 +17,7 @@ read once and written once."""
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call.
+    """Of one image in a batch.
 
     `flops`: two per multiply-add of matrix products and convolutions. `traffic`: bytes of every operation's inputs and
     outputs, views left out, as if each came from memory and went back. `least`: bytes that no fusing saves.
@@ -43,20 +43,22 @@ class _Traffic(TorchDispatchMode):
         return result
 
 
-def cost_of_step(step: Step, model: nn.Module) -> Cost:
+def cost_of_step(step: Step, model: nn.Module, batch: int) -> Cost:
     """Of a training step that is not compiled; it is run twice.
 
     Least: what autograd keeps is written once and read once, and AdamW reads and writes what it has of each weight.
     """
     flops, traffic = _counted(step)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(flops, traffic, 2 * kept_for_backward(step) * 2**20 + ADAMW * 4 * weights)
+    least = 2 * kept_for_backward(step) * 2**20 + ADAMW * 4 * weights
+    return Cost(flops / batch, traffic / batch, least / batch)
 
 
 def cost_of_forward(forward: Step, model: nn.Module, images: Tensor) -> Cost:
     """Of a forward that is not compiled. Least: images and weights are read once."""
     flops, traffic = _counted(forward)
-    return Cost(flops, traffic, images.nbytes + sum(parameter.nbytes for parameter in model.parameters()))
+    least = images.nbytes + sum(parameter.nbytes for parameter in model.parameters())
+    return Cost(flops / len(images), traffic / len(images), least / len(images))
 
 
 def _counted(run: Step) -> tuple[float, float]:

@@ -5,6 +5,7 @@ each worker has two batches in hand when the first is used. Of the rest it is to
 by the run's own log; of the last few steps, how long the GPU ran no kernel, by torch's profiler.
 """
 
+import gc
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -26,25 +27,22 @@ from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
 from dlth.training.runs.runlog import METRICS
 from dlth.training.runs.setup import Parts
+from dlth.training.settings.train_config import TrainConfig
 
 GOAL = 0.95
 """Of the step's images per second, at least, where the loader can feed it."""
 
 
 def jpeg_rows(bench: Bench, recipe: str, batch: int) -> list[Row]:
-    """One row: the most important model at the middle keep, under a recipe."""
+    """One row: the most important model at the middle keep, under a recipe, not compiled."""
     scope, out = bench.scope, bench.files.folder / f"run-{recipe.split()[0]}"
     workers, name, keep = min(scope.workers, num_cores()), next(iter(scope.models)), scope.keeps[1]
     changes = {**RECIPES[recipe], "keep": keep, "workers": workers, "log_interval": scope.profiled, "out": str(out)}
     config = settings(scope, bench.files, bench.device, batch, name, **changes)
-    parts = parts_of(config, bench.device)
-    steps, logged = parts.inputs.steps_per_epoch, scope.profiled
-    begin, end = steps // 2 // logged * logged, (steps - 1) // logged * logged
-    loaded, first = _loader_rate(parts, begin)
-    step = of_stepper(parts.stepper, [first.to(bench.device)], parts.budget(0, 0))
-    times = timed({"step": step}, scope, bench.device, bench.deadline)
-    stepped = batch / middle(times["step"]) if times else 0.0
-    del parts, step
+    steps = scope.num_images // batch
+    begin, end = (step // scope.profiled * scope.profiled for step in (steps // 2, steps - 1))
+    loaded, stepped = _apart(bench, config, begin)
+    gc.collect()  # the parts hold each other, and workers
     watch = _Watch(end, bench.device)
     train(config, reporter=watch)
     reached, waited = _run_rates(out, begin, end, batch)
@@ -53,6 +51,15 @@ def jpeg_rows(bench: Bench, recipe: str, batch: int) -> list[Row]:
     row |= {"loader / step": loaded / stepped, "train / step": reached / stepped} if stepped else {}
     row |= {"loop waits for data": waited, "GPU without a kernel": 1 - busy_share(watch.kernels)}
     return [row | {"goal": _verdict(loaded, reached, stepped)}]
+
+
+def _apart(bench: Bench, config: TrainConfig, skipped: int) -> tuple[float, float]:
+    """Images per second of the loader alone, and of the step alone; 0 where there was no time for it."""
+    parts = parts_of(config, bench.device)
+    loaded, first = _loader_rate(parts, skipped)
+    step = of_stepper(parts.stepper, [first.to(bench.device)], parts.budget(0, 0))
+    times = timed({"step": step}, bench.scope, bench.device, bench.deadline)
+    return loaded, config.batch_size / middle(times["step"]) if times else 0.0
 
 
 def _loader_rate(parts: Parts, skipped: int) -> tuple[float, Batch]:

@@ -29,14 +29,14 @@ class Limits:
     products: float = 0.0
     copies: float = 0.0
 
-    def images(self, cost: Cost | None, batch: int) -> Row:
-        """Images per second that operations, and bytes, of a batch would allow by themselves."""
+    def images(self, cost: Cost | None) -> Row:
+        """Images per second that operations, and bytes, would allow by themselves."""
         if cost is None or not (self.products and self.copies):
             return {}
-        unfused, fused = (self.copies * batch / bytes_ for bytes_ in (cost.traffic, cost.least))
+        unfused, least = (self.copies / moved for moved in (cost.traffic, cost.least))
         return {
-            "limit by FLOPs": round(self.products * batch / cost.flops),
-            "limit by bytes: unfused / least": f"{unfused:.0f} / {fused:.0f}",
+            "limit by FLOPs": round(self.products / cost.flops),
+            "limit by bytes: unfused / least": f"{unfused:.0f} / {least:.0f}",
         }
 
 

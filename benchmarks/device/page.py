@@ -10,7 +10,8 @@ from device.timing import Row
 from dlth.tickets.errors import InputError, shown
 from dlth.training.run_files import write_text
 
-BEGIN, END = "<!-- device: begin -->", "<!-- device: end -->"
+DEVICE = "device"
+"""What the marks of docs/benchmarks.md name."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ def section(facts: Mapping[str, str], command: str, tables: Sequence[Table], not
     return "\n\n".join(filter(None, [head, told, *map(str, filter(lambda table: table.rows, tables))]))
 
 
-def put_into(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page. Raises InputError for a page that does not have both, once."""
+def put_into(page: Path, text: str, name: str = DEVICE) -> None:
+    """Replace what stands between the marks of that name. Raises InputError for a page that has not both, once."""
+    begin_mark, end_mark = marks(name)
     old = page.read_text()
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
-        raise InputError(f"{shown(page)} must have the lines {BEGIN} and {END}, each once, to be written into")
-    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
+    before, begin, rest = old.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
+    if not (begin and end) or begin_mark in rest or end_mark in before + after:
+        raise InputError(f"{shown(page)} must have the lines {begin_mark} and {end_mark}, each once")
+    write_text(page, f"{before}{begin_mark}\n{text}\n{end_mark}{after}")
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines between which a section stands; they do not show on a page."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -32,17 +32,16 @@ def selector_rows(bench: Bench, name: str, compile_: bool, batch: int) -> list[R
     selectors = {keep: Selector(vit, None, keep=keep) for keep in bench.scope.keeps}
     functions: dict[str, Callable[..., object]] = {"dense": vit}
     functions |= {f"keep {keep}": selector.rank for keep, selector in selectors.items()}
-    with torch.no_grad(), Precision.of(True, "bfloat16", bench.device)():
-        if not compile_:
-            for key, function in functions.items():
-                bench.costs["selector " + name, key] = cost_of_forward(_call(function, images), vit, images)
-        ready = {key: compiled(function, COMPILER) if compile_ else function for key, function in functions.items()}
-        candidates = {key: _call(function, images) for key, function in ready.items()}
-        if bench.authors is not None:
-            theirs = authors.model_like(bench.authors, vit, next(iter(selectors.values())).blocks).eval()
-            for keep, selector in selectors.items():
-                candidates[f"authors {keep}"] = _call(theirs, images, keep_rate=float(selector.budget.stage_keep))
-        times = timed(candidates, bench.scope, bench.device, bench.deadline)
+    if not compile_:
+        for key, function in functions.items():
+            bench.costs["selector " + name, key] = cost_of_forward(_call(function, images), vit, images)
+    ready = {key: compiled(function, COMPILER) if compile_ else function for key, function in functions.items()}
+    candidates = {key: _call(function, images) for key, function in ready.items()}
+    if bench.authors is not None:
+        theirs = authors.model_like(bench.authors, vit, next(iter(selectors.values())).blocks).eval()
+        for keep, selector in selectors.items():
+            candidates[f"authors {keep}"] = _call(theirs, images, keep_rate=float(selector.budget.stage_keep))
+    times = timed(candidates, bench.scope, bench.device, bench.deadline)
     rows: list[Row] = []
     for key in functions:
         cost, dense = (bench.costs.get(("selector " + name, each)) for each in (key, "dense"))
@@ -51,9 +50,16 @@ def selector_rows(bench: Bench, name: str, compile_: bool, batch: int) -> list[R
         row |= {"time / dense": "" if key == "dense" else ratio(times, key, "dense")}
         row |= {"FLOPs / dense": cost.flops / dense.flops if cost and dense else ""}
         row |= {"time / authors'": rival, "goal": verdict(rival, GOAL)}
-        rows.append(row | bench.limits.images(cost, batch))
+        rows.append(row | bench.limits.images(cost))
     return rows
 
 
 def _call(function: Callable[..., object], images: torch.Tensor, **options: object) -> Step:
-    return lambda: function(images, **options)
+    """A forward as stage 1 runs it: in bfloat16, for each batch anew."""
+    precision = Precision.of(True, "bfloat16", images.device)
+
+    def forward() -> None:
+        with torch.no_grad(), precision():
+            function(images, **options)
+
+    return forward

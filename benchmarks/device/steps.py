@@ -16,21 +16,23 @@ RIVALS = ("patch dropout", "online", "authors' online")
 def step_rows(bench: Bench, name: str, compile_: bool, batch: int) -> list[Row]:
     """A row for the dense step of the model `name`, and one for each keep."""
     candidates = make_candidates(bench, name, compile_, batch)
+    ours = ["dense", *(f"ticket {keep}" for keep in bench.scope.keeps)]
     if not compile_:
-        for key, one in candidates.items():
-            bench.costs[name, key] = cost_of_step(one.step, one.model)
+        for key in ours:
+            bench.costs[name, key] = cost_of_step(candidates[key].step, candidates[key].model, batch)
     times = timed({key: one.step for key, one in candidates.items()}, bench.scope, bench.device, bench.deadline)
     rows: list[Row] = []
-    for key in ("dense", *(f"ticket {keep}" for keep in bench.scope.keeps)):
+    for key in ours:
         cost, dense = (bench.costs.get((name, each)) for each in (key, "dense"))
-        share, found = (cost.flops / dense.flops if cost and dense else ""), ratio(times, key, "dense")
+        share = cost.flops / dense.flops if cost and dense else ""
+        found = ratio(times, key, "dense") if key != "dense" else ""
         row = about(name, compile_) | {"step": key, "batch": batch, "images/s": rate(times, key, batch)}
         row |= {"time / dense": found, "FLOPs / dense": share}
-        row |= {"goal": verdict(found, share + MARGIN) if isinstance(share, float) and key != "dense" else ""}
-        for rival in RIVALS if key != "dense" else ():
-            row[f"time / {rival}"] = ratio(times, key, key.replace("ticket", rival))
+        row |= {"goal": verdict(found, share + MARGIN) if isinstance(share, float) else ""}
+        for rival in RIVALS:
+            row[f"time / {rival}"] = ratio(times, key, key.replace("ticket", rival)) if key != "dense" else ""
         memory = _memory(candidates[key], bench.device) if key in times else {}
-        rows.append(row | memory | bench.limits.images(cost, batch))
+        rows.append(row | memory | bench.limits.images(cost))
     return rows
 
 

@@ -64,13 +64,19 @@ def _repeated(run: Step, times: int) -> Step:
     return runs
 
 
+def free() -> None:
+    """Let go of what nobody holds any more: tensors, the allocator's memory, compiled code."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def that_fits(measure: Callable[[int], list[Row]], batch: int, about: Row) -> list[Row]:
     """What `measure` gives at the largest of batch, batch / 2, … that fits; a row tells of each that does not."""
     try:
         return measure(batch)
     except torch.OutOfMemoryError:
         pass  # told below, where the tensors that the error's frames hold are gone
-    gc.collect()
-    torch.cuda.empty_cache()
+    free()
     told = about | {"batch": batch, "images/s": "out of memory"}
     return [told] if batch <= 2 else [told, *that_fits(measure, batch // 2, about)]

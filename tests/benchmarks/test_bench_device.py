@@ -24,14 +24,14 @@ def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
 def test_everything_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each table has its rows, all of them measured; a CPU's figures are printed, and never written into the page."""
     right, target = tmp_path / "tests.json", tmp_path / "page.md"
-    right.write_text(json.dumps([{"what": "logits", "precision": "bf16", "worst": 0.004, "tolerance": 0.01}]))
-    target.write_text(marked := f"{page.BEGIN}\nnothing yet\n{page.END}\n")
+    right.write_text(json.dumps([{"what": "logits", "precision": "bf16", "worst": 4e-6, "tolerance": None}]))
+    target.write_text(marked := "\nnothing yet\n".join(page.marks(page.DEVICE)))
     code, found = run(tmp_path, "--tests", str(right), "--write", "--page", str(target))
     out, told = capsys.readouterr()
     tables = found["tables"]
     assert code == 0
     assert timing.NO_TIME not in out
-    assert "| logits | bf16 | 0.004 | 0.010 |" in out
+    assert "| logits | bf16 | 4e-06 |  |" in out
     assert target.read_text() == marked
     assert "not written into page.md: these are figures of a CPU" in told
     assert [row["step"] for row in tables["steps"]] == ["dense", "ticket 0.9", "ticket 0.7", "ticket 0.5"]
@@ -70,12 +70,12 @@ def test_what_does_not_fit_is_a_row() -> None:
 
 
 def test_operations_and_bytes_are_counted() -> None:
-    """A product of [4, 8] and [8, 16] is 2·4·8·16 operations on 4·(32 + 128 + 64) bytes; a view moves none."""
+    """A product of [4, 8] and [8, 16] is 2·8·16 operations a row, on 4·(8 + 128 / 4 + 16) bytes; views move none."""
     left, right = torch.randn(4, 8), torch.randn(8, 16)
     layer = torch.nn.Linear(8, 16, bias=False)
     cost = counts.cost_of_forward(lambda: (left @ right).view(-1), layer, left)
-    assert (cost.flops, cost.traffic) == (2 * 4 * 8 * 16, 4 * (32 + 128 + 64))
-    assert cost.least == 4 * (32 + 128)
+    assert (cost.flops, cost.traffic) == (2 * 8 * 16, 4 * (8 + 128 / 4 + 16))
+    assert cost.least == 4 * (8 + 128 / 4)
 
 
 def test_busy_time_is_a_union() -> None:
@@ -88,14 +88,15 @@ def test_the_section_is_put_between_its_marks(tmp_path: Path) -> None:
     """In a copy of docs/benchmarks.md all else stays as it is, twice the same is the same, and a page without the marks
     is refused.
     """
+    begin, end = page.marks(page.DEVICE)
     before = (ROOT / "docs" / "benchmarks.md").read_text()
     copy = tmp_path / "benchmarks.md"
     copy.write_text(before)
     page.put_into(copy, "## On a GPU: measured")
     once = copy.read_text()
     assert "## On a GPU: measured" in once
-    assert once.partition(page.BEGIN)[0] == before.partition(page.BEGIN)[0]
-    assert once.partition(page.END)[2] == before.partition(page.END)[2]
+    assert once.partition(begin)[0] == before.partition(begin)[0]
+    assert once.partition(end)[2] == before.partition(end)[2]
     page.put_into(copy, "## On a GPU: measured")
     assert copy.read_text() == once
     copy.write_text("no marks")
