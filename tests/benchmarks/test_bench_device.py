@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import bench_device
+import gpu_classes
 import pytest
 import torch
 from device import authors, counts, from_jpegs, page, timing
 from makers import ROOT
+from rounds import markdown
 
 from dlth.tickets.errors import InputError
 
@@ -123,3 +125,12 @@ def test_the_authors_file_is_run_without_being_registered(tmp_path: Path) -> Non
     assert authors.load(tmp_path).deit_tiny_patch16_224() == "theirs"
     assert timm.is_model("deit_tiny_patch16_224")
     assert isinstance(timm.create_model("deit_tiny_patch16_224", depth=1), torch.nn.Module)
+
+
+def test_the_arithmetic_by_class_is_that_of_the_page() -> None:
+    """DeiT-T's counts are those of docs/gpu.md, a step is nearly three forwards, and a rate is operations over them."""
+    whole, kept = (gpu_classes.counts_of("deit_tiny", keep) for keep in ("1", "0.7"))
+    table = markdown(gpu_classes.counted_rows({("DeiT-T", "1"): whole, ("DeiT-T", "0.7"): kept})).splitlines()
+    assert set(table) <= set((ROOT / "docs" / "gpu.md").read_text().splitlines())
+    assert 2.9 < whole.step / whole.forward < 3
+    assert gpu_classes.images_per_second(gpu_classes.Gpu("any", 100, 1, 1), 20.0, 0.4) == 2_000
