@@ -16,7 +16,6 @@ from timm.layers import PatchEmbed, apply_keep_indices_nlc, resample_abs_pos_emb
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from dlth.data.images.kept_pixels import kept_pixels
 from dlth.tickets.errors import InputError
 from dlth.training.models.registry import ViT
 from dlth.training.models.rotary_table import kept_table
@@ -120,7 +119,7 @@ def embed_patches(
     """Projected patches [B, k, D] without positions."""
     stem = vit.patch_embed
     if patches is not None and sources is None and embeds_kept_only(stem):
-        pixels = _kept_pixels(images, patches, grid, stem.patch_size).flatten(2)  # as the projection's weights lie
+        pixels = _cut(images, patches, grid, stem.patch_size).flatten(2)  # as the projection's weights lie
         return stem.norm(F.linear(pixels, stem.proj.weight.flatten(1), stem.proj.bias))
     tokens = stem(images)
     tokens = tokens.reshape(len(images), grid[0] * grid[1], tokens.shape[-1])
@@ -129,14 +128,17 @@ def embed_patches(
     return tokens if patches is None else take(tokens, patches)
 
 
-def _kept_pixels(images: Tensor, patches: Tensor, grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
-    """As `kept_pixels`, of images that timm would pad (dynamic_img_pad); what is cut already stays as it is."""
+def _cut(images: Tensor, patches: Tensor, grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
+    """Pixels of the kept patches [B, k, C, h, w]; what is cut already stays as it is."""
     if images.ndim == 5:
         return images
-    height, width = grid[0] * side[0], grid[1] * side[1]
-    if height > images.shape[2] or width > images.shape[3]:  # timm pads below and to the right
+    rows, cols = grid
+    height, width = rows * side[0], cols * side[1]
+    if height > images.shape[2] or width > images.shape[3]:  # dynamic_img_pad: timm pads below and to the right
         images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
-    return kept_pixels(images[:, :, :height, :width], patches, grid)
+    cells = images[:, :, :height, :width].unflatten(2, (rows, side[0])).unflatten(4, (cols, side[1]))
+    batch = torch.arange(len(images), device=images.device).unsqueeze(1)
+    return cells[batch, :, patches // cols, :, patches % cols]
 
 
 def _prefix_and_positions(vit: ViT, grid: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor | None]:
