@@ -5,9 +5,9 @@ no faster, and its sums would be split by the number of threads: the last bits o
 depend on the machine's load or on torchrun's OMP_NUM_THREADS. This way they depend on the images alone, and on how many
 make a batch: libraries choose how to sum by the shape of a product.
 
-On a GPU the next batch is queued before the result of the one before it is read, so that the GPU has work while that is
-averaged, hashed and written. A batch that was halved for want of memory gives the tickets that it would have given, but
-for those last bits.
+On a GPU the next batches are queued before the result of the one before them is read, so that the GPU has work while
+that is averaged, hashed and written. A batch that was halved for want of memory gives the tickets that it would have
+given, but for those last bits.
 """
 
 from collections import deque
@@ -135,24 +135,29 @@ def rank_batches(
     return ranked_ahead(batches, ranker)
 
 
-def ranked_ahead(batches: Iterable[ShardBatch], ranker: BatchRanker) -> Iterator[tuple[ShardBatch, Ranked]]:
-    """As `rank_batches`, each batch queued before the result of the one before it is read: two are in the device's
-    hands, and a third is on its way there.
+AHEAD = 2
+"""Batches that a GPU has queued while the result of the one before them is used: writing a shard and having it on the
+disk may take longer than one batch. All that they hold of its memory is their results.
+"""
 
-    Where memory is too small for a batch beside the one before it, that is read first, and the batch tried once more as
-    it is; only then is it halved.
+
+def ranked_ahead(batches: Iterable[ShardBatch], ranker: BatchRanker) -> Iterator[tuple[ShardBatch, Ranked]]:
+    """As `rank_batches`, with `AHEAD` batches queued before the result of the one before them is read.
+
+    Where memory is too small for a batch beside those in flight, they are read first, and it is tried once more as it
+    is; only then is it halved.
     """
-    before: tuple[ShardBatch, Reading] | None = None
+    waiting: deque[tuple[ShardBatch, Reading]] = deque()
     for batch in sent_ahead(batches, ranker.ranker.device):
         try:
             reading = ranker.queued_whole(batch.images)
         except torch.OutOfMemoryError:
             reading = None
-        if before is not None:
-            yield before[0], _of_views(before[0], before[1](), ranker)
-        before = batch.without_images(), reading or ranker.queued(batch.images)
-    if before is not None:
-        yield before[0], _of_views(before[0], before[1](), ranker)
+        while len(waiting) == AHEAD or (waiting and reading is None):
+            yield _read(*waiting.popleft(), ranker)
+        waiting.append((batch.without_images(), reading or ranker.queued(batch.images)))
+    for queued in waiting:
+        yield _read(*queued, ranker)
 
 
 def ranked_side_by_side(
@@ -172,6 +177,10 @@ def ranked_side_by_side(
                 yield done, future.result()
         for done, future in waiting:
             yield done, future.result()
+
+
+def _read(batch: ShardBatch, reading: Reading, ranker: BatchRanker) -> tuple[ShardBatch, Ranked]:
+    return batch, _of_views(batch, reading(), ranker)
 
 
 def _of_views(batch: ShardBatch, ranked: Ranked, ranker: BatchRanker) -> Ranked:

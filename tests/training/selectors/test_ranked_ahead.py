@@ -1,4 +1,4 @@
-"""Stage 1 as a GPU computes it, each batch queued before the one before is read: run on a CPU, where only copies lack.
+"""Stage 1 as a GPU computes it, batches queued before the one before them is read; on a CPU, where only copies lack.
 
 What a GPU's memory holds is counted by the ranker of these tests, which raises torch's own error when it is full.
 """
@@ -79,19 +79,20 @@ def test_batches_queued_ahead_give_what_batches_side_by_side_give() -> None:
     assert all(not len(batch.images) for batch, _ in ahead)
 
 
-def test_a_batch_is_queued_before_the_one_before_it_is_handed_on() -> None:
-    """While a result is checked and written the device has the next batch, and never more than that one."""
+def test_two_batches_are_queued_before_the_one_before_them_is_handed_on() -> None:
+    """While a result is checked and written the device has the next two batches, and never more than those."""
     selector = SmallDevice()
-    queued = [len(selector.asked) for _ in selector.ranked(batches_of(2, 2, 2, 2))]
-    assert queued == [2, 3, 4, 4]
+    queued = [len(selector.asked) for _ in selector.ranked(batches_of(2, 2, 2, 2, 2))]
+    assert queued == [3, 4, 5, 5, 5]
 
 
 TWICE = [4, 4]
-"""A batch that finds no room and is tried once more when the one before is read."""
+"""A batch that finds no room and is tried once more when those in flight are read."""
 CASES = [
-    pytest.param(5, [4, 4, 4], [], id="room for two"),
+    pytest.param(6, [4, 4, 4], [], id="room for three"),
+    pytest.param(5, [4, 4, *TWICE], [], id="room for two"),
     pytest.param(4, [4, *TWICE, *TWICE], [], id="room for one"),
-    pytest.param(3, [*TWICE, 2, 2, 2, 2, 2, 2], [2], id="for a half and one in flight"),
+    pytest.param(3, [*TWICE, 2, 2, 2, 2, 2, 2, 2], [2], id="for a half and one in flight"),
     pytest.param(2, [*TWICE, 2, 2, 2, 2, 2, 2, 2, 2], [2], id="for a half"),
     pytest.param(1, [*TWICE, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [2, 1], id="for one image"),
 ]
@@ -99,7 +100,7 @@ CASES = [
 
 @pytest.mark.parametrize(("room", "asked", "halved"), CASES)
 def test_only_what_has_no_room_alone_is_halved(room: int, asked: list[int], halved: list[int]) -> None:
-    """Where memory ends, the batch in flight is read first and the next tried whole once more; what does not fit alone
+    """Where memory ends, what is in flight is read first and the next tried whole once more; what does not fit alone
     is halved, and said; the tickets are the same."""
     batches, small, said = batches_of(4, 4, 4), SmallDevice(room), []
     with one_thread_each():
@@ -131,7 +132,7 @@ class Bright(SmallDevice):
 
 def test_a_compiled_selector_meets_one_size_and_after_halving_one_more() -> None:
     """Short and empty batches are filled up to the size of the graph that there is, before and after it was halved."""
-    batches, small = batches_of(4, 3, 0, 4), Bright()
+    batches, small = batches_of(4, 3, 0, 4, 1), Bright()
     torch.compiler.reset()
     counters.clear()
     results = small.ranked(batches, batch_size=4, torchcompile="eager")
@@ -139,6 +140,6 @@ def test_a_compiled_selector_meets_one_size_and_after_halving_one_more() -> None
         ours = [next(results)]
         small.room = 3
         ours += results
-    assert small.asked == [4, 4, *TWICE, 2, 2, 2]
+    assert small.asked == [4, 4, 4, *TWICE, 2, 2, 2]
     assert counters["stats"]["unique_graphs"] == 2
     same(ours, ranked_side_by_side(batches, BatchRanker(Bright(), batch_size=4), threads=1), atol=1e-6)
