@@ -21,12 +21,12 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from device import authors
 from device.bench import COMPILED, Bench, about
-from device.data import RECIPES, make_files
+from device.data import RECIPES, Files, make_files
 from device.from_jpegs import jpeg_rows
 from device.limits import measure_limits
 from device.machine import facts
@@ -59,14 +59,15 @@ def groups(bench: Bench) -> list[Group]:
 
 
 def measure(
-    scope: Scope, device: torch.device, deadline: Deadline, folder: Path, theirs: Any
+    scope: Scope, device: torch.device, deadline: Deadline, folder: Path, theirs: ModuleType | None
 ) -> tuple[dict[str, list[Row]], list[str]]:
     """Rows by table, and what went wrong; a group that fails is a row that says so, and the next one is measured."""
     limits, rows = measure_limits(scope, device, deadline)
     found: dict[str, list[Row]] = {LIMITS: rows, STEPS: [], SELECTORS: [], JPEGS: []}
     failures: list[str] = []
-    made = None if deadline.passed else make_files(scope, folder)
-    bench = Bench(scope, device, deadline, limits, made, theirs)
+    bench = Bench(scope, device, deadline, limits, Files(folder), theirs)
+    if not deadline.passed:
+        make_files(scope, bench.files)
     for table, row, rows_of in groups(bench):
         if why := _left_out(row, deadline):
             found[table].append(row | {"batch": why})
@@ -143,7 +144,7 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         found, failures = measure(FULL if on_gpu else TINY, device, deadline, Path(folder), theirs)
     about_machine, notes = facts(device), _notes(found, failures, options)
-    text = section(about_machine, f"make gpu, --minutes {options.minutes:g}", tables(found, options.tests), notes)
+    text = section(about_machine, f"make gpu WRITE=1 MINUTES={options.minutes:g}", tables(found, options.tests), notes)
     print(text)
     if options.json is not None:
         content = {"machine": about_machine, "notes": notes, "tables": found}

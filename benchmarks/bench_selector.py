@@ -4,7 +4,8 @@
 
 DeiT-S at 224 px, random weights, selection blocks 3, 6, 9, float32 unless `--amp`. "Whole forward" is the selector run
 to the end (`Selector.logits`): the same attention, survivors' queries alone, but all blocks. The authors' own selector
-counts 5.99 / 6.89 / 7.85 / 7.98 GFLOP an image at stage keep 0.7 / 0.8 / 0.888 / 0.9; it is not run here.
+counts 5.99 / 6.89 / 7.85 / 7.98 GFLOP an image at stage keep 0.7 / 0.8 / 0.888 / 0.9; `bench_device.py --authors`
+runs it.
 """
 
 import argparse

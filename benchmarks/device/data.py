@@ -32,16 +32,23 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Files:
-    """What was made: shards, tickets of all of their images, and a folder for everything else."""
+    """Where everything is made: shards, tickets of all of their images, selectors' weights, runs."""
 
     folder: Path
-    shards: Path
-    tickets: Path
+
+    @property
+    def shards(self) -> Path:
+        """A folder of tars."""
+        return self.folder / "shards"
+
+    @property
+    def tickets(self) -> Path:
+        """A ticket file."""
+        return self.folder / "tickets.zarr"
 
 
-def make_files(scope: Scope, folder: Path) -> Files:
+def make_files(scope: Scope, files: Files) -> None:
     """Write shards of JPEGs and a ticket for each, as stage 1 would of a selector with random weights."""
-    files = Files(folder, folder / "shards", folder / "tickets.zarr")
     write_shards(files.shards, scope.num_images, shard_rows=1024, distinct=scope.distinct, size=scope.jpeg)
     side = scope.view // scope.patch
     budget = Budget.from_keep(scope.keeps[-1], side * side, 3)
@@ -49,7 +56,6 @@ def make_files(scope: Scope, folder: Path) -> Files:
     about = {"patch_size": scope.patch, "selector": SelectorInfo("deit", "", "random", (3, 6, 9))}
     index = open_index(str(files.shards))
     select_tickets(index, files.tickets, view=view, grid=Grid(side, side), budget=budget, **about)
-    return files
 
 
 def settings(scope: Scope, files: Files, device: torch.device, batch: int, name: str, **changes: Any) -> TrainConfig:

@@ -49,7 +49,8 @@ def jpeg_rows(bench: Bench, recipe: str, batch: int) -> list[Row]:
     row: Row = {"recipe": recipe, "model": name, "keep": keep, "batch": batch, "workers": workers}
     row |= {"loader, images/s": round(loaded), "step, images/s": round(stepped), "dlth train, images/s": round(reached)}
     row |= {"loader / step": loaded / stepped, "train / step": reached / stepped} if stepped else {}
-    row |= {"loop waits for data": waited, "GPU without a kernel": 1 - busy_share(watch.kernels)}
+    idle = 1 - busy_share(watch.kernels) if watch.kernels else "the profiler saw none"
+    row |= {"loop waits for data": waited, "GPU without a kernel": idle}
     return [row | {"goal": _verdict(loaded, reached, stepped)}]
 
 
@@ -132,4 +133,4 @@ def busy_share(intervals: Sequence[tuple[float, float]]) -> float:
     for start, stop in sorted(intervals):
         busy += max(0.0, stop - max(start, until))
         until = max(until, stop)
-    return busy / (until - min(intervals)[0]) if intervals else 0.0
+    return busy / (until - min(intervals)[0])

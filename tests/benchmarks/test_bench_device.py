@@ -83,7 +83,6 @@ def test_operations_and_bytes_are_counted() -> None:
 def test_busy_time_is_a_union() -> None:
     """Kernels that run at the same time count once, and gaps between them count as idle."""
     assert from_jpegs.busy_share([(0, 4), (2, 6), (8, 10), (8.5, 9)]) == 0.8
-    assert from_jpegs.busy_share([]) == 0
 
 
 def test_the_section_is_put_between_its_marks(tmp_path: Path) -> None:
