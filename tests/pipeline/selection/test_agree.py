@@ -179,3 +179,13 @@ def test_what_cannot_be_compared_is_refused(
     ):
         code, _, told = dlth("tickets", "agree", file, *named, "--data", shards)
         assert (code, problem in told.replace("\n", " ")) == (2, True), told
+
+
+def test_the_next_views_are_queued_before_a_selectors_answer_is_read(world: dict[str, Any]) -> None:
+    """On a device whose numbers cannot be read, rankings and scores of two batches are asked for before any is."""
+    asked = plan_agreement(TicketStore(world["file"]), checked(AgreeConfig, world["settings"]))
+    selector, embedded = asked.online.selector.to("meta"), []
+    selector.vit.patch_embed.register_forward_hook(lambda module, images, tokens: embedded.append(len(tokens)))
+    with pytest.raises(NotImplementedError, match="meta"):
+        agree(asked)
+    assert embedded == [5, 5, 5, 5]
