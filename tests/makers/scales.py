@@ -47,7 +47,7 @@ class Scale:
         return vit.eval()
 
 
-SELECTORS = {"cuda": Scale(224, 16, 384, 12, 6, batch=24), "cpu": Scale(32, 8, 32, 4, 2, batch=24)}
+SELECTORS = {"cuda": Scale(224, 16, 384, 12, 6, batch=12), "cpu": Scale(32, 8, 32, 4, 2, batch=24)}
 """DeiT-S on a GPU."""
 STUDENTS = {"cuda": Scale(224, 16, 192, 4, 3, batch=8), "cpu": Scale(32, 8, 32, 2, 2, batch=8)}
 """A third of DeiT-T on a GPU."""
