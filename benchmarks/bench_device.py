@@ -48,7 +48,7 @@ Group = tuple[str, Row, Callable[[int], list[Row]]]
 def groups(bench: Bench) -> list[Group]:
     """Everything but the limits, the most important first."""
     found: list[Group] = []
-    for compiled in (False, True) if bench.scope.compiled else (False,):
+    for compiled in (False, True) if bench.scope.compiler else (False,):
         for name in bench.scope.models:
             row = about(name, compiled)
             found.append((STEPS, row, partial(step_rows, bench, name, compiled)))

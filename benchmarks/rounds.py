@@ -17,11 +17,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 Step = Callable[[], object]
+Clock = Callable[[], float]
 
 
-def time_rounds(candidates: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after one round that is not counted."""
-    clock = _clock(device)
+def time_rounds(
+    candidates: Mapping[str, Step], rounds: int, device: torch.device, clock: Clock | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round, after one round that is not counted; by the device's clock if None."""
+    clock = clock or _clock(device)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, run in candidates.items():
@@ -72,7 +75,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([head, "|" + " --- |" * len(columns), *body])
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def _clock(device: torch.device) -> Clock:
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 

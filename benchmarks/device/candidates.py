@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from device import authors
 from device.bench import Bench
 from device.data import RECIPES, parts_of, selector_weights, settings
-from device.scope import COMPILER
 from dlth.data.loading.batch import Batch
 from dlth.tickets import Budget
 from dlth.training.models.registry import build
@@ -79,7 +78,7 @@ def _parts(bench: Bench, name: str, compile_: bool, batch: int, **changes: Any) 
     keeps = bench.scope.keeps
     schedule = ",".join(f"{epoch}:{keep}" for epoch, keep in enumerate(("1", *keeps)))
     run = {"keep": keeps[-1], "keep_schedule": schedule, "epochs": len(keeps) + 1}
-    run |= {"torchcompile": COMPILER if compile_ else None}
+    run |= {"torchcompile": bench.scope.compiler if compile_ else None}
     config = settings(bench.scope, bench.files, bench.device, batch, name, **RECIPES["deit"], **run, **changes)
     return parts_of(config, bench.device)
 

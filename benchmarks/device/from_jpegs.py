@@ -59,7 +59,7 @@ def _apart(bench: Bench, config: TrainConfig, skipped: int) -> tuple[float, floa
     parts = parts_of(config, bench.device)
     loaded, first = _loader_rate(parts, skipped)
     step = of_stepper(parts.stepper, [first.to(bench.device)], parts.budget(0, 0))
-    times = timed({"step": step}, bench.scope, bench.device, bench.deadline)
+    times = timed({"step": step}, bench.scope, bench.device, bench.deadline, time.perf_counter)
     return loaded, config.batch_size / middle(times["step"]) if times else 0.0
 
 

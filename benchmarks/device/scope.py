@@ -4,24 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-COMPILER = "inductor"
-
 
 @dataclass(frozen=True)
 class Scope:
     """The size of everything.
 
     `models`: name in the tables -> settings of `dlth train`, the most important first; `batch` images at most;
-    `compiled`: whether steps and selectors are measured compiled, too. Candidates take turns `rounds` times, each for
-    `least` seconds or one call. `matmul`: side of the square matrices; `copied`: MiB of a copy. `num_images` JPEGs of
-    `jpeg` (width, height) pixels, `distinct` of them different; `view`: side in pixels of what tickets are of, which
-    has patches of `patch`; `profiled` steps of a run are looked at kernel by kernel.
+    `compiler`: backend with which steps and selectors are measured compiled, too, None if they are not. Candidates take
+    turns `rounds` times, each for `least` seconds or one call. `matmul`: side of the square matrices; `copied`: MiB of
+    a copy. `num_images` JPEGs of `jpeg` (width, height) pixels, `distinct` of them different; `view`: side in pixels of
+    what tickets are of, which has patches of `patch`; `profiled` steps of a run are looked at kernel by kernel.
     """
 
     models: Mapping[str, Mapping[str, Any]]
     keeps: tuple[str, ...]
     batch: int
-    compiled: bool
+    compiler: str | None
     rounds: int
     least: float
     matmul: int
@@ -39,7 +37,7 @@ FULL = Scope(
     models={"DeiT-S": {"model": "deit_small"}, "DeiT-T": {"model": "deit_tiny"}, "DeiT-B": {"model": "deit_base"}},
     keeps=("0.9", "0.7", "0.5"),
     batch=256,
-    compiled=True,
+    compiler="inductor",
     rounds=5,
     least=0.2,
     matmul=8192,
@@ -59,7 +57,7 @@ TINY = Scope(
     models={"tiny": {"model": "vit_tiny_patch16_224", "model_kwargs": _TWO_BLOCKS, "img_size": 32}},
     keeps=("0.9", "0.7", "0.5"),
     batch=4,
-    compiled=False,
+    compiler=None,
     rounds=1,
     least=0.0,
     matmul=128,

@@ -13,7 +13,6 @@ from rounds import Step
 from device import authors
 from device.bench import Bench, about, rate, ratio, verdict
 from device.counts import cost_of_forward
-from device.scope import COMPILER
 from device.timing import Row, timed
 from dlth.training import Selector
 from dlth.training.device.compiled import compiled
@@ -35,7 +34,9 @@ def selector_rows(bench: Bench, name: str, compile_: bool, batch: int) -> list[R
     if not compile_:
         for key, function in functions.items():
             bench.costs["selector " + name, key] = cost_of_forward(_call(function, images), vit, images)
-    ready = {key: compiled(function, COMPILER) if compile_ else function for key, function in functions.items()}
+    ready = {
+        key: compiled(function, bench.scope.compiler) if compile_ else function for key, function in functions.items()
+    }
     candidates = {key: _call(function, images) for key, function in ready.items()}
     if bench.authors is not None:
         theirs = authors.model_like(bench.authors, vit, next(iter(selectors.values())).blocks).eval()

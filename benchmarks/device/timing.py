@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rounds import Step, synchronize, time_rounds
+from rounds import Clock, Step, synchronize, time_rounds
 
 from device.scope import Scope
 
@@ -35,10 +35,13 @@ class Deadline:
         return time.monotonic() >= self.at
 
 
-def timed(candidates: Mapping[str, Step], scope: Scope, device: torch.device, deadline: Deadline) -> Seconds:
+def timed(
+    candidates: Mapping[str, Step], scope: Scope, device: torch.device, deadline: Deadline, clock: Clock | None = None
+) -> Seconds:
     """Times of the candidates, which warm up one after the other and then take turns.
 
-    A candidate whose first call, the one that compiles, would begin after the deadline is left out.
+    A candidate whose first call, the one that compiles, would begin after the deadline is left out. `clock` as
+    `time_rounds` has it.
     """
     ready: dict[str, Step] = {}
     repeats: dict[str, int] = {}
@@ -52,7 +55,7 @@ def timed(candidates: Mapping[str, Step], scope: Scope, device: torch.device, de
         synchronize(device)
         repeats[name] = max(1, math.ceil(scope.least / (time.perf_counter() - start)))
         ready[name] = _repeated(run, repeats[name])
-    times = time_rounds(ready, scope.rounds, device)
+    times = time_rounds(ready, scope.rounds, device, clock)
     return {name: [seconds / repeats[name] for seconds in each] for name, each in times.items()}
 
 
