@@ -20,6 +20,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dlth.data.images.decode import BadImageError, decode
 from dlth.data.images.views import render
+from dlth.data.loading.sent_images import SentImages
 from dlth.data.shards.index import open_index
 from dlth.pipeline.selection import stage
 from dlth.pipeline.selection.config import SelectConfig
@@ -29,12 +30,14 @@ from dlth.tickets.errors import DlthError, InputError, MismatchError, MissingFil
 from dlth.tickets.format.provenance import describe
 from dlth.tickets.ranking.averaging import average
 from dlth.training import Selector
+from dlth.training.device.feed import over_a_stream
 from dlth.training.device.numerics import numerics
 from dlth.training.models.frame import Frame
 from dlth.training.models.pixels import Pixels
 from dlth.training.models.registry import build
 from dlth.training.models.weights_metadata import WeightsNote
 from dlth.training.runs.checkpoint import write_tensors
+from dlth.training.selectors import batch_ranker
 from dlth.training.selectors.batch_ranker import BatchRanker, one_thread_each, ranked_ahead
 from dlth.training.selectors.patch_ranker import Selection
 from dlth.training.selectors.rankers import RANKERS
@@ -134,10 +137,13 @@ def test_killed_at_its_file_system_steps_it_resumes_to_the_same_bytes(
 def test_stopped_with_a_batch_queued_ahead_it_resumes_to_the_same_bytes(
     make_shards: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stage 1 as a GPU computes it: progress counts what was read, in order; a stop costs no shard that was counted."""
+    """Stage 1 as a GPU computes it, shards claimed by the thread that sends their images: progress counts what was
+    read, in order; a stop lets go of all claims and costs no shard that was written."""
     shards, counted = make_shards(3, [5, 3, 4]), list[int]()
     run(shards.spec, tmp_path / "a.zarr", threads=1)
     monkeypatch.setattr(stage, "rank_batches", lambda batches, ranker, threads: ranked_ahead(batches, ranker))
+    monkeypatch.setattr(batch_ranker, "sent_ahead", over_a_stream)
+    monkeypatch.setattr(SentImages, "pin_memory", lambda batch: batch)  # which a CPU alone cannot
 
     def stop(images: int) -> None:
         counted.append(images)
