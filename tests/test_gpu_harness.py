@@ -21,3 +21,20 @@ def test_a_gpu_that_is_not_there_fails_in_one_line() -> None:
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert line.startswith("ERROR: --device cuda: PyTorch sees no CUDA GPU here")
     assert "make gpu DEVICE=cpu" in line
+
+
+def test_what_a_cpu_cannot_run_is_named() -> None:
+    """On a CPU every test that is left out is named with what it lacks, below their number."""
+    _, _, below = harness("--device", "cpu", "--collect-only").stdout.partition("not run on cpu: ")
+    number, *lines = below.splitlines()
+    named = [line for line in lines if line.startswith("test_") and ": needs " in line]
+    assert len(named) == int(number.split()[0])
+    assert "test_memory.py::test_a_ticket_spares_memory: needs a GPU" in named
+    assert "test_resume.py::test_two_ranks: needs 2 GPUs, found 0" in named
+
+
+def test_nothing_is_collected_where_there_is_no_gpu() -> None:
+    """Without --device a machine without a GPU collects nothing, says so, and the exit code is not that of success."""
+    done = harness("--collect-only")
+    assert done.returncode == 5
+    assert "nothing was collected, as there is no GPU" in done.stdout

@@ -23,6 +23,7 @@ from makers.runs import train_config
 from makers.scales import STUDENTS, Scale
 from makers.tickets import select_tickets
 
+from dlth.data.cores import num_cores
 from dlth.data.shards.index import open_index
 from dlth.tickets import ViewSpec
 from dlth.training.settings.train_config import TrainConfig
@@ -52,13 +53,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a device that is not there."""
+    """Refuse a device that is not there; let the CPU's side of a comparison have all cores where there is a GPU."""
     if config.getoption("device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(
             "--device cuda: PyTorch sees no CUDA GPU here, so nothing could be shown. On a machine without one:"
             " make gpu DEVICE=cpu (or pytest tests/gpu --device cpu), which runs what a CPU can, small"
         )
     config.stash[ROWS], config.stash[NOT_RUN] = [], {}
+    if _device_type(config) == "cuda":
+        torch.set_num_threads(num_cores())  # a GPU does not wait for what it is compared with
 
 
 def _device_type(config: pytest.Config) -> str | None:
@@ -131,7 +134,7 @@ def compared(pytestconfig: pytest.Config) -> Callable[[str, str, float, float | 
     """
 
     def compare(what: str, precision: str, worst: float, tolerance: float | None) -> None:
-        pytestconfig.stash[ROWS].append(Row(what, precision, float(worst), tolerance))
+        pytestconfig.stash[ROWS].append(Row(what, precision, float(f"{worst:.3g}"), tolerance))
         assert math.isfinite(worst), f"{what}, {precision}: {worst} is no number"
         if tolerance is not None:
             assert worst <= tolerance, f"{what}, {precision}: {worst:.3g} is beyond the tolerance {tolerance:.3g}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers.device_runs import Trained, prepared, rescaled, steps, trained, weights_apart, weights_of
+from makers.device_runs import Trained, prepared, scale_loss, steps, trained, weights_apart, weights_of
 from makers.masks import mask_file
 from makers.precisions import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS, TF32
 from makers.scales import Scale
@@ -126,20 +126,20 @@ def test_fused_optimizer(make_run: MakeRun, compared: Compared) -> None:
     compared("AdamW, fused: weights", FLOAT32, weights_apart(*ends, start), IN_FUSED)
 
 
-def test_a_gradient_that_overflows_float16_moves_nothing(make_run: MakeRun, device: torch.device) -> None:
+def test_a_gradient_that_overflows_float16_moves_nothing(make_run: MakeRun) -> None:
     """A scale of the loss that no gradient of float16 can bear is halved, the step is counted as rescaled, and weights
     and the optimizer's state stay to the bit; the next step on a scale that fits moves them.
     """
     with prepared(make_run(opt="adamw", amp=True, amp_dtype="float16")) as parts:
-        model, stepper = parts.student.model, parts.stepper
+        model = parts.student.model
         before = weights_of(model)
-        stepper.scaler = rescaled(stepper.scaler, device, 2.0**60)
+        scale_loss(parts, 2.0**60)
         (first,) = steps(parts, 1)
         assert (first.moved, first.rescaled) == (False, True)
-        assert stepper.scaler.get_scale() == 2.0**59
+        assert parts.stepper.scaler.get_scale() == 2.0**59
         assert all(torch.equal(now, before[name]) for name, now in weights_of(model).items())
         assert not parts.optimizer.state_dict()["state"]
-        stepper.scaler = rescaled(stepper.scaler, device, 2.0**8)
+        scale_loss(parts, 2.0**8)
         (second,) = steps(parts, 1)
         assert (second.moved, second.rescaled) == (True, False)
         assert not all(torch.equal(now, before[name]) for name, now in weights_of(model).items())

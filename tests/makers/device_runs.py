@@ -29,9 +29,19 @@ class Trained:
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[Parts]:
-    """What a run is made of, for who looks at its steps; in the block products are taken as in the run."""
+    """What a run is made of, for who looks at its steps; in the block products are taken as in the run. The scale of
+    float16's loss begins where it can stay, so that all steps move the weights.
+    """
     with numerics(config.tf32, config.deterministic), joined(config.device) as world:
-        yield prepare(config, world, Reporter())
+        parts = prepare(config, world, Reporter())
+        scale_loss(parts, 2.0**8)
+        yield parts
+
+
+def scale_loss(parts: Parts, scale: float) -> None:
+    """Begin with another scale of float16's loss; one that scales nothing still does not."""
+    device, enabled = parts.world.device, parts.stepper.scaler.is_enabled()
+    parts.stepper.scaler = torch.amp.GradScaler(device.type, init_scale=scale, enabled=enabled)
 
 
 def steps(parts: Parts, number: int) -> list[StepResult]:
@@ -45,20 +55,13 @@ def steps(parts: Parts, number: int) -> list[StepResult]:
 
 
 def trained(config: TrainConfig, number: int = 4) -> Trained:
-    """The first steps of a run, all of which move the weights: float16's scale of the loss begins where it can stay."""
+    """The first steps of a run, all of which move the weights."""
     with prepared(config) as parts:
-        model, scaler = parts.student.model, parts.stepper.scaler
-        parts.stepper.scaler = rescaled(scaler, parts.world.device, 2.0**8)
-        start = weights_of(model)
+        model, start = parts.student.model, weights_of(parts.student.model)
         results = steps(parts, number)
         assert all(result.moved for result in results)
         losses = torch.tensor([result.loss for result in results], dtype=torch.float64)
         return Trained(losses, start, weights_of(model), weights_of(parts.ema.module) if parts.ema is not None else {})
-
-
-def rescaled(scaler: torch.amp.GradScaler, device: torch.device, scale: float) -> torch.amp.GradScaler:
-    """A scaler that begins with another scale; one that scales nothing still does not."""
-    return torch.amp.GradScaler(device.type, init_scale=scale, enabled=scaler.is_enabled())
 
 
 def weights_of(model: nn.Module) -> Weights:

@@ -77,4 +77,5 @@ def traced(device: torch.device, work: Callable[[], Any]) -> Trace:
             start, stream = float(event["ts"]), event.get("args", {}).get("stream")
             name = VERSION.sub("", event["name"])
             spans.setdefault(event.get("cat", ""), []).append(Span(name, start, start + float(event["dur"]), stream))
+    assert device.type != "cuda" or "cuda_runtime" in spans, "PyTorch's profiler sees nothing of this GPU (CUPTI)"
     return Trace(spans)
