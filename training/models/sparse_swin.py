@@ -29,17 +29,20 @@ from dlth.tickets.errors import InputError
 from dlth.training.models.embedding import embed_patches, image_grid
 from dlth.training.models.student import ImageStudent, check_patches
 from dlth.training.models.window_attention import attend_in_windows
-from dlth.training.models.window_plan import Layout, WindowPlan, number, plan_windows
+from dlth.training.models.window_plan import Layout, WindowPlan, cells_of, number, plan_windows
 
 Block = Any
 """timm's block, V1 or V2: a type checker takes what a module holds for `Tensor | Module`."""
 
 
 class Tokens(NamedTuple):
-    """Kept tokens float [T, C], image after image, row-major within one, and where they are: bool [B, rows, cols]."""
+    """Kept tokens float [T, C], image after image, row-major within one, and where they are: bool [B, rows, cols];
+    `at_hand`: the same on the CPU, which knows by it how many there are.
+    """
 
     values: Tensor
     kept: Tensor
+    at_hand: Tensor
 
     @property
     def per_image(self) -> Tensor:
@@ -101,35 +104,52 @@ class SparseSwin(ImageStudent):
                 f"a grid of {grid[0]}x{grid[1]} tokens is not whole patches of {self.patch_size} pixels: give a"
                 " --patch-size, or an --img-size, that fits"
             )
-        kept = torch.zeros(len(images), rows * cols, dtype=torch.bool, device=images.device).scatter(1, patches, True)
-        kept = kept.view(-1, rows, 1, cols, 1).expand(-1, -1, side, -1, side).reshape(-1, *grid)
-        cells = kept.flatten(1).nonzero()[:, 1].view(len(images), patches.shape[1] * side**2)
-        return Tokens(embed_patches(model, images, cells, grid).flatten(0, 1), kept)
+
+        def kept(patches: Tensor) -> Tensor:
+            whole = torch.zeros(len(patches), rows * cols, dtype=torch.bool, device=patches.device)
+            whole = whole.scatter_(1, patches, True).view(-1, rows, 1, cols, 1)
+            return whole.expand(-1, -1, side, -1, side).reshape(-1, *grid)
+
+        at_hand = read(patches)
+        of_images = kept(patches)
+        cells = cells_of(of_images.flatten(1), patches.shape[1] * side**2)
+        return Tokens(embed_patches(model, images, cells, grid).flatten(0, 1), of_images, kept(at_hand))
+
+
+def read(patches: Tensor) -> Tensor:
+    """The patches on the CPU. On a GPU this waits for the step before; nothing else in a forward waits."""
+    return patches.cpu()
 
 
 def _run_stage(stage: Any, tokens: Tokens) -> Tokens:
     """Merging, where the stage begins with it, and the stage's blocks."""
     if not isinstance(stage.downsample, nn.Identity):
         tokens = _merge(stage.downsample, tokens)
-    values, kept = tokens
+    values, kept, at_hand = tokens
     grid = (kept.shape[1], kept.shape[2])
     layouts = [Layout(grid, tuple(block.window_size), tuple(block.shift_size)) for block in stage.blocks]
-    plans = {layout: plan_windows(kept.flatten(1), layout) for layout in set(layouts)}
+    plans = {layout: plan_windows(kept.flatten(1), layout, at_hand.flatten(1)) for layout in set(layouts)}
     per_image = tokens.per_image
     for block, layout in zip(stage.blocks, layouts, strict=True):
         inputs = values, plans[layout], per_image
         values = checkpoint(_run_block, block, *inputs) if stage.grad_checkpointing else _run_block(block, *inputs)
-    return Tokens(values, kept)
+    return Tokens(values, kept, at_hand)
 
 
 def _merge(merging: Any, tokens: Tokens) -> Tokens:
     """timm's merging of 2x2 tokens, each four of them an image of its own; a missing one is zero."""
-    values, kept = tokens
+    values, kept, at_hand = tokens
     numbers = F.pad(number(kept), (0, kept.shape[2] % 2, 0, kept.shape[1] % 2), value=-1)
     of_cell = numbers.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)  # [B, rows, cols, 2, 2]
-    alive = (of_cell >= 0).flatten(3).any(dim=3)
-    four = of_cell[alive]
-    return Tokens(merging(_take_or_zero(values, four)).flatten(0, 2), alive)
+    alive, still = _merged(kept), _merged(at_hand)
+    four = of_cell.flatten(0, 2)[cells_of(alive.flatten(), int(still.sum()))]
+    return Tokens(merging(_take_or_zero(values, four)).flatten(0, 2), alive, still)
+
+
+def _merged(kept: Tensor) -> Tensor:
+    """Which 2x2 cells of a grid, bool [B, rows, cols], hold any token."""
+    padded = F.pad(kept, (0, kept.shape[2] % 2, 0, kept.shape[1] % 2))
+    return padded.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).any(dim=4).any(dim=2)
 
 
 def _run_block(block: Block, values: Tensor, plan: WindowPlan, per_image: Tensor) -> Tensor:

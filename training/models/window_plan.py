@@ -69,20 +69,20 @@ class WindowPlan(NamedTuple):
     slots: Tensor
 
 
-def plan_windows(kept: Tensor, layout: Layout) -> WindowPlan:
+def plan_windows(kept: Tensor, layout: Layout, at_hand: Tensor | None = None) -> WindowPlan:
     """The plan of a layer.
 
     Args:
         kept: bool [B, cells], which cells of the grid hold a token, row-major; tokens are numbered in this order
+        at_hand: the same on the CPU, by which no number is read from a GPU
     """
+    at_hand = kept if at_hand is None else at_hand
     cells, pairs = _window_tables(layout, kept.device)
-    num_tokens = int(kept.sum())
+    num_tokens, histogram = int(at_hand.sum()), _histogram(at_hand, layout)
     tokens = F.pad(number(kept), (0, 1), value=num_tokens)[:, cells].flatten(0, 1)  # [all windows, A]
     is_there = tokens >= 0
-    counts = is_there.sum(dim=1).masked_fill(~((tokens >= 0) & (tokens < num_tokens)).any(dim=1), 0)
-    by_count = counts.argsort(stable=True)
+    by_count = _counts(kept, cells).argsort(stable=True)
     places = is_there.byte().argsort(dim=1, descending=True, stable=True)  # those that hold a token first
-    histogram = torch.bincount(counts, minlength=len(cells[0]) + 1).tolist()
     groups, rows, own = [], [], []
     start = histogram[0]
     for size, num in _split(histogram):
@@ -96,10 +96,34 @@ def plan_windows(kept: Tensor, layout: Layout) -> WindowPlan:
         groups.append(Group(num, size, of_pair.masked_fill(~there[:, None], 2 * layout.num_offsets)))
         rows.append(tokens[windows].gather(1, place).flatten())
         own.append(there.flatten())
-    all_rows, is_own = torch.cat(rows), torch.cat(own)
+    all_rows = torch.cat(rows)
     slots = torch.empty(num_tokens + 1, dtype=torch.int64, device=kept.device)
-    slots[all_rows[is_own]] = torch.arange(len(all_rows), device=kept.device)[is_own]
+    owners = torch.where(torch.cat(own), all_rows, num_tokens)  # slots that are nobody's own go where padding goes
+    slots.scatter_(0, owners, torch.arange(len(all_rows), device=kept.device))
     return WindowPlan(all_rows, groups, slots[:num_tokens])
+
+
+def cells_of(kept: Tensor, num_cells: int) -> Tensor:
+    """The cells of `kept` bool [..., cells] that hold a token, rising: int64 [..., num_cells], as many as each row has,
+    so that no number of them is read.
+    """
+    return kept.byte().argsort(dim=-1, descending=True, stable=True)[..., :num_cells]
+
+
+def _counts(kept: Tensor, cells: Tensor) -> Tensor:
+    """How many places of each window of each image have a query or a key, int64 [all windows]: tokens and padding of
+    the grid; none where there is no token.
+    """
+    there = F.pad(kept, (0, 1), value=True)[:, cells].flatten(0, 1)
+    has_token = F.pad(kept, (0, 1), value=False)[:, cells].flatten(0, 1).any(dim=1)
+    return there.sum(dim=1).masked_fill(~has_token, 0)
+
+
+def _histogram(kept: Tensor, layout: Layout) -> list[int]:
+    """How many windows have 0, 1, … all such places."""
+    cells, _ = _window_tables(layout, kept.device)
+    counted: list[int] = torch.bincount(_counts(kept, cells), minlength=len(cells[0]) + 1).tolist()
+    return counted
 
 
 def number(kept: Tensor) -> Tensor:

@@ -145,6 +145,28 @@ def test_a_step_reads_its_device_once_and_copies_nothing_to_it(
     assert watch.copied == 2 * SENT.get(name, 0)
 
 
+def test_sparse_swin_reads_its_patches_once_a_forward_besides(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say how many tokens its windows hold, and how many are left when tokens merge."""
+    swin = {"patch_size": 2, "window_size": 4, "embed_dim": 12, "depths": [2, 2], "num_heads": (2, 2)}
+    options = {"model": "swin_tiny_patch4_window7_224", "model_kwargs": swin, "how": "sparse", "drop_path": 0.2}
+    parts = prepare(make_run(**SHORT, **options), World(0, 1, CPU), Reporter())
+    batches = next(parts.train_steps(0, 0))
+    patches, asked = [batch.patches for batch in batches], []
+
+    def read(there: Tensor) -> Tensor | None:
+        asked.append(there)
+        return patches[len(asked) - 1]
+
+    monkeypatch.setattr("dlth.training.models.sparse_swin.read", read)
+    monkeypatch.setattr("dlth.training.runs.step.read_later", lambda values: lambda: [torch.ones(3)])
+    stepper, watch = on_meta(parts), Watch()
+    parts.pixels(batches[0].images.to(META))
+    assert stepped(stepper, batches, parts, watch).moved
+    assert (len(asked), watch.copied) == (1, 0)
+
+
 def test_float16s_scaler_is_read_only_after_a_step_that_did_not_move(make_run: MakeRun) -> None:
     """A scale that overflows is asked for once, to be told of, and halved; a step that moves asks for nothing."""
     parts = prepare(make_run(amp=True, amp_dtype="float16", opt="sgd", **SHORT), World(0, 1, CPU), Reporter())
