@@ -9,7 +9,7 @@ import timm
 import torch
 
 from dlth.data.cores import num_cores
-from dlth.training.runs.run_progress import device_name
+from dlth.training.device.facts import device_name
 
 
 def facts(device: torch.device) -> dict[str, str]:

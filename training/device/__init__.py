@@ -1,4 +1,4 @@
-"""The device that computes: batches on their way to it, numbers on their way back, its precision and its compiler.
+"""The device that computes: batches on their way to it, numbers on their way back, precision, compiler, facts of it.
 
 May import: nothing.
 """

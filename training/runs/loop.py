@@ -24,6 +24,7 @@ import torch
 from dlth.tickets import Budget
 from dlth.tickets.errors import shown
 from dlth.tickets.store.locks import owned
+from dlth.training.device.facts import device_name, device_versions, forget_peak, peak_memory
 from dlth.training.device.numerics import numerics
 from dlth.training.distributed.agreement import agree
 from dlth.training.distributed.process_group import World, joined
@@ -35,7 +36,7 @@ from dlth.training.reporter import Reporter
 from dlth.training.run_files import write_text
 from dlth.training.runs import checkpoint
 from dlth.training.runs.pruned import check_kept, keep_mask
-from dlth.training.runs.result import DivergedError, RunResult, diverged, read_result, write_result
+from dlth.training.runs.result import DivergedError, RunResult, diverged, read_result, versions, write_result
 from dlth.training.runs.resume import (
     BEST,
     CHECKPOINTS,
@@ -46,7 +47,7 @@ from dlth.training.runs.resume import (
     resume_path,
     take_over,
 )
-from dlth.training.runs.run_progress import RunProgress, Totals, device_name, peak_memory
+from dlth.training.runs.run_progress import RunProgress, Totals
 from dlth.training.runs.runlog import METRICS, RESULT, Mark, RunLog
 from dlth.training.runs.setup import HEADLINE, Parts, as_student, prepare
 from dlth.training.runs.step import StepResult
@@ -88,6 +89,7 @@ class Training:
     def __init__(self, config: TrainConfig, world: World, reporter: Reporter) -> None:
         self.config, self.world, self.reporter = config, world, reporter
         self.out = Path(config.out)
+        forget_peak(world.device)  # of a run before it in this process
         self.parts: Parts = prepare(config, world, reporter)
         self.progress = RunProgress.beginning(config.start_step, self.parts.inputs.steps_per_epoch)
         self.log: RunLog | None = None
@@ -371,6 +373,7 @@ class Training:
             epochs=at.epoch,
             steps=at.step,
             device=device_name(self.world.device),
+            versions=versions() | device_versions(self.world.device),
             world_size=self.world.size,
             peak_memory_bytes=peak_memory(self.world.device),
             throughput=at.in_run.rates() | self._step_seconds(),

@@ -54,6 +54,8 @@ class RunResult:
     train_loss: mean loss of the last whole epoch, None where no step of it had a number as loss
     hidden_share: mean share of the kept patches' area that showed fill or noise, over the run; None without a step
     whole_images: how often an image was trained on all patches as it, or the one it mixed with, had no ticket
+    device, versions: who computed it: the device's name, packages, and of a GPU what decides its kernels
+    peak_memory_bytes: most that a GPU's allocator held in the run, or that the process held on a CPU
     throughput: images and tokens per second over all ranks, seconds in data and in compute, over the whole run;
         step_seconds: median of what a step computed, over the steps since the run was last started
     """

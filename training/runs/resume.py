@@ -15,6 +15,7 @@ import torch
 
 from dlth.tickets.errors import DamageError, InputError, MismatchError, shown
 from dlth.tickets.store.disk import refuse_linked
+from dlth.training.device.facts import device_versions
 from dlth.training.models.weights import check_fits
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
 from dlth.training.pruning.recipe import MASK, REWIND
@@ -87,7 +88,10 @@ def facts_to_resume(parts: Parts) -> dict[str, dict[str, Any]]:
     world = parts.world
     loose = {"processes": world.size, "threads": torch.get_num_threads(), "device": world.device.type}
     loose |= {"deterministic": True} if parts.config.deterministic else {}
-    return {STRICT: fixed_settings(parts.config) | parts.read, LOOSE: loose | versions()}
+    return {
+        STRICT: fixed_settings(parts.config) | parts.read,
+        LOOSE: loose | versions() | device_versions(world.device),
+    }
 
 
 def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:

@@ -5,13 +5,10 @@ and the run, so that a wrong one is refused even where no digest covers it.
 """
 
 import json
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Self
 
-import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlth.data.loading.patches import ARMS
@@ -187,16 +184,3 @@ def _is_best(best: Mapping[str, Any], epoch: int) -> bool:
     if {name: type(value) for name, value in best.items()} != {"epoch": int, "tokens": str, "top1": float}:
         return False
     return bool(0 <= best["epoch"] <= epoch and best["tokens"] in (*ARMS, DROPPING) and 0 <= best["top1"] <= 100)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: allocated on the GPU, or resident in this process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def device_name(device: torch.device) -> str:
-    """The device as a person knows it, e.g. the GPU's model name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

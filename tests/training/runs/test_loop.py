@@ -105,6 +105,7 @@ def test_a_run_leaves_weights_that_timm_loads_and_every_record(make_run: MakeRun
     }
     assert all(row["images"] == 11 for row in written["evaluation"]["ema"].values())
     assert {"torch", "timm", "zarr", "python"} <= written["versions"].keys()
+    assert not {"cuda", "driver"} & written["versions"].keys()
     assert layered({}, config_file=out / "config.toml") == config
     rows = list(csv.DictReader((out / "summary.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
