@@ -32,8 +32,9 @@ def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
     Raises:
         InputError: CUDA is in use already, without such a workspace; or a kernel has no deterministic way
     """
+    cudnn: Any = torch.backends.cudnn  # of whose parts a type checker does not know
     with ExitStack() as after:
-        for products in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        for products in (torch.backends.cuda.matmul, cudnn.conv):
             _set(after, products, "fp32_precision", "tf32" if tf32 else "ieee")
         if not deterministic:
             yield
@@ -42,7 +43,7 @@ def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
         before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         after.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])
         torch.use_deterministic_algorithms(True)
-        _set(after, torch.backends.cudnn, "benchmark", False)
+        _set(after, cudnn, "benchmark", False)
         # PyTorch would fill what `torch.empty` gives, for programs that read it unwritten: none of ours does
         _set(after, torch.utils.deterministic, "fill_uninitialized_memory", False)
         try:
