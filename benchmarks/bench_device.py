@@ -171,4 +171,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except DlthError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from device.page import put_into
+from memory import kept_for_backward
 from rounds import gflop, markdown
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from dlth.tickets.ranking.budget import num_kept
 from dlth.training import Selector, make_student
-from dlth.training.models.registry import outline
+from dlth.training.models.registry import build, outline
+from dlth.training.models.student import Student
 
 PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
 MODELS = {"DeiT-T": "deit_tiny", "DeiT-S": "deit_small", "DeiT-B": "deit_base"}
@@ -81,6 +84,26 @@ def counts_of(model: str, keep: str) -> Counts:
     return Counts(forward, whole, ranking)
 
 
+def memory_row(name: str, model: str) -> dict[str, Any]:
+    """What a training step in float32 holds: weights with gradients and AdamW's moments, and what backward needs of
+    images.
+    """
+    student = make_student(build(model).train())
+    weights = sum(parameter.numel() for parameter in student.parameters())
+    row: dict[str, Any] = {"model": name, "weights and AdamW, GB": 16 * weights / 1e9}
+    for keep in ("1", MIDDLE):
+        row[f"MiB/image, keep {keep}"] = kept = round(kept_of_image(student, keep), 1)
+        row[f"256 images, keep {keep}, GB"] = 256 * kept * 2**20 / 1e9
+    return row
+
+
+def kept_of_image(student: Student, keep: str) -> float:
+    """MiB that autograd holds of one image in float32, counted on fake tensors, which have shapes and no numbers."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image, patches = torch.randn(1, 3, SIDE, SIDE), torch.arange(num_kept(keep, PATCHES))[None]
+        return kept_for_backward(lambda: student(image, None if keep == "1" else patches))
+
+
 def images_per_second(gpu: Gpu, gflop_per_image: float, share: float) -> float:
     """How many images at that share of the datasheet's rate."""
     return share * gpu.tflops * 1e3 / gflop_per_image
@@ -125,6 +148,8 @@ def tables() -> str:
     ]
     parts = ["Counted operations, 224 px, patches of 16:", markdown(counted_rows(counts))]
     parts += ["Datasheets (dense bfloat16, as far as they are known here):", markdown(sheets)]
+    memory = [memory_row(name, model) for name, model in MODELS.items()]
+    parts += ["Memory of a training step in float32, optimizer included:", markdown(memory)]
     for model in MODELS:
         parts += [
             f"{model}, a training step, images/s; cores and bytes for keep {MIDDLE} at 40 %:",
