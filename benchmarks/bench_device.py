@@ -92,9 +92,8 @@ def _left_out(row: Row, deadline: Deadline) -> str:
     return "not measured (no C compiler, which inductor calls)" if needs_compiler else ""
 
 
-def tables(found: dict[str, list[Row]], tests: Path | None) -> list[Table]:
-    """The tables of the section, with what their columns mean."""
-    right = [] if tests is None else json.loads(tests.read_text())
+def tables(found: dict[str, list[Row]], right: list[Row]) -> list[Table]:
+    """The tables of the section, with what their columns mean; `right`: rows of tests/gpu."""
     return [
         Table("Right (`tests/gpu`)", "Largest difference from the same on the CPU, and what the test allows.", right),
         Table("What the device does at best", "Measured here; the limits of the tables below.", found[LIMITS]),
@@ -140,13 +139,15 @@ def main(words: list[str] | None = None) -> int:
     deadline, device = Deadline.after(options.minutes), pick_device(options.device)
     on_gpu = device.type == "cuda"
     theirs = authors.load(options.authors) if options.authors is not None else None
+    right = json.loads(options.tests.read_text()) if options.tests is not None else []
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         found, failures = measure(FULL if on_gpu else TINY, device, deadline, Path(folder), theirs)
     about_machine, notes = facts(device), _notes(found, failures, options)
-    text = section(about_machine, f"make gpu WRITE=1 MINUTES={options.minutes:g}", tables(found, options.tests), notes)
+    text = section(about_machine, f"make gpu WRITE=1 MINUTES={options.minutes:g}", tables(found, right), notes)
     print(text)
     if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"machine": about_machine, "notes": notes, "tables": found}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.write and on_gpu:
