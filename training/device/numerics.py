@@ -32,10 +32,8 @@ def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
     Raises:
         InputError: CUDA is in use already, without such a workspace; or a kernel has no deterministic way
     """
-    cudnn: Any = torch.backends.cudnn  # of whose parts a type checker does not know
     with ExitStack() as after:
-        for products in (torch.backends.cuda.matmul, cudnn.conv):
-            _set(after, products, "fp32_precision", "tf32" if tf32 else "ieee")
+        _set_products(after, tf32)
         if not deterministic:
             yield
             return
@@ -43,7 +41,7 @@ def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
         before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         after.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])
         torch.use_deterministic_algorithms(True)
-        _set(after, cudnn, "benchmark", False)
+        _set(after, torch.backends.cudnn, "benchmark", False)
         # PyTorch would fill what `torch.empty` gives, for programs that read it unwritten: none of ours does
         _set(after, torch.utils.deterministic, "fill_uninitialized_memory", False)
         try:
@@ -58,6 +56,23 @@ def tell_tf32(asked: bool, device: torch.device, note: Callable[[str], None]) ->
     """Say that TF32 was asked for where there is none."""
     if asked and device.type != "cuda":
         note(f"--tf32 is a way of GPUs: on {device} float32 stays what it is")
+
+
+def _set_products(after: ExitStack, tf32: bool) -> None:
+    """Set float32 products, in both ways that PyTorch has: some of its code asks in the older one, and is refused an
+    answer where the two say different things, or where recurrent networks' say another than convolutions'.
+    """
+    matrices: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn  # of whose parts a type checker does not know
+    products = [matrices, cudnn.conv, cudnn.rnn]
+
+    def put(names: list[str]) -> None:
+        matrices.allow_tf32, cudnn.allow_tf32 = names[0] == "tf32", names[1] == "tf32"
+        for each, name in zip(products, names, strict=True):  # after: the older way changes the newer one
+            each.fp32_precision = name
+
+    after.callback(put, [each.fp32_precision for each in products])
+    put(["tf32" if tf32 else "ieee"] * len(products))
 
 
 def _set(after: ExitStack, holder: Any, name: str, value: Any) -> None:

@@ -39,7 +39,11 @@ def test_a_block_has_the_products_it_asks_for_and_puts_all_back(tf32: bool, name
     before = switches()
     with numerics(tf32):
         assert switches() == before | {"matrices": name, "convolutions": name}
+        # inductor asks in the older way, which raises where it says another thing than the newer one
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
     assert switches() == before
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, True)
 
 
 def test_deterministic_kernels_are_asked_for_and_put_back() -> None:
