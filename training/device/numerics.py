@@ -49,7 +49,8 @@ def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
         except RuntimeError as error:
             if isinstance(error, DlthError) or "deterministic" not in str(error):
                 raise
-            raise InputError(f"--deterministic: {shown(str(error).splitlines()[0])} Leave it out") from error
+            problem = str(error).splitlines()[0].partition(", but you set")[0]
+            raise InputError(f"--deterministic: {shown(problem)}; leave it out, or what needs that") from error
 
 
 def tell_tf32(asked: bool, device: torch.device, note: Callable[[str], None]) -> None:
