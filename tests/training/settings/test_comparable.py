@@ -68,6 +68,8 @@ def test_arms_with_and_without_tickets_see_the_same_images(
         f"the setting lr: {config['lr'] or 'none'} (arm dense, seed 42), 0.5 (arm dense, seed 42)",
     ]
     assert comparable([dense, longer], besides=["lr", "val_view", "epochs"]) == [], "steps follow from epochs"
+    rounded = {**dense, "config": config | {"tf32": True, "deterministic": True}}
+    assert [text.split(":")[0] for text in comparable([dense, rounded])] == ["the setting tf32"]
     assert comparable([ticket, {**ticket, "k": 3}], besides=["keep"]) == []
     kept = {**random, "k": 3, "config": random["config"] | {"hidden": "keep", "mode": "online"}}
     assert comparable([dense, kept]) == [], "all patches are kept there"
