@@ -88,8 +88,10 @@ def _lack(item: pytest.Item, device: str | None) -> str:
         needed, found = gpu.kwargs.get("devices", 1), torch.cuda.device_count() if device == "cuda" else 0
         if found < needed:
             return "needs a GPU" if needed == 1 else f"needs {needed} GPUs, found {found}"
-    if item.get_closest_marker("compiler") is not None and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return "needs a C compiler (inductor calls it)"
+    if item.get_closest_marker("compiler") is not None:
+        language, compilers = ("C", ("cc", "gcc", "clang")) if device == "cuda" else ("C++", ("g++", "clang++"))
+        if not any(map(shutil.which, compilers)):
+            return f"needs a {language} compiler, which inductor calls: {', '.join(compilers)}"
     return ""
 
 
