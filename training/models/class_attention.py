@@ -154,8 +154,11 @@ def _rotated(attn: TimmAttention, x: Tensor, rotary: Tensor | None) -> Tensor:
 
 
 def no_autocast(device: str) -> AbstractContextManager[Any]:
-    """Matrix products in the dtype of their operands; a device without autocast (meta) has nothing to switch off."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    """Matrix products in the dtype of their operands; the meta device has no autocast, so nothing to switch off.
+
+    Not by `torch.amp.is_autocast_available`, at which the compiler of torch 2.11 ends a graph.
+    """
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _class_query(attn: TimmAttention, x: Tensor) -> Tensor:
