@@ -1,17 +1,18 @@
 """`make gpu` without a GPU: a failure in one line, and never tests that seem to have passed."""
 
-import os
 import subprocess
-import sys
+from pathlib import Path
 
+import pytest
 from makers import ROOT
+from makers.warm import run_warm
 
 
 def harness(*words: str) -> "subprocess.CompletedProcess[str]":
     """`pytest tests/gpu …` where no GPU can be seen."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu", *words]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": ""}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    script = Path(pytest.__file__).with_name("__main__.py")
+    command = [script, "-p", "no:cacheprovider", ROOT / "tests" / "gpu", *words]
+    return run_warm(command, environments=[{"CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": ""}])[0]
 
 
 def test_a_gpu_that_is_not_there_fails_in_one_line() -> None:
