@@ -14,9 +14,7 @@ from timm.utils import ModelEmaV3
 from dlth.data.loading.batch import Batch, StepBatches
 from dlth.data.loading.loader import TrainLoader
 from dlth.tickets import Budget, Grid, TicketStore
-from dlth.tickets.callbacks import Note
 from dlth.tickets.errors import InputError
-from dlth.tickets.seeding import derive
 from dlth.training.device.feed import sent_ahead
 from dlth.training.device.numerics import tell_tf32
 from dlth.training.distributed.agreement import agree, settings_of
@@ -27,24 +25,23 @@ from dlth.training.evaluation.ticket_fit import fitted_student, tickets_crop, to
 from dlth.training.models.frame import Frame, described
 from dlth.training.models.lvvit import LVViT
 from dlth.training.models.pixels import Pixels
-from dlth.training.models.registry import build, patch_size_of, resolve
+from dlth.training.models.registry import patch_size_of, resolve
 from dlth.training.models.student import Student
 from dlth.training.models.weights import weights_digest
 from dlth.training.models.weights_metadata import (
     ABOUT_IMAGES,
-    ABOUT_MODEL,
-    ABOUT_SELECTION,
     NOT_THE_MODELS,
     SelectionNote,
     WeightsFile,
     WeightsNote,
 )
-from dlth.training.pruning.mask_file import MaskFile, check_mask_fits
+from dlth.training.pruning.mask_file import MaskFile
 from dlth.training.reporter import Reporter
 from dlth.training.runs.inputs import Inputs, open_files
 from dlth.training.runs.keep_schedule import KeepMilestones, KeepSchedule, Schedule, final_budget
 from dlth.training.runs.optim import SetRate, lowest_rate, make_ema, make_optimizer, make_schedule
 from dlth.training.runs.pruned import check_steps, held_to, mask_facts, opened_mask, weights_fact
+from dlth.training.runs.start import begins_with, starting_model, starts_from, with_recorded
 from dlth.training.runs.step import Stepper
 from dlth.training.runs.step_flops import StepFlops
 from dlth.training.selectors.online import OnlineSelector, open_selector
@@ -215,11 +212,11 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
     tell_tf32(config.tf32, world.device, reporter.note)
     with world.together():
         start = WeightsFile.find(config.init_from) if config.init_from is not None else None
-        config, images = _with_recorded(config, start, reporter.note)
+        config, images = with_recorded(config, start, reporter.note)
         mask = opened_mask(config)
     files = open_files(config, world)
     with world.together():
-        model = _model(config, files.num_classes, start, mask)
+        model = starting_model(config, files.num_classes, start, mask)
         student = as_student(config, model, files.store, files.val_store)
         _check_mixing(config, student)
         _check_learns(config, student)
@@ -247,28 +244,17 @@ def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:
         budget = lambda epoch, step: _served(schedule.budget(epoch, step), student)  # noqa: E731
         loader = inputs.loader(budget, student.embeds_kept_only)
     digest = weights_digest(model)
-    read = contents(inputs, online) | _begins_with(digest if start is not None else "", mask)
+    read = contents(inputs, online) | begins_with(digest if start is not None else "", mask)
     agree(world, read)
     masks = held_to(mask, model, ema)
     sizes = schedule.most_sizes
     stepper = Stepper(student, optimizer, ema, config, world, pixels, files.num_classes, in_loop, sizes, masks)
-    starts = _starts_from(config, digest, reporter.note)
+    starts = starts_from(config, digest, reporter.note)
     return Parts(
         *(config, world, inputs, student, starts, ema, optimizer, set_rate),
         *(schedule, loader, stepper, pixels, online, select),
         *(StepFlops(student, online if in_loop is not None else None), mask, read, digest),
     )
-
-
-def _starts_from(config: TrainConfig, digest: str, note: Note) -> str:
-    """Whose weights the run starts from; `note` is told of a selector that is to be fine-tuned from none."""
-    if config.init_from is not None:
-        return f"{config.init_from} (sha256 {digest[:16]})"
-    if config.pretrained:
-        return "timm's weights"
-    if isinstance(config, SelectorTrainConfig):
-        note("the selector starts from random weights; fine-tuning wants trained ones: --init-from, or --pretrained")
-    return "random weights (no --init-from)"
 
 
 def _check_learns(config: TrainConfig, student: Student) -> None:
@@ -313,12 +299,6 @@ def contents(inputs: Inputs, online: OnlineSelector | None) -> dict[str, Any]:
     )
 
 
-def _begins_with(digest: str, mask: MaskFile | None) -> dict[str, str]:
-    """Digests of the weights that a run begins with, and of its mask; of each that it has."""
-    begins = {"initial weights": digest, "mask": mask.identity if mask is not None else ""}
-    return {name: value for name, value in begins.items() if value}
-
-
 def as_student(config: TrainConfig, model: torch.nn.Module, *stores: TicketStore | None) -> Student:
     """The model as what the run trains; where it has no patches of its own, on those of the ticket files.
 
@@ -361,38 +341,3 @@ def _keep_schedule(config: TrainConfig, inputs: Inputs, online: OnlineSelector |
         )
     start, epochs = config.keep_schedule_start, config.keep_schedule_epochs
     return KeepSchedule(final, start, epochs, inputs.steps_per_epoch, fuse_tokens)
-
-
-def _model(config: TrainConfig, num_classes: int, start: WeightsFile | None, mask: MaskFile | None) -> torch.nn.Module:
-    """The model to train, which a mask must fit."""
-    torch.manual_seed(derive(config.seed if config.init_seed is None else config.init_seed, "weights"))
-    options: dict[str, Any] = {"num_classes": num_classes, "img_size": config.img_size, "drop_path": config.drop_path}
-    options |= config.model_kwargs
-    if start is not None:
-        model = start.build(config.student, **options)
-    else:
-        model = build(config.student, pretrained=config.pretrained, **options)
-    if mask is not None:
-        check_mask_fits(mask, model, f"--mask {config.mask}")
-    return model
-
-
-def _with_recorded(config: TrainConfig, start: WeightsFile | None, note: Note) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings with what the weights record that a run starts from, and how its images are made (`ABOUT_IMAGES`).
-
-    The head is that of the data; a recipe's crop share gives way to a recorded one.
-    """
-    names = [name for name in (*ABOUT_MODEL, *ABOUT_IMAGES) if name != "num_classes"]
-    if isinstance(config, SelectorTrainConfig):
-        names += [*ABOUT_SELECTION, "stage_keep"]
-    settings = {name: getattr(config, name, None) for name in names}
-    settings["crop_pct"] = config.users_crop_pct
-    if start is not None:
-        settings = start.settle(settings, note)
-    images = {name: settings.pop(name) for name in ABOUT_IMAGES}
-    config = config.model_copy(update=settings | {"model_kwargs": settings["model_kwargs"] or {}})
-    config = config.model_copy(update={"model": config.student})
-    for name in (config.student, config.selector):
-        if name is not None:
-            resolve(name)  # a name that is none is told before shards are read
-    return config, images | {"crop_pct": images["crop_pct"] or config.crop_pct}
