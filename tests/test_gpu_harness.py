@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from makers import ROOT
+from makers.compilers import inductor_lacks
 from makers.warm import run_warm
 
 
@@ -32,6 +33,19 @@ def test_what_a_cpu_cannot_run_is_named() -> None:
     assert len(named) == int(number.split()[0])
     assert "test_memory.py::test_a_ticket_spares_memory: needs a GPU" in named
     assert "test_resume.py::test_two_ranks: needs 2 GPUs, found 0" in named
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_inductor_asks_for_a_compiler_and_for_this_pythons_headers(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both nothing is lacking; without either it is named, though the other is there."""
+    assert inductor_lacks(device) == ""
+    monkeypatch.setattr("sysconfig.get_path", lambda *_, **__: str(tmp_path))
+    assert inductor_lacks(device).startswith("Python.h, which ")
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, str(tmp_path / "none"))
+    assert inductor_lacks(device).startswith("a C")
 
 
 def test_nothing_is_collected_where_there_is_no_gpu() -> None:

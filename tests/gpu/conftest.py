@@ -10,7 +10,6 @@ is never counted as passed. What a test measures goes into one table through `co
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from makers.compilers import inductor_lacks
 from makers.pictures import write_shards
 from makers.runs import train_config
 from makers.scales import STUDENTS, Scale
@@ -88,10 +88,8 @@ def _lack(item: pytest.Item, device: str | None) -> str:
         needed, found = gpu.kwargs.get("devices", 1), torch.cuda.device_count() if device == "cuda" else 0
         if found < needed:
             return "needs a GPU" if needed == 1 else f"needs {needed} GPUs, found {found}"
-    if item.get_closest_marker("compiler") is not None:
-        language, compilers = ("C", ("cc", "gcc", "clang")) if device == "cuda" else ("C++", ("g++", "clang++"))
-        if not any(map(shutil.which, compilers)):
-            return f"needs a {language} compiler, which inductor calls: {', '.join(compilers)}"
+    if item.get_closest_marker("compiler") is not None and (lack := inductor_lacks(device or "cpu")):
+        return f"needs {lack}"
     return ""
 
 
