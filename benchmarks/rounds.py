@@ -50,6 +50,8 @@ def middle(times: Sequence[float]) -> float:
 
 def gflop(run: Step) -> float:
     """Counted floating point operations of matrix products and convolutions, two per multiply-add, in billions."""
+    # of the kernels that run, so torch 2.11 leaves the CPU's fused attention out; plain products, as in `flops_of`,
+    # would count it there, but have four in the backward where fused kernels, and the tables in docs/, have five
     counter = FlopCounterMode(display=False)
     with counter:
         run()
