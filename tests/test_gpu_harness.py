@@ -21,7 +21,7 @@ def test_a_gpu_that_is_not_there_fails_in_one_line() -> None:
     done = harness("--device", "cuda")
     assert done.returncode not in (0, 5)
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    assert line.startswith("ERROR: --device cuda: PyTorch sees no CUDA GPU here")
+    assert line.startswith("ERROR: --device cuda: PyTorch sees no CUDA GPU here (")
     assert "make gpu DEVICE=cpu" in line
 
 

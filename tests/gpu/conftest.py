@@ -26,6 +26,7 @@ from makers.tickets import select_tickets
 from dlth.data.cores import num_cores
 from dlth.data.shards.index import open_index
 from dlth.tickets import ViewSpec
+from dlth.training.distributed.process_group import no_cuda
 from dlth.training.settings.train_config import TrainConfig
 
 
@@ -56,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse a device that is not there; let the CPU's side of a comparison have all cores where there is a GPU."""
     if config.getoption("device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(
-            "--device cuda: PyTorch sees no CUDA GPU here, so nothing could be shown. On a machine without one:"
+            f"--device cuda: {no_cuda()}, so nothing could be shown. On a machine without one:"
             " make gpu DEVICE=cpu (or pytest tests/gpu --device cpu), which runs what a CPU can, small"
         )
     config.stash[ROWS], config.stash[NOT_RUN] = [], {}

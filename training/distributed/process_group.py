@@ -9,10 +9,13 @@ A rank that ends leaves the others in the middle of an exchange, which torch tel
 place that all of them pass, so there they become one error.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +24,9 @@ from dlth.tickets.errors import DlthError, InputError, MismatchError, shown
 from dlth.training.distributed.ranks import ranks
 from dlth.training.machine_errors import RankError
 
+LOG = logging.getLogger("dlth")
+_DRIVER = Path("/proc/driver/nvidia")
+"""There where Linux has loaded NVIDIA's driver, in a container too."""
 _OF_ANOTHER_RANK = re.compile(r"gloo|nccl|\b(closed|reset) by peer\b", re.I)
 """What torch's plain RuntimeErrors say of one: "[…gloo/transport/tcp/pair.cc:547] Connection closed by peer"."""
 
@@ -89,18 +95,20 @@ class World:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `name` means here; under torchrun "cuda" is the GPU of the local rank.
-    Raises InputError where this machine has no such device.
+    """The device that `name` means here; under torchrun "cuda" is the GPU of the local rank. A GPU that "auto" cannot
+    take is logged once. Raises InputError where this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and _DRIVER.exists() and ranks().leads:
+            _tell_unused()
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {shown(name)} is not a device; expected auto, cpu, cuda, cuda:N") from error
+        raise InputError(f"--device {shown(name)} is not a device; expected auto, cpu, cuda, cuda:N, mps") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"--device {name}: PyTorch sees no CUDA GPU here; use --device cpu or auto")
+            raise InputError(f"--device {name}: {no_cuda()}; use --device cpu or auto")
         index = device.index if device.index is not None else ranks().local
         if index >= torch.cuda.device_count():
             raise InputError(f"this process needs GPU {index}; this machine has {torch.cuda.device_count()}")
@@ -120,15 +128,36 @@ def take_device(name: str) -> torch.device:
     return device
 
 
+def no_cuda() -> str:
+    """That PyTorch sees no CUDA GPU here, and why, in its own words: no driver, one too old for it, a build without
+    CUDA. To be asked where `torch.cuda.is_available()` says no.
+    """
+    reason = "it does not say why"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = _first_sentence(error)
+    return f"PyTorch sees no CUDA GPU here ({reason})"
+
+
+@cache
+def _tell_unused() -> None:
+    """Say, once in a process, that a machine with NVIDIA's driver computes on its CPU."""
+    LOG.warning("--device auto takes the CPU, though there is an NVIDIA driver: %s", no_cuda())
+
+
+def _first_sentence(error: Exception) -> str:
+    """What an error of PyTorch's says before it tells of causes, addresses and builds."""
+    return shown(re.split(r"\.\s|\n", str(error), maxsplit=1)[0] or type(error).__name__)
+
+
 def _check_computes(device: torch.device) -> None:
     """Try the device: torch knows names of many that this build, or any machine, does not have."""
     try:
         torch.zeros(1, device=device).add(1).item()
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        raise InputError(
-            f"--device {device}: PyTorch cannot compute there ({reason}); use --device cpu or auto"
-        ) from error
+        problem = f"PyTorch cannot compute there ({_first_sentence(error)})"
+        raise InputError(f"--device {device}: {problem}; use --device cpu or auto") from error
 
 
 @contextmanager

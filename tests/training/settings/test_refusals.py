@@ -12,6 +12,7 @@ from timm.optim import OptimInfo
 from timm.optim._optim_factory import default_registry
 
 from dlth.tickets.errors import InputError, MissingFileError
+from dlth.training.distributed import process_group
 from dlth.training.distributed.process_group import pick_device
 from dlth.training.models.registry import build
 from dlth.training.models.weights import read_weights
@@ -100,8 +101,33 @@ def test_devices_that_cannot_compute_are_refused(name: str) -> None:
     if name in ("mps", "xpu") and getattr(torch, name).is_available():
         assert pick_device(name).type == name
         return
-    with pytest.raises(InputError, match=r"--device .*cpu"):
+    with pytest.raises(InputError, match=r"--device .*cpu") as refused:
         pick_device(name)
+    assert len(str(refused.value)) < 200
+
+
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver by …"
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A driver that is too old: "cuda" is refused in PyTorch's words, "auto" warns once, and not without a driver."""
+
+    def too_old() -> None:
+        raise RuntimeError(TOO_OLD)
+
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    process_group._tell_unused.cache_clear()
+    for driver, warnings in ((tmp_path / "none", 0), (tmp_path, 1)):
+        monkeypatch.setattr(process_group, "_DRIVER", driver)
+        assert [pick_device("auto").type for _ in range(2)] == ["cpu", "cpu"]
+        assert len(caplog.messages) == warnings
+    with pytest.raises(InputError, match=r"no CUDA GPU here \(The NVIDIA .* 12040\)\); use") as refused:
+        pick_device("cuda")
+    assert "found version 12040)" in caplog.text
+    assert "Please" not in f"{caplog.text} {refused.value}"
 
 
 TOO_LARGE: tuple[dict[str, Any], ...] = (
