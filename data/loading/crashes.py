@@ -5,6 +5,7 @@ whether one of the images that it had in hand is the cause. An image is the caus
 on it: one that somebody killed meanwhile, or that fell to a lack of memory elsewhere, is not blamed on an image.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -69,6 +70,7 @@ def alone() -> None:
     A scheduler or a terminal signals the whole process group, and the main process needs its readers to finish its
     step; a handler of the main process, inherited, would keep a reader from being ended.
     """
+    gc.freeze()  # the main process's garbage is not collected here: tensors of a GPU would call CUDA, dead in a fork
     os.setpgid(0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

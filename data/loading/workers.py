@@ -203,9 +203,9 @@ class _Failure:
 
 def _work(job: Job, connection: Connection) -> None:
     """A worker's life: one request after the other until the main process is gone."""
+    alone()
     for end in list(_ENDS):
         end.close()
-    alone()
     requests: queue.SimpleQueue[tuple[Any, Crashed]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
     with suppress(BrokenPipeError, ConnectionResetError):  # the main process is gone

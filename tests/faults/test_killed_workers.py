@@ -1,5 +1,6 @@
 """A process that reads images dies at any moment: one clear error, never a traceback, a hang or an orphan."""
 
+import gc
 import multiprocessing
 import os
 import random
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -105,6 +106,9 @@ class Job:
         if isinstance(request, int):
             time.sleep(random.Random(request).random() / 100)
             return torch.full((1000,), request), "x" * 300_000
+        if request == "collect":
+            gc.collect()
+            return Garbage.ended_in
         return time.sleep(600) if request == "sleep" else [torch.zeros(10) for _ in range(20)]
 
 
@@ -121,6 +125,30 @@ def test_results_keep_the_order_of_the_requests() -> None:
         assert tensor.tolist() == [number] * 1000
         assert len(taken) <= number + 10
     assert len(taken) == 20
+
+
+class Garbage:
+    """Only the collector of cycles ends it; says in which process it did."""
+
+    ended_in: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.ended_in.append(os.getpid())
+
+
+def test_a_worker_does_not_collect_the_main_processs_garbage() -> None:
+    """Among it may be tensors of a GPU, which cannot be freed in a forked process."""
+    gc.disable()
+    try:
+        Garbage()
+        assert list(Pool(Job(), 1).results(["collect"])) == [[]]
+        gc.collect()
+        assert Garbage.ended_in == [os.getpid()]
+    finally:
+        gc.enable()
 
 
 def test_an_unforeseen_error_arrives_as_itself() -> None:
