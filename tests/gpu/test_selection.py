@@ -30,7 +30,9 @@ from dlth.training.selectors.rankers import RANKERS, RankerSpec
 Compared = Callable[[str, str, float, float | None], None]
 IN_SCORES = {FLOAT32: 1e-5, TF32: 3e-3, BFLOAT16: 3e-2, FLOAT16: 3e-3}
 IN_PATCHES = {FLOAT32: 2e-3, TF32: 1e-2, BFLOAT16: 5e-2, FLOAT16: 1e-2}
-"""Some ten times (scores) and four times (patches) what the CPU differs by on DeiT-S; TF32 rounds as float16 does."""
+"""Some ten times (scores) and four times (patches) what the CPU differs by on DeiT-S; TF32's are six and four times
+what factors differ by whose last 13 bits are cut off, as a GPU may do.
+"""
 
 ONE_PATCH = 1 / (24 * 8)
 """Of the tiny models' tickets: two scores that are nearly equal."""

@@ -21,10 +21,13 @@ from dlth.training.settings.train_config import TrainConfig
 
 MakeRun = Callable[..., TrainConfig]
 Compared = Callable[[str, str, float, float | None], None]
-IN_LOSS = {FLOAT32: 1e-5, TF32: 1e-3, BFLOAT16: 1e-2, FLOAT16: 1e-3}
+IN_LOSS = {FLOAT32: 1e-5, TF32: 5e-3, BFLOAT16: 1e-2, FLOAT16: 1e-3}
 IN_MOVE = {FLOAT32: 1e-4, TF32: 2e-2, BFLOAT16: 1e-1, FLOAT16: 2e-2}
 IN_FUSED = 1e-4
-"""Relative, some ten times what the CPU differs by in that precision on models of the size that a GPU is given."""
+"""Relative, some ten times what the CPU differs by in that precision on models of the size that a GPU is given. TF32's
+are three (loss) and ten times (weights) what factors differ by whose last 13 bits are cut off, as a GPU may do; rounded
+to the nearest, the loss differs by a fifth of that.
+"""
 
 
 def precision_settings(precision: str) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def test_online(make_run: MakeRun, compared: Compared, scale: Scale, tmp_path: P
     options: dict[str, Any] = {"mode": "online", "tickets": None, "keep": "0.5", "selector_checkpoint": str(weights)}
     options |= {"selector": scale.model, "selector_kwargs": scale.kwargs, "selector_blocks": (0, 1)}
     ours, expected = trained(make_run(**options)), trained(make_run(**options, device="cpu"))
-    compare("train, online", FLOAT32, ours, expected, compared, within=TF32)
+    compare("train, online", FLOAT32, ours, expected, compared, within=FLOAT16)
 
 
 def test_masks(make_run: MakeRun, compared: Compared, scale: Scale, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 A GPU may take float32 products in TF32, with ten bits of the mantissa in place of 23. PyTorch leaves that off for
 matrices and on for convolutions, and a patch embedding is a convolution: so it is all off here until a run asks for it,
-and nobody's numbers depend on what PyTorch's defaults are.
+and nobody's numbers depend on what PyTorch's defaults are. Out of reach is what multiplies within PyTorch's attention
+kernels: since Ampere the one for float32 sums three TF32 products for each, which is near float32, and no switch
+changes it.
 
 Some of a GPU's kernels sum in an order that changes from call to call. A run may ask for those that do not.
 
@@ -24,7 +26,8 @@ WORKSPACE, FIXED_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 @contextmanager
 def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
-    """Run a block, or a function that it decorates, with float32 products in IEEE or TF32, deterministic if asked.
+    """Run a block, or a function that it decorates, with float32 matrices and convolutions multiplied in IEEE or TF32,
+    deterministic if asked.
 
     It begins before CUDA is used where `deterministic` is asked for: the workspace is read once in a process, and is
     left as it is set.
