@@ -123,7 +123,7 @@ class Parts:
             "model": f"{record['model']}, {record['parameters'] / 1e6:.1f} M parameters",
             "starts from": self.starts_from,
             **({"weights": weights_fact(self.mask)} if self.mask is not None else {}),
-            "recipe": recipe_fact(config.recipe, global_batch),
+            "recipe": recipe_fact(config.recipe, global_batch, config.lr is None),
             "arm": ", ".join(filter(None, (config.arm, record["mode"]))),
             "tokens": str(self.schedule),
             "student": f"{record['how']}, {record['tokens']} tokens, {record['flops'] / 1e9:.3g} GFLOP an image",
@@ -133,6 +133,7 @@ class Parts:
             "steps": f"{config.epochs} epochs of {inputs.steps_per_epoch} steps of {global_batch} images",
             "learning rate": self.optimizer.param_groups[0]["initial_lr"],
             "device": f"{self.world.size} x {self.world.device}",
+            "precision": precision_fact(config, self.world.device),
             "out": config.out,
             **({"selector": self.online.text} if self.online is not None else {}),
             **({"stages": self.student.text} if isinstance(self.student, SelectorStudent) else {}),
@@ -194,12 +195,27 @@ class Parts:
         return self.student.facts() if isinstance(self.student, SelectorStudent) else {}
 
 
-def recipe_fact(recipe: str, global_batch: int) -> str:
-    """The recipe's name, and what its numbers are meant for where that is another global batch than the run's."""
+def recipe_fact(recipe: str, global_batch: int, scaled: bool = True) -> str:
+    """The recipe's name, and what its numbers are meant for where that is another global batch than the run's;
+    `scaled`: the learning rate follows the batch.
+    """
     meant = RECIPE_BATCH.get(recipe, global_batch)
     if meant == global_batch:
         return recipe or "none"
-    return f"{recipe}, meant for {meant:,} images a step: batch size x processes x --grad-accum-steps"
+    rate = "scaled linearly" if scaled else "as given"
+    product = "batch size x processes x --grad-accum-steps"
+    return f"{recipe}, meant for {meant:,} images a step: {product}; the learning rate is {rate}"
+
+
+def precision_fact(config: TrainConfig, device: torch.device) -> str:
+    """In what numbers a run computes there, whether in a fixed order, and by which compiler."""
+    ways = {
+        f"{config.amp_dtype} autocast" if config.amp else "float32": True,
+        "TF32 products": config.tf32 and device.type == "cuda",
+        "deterministic": config.deterministic,
+        f"compiled by {config.torchcompile}": config.torchcompile is not None,
+    }
+    return ", ".join(way for way, taken in ways.items() if taken)
 
 
 def prepare(config: TrainConfig, world: World, reporter: Reporter) -> Parts:

@@ -28,7 +28,7 @@ from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import Training, planned, train
 from dlth.training.runs.result import DivergedError, RunResult
 from dlth.training.runs.sealed_json import read_sealed
-from dlth.training.runs.setup import recipe_fact
+from dlth.training.runs.setup import precision_fact, recipe_fact
 from dlth.training.settings.eval_config import EvalConfig
 from dlth.training.settings.layering import layered
 from dlth.training.settings.toml_text import to_toml
@@ -496,6 +496,13 @@ def test_a_plan_shows_what_would_run_and_writes_nothing(make_run: MakeRun) -> No
     assert facts["recipe"] == "none"
     assert recipe_fact("deit", 1024) == "deit"
     assert recipe_fact("deit", 256).startswith("deit, meant for 1,024 images a step")
+    assert recipe_fact("deit", 256).endswith("the learning rate is scaled linearly")
+    assert recipe_fact("deit", 256, scaled=False).endswith("the learning rate is as given")
+    assert facts["precision"] == "float32"
+    half = {"amp": True, "tf32": True, "deterministic": True, "torchcompile": "eager"}
+    on_cpu = planned(make_run(**half))["precision"]
+    assert on_cpu == "bfloat16 autocast, deterministic, compiled by eager"  # TF32 is a GPU's way
+    assert precision_fact(make_run(tf32=True), torch.device("cuda")) == "float32, TF32 products"
     assert not Path(config.out).exists()
     assert "lr = 0.001" in to_toml(config)
 
