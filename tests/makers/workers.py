@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from dlth.pipeline.evidence.run_states import RunState
@@ -28,7 +29,10 @@ def forked(work: Callable[[], object]) -> int:
         try:
             work()
             status = 0
+        except BaseException:  # nobody else would tell it
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             sys.stdout.flush()
             os._exit(status)
     return child

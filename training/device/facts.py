@@ -30,7 +30,7 @@ def device_versions(device: torch.device) -> dict[str, str]:
 
 def driver_of(text: str) -> str:
     """The driver's version in what Linux says of it, e.g. 550.54.15; empty if it says none."""
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
+    found = re.search(r"\b[0-9]{3,}\.[0-9]+(\.[0-9]+)?\b", text)
     return found[0] if found else ""
 
 

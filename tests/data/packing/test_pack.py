@@ -417,7 +417,7 @@ def test_a_source_that_is_refused_leaves_nothing_unpacked(
     refused("no-tar.tar.gz", b"text" * 1000, "not a sound tar header")
     refused("no-images.tar.gz", bytes(10_240), "holds no images")
     refused("classes.tar.gz", packed.getvalue(), "3 classes of the images are not in", classes=("bird",))
-    monkeypatch.setattr("dlth.data.packing.pack.RESERVE", shutil.disk_usage(tmp_path).free)
+    monkeypatch.setattr("dlth.data.packing.pack.RESERVE", shutil.disk_usage(tmp_path).total)
     refused("no-room.tar.gz", packed.getvalue(), "bytes are needed")
     monkeypatch.setattr("dlth.data.packing.archives._SWELL_BYTES", 2**20)
     monkeypatch.setattr("dlth.data.packing.archives._CHUNK", 2**18)
