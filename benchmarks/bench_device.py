@@ -6,19 +6,22 @@ DeiT-S, -T and -B at 224 px, keep 0.9, 0.7 and 0.5, batch 256, bfloat16, eager a
 candidates take turns, with the lowest and the highest round. Everything is made on the machine, and nothing is begun
 after --minutes: first the device's limits, then all that is eager, then runs from JPEGs, then what must be compiled,
 DeiT-S first, which takes some 20 to 40 seconds for each candidate the first time. inductor keeps what it compiled, so a
-second call comes further. On a CPU the same runs in seconds with a model of two blocks, and its numbers say nothing.
+second call comes further. What is measured is printed, and written, as it comes: a kill costs what is under way. On a
+CPU the same runs in seconds with a model of two blocks, and its numbers say nothing.
 
 `--authors FOLDER` names a copy of the repository of the paper's authors, and runs its code.
 """
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -35,9 +38,11 @@ from device.scope import FULL, TINY, Scope
 from device.selectors import selector_rows
 from device.steps import step_rows
 from device.timing import NO_TIME, Deadline, Row, free, that_fits
+from rounds import markdown
 
-from dlth.tickets.errors import DlthError
+from dlth.tickets.errors import DlthError, InputError, shown
 from dlth.training.distributed.process_group import pick_device
+from dlth.training.run_files import write_errors, write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 LIMITS, SELECTORS, STEPS, JPEGS = "limits", "selectors", "steps", "from JPEGs"
@@ -58,30 +63,47 @@ def groups(bench: Bench) -> list[Group]:
     return found
 
 
+@dataclass
+class Found:
+    """What was measured so far: rows by table, what went wrong, and how many groups are still to come."""
+
+    rows: dict[str, list[Row]]
+    failures: list[str]
+    left: int
+
+    def add(self, table: str, rows: list[Row]) -> None:
+        """Rows of a group, shown as they come."""
+        self.rows[table] += rows
+        print(markdown(rows), file=sys.stderr, flush=True)
+
+
 def measure(
     scope: Scope, device: torch.device, deadline: Deadline, folder: Path, theirs: ModuleType | None
-) -> tuple[dict[str, list[Row]], list[str]]:
-    """Rows by table, and what went wrong; a group that fails is a row that says so, and the next one is measured."""
+) -> Iterator[Found]:
+    """The same, longer after each group; a group that fails is a row that says so, and the next one is measured."""
     limits, rows = measure_limits(scope, device, deadline)
-    found: dict[str, list[Row]] = {LIMITS: rows, STEPS: [], SELECTORS: [], JPEGS: []}
-    failures: list[str] = []
     bench = Bench(scope, device, deadline, limits, Files(folder), theirs)
+    found = Found({LIMITS: [], STEPS: [], SELECTORS: [], JPEGS: []}, [], len(groups(bench)))
+    found.add(LIMITS, rows)
+    yield found
     if not deadline.passed:
         make_files(scope, bench.files)
     for table, row, rows_of in groups(bench):
+        start, told = time.perf_counter(), f"{table}, {', '.join(row.values())}"
         if why := _left_out(row, deadline):
-            found[table].append(row | {"batch": why})
-            continue
-        start = time.perf_counter()
-        try:
-            found[table] += that_fits(rows_of, scope.batch, row)
-        except Exception as error:  # told, and the exit code says it: a GPU that is lent has more to give
-            traceback.print_exc()
-            failures.append(f"{table}, {', '.join(row.values())}: {type(error).__name__}")
-            found[table].append(row | {"batch": f"failed: {type(error).__name__}"})
-        print(f"{time.perf_counter() - start:6.1f} s  {table}, {', '.join(row.values())}", file=sys.stderr)
+            rows = [row | {"batch": why}]
+        else:
+            try:
+                rows = that_fits(rows_of, scope.batch, row)
+            except Exception as error:  # told, and the exit code says it: a GPU that is lent has more to give
+                traceback.print_exc()
+                found.failures.append(f"{told}: {type(error).__name__}")
+                rows = [row | {"batch": f"failed: {type(error).__name__}"}]
+        print(f"\n{time.perf_counter() - start:6.1f} s  {told}", file=sys.stderr)
+        found.add(table, rows)
+        found.left -= 1
+        yield found
         free()
-    return found, failures
 
 
 def _left_out(row: Row, deadline: Deadline) -> str:
@@ -92,7 +114,7 @@ def _left_out(row: Row, deadline: Deadline) -> str:
     return "not measured (no C compiler, which inductor calls)" if needs_compiler else ""
 
 
-def tables(found: dict[str, list[Row]], right: list[Row]) -> list[Table]:
+def tables(found: Mapping[str, list[Row]], right: list[Row], scope: Scope) -> list[Table]:
     """The tables of the section, with what their columns mean; `right`: rows of tests/gpu."""
     return [
         Table("Right (`tests/gpu`)", "Largest difference from the same on the CPU, and what the test allows.", right),
@@ -100,22 +122,27 @@ def tables(found: dict[str, list[Row]], right: list[Row]) -> list[Table]:
         Table(
             "Training step",
             "`dlth train`'s step with the recipe deit, no averages: images of the loader, bfloat16, AdamW. *online* has"
-            " the selector in the loop. Of time ratios the median is told, lowest and highest round in brackets; the"
+            " the selector in the loop, which is not compiled; beside compiled steps patch dropout and online have the"
+            " middle keep alone. Of time ratios the median is told, lowest and highest round in brackets; the"
             " goal is the share of the operations and 3 points. A limit is images/s if nothing else cost time: counted"
             " operations at the rate of the bf16 product, counted bytes at that of the copy (*unfused*: inputs and"
-            " outputs of every operation; *least*: what backward needs written and read once, and the optimizer).",
+            " outputs of every operation; *least*: what backward needs written and read once, and the optimizer), of"
+            " the step that is not compiled. What stays in the cache is faster than by bytes.",
             found[STEPS],
         ),
         Table(
             "Selector",
-            "Ranking of all patches, bfloat16, against the model's own forward, and the authors' selector at the same"
-            " rate per stage (empty without `--authors`; theirs is not compiled).",
+            "Ranking of all patches, bfloat16, against the model's own forward, and against the authors' selector,"
+            " which keeps as many patches at each stage (only with `--authors`). Theirs is never compiled, so the goal"
+            " is judged where ours is not.",
             found[SELECTORS],
         ),
         Table(
             "From JPEGs",
-            "JPEGs of 500×375: the loader by itself, the step by itself, and `dlth train` as a whole; how long its loop"
-            " waited for a batch, and for how much of the time no kernel ran.",
+            f"JPEGs of {'×'.join(map(str, scope.jpeg))}, not compiled; *deit* without averages and repeated"
+            " augmentation. The loader by itself, the step by itself, and `dlth train` as a whole; how long its loop"
+            " waited for a batch, and, of as many steps after those, for how much of the time no kernel ran. Limits"
+            " are of the step on whole images; *sending* is the batch's bytes at the rate of a copy from the host.",
             found[JPEGS],
         ),
     ]
@@ -124,45 +151,82 @@ def tables(found: dict[str, list[Row]], right: list[Row]) -> list[Table]:
 def parsed(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, cpu; auto takes a GPU where there is one")
-    parser.add_argument("--minutes", type=float, default=6.0, help="after which nothing is begun")
+    parser.add_argument("--minutes", type=_minutes, default=9.0, help="after which nothing is begun")
+    parser.add_argument("--since", type=float, help="from when they count, in seconds of the Unix epoch; from now")
     parser.add_argument("--authors", type=Path, help="a copy of the repository of the paper's authors; runs its code")
     parser.add_argument("--tests", type=Path, help="what tests/gpu measured, as JSON; a table of its own")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true", help="put the section into docs/benchmarks.md")
     parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help="where to make shards, 2 GB; the system's temporary folder")
+    parser.add_argument("--folder", type=Path, help="where to make shards, some 2 GB; the system's temporary folder")
     return parser.parse_args(words)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not (math.isfinite(minutes) and minutes >= 0):
+        raise argparse.ArgumentTypeError(f"minutes are a number from 0 on, got {shown(text)}")
+    return minutes
 
 
 def main(words: list[str] | None = None) -> int:
     options = parsed(words)
-    deadline, device = Deadline.after(options.minutes), pick_device(options.device)
-    on_gpu = device.type == "cuda"
+    deadline, device = Deadline.after(options.minutes, options.since), pick_device(options.device)
+    scope = FULL if device.type == "cuda" else TINY
     theirs = authors.load(options.authors) if options.authors is not None else None
-    right = json.loads(options.tests.read_text()) if options.tests is not None else []
+    right = _rows_of_tests(options.tests) if options.tests is not None else []
+    if options.folder is not None and not options.folder.is_dir():
+        raise InputError(f"--folder {shown(options.folder)} is no folder: shards are made in one that is there")
+    about = facts(device)
+    if options.json is not None:
+        _write_json(options.json, {"machine": about, "notes": ["nothing was measured yet"], "tables": {}})
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        found, failures = measure(FULL if on_gpu else TINY, device, deadline, Path(folder), theirs)
-    about_machine, notes = facts(device), _notes(found, failures, options)
-    text = section(about_machine, f"make gpu WRITE=1 MINUTES={options.minutes:g}", tables(found, right), notes)
+        for found in measure(scope, device, deadline, Path(folder), theirs):
+            notes = _notes(found, options)
+            text = section(about, _command(options), tables(found.rows, right, scope), notes)
+            if options.json is not None:
+                _write_json(options.json, {"machine": about, "notes": notes, "tables": {"right": right, **found.rows}})
+            if options.write and scope is FULL:
+                put_into(options.page, text)
     print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": about_machine, "notes": notes, "tables": found}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
-    if options.write and on_gpu:
-        put_into(options.page, text)
-    elif options.write:
+    if options.write and scope is not FULL:
         print(f"\nnot written into {options.page.name}: these are figures of a CPU", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if found.failures else 0
 
 
-def _notes(found: dict[str, list[Row]], failures: list[str], options: argparse.Namespace) -> list[str]:
+def _command(options: argparse.Namespace) -> str:
+    """What gives the section again."""
+    return f"make gpu WRITE=1 MINUTES={options.minutes:g}{' AUTHORS=…' if options.authors is not None else ''}"
+
+
+def _rows_of_tests(path: Path) -> list[Row]:
+    """What tests/gpu wrote with --gpu-table. Raises InputError for a file that is not there, or no list of rows."""
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"--tests {shown(path)} cannot be read: {shown(error)}") from error
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise InputError(f"--tests {shown(path)} is no list of rows, which pytest tests/gpu --gpu-table writes")
+    return rows
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Raises DlthError where the file cannot be written."""
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _notes(found: Found, options: argparse.Namespace) -> list[str]:
     """What a reader must know of what is missing."""
-    missing = sum(NO_TIME in row.values() for rows in found.values() for row in rows)
-    notes = [f"failed: {failure}" for failure in failures]
+    missing = sum(NO_TIME in row.values() for rows in found.rows.values() for row in rows)
+    notes = [f"failed: {failure}" for failure in found.failures]
+    if found.left:
+        notes.append(f"Ended early: {found.left} groups of rows are not here.")
     if missing:
-        notes.append(f"{missing} rows were {NO_TIME} within {options.minutes:g} minutes; `--minutes` gives more.")
+        told = f"{missing} rows, of which some stand for a group, say {NO_TIME}"
+        notes.append(f"{told}: it ended after {options.minutes:g} minutes; `MINUTES` gives more.")
     if options.authors is None:
         notes.append("The authors' code was not run: no `--authors`.")
     return notes

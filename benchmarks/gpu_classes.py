@@ -38,7 +38,7 @@ CORE_MICROSECONDS = {"crop": 1_400, "deit": 2_447}
 
 @dataclass(frozen=True)
 class Gpu:
-    """A datasheet: 10^12 operations per second of dense products, GB/s and GiB of memory; `note`: what is unsure."""
+    """A datasheet: 10^12 operations per second of dense products, GB/s and GB of memory; `note`: what is unsure."""
 
     name: str
     tflops: float

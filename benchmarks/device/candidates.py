@@ -125,4 +125,5 @@ def _theirs(module: Any, online: Parts, batches: Sequence[Batch], budget: Budget
     selector = authors.model_like(module, ranker.vit, ranker.blocks)
     images = torch.cat([online.pixels(batch.images) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])
-    return Candidate(authors.online_step(selector, student, images, labels, float(budget.stage_keep)), student)
+    tokens = authors.tokens_of(budget, ranker.blocks, len(ranker.vit.blocks))
+    return Candidate(authors.online_step(selector, student, images, labels, tokens), student)

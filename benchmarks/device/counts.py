@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from memory import kept_for_backward
 from rounds import Step
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Cost:
 
 
 class _Traffic(TorchDispatchMode):
-    """Sums bytes of inputs and outputs of all operations that are no views."""
+    """Sums bytes of inputs and outputs of all operations that are no views, nor a view by another name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class _Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
             tensors = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
             self.bytes += sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
         return result

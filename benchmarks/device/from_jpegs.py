@@ -1,8 +1,10 @@
 """From JPEGs to weights: what the loader gives, what the step takes, and what `dlth train` makes of both.
 
-The run is `train` itself, on shards of JPEGs with a ticket for each; the first half of its steps is not counted, since
-each worker has two batches in hand when the first is used. Of the rest it is told how long the loop waited for a batch,
-by the run's own log; of the last few steps, how long the GPU ran no kernel, by torch's profiler.
+The run is `train` itself, on shards of JPEGs with a ticket for each; its first steps are not counted, since each worker
+has two batches in hand when the first is used. Of the steps after them it is told how long the loop waited for a batch,
+by the run's own log; of the steps after those, how long the GPU ran no kernel, by torch's profiler. Workers start
+together, so their batches arrive together: each part is of as many steps for one worker as for another, or it would
+have the wait between two arrivals, or not, by chance.
 """
 
 import gc
@@ -13,65 +15,79 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounds import middle
+from rounds import middle, synchronize
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from device.bench import Bench
 from device.candidates import of_stepper
 from device.data import RECIPES, parts_of, settings
-from device.timing import Row, timed
+from device.timing import NO_TIME, Row, timed
 from dlth.data.cores import num_cores
 from dlth.data.loading.batch import Batch
 from dlth.training.reporter import Reporter
 from dlth.training.runs.loop import train
 from dlth.training.runs.runlog import METRICS
 from dlth.training.runs.setup import Parts
-from dlth.training.settings.train_config import TrainConfig
 
 GOAL = 0.95
 """Of the step's images per second, at least, where the loader can feed it."""
+SHARES = ("loop waits for data", "GPU without a kernel")
 
 
 def jpeg_rows(bench: Bench, recipe: str, batch: int) -> list[Row]:
     """One row: the most important model at the middle keep, under a recipe, not compiled."""
     scope, out = bench.scope, bench.files.folder / f"run-{recipe.split()[0]}"
     workers, name, keep = min(scope.workers, num_cores()), next(iter(scope.models)), scope.keeps[1]
-    changes = {**RECIPES[recipe], "keep": keep, "workers": workers, "log_interval": scope.profiled, "out": str(out)}
+    begin, end, last = windows(scope.num_images // batch, workers)
+    changes = {**RECIPES[recipe], "keep": keep, "workers": workers, "log_interval": (last - end) // 2, "out": str(out)}
     config = settings(scope, bench.files, bench.device, batch, name, **changes)
-    steps = scope.num_images // batch
-    begin, end = (step // scope.profiled * scope.profiled for step in (steps // 2, steps - 1))
-    loaded, stepped = _apart(bench, config, begin)
+    parts = parts_of(config, bench.device)
+    loaded, first = _loader_rate(parts, begin, last)
+    stepped = _step_rate(bench, parts, first)
+    del parts
     gc.collect()  # the parts hold each other, and workers
-    watch = _Watch(end, bench.device)
+    watch = _Watch(end, last, bench.device)
     train(config, reporter=watch)
     reached, waited = _run_rates(out, begin, end, batch)
     row: Row = {"recipe": recipe, "model": name, "keep": keep, "batch": batch, "workers": workers}
-    row |= {"loader, images/s": round(loaded), "step, images/s": round(stepped), "dlth train, images/s": round(reached)}
-    row |= {"loader / step": loaded / stepped, "train / step": reached / stepped} if stepped else {}
-    idle = 1 - busy_share(watch.kernels) if watch.kernels else "the profiler saw none"
-    row |= {"loop waits for data": waited, "GPU without a kernel": idle}
-    return [row | {"goal": _verdict(loaded, reached, stepped)}]
+    row |= {"loader, images/s": round(loaded), "step, images/s": round(stepped) or NO_TIME}
+    row |= {"dlth train, images/s": round(reached)}
+    if stepped:
+        row |= {"loader / step": loaded / stepped, "train / step": reached / stepped}
+        row |= {"train / slower of both": reached / min(loaded, stepped)}
+    idle = "the profiler saw none" if watch.idle is None else watch.idle
+    row |= dict(zip(SHARES, (waited, idle), strict=True))
+    row |= {"goal": _verdict(loaded, reached, stepped)} | bench.limits.images(bench.costs.get((name, f"ticket {keep}")))
+    return [row | bench.limits.sent(sum(tensor.nbytes for tensor in first.tensors()) / batch)]
 
 
-def _apart(bench: Bench, config: TrainConfig, skipped: int) -> tuple[float, float]:
-    """Images per second of the loader alone, and of the step alone; 0 where there was no time for it."""
-    parts = parts_of(config, bench.device)
-    loaded, first = _loader_rate(parts, skipped)
-    step = of_stepper(parts.stepper, [first.to(bench.device)], parts.budget(0, 0))
+def windows(steps: int, workers: int) -> tuple[int, int, int]:
+    """Steps after which a run's rate is counted, after which it is profiled, and after which neither is.
+
+    The last two thirds, as far as both windows have as many steps of every worker.
+    """
+    unit = workers * (steps // (6 * workers))
+    last = steps // unit * unit
+    return last - 4 * unit, last - 2 * unit, last
+
+
+def _step_rate(bench: Bench, parts: Parts, batch: Batch) -> float:
+    """Images per second of the step alone; 0 where there was no time for it."""
+    step = of_stepper(parts.stepper, [batch.to(bench.device)], parts.budget(0, 0))
     times = timed({"step": step}, bench.scope, bench.device, bench.deadline, time.perf_counter)
-    return loaded, config.batch_size / middle(times["step"]) if times else 0.0
+    return parts.config.batch_size / middle(times["step"]) if times else 0.0
 
 
-def _loader_rate(parts: Parts, skipped: int) -> tuple[float, Batch]:
-    """Images per second of the loader alone, after so many steps; and its first batch."""
+def _loader_rate(parts: Parts, begin: int, last: int) -> tuple[float, Batch]:
+    """Images per second of the loader alone, after `begin` steps up to `last`; and its first batch."""
     batches = parts.loader.epoch(0)
     first = next(batches)
-    for _ in range(skipped - 1):
+    for _ in range(begin - 1):
         next(batches)
     start, images = time.perf_counter(), 0
-    for batch in batches:
-        images += len(batch.labels)
+    for _ in range(last - begin):
+        images += len(next(batches).labels)
     return images / (time.perf_counter() - start), first
 
 
@@ -92,34 +108,42 @@ def _verdict(loaded: float, reached: float, stepped: float) -> str:
 
 
 class _Watch(Reporter):
-    """Profiles a run from the end of a step on; `kernels`: begin and end of each in microseconds.
+    """Profiles a run from the end of a step to that of another; `idle`: for which share of it no kernel ran, None if
+    the profiler saw none.
 
     On a CPU operations take the place of kernels.
     """
 
-    def __init__(self, after: int, device: torch.device) -> None:
-        self.kernels: list[tuple[float, float]] = []
-        self._after, self._on_gpu = after, device.type == "cuda"
+    idle: float | None = None
+
+    def __init__(self, begin: int, end: int, device: torch.device) -> None:
+        self._begin, self._end, self._device = begin, end, device
         with self._profile():  # what starts slowly starts now
             pass
 
     def stepped(self, record: Mapping[str, Any]) -> None:
-        if record["step"] == self._after:
+        if record["step"] == self._begin:
             self._profiler = self._profile()
+            synchronize(self._device)  # so that between the two calls lie these steps' kernels, all of them
             self._profiler.start()
-        elif record["step"] == record["num_steps"]:
+            self._clock = time.perf_counter()
+        elif record["step"] == self._end:
+            synchronize(self._device)
+            seconds = time.perf_counter() - self._clock
             self._profiler.stop()
-            self.kernels = [
+            kernels = [
                 (event.time_range.start, event.time_range.end)
                 for event in self._profiler.events() or ()
                 if self._counts(event)
             ]
+            self.idle = idle_share(kernels, 1e6 * seconds) if kernels else None
 
     def _profile(self) -> profile:
-        return profile(activities=[ProfilerActivity.CUDA if self._on_gpu else ProfilerActivity.CPU])
+        on_gpu = self._device.type == "cuda"
+        return profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
 
     def _counts(self, event: Any) -> bool:
-        kind = DeviceType.CUDA if self._on_gpu else DeviceType.CPU
+        kind = DeviceType.CUDA if self._device.type == "cuda" else DeviceType.CPU
         return (
             event.device_type == kind
             and not event.is_user_annotation
@@ -127,10 +151,10 @@ class _Watch(Reporter):
         )
 
 
-def busy_share(intervals: Sequence[tuple[float, float]]) -> float:
-    """Share of the time from the first begin to the last end in which at least one of the intervals runs."""
+def idle_share(intervals: Sequence[tuple[float, float]], length: float) -> float:
+    """Share of so long a time in which none of the intervals runs, which all lie in it."""
     busy, until = 0.0, -float("inf")
     for start, stop in sorted(intervals):
         busy += max(0.0, stop - max(start, until))
         until = max(until, stop)
-    return busy / (until - min(intervals)[0])
+    return 1 - busy / length

@@ -28,6 +28,7 @@ class Limits:
 
     products: float = 0.0
     copies: float = 0.0
+    from_host: float = 0.0
 
     def images(self, cost: Cost | None) -> Row:
         """Images per second that operations, and bytes, would allow by themselves."""
@@ -38,6 +39,10 @@ class Limits:
             "limit by FLOPs": round(self.products / cost.flops),
             "limit by bytes: unfused / least": f"{unfused:.0f} / {least:.0f}",
         }
+
+    def sent(self, size: float) -> Row:
+        """Images per second that copies from the host would allow, at so many bytes an image."""
+        return {"limit by sending": round(self.from_host / size)} if self.from_host else {}
 
 
 def measure_limits(scope: Scope, device: torch.device, deadline: Deadline) -> tuple[Limits, list[Row]]:
@@ -52,7 +57,8 @@ def measure_limits(scope: Scope, device: torch.device, deadline: Deadline) -> tu
     host = "pinned" if device.type == "cuda" else "no other device: a copy in memory"
     rows.append(_row(HOST, copies, copied / 1e9, "GB/s", f"{scope.copied} MiB, {host}"))
     rate = operations / middle(products["bf16 product"]) if "bf16 product" in products else 0.0
-    return Limits(rate, 2 * copied / middle(copies[COPY]) if COPY in copies else 0.0), rows
+    on_device, from_host = (copied / middle(copies[name]) if name in copies else 0.0 for name in (COPY, HOST))
+    return Limits(rate, 2 * on_device, from_host), rows
 
 
 def _products(scope: Scope, device: torch.device, deadline: Deadline) -> Seconds:

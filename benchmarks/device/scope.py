@@ -13,7 +13,7 @@ class Scope:
     `compiler`: backend with which steps and selectors are measured compiled, too, None if they are not. Candidates take
     turns `rounds` times, each for `least` seconds or one call. `matmul`: side of the square matrices; `copied`: MiB of
     a copy. `num_images` JPEGs of `jpeg` (width, height) pixels, `distinct` of them different; `view`: side in pixels of
-    what tickets are of, which has patches of `patch`; `profiled` steps of a run are looked at kernel by kernel.
+    what tickets are of, which has patches of `patch`; `workers` of a run at most.
     """
 
     models: Mapping[str, Mapping[str, Any]]
@@ -30,7 +30,6 @@ class Scope:
     view: int
     patch: int
     workers: int
-    profiled: int
 
 
 FULL = Scope(
@@ -42,15 +41,14 @@ FULL = Scope(
     least=0.2,
     matmul=8192,
     copied=1024,
-    num_images=64 * 256,
-    distinct=256,
+    num_images=96 * 256,
+    distinct=128,
     jpeg=(500, 375),
     view=224,
     patch=16,
     workers=16,
-    profiled=8,
 )
-"""What a GPU is measured with: 64 steps of 256 images, half of which pass before a run has found its pace."""
+"""What a GPU is measured with: 96 steps of 256 images, a third of which pass before a run has found its pace."""
 
 _TWO_BLOCKS = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 TINY = Scope(
@@ -68,6 +66,5 @@ TINY = Scope(
     view=32,
     patch=8,
     workers=1,
-    profiled=2,
 )
 """What shows on a CPU that all of it runs; its numbers say nothing."""

@@ -37,7 +37,14 @@ def step_rows(bench: Bench, name: str, compile_: bool, batch: int) -> list[Row]:
 
 
 def _memory(candidate: Candidate, device: torch.device) -> Row:
-    """On a GPU what the allocator saw at most, all candidates' weights included; elsewhere what autograd keeps."""
+    """On a GPU what the allocator saw at most, less what other candidates hold; elsewhere what autograd keeps.
+
+    Before a step its own weights and both moments are held, 12 bytes a weight, which belong to it; gradients are not.
+    """
     if device.type == "cuda":
-        return {"peak MiB": round(cuda_peak(candidate.step, device))}
+        candidate.model.zero_grad(set_to_none=True)
+        others = torch.cuda.memory_allocated(device) - 12 * sum(
+            weight.numel() for weight in candidate.model.parameters()
+        )
+        return {"peak MiB": round(cuda_peak(candidate.step, device) - others / 2**20)}
     return {"kept MiB": round(kept_for_backward(candidate.step), 1)}

@@ -20,19 +20,26 @@ Seconds = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment of the monotonic clock, in seconds, after which nothing is begun."""
+    """A moment of a clock, in seconds, after which nothing is begun."""
 
     at: float
+    clock: Clock = time.monotonic
 
     @classmethod
-    def after(cls, minutes: float) -> "Deadline":
-        """That many minutes from now."""
-        return cls(time.monotonic() + 60 * minutes)
+    def after(cls, minutes: float, since: float | None = None) -> "Deadline":
+        """That many minutes after `since`, in seconds of the Unix epoch; None: from now."""
+        gone = 0.0 if since is None else time.time() - since
+        return cls(time.monotonic() + 60 * minutes - gone)
+
+    @property
+    def left(self) -> float:
+        """Seconds until then; below 0 after it."""
+        return self.at - self.clock()
 
     @property
     def passed(self) -> bool:
         """Whether it is over."""
-        return time.monotonic() >= self.at
+        return self.left <= 0
 
 
 def timed(
@@ -40,21 +47,26 @@ def timed(
 ) -> Seconds:
     """Times of the candidates, which warm up one after the other and then take turns.
 
-    A candidate whose first call, the one that compiles, would begin after the deadline is left out. `clock` as
-    `time_rounds` has it.
+    Those are left out that would not be done by the deadline, rounds included, if the first calls of each, which may
+    compile, take as long as the slowest before it. `clock` as `time_rounds` has it.
     """
     ready: dict[str, Step] = {}
     repeats: dict[str, int] = {}
+    slowest = turns = 0.0  # seconds: of a candidate's first calls, and of the turns of all that are ready
     for name, run in candidates.items():
-        if deadline.passed:
+        if deadline.left <= slowest + turns:
             break
+        begun = deadline.clock()
         run()
         synchronize(device)
-        start = time.perf_counter()
+        start = deadline.clock()
         run()
         synchronize(device)
-        repeats[name] = max(1, math.ceil(scope.least / (time.perf_counter() - start)))
+        end = deadline.clock()
+        repeats[name] = max(1, math.ceil(scope.least / (end - start)))
         ready[name] = _repeated(run, repeats[name])
+        slowest = max(slowest, end - begun)
+        turns += (scope.rounds + 1) * repeats[name] * (end - start)
     times = time_rounds(ready, scope.rounds, device, clock)
     return {name: [seconds / repeats[name] for seconds in each] for name, each in times.items()}
 

@@ -2,7 +2,9 @@
 should.
 """
 
+import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import gpu_classes
 import pytest
 import torch
 from device import authors, counts, from_jpegs, page, timing
+from device.scope import TINY
 from makers import ROOT
 from rounds import markdown
 
-from dlth.tickets.errors import InputError
+from dlth.tickets import Budget
+from dlth.tickets.errors import DlthError, InputError
 
 
 def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
@@ -42,7 +46,8 @@ def test_everything_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all(row["rate"]["median"] > 0 for row in tables["limits"])
     shares = [row["FLOPs / dense"] for row in tables["steps"]]
     assert shares[0] == 1 > shares[1] > shares[2] > shares[3] > 0.5  # the last of 16 patches keeps 8, and a class token
-    assert all(0 <= row["loop waits for data"] < 1 for row in tables["from JPEGs"])
+    assert all(0 <= row[name] < 1 for row in tables["from JPEGs"] for name in from_jpegs.SHARES)
+    assert tables["right"] == json.loads(right.read_text())
 
 
 def test_nothing_is_begun_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,8 +56,83 @@ def test_nothing_is_begun_after_the_deadline(tmp_path: Path, capsys: pytest.Capt
     rows = [row for table in found["tables"].values() for row in table]
     assert code == 0
     assert all(timing.NO_TIME in row.values() for row in rows)
-    assert f"{len(rows)} rows were {timing.NO_TIME} within 0 minutes" in capsys.readouterr().out
+    assert f"{len(rows)} rows, of which some stand for a group, say {timing.NO_TIME}" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_minutes_count_from_when_they_are_told(tmp_path: Path) -> None:
+    """Of nine minutes that began an hour ago nothing is left."""
+    _, found = run(tmp_path, "--minutes", "9", "--since", str(time.time() - 3600))
+    assert all(timing.NO_TIME in row.values() for row in found["tables"]["limits"])
+
+
+def test_rounds_are_over_by_the_deadline() -> None:
+    """Candidates whose first call takes 40 s, the others 1 s: of three and five rounds two are ready in 120 s."""
+    now, calls = [0.0], dict.fromkeys("abc", 0)
+
+    def step(name: str) -> timing.Step:
+        def run() -> None:
+            now[0] += 1 if calls[name] else 40
+            calls[name] += 1
+
+        return run
+
+    limited = dataclasses.replace(TINY, rounds=5)
+    deadline = timing.Deadline(120, lambda: now[0])
+    times = timing.timed({name: step(name) for name in calls}, limited, torch.device("cpu"), deadline)
+    assert (list(times), calls["c"]) == (["a", "b"], 0)
+    assert now[0] <= deadline.at
+
+
+def test_what_was_measured_outlives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends it after the limits finds them in the file, and that all else is missing."""
+
+    class Ended(BaseException):
+        pass
+
+    def ended(*_: object) -> None:
+        raise Ended
+
+    monkeypatch.setattr(bench_device, "make_files", ended)
+    with pytest.raises(Ended):
+        run(tmp_path)
+    left = json.loads((tmp_path / "out.json").read_text())
+    assert all(row["rate"]["median"] > 0 for row in left["tables"]["limits"])
+    assert "Ended early: 4 groups of rows are not here." in left["notes"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "content", "told"),
+    [
+        ("--tests", "none.json", None, "cannot be read"),
+        ("--tests", "cut.json", '[{"what"', "cannot be read"),
+        ("--tests", "no_rows.json", '{"what": 1}', "is no list of rows"),
+        ("--folder", "none", None, "is no folder"),
+        ("--json", "file/out.json", None, "cannot be written"),
+        ("--authors", "broken", "def broken(:", "does not run"),
+        ("--authors", "empty", "", "has no VisionTransformer"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(
+    tmp_path: Path, option: str, name: str, content: str | None, told: str
+) -> None:
+    """A file or folder that is missing, broken or in the way is one clear error."""
+    (tmp_path / "file").write_text("")
+    path = tmp_path / name
+    if content is not None:
+        file = path / authors.FILE if option == "--authors" else path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    with pytest.raises(DlthError, match=told):
+        bench_device.main(["--device", "cpu", "--minutes", "0", option, str(path)])
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan", "inf", "soon"])
+def test_minutes_are_a_number(minutes: str) -> None:
+    """Others are refused, with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        bench_device.main([f"--minutes={minutes}"])
+    assert ended.value.code == 2
 
 
 def test_what_does_not_fit_is_a_row() -> None:
@@ -78,11 +158,36 @@ def test_operations_and_bytes_are_counted() -> None:
     cost = counts.cost_of_forward(lambda: (left @ right).view(-1), layer, left)
     assert (cost.flops, cost.traffic) == (2 * 8 * 16, 4 * (8 + 128 / 4 + 16))
     assert cost.least == 4 * (8 + 128 / 4)
+    stacked = counts.cost_of_forward(lambda: left.view(2, 2, 8) @ right, layer, left)  # views of a product
+    assert stacked.traffic == cost.traffic
+
+
+def test_the_authors_keep_as_many_patches() -> None:
+    """At each block that drops some as many as ours does, which a rounded rate per stage would not always give."""
+    budget = Budget.from_keep("0.7", 196, 3)
+    tokens = authors.tokens_of(budget, (3, 6, 9), 12)
+    assert tuple(tokens[block] for block in (3, 6, 9)) == budget.stage_tokens
+    assert tokens[9] == budget.k
+    assert [block for block, kept in enumerate(tokens) if kept is None] == [0, 1, 2, 4, 5, 7, 8, 10, 11]
 
 
 def test_busy_time_is_a_union() -> None:
     """Kernels that run at the same time count once, and gaps between them count as idle."""
-    assert from_jpegs.busy_share([(0, 4), (2, 6), (8, 10), (8.5, 9)]) == 0.8
+    assert from_jpegs.idle_share([(0, 4), (2, 6), (8, 10), (8.5, 9)], 10) == pytest.approx(0.2)
+
+
+def test_a_wait_before_the_first_kernel_is_idle() -> None:
+    """Of ten microseconds the device waited six, ran two and waited two."""
+    assert from_jpegs.idle_share([(6, 8)], 10) == 0.8
+
+
+@pytest.mark.parametrize("workers", [1, 7, 12, 16])
+def test_a_window_has_as_many_steps_of_every_worker(workers: int) -> None:
+    """Both windows are whole turns of the workers, after the two batches that each has in hand at the start."""
+    begin, end, last = from_jpegs.windows(96, workers)
+    assert 2 * workers <= begin < end < last <= 96
+    assert (end - begin) % workers == (last - end) % workers == 0
+    assert begin % ((last - end) // 2) == end % ((last - end) // 2) == 0  # steps that the log tells of
 
 
 def test_the_section_is_put_between_its_marks(tmp_path: Path) -> None:
@@ -120,6 +225,7 @@ def test_the_authors_file_is_run_without_being_registered(tmp_path: Path) -> Non
         "from timm.models.registry import register_model\n"
         "default_cfgs = {'deit_tiny_patch16_224': {'no such field': 1}}\n\n\n"
         "@register_model\ndef deit_tiny_patch16_224(pretrained=False, **kwargs):\n    return 'theirs'\n"
+        "class VisionTransformer:\n    pass\n"
     )
     assert authors.load(tmp_path).deit_tiny_patch16_224() == "theirs"
     assert timm.is_model("deit_tiny_patch16_224")
