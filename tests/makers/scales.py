@@ -35,12 +35,13 @@ class Scale:
         side = self.img_size // self.patch_size
         return Grid(side, side)
 
-    def vit(self, num_classes: int = 4) -> nn.Module:
+    def vit(self, num_classes: int = 4, **options: Any) -> nn.Module:
         """The model in evaluation mode on the CPU, of seeded weights by which attention differs from patch to patch, by
-        a quarter of its mean: with less, all scores are nearly ties, and with much more they are 0 or 1.
+        a quarter of its mean: with less, all scores are nearly ties, and with much more they are 0 or 1. `options` go
+        to timm.
         """
         torch.manual_seed(0)
-        vit = timm.create_model(self.model, img_size=self.img_size, num_classes=num_classes, **self.kwargs)
+        vit = timm.create_model(self.model, img_size=self.img_size, num_classes=num_classes, **self.kwargs, **options)
         for weight in vit.parameters():
             if weight.ndim > 1:
                 nn.init.normal_(weight, std=0.15 * (32 / self.width) ** 0.5)
