@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch.nn.functional as F
+from makers.models import WITHOUT_CLASS_TOKEN, tiny_vit
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -88,3 +89,10 @@ def test_flops_are_those_of_the_kept_patches() -> None:
         assert student.flops(k) == 2 * (k * pixels * width + blocks + width * classes)
     assert student.flops() == student.flops(16)
     assert student.training
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CLASS_TOKEN)
+def test_flops_are_counted_whatever_pools_the_patches(kind: str) -> None:
+    """A head that pools by attention hands on a view of a weight, which torch's counter takes with autograd alone."""
+    student = make_student(tiny_vit(kind))
+    assert student.flops(16) > 1.7 * student.flops(8)
