@@ -2,22 +2,23 @@
 
     pytest tests/gpu --device cuda      as `make gpu`; without a GPU it fails in one line
     pytest tests/gpu --device cpu       the same tests, small, on a CPU: what `make test` does
-    pytest tests/gpu                    cuda where there is one; elsewhere nothing is collected
+    pytest tests/gpu                    cuda where there is one; elsewhere nothing is run
 
 A test that asks for more than the machine has is left out before it runs, and named with what it lacks at the end: it
-is never counted as passed. What a test measures goes into one table through `compared`.
+is never counted as passed. What a test measures goes into one table through `compared`; `--gpu-table` has the result of
+every test besides.
 """
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from makers.compilers import inductor_lacks
+from makers.device_report import FAILED, NOT_RUN, PASSED, RELATIVE, Compared, Result, Row, as_json, lines
 from makers.pictures import write_shards
 from makers.runs import train_config
 from makers.scales import STUDENTS, Scale
@@ -29,28 +30,16 @@ from dlth.tickets import ViewSpec
 from dlth.training.distributed.process_group import no_cuda
 from dlth.training.settings.train_config import TrainConfig
 
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: in `what` the device differs at worst by `worst`, and may by `tolerance` (None: as much as
-    it likes, the number is told alone).
-    """
-
-    what: str
-    precision: str
-    worst: float
-    tolerance: float | None
-
-
+HERE = Path(__file__).parent
 ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
-NOT_RUN: pytest.StashKey[dict[str, str]] = pytest.StashKey()
-"""Name of a test, and why it is not run here."""
+RESULTS: pytest.StashKey[dict[str, Result]] = pytest.StashKey()
+"""Of every test here by its node, as if none was run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where to run, and where to write what was measured."""
     parser.addoption("--device", choices=("cuda", "cpu"), help="device that is compared with the CPU")
-    parser.addoption("--gpu-table", type=Path, metavar="FILE", help="write the table's rows as JSON, too")
+    parser.addoption("--gpu-table", type=Path, metavar="FILE", help="write results and the table's rows as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--device cuda: {no_cuda()}, so nothing could be shown. On a machine without one:"
             " make gpu DEVICE=cpu (or pytest tests/gpu --device cpu), which runs what a CPU can, small"
         )
-    config.stash[ROWS], config.stash[NOT_RUN] = [], {}
+    config.stash[ROWS], config.stash[RESULTS] = [], {}
     if _device_type(config) == "cuda":
         torch.set_num_threads(num_cores())  # a GPU does not wait for what it is compared with
 
@@ -70,17 +59,16 @@ def _device_type(config: pytest.Config) -> str | None:
     return config.getoption("device") or ("cuda" if torch.cuda.is_available() else None)
 
 
-def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    """Without a GPU, and unasked, nothing here is a test."""
-    return True if _device_type(config) is None else None
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this device cannot run, by name."""
-    lacking = {item.nodeid: _lack(item, _device_type(config)) for item in items}
-    config.stash[NOT_RUN] |= {name.rpartition("/")[2]: why for name, why in lacking.items() if why}
-    config.hook.pytest_deselected(items=[item for item in items if lacking[item.nodeid]])
-    items[:] = [item for item in items if not lacking[item.nodeid]]
+    """Leave out what this device cannot run, by name; without a GPU, and unasked, all that is here."""
+    device, results = _device_type(config), config.stash[RESULTS]
+    for item in (item for item in items if item.path.is_relative_to(HERE)):
+        claim = " ".join((getattr(item, "function", item).__doc__ or "").split())
+        why = _lack(item, device) if device else "no GPU"
+        results[item.nodeid] = Result(item.nodeid.rpartition("/")[2], claim, NOT_RUN, why)
+    left_out = [item for item in items if item.nodeid in results and results[item.nodeid].why]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def _lack(item: pytest.Item, device: str | None) -> str:
@@ -95,26 +83,37 @@ def _lack(item: pytest.Item, device: str | None) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table, and what was not run."""
-    write, rows, not_run = terminalreporter.write_line, config.stash[ROWS], config.stash[NOT_RUN]
-    device = _device_type(config)
+    """The table, and what was not run; both, and the other tests' results, as JSON."""
+    write, rows, device = terminalreporter.write_line, config.stash[ROWS], _device_type(config)
     if device is None:
-        write("tests/gpu: nothing was collected, as there is no GPU; --device cpu runs on a CPU what can be, small")
+        write("tests/gpu: nothing is run, as there is no GPU; --device cpu runs on a CPU what can be, small")
         return
     if rows:
         terminalreporter.section(f"{_name(device)} against the CPU", sep="-")
-        width = max(len(row.what) for row in rows)
-        write(f"{'what':{width}}  {'precision':9}  {'worst':>9}  {'tolerance':>9}")
-        for row in rows:
-            bound = "told" if row.tolerance is None else f"{row.tolerance:9.3g}"
-            write(f"{row.what:{width}}  {row.precision:9}  {row.worst:9.3g}  {bound:>9}")
-    if not_run:
-        terminalreporter.section(f"not run on {device}: {len(not_run)}", sep="-")
-        for name, why in not_run.items():
-            write(f"{name}: {why}")
+        for line in lines(rows):
+            write(line)
+    if lacking := [result for result in config.stash[RESULTS].values() if result.why]:
+        terminalreporter.section(f"not run on {device}: {len(lacking)}", sep="-")
+        for result in lacking:
+            write(f"{result.test}: {result.why}")
     if (file := config.getoption("gpu_table")) is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        file.write_text(as_json(_results(terminalreporter, config), rows))
+
+
+def _results(reporter: pytest.TerminalReporter, config: pytest.Config) -> list[Result]:
+    """Of every test here; passed is only what ran to its end, with nothing that failed before or after it."""
+    failed, passed = (
+        {report.nodeid for kind in kinds for report in reporter.stats.get(kind, ())}
+        for kinds in (("failed", "error"), ("passed",))
+    )
+
+    def of(node: str, result: Result) -> Result:
+        if node in failed | passed:
+            return replace(result, result=FAILED if node in failed else PASSED)
+        return result if result.why else replace(result, why="not reached, or not asked for")
+
+    return [of(node, result) for node, result in config.stash[RESULTS].items()]
 
 
 def _name(device: str) -> str:
@@ -128,17 +127,17 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 @pytest.fixture
-def compared(pytestconfig: pytest.Config) -> Callable[[str, str, float, float | None], None]:
+def compared(pytestconfig: pytest.Config) -> Compared:
     """``compared(what, precision, worst, tolerance)``: a row of the table; fails where worst is beyond, or no number.
 
-    Without a tolerance the number is told, and claims nothing.
+    Without a tolerance the number is told, and claims nothing. `unit` is for differences: whole numbers are counts.
     """
 
-    def compare(what: str, precision: str, worst: float, tolerance: float | None) -> None:
-        pytestconfig.stash[ROWS].append(Row(what, precision, float(f"{worst:.3g}"), tolerance))
+    def compare(what: str, precision: str, worst: float, tolerance: float | None, unit: str = RELATIVE) -> None:
+        row = Row.of(what, precision, worst, tolerance, unit)
+        pytestconfig.stash[ROWS].append(row)
         assert math.isfinite(worst), f"{what}, {precision}: {worst} is no number"
-        if tolerance is not None:
-            assert worst <= tolerance, f"{what}, {precision}: {worst:.3g} is beyond the tolerance {tolerance:.3g}"
+        assert row.holds is not False, f"{what}, {precision}: {worst:.3g} is beyond the tolerance {tolerance:.3g}"
 
     return compare
 

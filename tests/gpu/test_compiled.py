@@ -1,19 +1,17 @@
 """The compiled student: one graph for each number of patches, none broken, and what the eager one learns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from makers.device_runs import Weights, prepared, weights_apart, weights_of
+from makers.device_report import Compared
+from makers.device_runs import MakeRun, Weights, prepared, weights_apart, weights_of
 from makers.precisions import BFLOAT16, FLOAT32
 from makers.scales import Scale
 from torch._dynamo.utils import counters
 
 from dlth.training.runs.setup import Parts
-from dlth.training.settings.train_config import TrainConfig
 
-MakeRun = Callable[..., TrainConfig]
-Compared = Callable[[str, str, float, float | None], None]
 IN_LOSS, IN_MOVE = {FLOAT32: 1e-5, BFLOAT16: 2e-2}, {FLOAT32: 1e-4, BFLOAT16: 1e-1}
 """Relative; in bfloat16 inductor rounds in fewer places than eager kernels."""
 

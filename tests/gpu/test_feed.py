@@ -1,17 +1,14 @@
 """Batches on their way to the device: they arrive whole while it computes, cut or not."""
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
 import torch
-from makers.device_runs import prepared
+from makers.device_report import ABSOLUTE, Compared
+from makers.device_runs import MakeRun, prepared
 
 from dlth.data.loading.batch import StepBatches
-from dlth.training.settings.train_config import TrainConfig
 
-MakeRun = Callable[..., TrainConfig]
-Compared = Callable[[str, str, float, float | None], None]
 BUSY = {"cuda": 4096, "cpu": 64}
 """Side of the matrices that keep a device busy, as long on a GPU as several batches are on their way."""
 
@@ -47,4 +44,5 @@ def test_cut_or_whole_the_student_sees_the_same(make_run: MakeRun, compared: Com
                 sizes.append(batch.images.ndim)
                 logits.append(parts.student.eval()(parts.pixels(batch.images), batch.patches))
     assert sizes == [5, 4]
-    compared("logits of a cut batch against the whole one's", "", float((logits[0] - logits[1]).abs().max()), 0)
+    apart = float((logits[0] - logits[1]).abs().max())
+    compared("logits of a cut batch against the whole one's", "", apart, 0, unit=ABSOLUTE)

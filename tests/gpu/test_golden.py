@@ -1,11 +1,13 @@
 """The authors' own numbers on the device: float32 as IEEE has it, within what sums in another order may differ by."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from makers.device_report import ABSOLUTE, Compared
 from makers.golden import FILES, TRAINED, Golden
 from makers.precisions import FLOAT32
 from torch import Tensor
@@ -13,7 +15,6 @@ from torch import Tensor
 from dlth.training import EViT, TicketViT
 from dlth.training.device.numerics import numerics
 
-Compared = Callable[[str, str, float, float | None], None]
 IN_LOGITS, IN_SCORES, IN_GRADIENTS = 1e-4, 1e-6, 1e-5
 """As on the CPU (tests/training/selectors): logits are of the order of 1, scores of 0.01, gradients of 0.1."""
 
@@ -22,6 +23,12 @@ IN_LOGITS, IN_SCORES, IN_GRADIENTS = 1e-4, 1e-6, 1e-5
 def _ieee() -> Iterator[None]:
     with numerics():
         yield
+
+
+@pytest.fixture
+def compared(compared: Compared) -> Compared:
+    """Differences here are as the authors' numbers are, and no shares of them."""
+    return partial(compared, unit=ABSOLUTE)
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:

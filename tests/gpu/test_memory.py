@@ -1,17 +1,14 @@
 """What a step takes of the device's memory: bytes that PyTorch's allocator counted."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from makers.device_runs import prepared, steps
+from makers.device_report import Compared
+from makers.device_runs import MakeRun, prepared, steps
 from makers.precisions import BFLOAT16
 from makers.scales import Scale
 
 from dlth.training.settings.train_config import TrainConfig
 
-MakeRun = Callable[..., TrainConfig]
-Compared = Callable[[str, str, float, float | None], None]
 ABOVE_SHARE = 0.1
 """What a step takes whatever it keeps: the pixels, and buffers of kernels."""
 

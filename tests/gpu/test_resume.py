@@ -2,12 +2,12 @@
 
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from makers.device_runs import trained, weights_apart
+from makers.device_report import Compared
+from makers.device_runs import MakeRun, trained, weights_apart
 from makers.precisions import BFLOAT16, FLOAT32
 from makers.processes import train_process
 from makers.scales import Scale
@@ -18,8 +18,6 @@ from dlth.training.pruning.recipe import REWIND
 from dlth.training.runs.runlog import RESULT
 from dlth.training.settings.train_config import TrainConfig
 
-MakeRun = Callable[..., TrainConfig]
-Compared = Callable[[str, str, float, float | None], None]
 MUCH: dict[str, Any] = {
     **{"amp": True, "opt": "adamw", "lr": 1e-3, "drop_path": 0.2, "clip_grad": 1.0},
     **{"model_ema": True, "mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "reprob": 0.25, "epochs": 2},

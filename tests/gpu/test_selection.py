@@ -6,7 +6,6 @@ tolerance is a share of the patches kept, over all images. Weights are random; a
 apart, so its tickets agree better.
 """
 
-from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from makers.device_report import Compared
 from makers.pictures import make_picture
 from makers.precisions import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS, TF32
 from makers.scales import SELECTORS, Scale
@@ -30,7 +30,6 @@ from dlth.training.selectors.batch_ranker import BatchRanker
 from dlth.training.selectors.evit import Selector
 from dlth.training.selectors.rankers import RANKERS, RankerSpec
 
-Compared = Callable[[str, str, float, float | None], None]
 IN_SCORES = {FLOAT32: 1e-5, TF32: 3e-3, BFLOAT16: 3e-2, FLOAT16: 3e-3}
 IN_PATCHES = {FLOAT32: 2e-3, TF32: 1e-2, BFLOAT16: 5e-2, FLOAT16: 1e-2}
 """Some ten times (scores) and four times (patches) what the CPU differs by on DeiT-S; TF32's are six and four times

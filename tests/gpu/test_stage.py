@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from makers import TESTS
+from makers.device_report import Compared
 from makers.device_trace import traced
 from makers.pictures import write_shards
 from makers.precisions import FLOAT32
@@ -28,7 +29,6 @@ from dlth.pipeline.selection.stage import SelectPlan, plan, select
 from dlth.tickets import TicketStore
 from dlth.training.selectors.batch_ranker import BatchRanker, ranked_ahead
 
-Compared = Callable[[str, str, float, float | None], None]
 Settings = Callable[..., dict[str, Any]]
 NEARLY_TIES = 2e-3
 """Share of kept patches that may differ where images are ranked in other batches, whose sums differ in their last

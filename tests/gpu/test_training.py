@@ -11,16 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from makers.device_runs import Trained, prepared, scale_loss, steps, trained, weights_apart, weights_of
+from makers.device_report import Compared
+from makers.device_runs import MakeRun, Trained, prepared, scale_loss, steps, trained, weights_apart, weights_of
 from makers.masks import mask_file
 from makers.precisions import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS, TF32
 from makers.scales import Scale
 from safetensors.torch import save_file
 
-from dlth.training.settings.train_config import TrainConfig
-
-MakeRun = Callable[..., TrainConfig]
-Compared = Callable[[str, str, float, float | None], None]
 IN_LOSS = {FLOAT32: 1e-5, TF32: 5e-3, BFLOAT16: 1e-2, FLOAT16: 1e-3}
 IN_MOVE = {FLOAT32: 1e-4, TF32: 2e-2, BFLOAT16: 1e-1, FLOAT16: 2e-2}
 IN_FUSED = 1e-4

@@ -1,7 +1,7 @@
 """The host waits for the device once a step and once a batch, and the device waits for no copy: counted, not timed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -9,16 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from makers.device_runs import prepared
+from makers.device_report import Compared
+from makers.device_runs import MakeRun, prepared
 from makers.device_trace import traced
 from makers.scales import Scale
 from safetensors.torch import save_file
 from torch.profiler import record_function
 
-from dlth.training.settings.train_config import TrainConfig
-
-MakeRun = Callable[..., TrainConfig]
-Compared = Callable[[str, str, float, float | None], None]
 AMP: dict[str, Any] = {"amp": True, "opt": "adamw", "lr": 1e-3}
 SETTINGS: dict[str, dict[str, Any]] = {
     "bfloat16": AMP,

@@ -1,6 +1,6 @@
 """The first steps of a run of stage 2 on a device, and how far two runs are apart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,8 @@ from dlth.training.runs.step import StepResult
 from dlth.training.settings.train_config import TrainConfig
 
 Weights = dict[str, Tensor]
+MakeRun = Callable[..., TrainConfig]
+"""The fixture of tests/gpu/conftest.py: settings of a run on the device."""
 
 
 @dataclass(frozen=True)
