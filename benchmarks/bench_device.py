@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,7 @@ from device.from_jpegs import jpeg_rows
 from device.limits import measure_limits
 from device.machine import facts
 from device.page import Table, put_into, section
+from device.right import Right
 from device.scope import FULL, TINY, Scope
 from device.selectors import selector_rows
 from device.steps import step_rows
@@ -114,10 +115,9 @@ def _left_out(row: Row, deadline: Deadline) -> str:
     return "not measured (no C compiler, which inductor calls)" if needs_compiler else ""
 
 
-def tables(found: Mapping[str, list[Row]], right: list[Row], scope: Scope) -> list[Table]:
-    """The tables of the section, with what their columns mean; `right`: rows of tests/gpu."""
+def tables(found: Mapping[str, list[Row]], scope: Scope) -> list[Table]:
+    """The tables of what was measured here, with what their columns mean."""
     return [
-        Table("Right (`tests/gpu`)", "Largest difference from the same on the CPU, and what the test allows.", right),
         Table("What the device does at best", "Measured here; the limits of the tables below.", found[LIMITS]),
         Table(
             "Training step",
@@ -154,7 +154,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=_minutes, default=9.0, help="after which nothing is begun")
     parser.add_argument("--since", type=float, help="from when they count, in seconds of the Unix epoch; from now")
     parser.add_argument("--authors", type=Path, help="a copy of the repository of the paper's authors; runs its code")
-    parser.add_argument("--tests", type=Path, help="what tests/gpu measured, as JSON; a table of its own")
+    parser.add_argument("--tests", type=Path, help="what tests/gpu found, as its --gpu-table wrote it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true", help="put the section into docs/benchmarks.md")
     parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
@@ -174,7 +174,7 @@ def main(words: list[str] | None = None) -> int:
     deadline, device = Deadline.after(options.minutes, options.since), pick_device(options.device)
     scope = FULL if device.type == "cuda" else TINY
     theirs = authors.load(options.authors) if options.authors is not None else None
-    right = _rows_of_tests(options.tests) if options.tests is not None else []
+    right = Right.read(options.tests) if options.tests is not None else Right([], [])
     if options.folder is not None and not options.folder.is_dir():
         raise InputError(f"--folder {shown(options.folder)} is no folder: shards are made in one that is there")
     about = facts(device)
@@ -184,9 +184,11 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for found in measure(scope, device, deadline, Path(folder), theirs):
             notes = _notes(found, options)
-            text = section(about, _command(options), tables(found.rows, right, scope), notes)
+            shown_tables = [*right.tables(), *tables(found.rows, scope)]
+            text = section(about, _command(options), right.verdict, shown_tables, notes)
             if options.json is not None:
-                _write_json(options.json, {"machine": about, "notes": notes, "tables": {"right": right, **found.rows}})
+                content = {"machine": about, "notes": notes, "right": asdict(right), "tables": found.rows}
+                _write_json(options.json, content)
             if options.write and scope is FULL:
                 put_into(options.page, text)
     print(text)
@@ -198,17 +200,6 @@ def main(words: list[str] | None = None) -> int:
 def _command(options: argparse.Namespace) -> str:
     """What gives the section again."""
     return f"make gpu WRITE=1 MINUTES={options.minutes:g}{' AUTHORS=…' if options.authors is not None else ''}"
-
-
-def _rows_of_tests(path: Path) -> list[Row]:
-    """What tests/gpu wrote with --gpu-table. Raises InputError for a file that is not there, or no list of rows."""
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"--tests {shown(path)} cannot be read: {shown(error)}") from error
-    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise InputError(f"--tests {shown(path)} is no list of rows, which pytest tests/gpu --gpu-table writes")
-    return rows
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -9,5 +9,6 @@ are. `bench_device.py` beside this package runs it; with a CPU for a device it i
     selectors, steps, from_jpegs   what is measured
     authors      the paper's own code, from a user's copy of it
     machine      names and versions of what was measured on
+    right        what the tests of tests/gpu found there
     page         tables as Markdown, and their place in docs/benchmarks.md
 """

@@ -26,11 +26,11 @@ class Table:
         return f"### {self.title}\n\n{self.words}\n\n{markdown(self.rows)}"
 
 
-def section(facts: Mapping[str, str], command: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The whole section as Markdown, under the device's name."""
+def section(facts: Mapping[str, str], command: str, verdict: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """The whole section as Markdown, under the device's name; the verdict of the tests stands first."""
     about = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "device")
     told = "\n".join(f"- {note}" for note in notes)
-    head = f"## On a GPU: {facts['device']} (`{command}`)\n\n{about}."
+    head = f"## On a GPU: {facts['device']} (`{command}`)\n\n{verdict}\n\n{about}."
     return "\n\n".join(filter(None, [head, told, *map(str, filter(lambda table: table.rows, tables))]))
 
 

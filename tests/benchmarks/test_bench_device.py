@@ -12,7 +12,7 @@ import bench_device
 import gpu_classes
 import pytest
 import torch
-from device import authors, counts, from_jpegs, page, timing
+from device import authors, counts, from_jpegs, page, right, timing
 from device.scope import TINY
 from makers import ROOT
 from rounds import markdown
@@ -29,15 +29,15 @@ def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
 
 def test_everything_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each table has its rows, all of them measured; a CPU's figures are printed, and never written into the page."""
-    right, target = tmp_path / "tests.json", tmp_path / "page.md"
-    right.write_text(json.dumps([{"what": "logits", "precision": "bf16", "worst": 4e-6, "tolerance": None}]))
+    results, target = tmp_path / "tests.json", tmp_path / "page.md"
+    results.write_text(json.dumps({"tests": [], "rows": []}))
     target.write_text(marked := "\nnothing yet\n".join(page.marks(page.DEVICE)))
-    code, found = run(tmp_path, "--tests", str(right), "--write", "--page", str(target))
+    code, found = run(tmp_path, "--tests", str(results), "--write", "--page", str(target))
     out, told = capsys.readouterr()
     tables = found["tables"]
     assert code == 0
     assert timing.NO_TIME not in out
-    assert "| logits | bf16 | 4e-06 |  |" in out
+    assert "**The tests (`tests/gpu`) were not run beside this.**" in out
     assert target.read_text() == marked
     assert "not written into page.md: these are figures of a CPU" in told
     assert [row["step"] for row in tables["steps"]] == ["dense", "ticket 0.9", "ticket 0.7", "ticket 0.5"]
@@ -47,7 +47,33 @@ def test_everything_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[
     shares = [row["FLOPs / dense"] for row in tables["steps"]]
     assert shares[0] == 1 > shares[1] > shares[2] > shares[3] > 0.5  # the last of 16 patches keeps 8, and a class token
     assert all(0 <= row[name] < 1 for row in tables["from JPEGs"] for name in from_jpegs.SHARES)
-    assert tables["right"] == json.loads(right.read_text())
+    assert found["right"] == json.loads(results.read_text())
+
+
+def test_what_failed_and_was_not_run_stands_first(tmp_path: Path) -> None:
+    """The section's first line counts tests and names those that failed; its tables have each claim, also of tests that
+    measure nothing, and mark the difference that does not hold.
+    """
+    ended = {"a[0]": ("passed", ""), "a[1]": ("failed", ""), "b": ("passed", ""), "c": ("not run", "needs 2 GPUs")}
+    row = {"what": "logits", "precision": "bf16", "worst": 0.5, "unit": "relative"}
+    rows = [row | {"tolerance": 0.25, "holds": False}, row | {"tolerance": None, "holds": None}]
+    tests = [{"test": test, "claim": "It is.", "result": result, "why": why} for test, (result, why) in ended.items()]
+    (tmp_path / "tests.json").write_text(json.dumps({"tests": tests, "rows": rows}))
+    found = right.Right.read(tmp_path / "tests.json")
+    heading, first, *_ = page.section({"device": "G"}, "make gpu", found.verdict, found.tables(), []).split("\n\n")
+    assert heading.startswith("## On a GPU: G")
+    told = "4 tests: 2 passed, 1 failed, 1 not run (needs 2 GPUs)"
+    assert first == f"**NOT RIGHT HERE.** {told}. Failed: `a[1]`."
+    of_tests, differences = (markdown(table.rows).splitlines()[2:] for table in found.tables())
+    assert of_tests == [
+        "| It is. | `a` | 1 | **1** | 0 |",
+        "| It is. | `b` | 1 | 0 | 0 |",
+        "| It is. | `c` | 0 | 0 | 1: needs 2 GPUs |",
+    ]
+    assert differences == [
+        "| logits | bf16 | 0.500 | relative | 0.250 | **NO** |",
+        "| logits | bf16 | 0.500 | relative | told |  |",
+    ]
 
 
 def test_nothing_is_begun_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +132,7 @@ def test_what_was_measured_outlives_a_kill(tmp_path: Path, monkeypatch: pytest.M
     [
         ("--tests", "none.json", None, "cannot be read"),
         ("--tests", "cut.json", '[{"what"', "cannot be read"),
-        ("--tests", "no_rows.json", '{"what": 1}', "is no list of rows"),
+        ("--tests", "no_rows.json", '{"what": 1}', "is not what pytest tests/gpu --gpu-table writes"),
         ("--folder", "none", None, "is no folder"),
         ("--json", "file/out.json", None, "cannot be written"),
         ("--authors", "broken", "def broken(:", "does not run"),
