@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from makers.models import tiny_vit
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlth.training import TicketViT
@@ -69,7 +70,7 @@ def test_forward_and_backward_are_three_forwards() -> None:
     """Counted through a whole step: only the first layer's gradient of its pixels is missing, which nobody asks for."""
     student = TicketViT(tiny_vit())
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, sdpa_kernel(SDPBackend.MATH):  # torch 2.11 has no count for the CPU's fused attention
         student(torch.zeros(1, 3, 32, 32), torch.arange(8)[None]).sum().backward()
     assert 0.93 < counter.get_total_flops() / (FORWARDS * student.flops(8)) <= 1
 
