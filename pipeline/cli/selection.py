@@ -49,7 +49,8 @@ def run_pass(
 ) -> None:
     """Show what command `name` will do to all images, do it, and `say` what came of it, at which rate (images/s)."""
     if dry_run:
-        console.result(f"dlth {name}, dry run: nothing is written", facts, json)
+        if console.leads():
+            console.result(f"dlth {name}, dry run: nothing is written", facts, json)
         return
     quiet = json or not console.leads()
     if not quiet:

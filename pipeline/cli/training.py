@@ -130,7 +130,8 @@ def _train(command: str, chosen: "CommandSettings[Any]", dry_run: bool, json: bo
         console.lead_note(text)
     if dry_run:
         facts = planned(settings, reporter=reporter) | chosen.facts
-        console.result(f"{command}, dry run: nothing is trained", facts, json)
+        if console.leads():
+            console.result(f"{command}, dry run: nothing is trained", facts, json)
         return
     try:
         result = run(settings, reporter=reporter)

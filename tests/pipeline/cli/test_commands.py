@@ -238,6 +238,22 @@ def test_a_dry_run_of_training_takes_no_step(dlth: Run, tickets: tuple[Any, Path
     assert not (tmp_path / "run").exists()
 
 
+def test_of_many_processes_one_prints_the_plan(
+    dlth: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun a dry run with --json is one object, not one for each process."""
+    assert dlth("pack", images, "--out", tmp_path / "shards")[0] == 0
+    words = ("select", "--data", tmp_path / "shards", "--random-weights", *MODEL, "--dry-run", "--json")
+    printed = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        code, out, err = dlth(*words, "--out", tmp_path / "t.zarr")
+        assert code == 0, err
+        printed.append(bool(out))
+    assert printed == [True, False]
+
+
 def test_a_later_step_with_nobodys_weights_is_told(dlth: Run, make_shards: Callable[..., Any], tmp_path: Path) -> None:
     """--start-step begins with random weights, and says so, unless --init-from names others."""
     kwargs = ",".join(f"{name}={value}" for name, value in KWARGS.items())
