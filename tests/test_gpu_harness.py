@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from makers import ROOT
 from makers.compilers import inductor_lacks
+from makers.device_trace import Span, Trace
 from makers.warm import run_warm
 
 GPU = ROOT / "tests" / "gpu"
@@ -76,6 +77,14 @@ def test_inductor_asks_for_a_compiler_and_for_this_pythons_headers(
         found = inductor_lacks(device)
         assert found.startswith(lack)
         assert bool(found) == bool(lack)
+
+
+def test_a_profiler_that_hides_waits_is_named() -> None:
+    """A trace without the call in which a step waits says so, before anybody takes the step for wrong."""
+    launch, wait = (Span(name, 0.0, 1.0, None) for name in ("cudaLaunchKernel", "cudaEventSynchronize"))
+    assert "CUPTI" in Trace({}).lack()
+    assert "leaves out cudaEventSynchronize" in Trace({"cuda_runtime": [launch]}).lack()
+    assert Trace({"cuda_runtime": [launch, wait]}).lack() == ""
 
 
 @pytest.mark.parametrize("named", ["", "test_golden.py"])
