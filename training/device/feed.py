@@ -9,6 +9,7 @@ On a CPU there is nothing to send, and no thread: batches are handed on as they 
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -52,7 +53,7 @@ def over_a_stream(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
     for sent, copied in one_ahead(map(send, batches)):
         computing = streams.current_stream(device)
         computing.wait_event(copied)
-        for tensor in sent.tensors():
+        for tensor in filter(attrgetter("is_cuda"), sent.tensors()):
             tensor.record_stream(computing)  # its memory goes back to the copying stream, not before it was used
         yield sent
 

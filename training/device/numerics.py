@@ -12,6 +12,7 @@ On a CPU float32 stays what it is, whatever is asked for.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,18 +25,27 @@ WORKSPACE, FIXED_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 """By which cuBLAS gets the same memory at each call, and so chooses the same kernels; the values that PyTorch takes."""
 
 
+_TURN = threading.RLock()
+
+
 @contextmanager
 def numerics(tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
     """Run a block, or a function that it decorates, with float32 matrices and convolutions multiplied in IEEE or TF32,
     deterministic if asked.
 
+    The switches are the process's: one thread at a time may be in here, and may enter again.
+
     It begins before CUDA is used where `deterministic` is asked for: the workspace is read once in a process, and is
     left as it is set.
 
     Raises:
-        InputError: CUDA is in use already, without such a workspace; or a kernel has no deterministic way
+        InputError: another thread is in here; or CUDA is in use already, without such a workspace; or a kernel has no
+            deterministic way
     """
+    if not _TURN.acquire(blocking=False):
+        raise InputError("another thread of this process computes already, and the precision is the process's")
     with ExitStack() as after:
+        after.callback(_TURN.release)
         _set_products(after, tf32)
         if not deterministic:
             yield
@@ -64,19 +74,36 @@ def tell_tf32(asked: bool, device: torch.device, note: Callable[[str], None]) ->
 
 def _set_products(after: ExitStack, tf32: bool) -> None:
     """Set float32 products, in both ways that PyTorch has: some of its code asks in the older one, and is refused an
-    answer where the two say different things, or where recurrent networks' say another than convolutions'.
+    answer where the two say different things, or where recurrent networks' say another than convolutions', or where a
+    CPU's say another than a GPU's.
     """
-    matrices: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn  # of whose parts a type checker does not know
-    products = [matrices, cudnn.conv, cudnn.rnn]
+    cpu: Any = torch.backends.mkldnn
+    ours = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    kinds: list[Any] = [*ours, cpu.matmul, cpu.conv, cpu.rnn]
+    before = [kind.fp32_precision for kind in kinds]
 
-    def put(names: list[str]) -> None:
-        matrices.allow_tf32, cudnn.allow_tf32 = names[0] == "tf32", names[1] == "tf32"
-        for each, name in zip(products, names, strict=True):  # after: the older way changes the newer one
-            each.fp32_precision = name
+    def put(names: list[str], older: tuple[str, bool]) -> None:
+        torch.set_float32_matmul_precision(older[0])
+        cudnn.allow_tf32 = older[1]
+        for kind, name in zip(kinds, names, strict=True):  # after: the older way changes the newer one
+            kind.fp32_precision = "none"  # which follows what is set for all kinds
+            if kind.fp32_precision != name:
+                kind.fp32_precision = name
 
-    after.callback(put, [each.fp32_precision for each in products])
-    put(["tf32" if tf32 else "ieee"] * len(products))
+    after.callback(put, before, _older_way(kinds))
+    put(["tf32" if tf32 and kind in ours else "ieee" for kind in kinds], ("high" if tf32 else "highest", tf32))
+
+
+def _older_way(kinds: list[Any]) -> tuple[str, bool]:
+    """What the older way says of matrices and of convolutions, whether or not the newer agrees, which it sets."""
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
+    try:
+        convolutions = bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # it does not say what the newer one does
+        convolutions = True
+    return torch.get_float32_matmul_precision(), convolutions
 
 
 def _set(after: ExitStack, holder: Any, name: str, value: Any) -> None:

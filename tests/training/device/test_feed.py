@@ -39,7 +39,7 @@ class Unpinned:
         return self
 
     def tensors(self) -> list[torch.Tensor]:
-        return []
+        return [torch.zeros(1)]
 
 
 def numbers(sent: list[Any], stop: Exception | None = None, at: int = 6) -> Iterator[Unpinned]:

@@ -1,7 +1,9 @@
 """How float32 is multiplied and summed during a run, and that nothing of it stays."""
 
 import os
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,6 +46,91 @@ def test_a_block_has_the_products_it_asks_for_and_puts_all_back(tf32: bool, name
         assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
     assert switches() == before
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, True)
+
+
+def answers() -> dict[str, Any]:
+    """What PyTorch says of products of float32, in both ways that it has, and where it refuses to say."""
+    cudnn, cpu = torch.backends.cudnn, torch.backends.mkldnn
+    kinds = {"cudnn": cudnn, "conv": cudnn.conv, "rnn": cudnn.rnn, "cpu": cpu.matmul, "cpu's conv": cpu.conv}  # type: ignore[attr-defined]
+    kinds |= {"all": torch.backends, "cpu's rnn": cpu.rnn, "matrices": torch.backends.cuda.matmul}  # type: ignore[dict-item]
+    asked = {name: lambda kind=kind: kind.fp32_precision for name, kind in kinds.items()}
+    asked["matrices, older"] = lambda: torch.backends.cuda.matmul.allow_tf32
+    asked |= {"older": torch.get_float32_matmul_precision, "cudnn, older": lambda: cudnn.allow_tf32}
+    said: dict[str, Any] = {}
+    for name, ask in asked.items():
+        try:
+            said[name] = ask()
+        except RuntimeError:
+            said[name] = "refused"
+    return said
+
+
+CALLERS: list[Callable[[], None]] = [
+    partial(torch.set_float32_matmul_precision, "high"),
+    partial(torch.set_float32_matmul_precision, "medium"),
+    *(partial(setattr, torch.backends, "fp32_precision", name) for name in ("tf32", "ieee", "bf16")),
+    partial(setattr, torch.backends.cuda.matmul, "allow_tf32", True),
+    partial(setattr, torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    partial(setattr, torch.backends.cudnn, "allow_tf32", False),
+    partial(setattr, torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+    partial(setattr, torch.backends.mkldnn.conv, "fp32_precision", "tf32"),
+]
+
+
+def test_whatever_a_caller_has_set_is_there_again() -> None:
+    """In the older way or the newer, for one kind or for all: inside each has its answer, afterwards the caller's own,
+    and what followed what is set for all kinds follows it still.
+    """
+    plain = answers()
+    try:
+        for caller in CALLERS:
+            caller()
+            before = answers()
+            for tf32 in (False, True):
+                with numerics(tf32):
+                    inside = answers()
+                    assert "refused" not in inside.values()
+                    assert (inside["matrices"], inside["conv"]) == (("tf32", "tf32") if tf32 else ("ieee", "ieee"))
+                    assert (inside["cpu"], inside["cpu's conv"], inside["cpu's rnn"]) == ("ieee",) * 3
+                assert answers() == before, caller
+            torch.backends.fp32_precision = "none"  # type: ignore[assignment]
+            if caller is CALLERS[2]:
+                assert answers()["matrices"] == "none"
+            _as_new()
+    finally:
+        torch.backends.fp32_precision = "none"
+        _as_new()
+    assert answers() == plain
+
+
+def _as_new() -> None:
+    """PyTorch's own defaults, of which no getter says where they come from."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    cpu: Any = torch.backends.mkldnn
+    for kind in (torch.backends.cuda.matmul, cpu.matmul, cpu.conv, cpu.rnn):
+        kind.fp32_precision = "none"
+
+
+def test_a_process_computes_in_one_way_at_a_time() -> None:
+    """Another thread is refused while one is inside, which may enter again; afterwards the other may."""
+    problems: list[str] = []
+
+    def other() -> None:
+        try:
+            with numerics(tf32=True):
+                problems.append("")
+        except InputError as error:
+            problems.append(str(error))
+
+    with numerics(), numerics():
+        first = threading.Thread(target=other)
+        first.start()
+        first.join()
+    second = threading.Thread(target=other)
+    second.start()
+    second.join()
+    assert problems == ["another thread of this process computes already, and the precision is the process's", ""]
 
 
 def test_deterministic_kernels_are_asked_for_and_put_back() -> None:
