@@ -86,9 +86,10 @@ class BatchRanker:
             try:
                 return self.queued_whole(images)
             except torch.OutOfMemoryError:
-                size = self._size(images)
-                if size == 1:
+                alone = self._size(images)
+                if alone == 1:
                     raise
+                size = self.batch_size or alone  # of the whole batch: a short one at a shard's end says little of it
                 self.batch_size = size // 2
                 self.note(f"batch of {size} does not fit into the device's memory: going on with {self.batch_size}")
             # tried again out here, where the error, whose frames hold on to the device's memory, is gone

@@ -110,6 +110,17 @@ def test_only_what_has_no_room_alone_is_halved(room: int, asked: list[int], halv
     assert [int(text.rsplit(" ", 1)[1]) for text in said] == halved
 
 
+@pytest.mark.parametrize(("room", "halved"), [(4, [4]), (2, [4, 2])])
+def test_a_short_batch_without_room_halves_what_was_configured(room: int, halved: list[int]) -> None:
+    """A tail of five of eight goes on with four, as whole batches would; what still does not fit is halved again."""
+    (batch,), small, said = batches_of(5), SmallDevice(room), []
+    ranker = BatchRanker(small, batch_size=8, note=said.append)
+    small.fed = 1
+    ranker(batch.images)
+    assert [int(text.rsplit(" ", 1)[1]) for text in said] == halved
+    assert ranker.batch_size == halved[-1]
+
+
 def test_one_image_that_has_no_room_is_an_error_after_what_was_done_before() -> None:
     """Nothing is left to halve: torch's error comes out, behind the results of the batches before."""
     small = SmallDevice()
