@@ -2,15 +2,18 @@
 
 timm makes the table of DINOv3's models, which take images of any size, from coordinates on the host; a GPU waits for
 their copy, once a forward. The table depends on the grid alone, so that of the grid for which a model was built is made
-with it: as a buffer, which moves with the model and is not saved. timm's own forward, on all patches, still makes it.
+with it: as a buffer, which moves with the model and is not saved. The buffer is of whole numbers that have the table's
+bits, as a model in bfloat16 would round a table of floats. timm's own forward, on all patches, still makes it.
 """
 
 from typing import Any
 
+import torch
 from timm.layers import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 
-NAME = "rotary_table"
+NAME, GRID = "rotary_table", "rotary_table_grid"
+"""Of a model: the bits of its table, int32 [P, R], and the rows and columns of patches that it is of."""
 
 
 def keep_table(model: nn.Module) -> nn.Module:
@@ -18,20 +21,22 @@ def keep_table(model: nn.Module) -> nn.Module:
     rope = getattr(model, "rope", None)
     if isinstance(rope, RotaryEmbeddingDinoV3):
         training = rope.training
-        table = rope.eval().get_embed(shape=_own_grid(model))  # of the coordinates as they are: training may move them
+        grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
+        table = rope.eval().get_embed(
+            shape=grid, dtype=torch.float32
+        )  # of the coordinates as they are: training may move them
         rope.train(training)
-        model.register_buffer(NAME, table, persistent=False)
+        model.register_buffer(NAME, table.view(torch.int32), persistent=False)
+        setattr(model, GRID, grid)
     return model
 
 
 def kept_table(model: nn.Module, grid: tuple[int, int]) -> Tensor | None:
-    """The table [P, R] that was kept for images of `grid` patches; None if there is none, or training draws its own."""
-    table: Tensor | None = getattr(model, NAME, None)
+    """The table, float32 [P, R], that was kept for images of `grid` patches; None if there is none, or training draws
+    its own.
+    """
+    bits: Tensor | None = getattr(model, NAME, None)
     rope: Any = getattr(model, "rope", None)
-    if table is None or (rope.training and rope.aug_active):
+    if bits is None or (rope.training and rope.aug_active):
         return None
-    return table if list(grid) == _own_grid(model) else None
-
-
-def _own_grid(model: Any) -> list[int]:
-    return list(model.patch_embed.grid_size)
+    return bits.view(torch.float32) if list(grid) == getattr(model, GRID) else None
