@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from makers.results import write_run
+from makers.runs import train_config
 
 from dlth.pipeline.evidence.arm_key import ArmKey
 from dlth.pipeline.evidence.study_plan import MAX_RUNS, PlannedRun, RunCost, StudyPlan, read_study
 from dlth.tickets.errors import DamageError
 from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint
+from dlth.training.runs.optim import make_optimizer
 from dlth.training.runs.result import read_result
-from dlth.training.runs.resume import mark_of
+from dlth.training.runs.resume import check_optimizer, mark_of
 from dlth.training.runs.run_progress import RunProgress, RunSize, Totals
 from dlth.training.runs.runlog import RunLog
 from dlth.training.runs.sealed_json import sealed
@@ -78,6 +81,32 @@ def test_a_checkpoint_that_says_nothing_of_its_log_is_of_the_first_version(tmp_p
         assert mark_of(Checkpoint({}, state, tmp_path, FIRST_VERSION)) is None
         with pytest.raises(DamageError, match="log cannot be read"):
             mark_of(Checkpoint({}, state, tmp_path))
+
+
+GROUPS: dict[str, Any] = {
+    "capturable": True,
+    "maximize": True,
+    "differentiable": True,
+    "foreach": True,
+    "lr": float("nan"),
+    "weight_decay": 10**400,
+    "betas": [0.9, float("inf")],
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_an_optimizer_that_no_run_has_is_refused(name: str, tmp_path: Path) -> None:
+    """A group's switches are the run's own, and its numbers are numbers: else a step fails, or climbs. A rate moves."""
+    config = train_config("shards", tmp_path / "run", arm="dense")
+    layer = torch.nn.Linear(2, 2)
+    optimizer = make_optimizer(layer, config, 8)
+    check_optimizer({"state": {}, "param_groups": _groups(optimizer, lr=0.5)}, optimizer, "checkpoint")
+    with pytest.raises(DamageError, match="groups" if name == "foreach" else f"groups: {name} is"):
+        check_optimizer({"state": {}, "param_groups": _groups(optimizer, **{name: GROUPS[name]})}, optimizer, "it")
+
+
+def _groups(optimizer: torch.optim.Optimizer, **changes: Any) -> list[dict[str, Any]]:
+    return [group | changes for group in optimizer.state_dict()["param_groups"]]
 
 
 COST = asdict(RunCost(1, 1, 1, 1, 1.0))

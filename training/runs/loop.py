@@ -51,6 +51,7 @@ from dlth.training.runs.run_progress import RunProgress, Totals
 from dlth.training.runs.runlog import METRICS, RESULT, Mark, RunLog
 from dlth.training.runs.setup import HEADLINE, Parts, as_student, prepare
 from dlth.training.runs.step import StepResult
+from dlth.training.settings.fields import settings_digest
 from dlth.training.settings.toml_text import CONFIG, to_toml
 from dlth.training.settings.train_config import TrainConfig
 
@@ -345,7 +346,8 @@ class Training:
             return None
         ours = json.loads(json.dumps(parts.inputs.identities()))
         theirs = {name: result.data.get(name) for name in ours}
-        return result if (result.config_sha256, theirs) == (parts.record["config_sha256"], ours) else None
+        same = result.config_sha256 == settings_digest(self.config, result.config)
+        return result if same and theirs == ours else None
 
     def _open_log(self) -> None:
         if self.world.leads:

@@ -20,11 +20,12 @@ from dlth.training.models.weights import check_fits
 from dlth.training.models.weights_metadata import EMA_FILE, MODEL_FILE
 from dlth.training.pruning.recipe import MASK, REWIND
 from dlth.training.runs.checkpoint import FIRST_VERSION, Checkpoint, newest, put_together
+from dlth.training.runs.optim import MAX_RATE
 from dlth.training.runs.result import versions
 from dlth.training.runs.run_progress import RunProgress, RunSize
 from dlth.training.runs.runlog import CURVES, METRICS, RESULT, SUMMARY, Mark
 from dlth.training.runs.setup import Parts
-from dlth.training.settings.fields import fixed_settings
+from dlth.training.settings.fields import fixed_settings, unknown_to
 from dlth.training.settings.layering import is_written
 from dlth.training.settings.toml_text import CONFIG
 from dlth.training.settings.train_config import TrainConfig
@@ -110,7 +111,7 @@ def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
     if wrong or set(saved.parts) != {"model", "optimizer"} | ({"ema"} if parts.ema is not None else set()):
         there = f"{', '.join(saved.parts)}; in its state {', '.join(wrong) or 'nothing'} cannot be read"
         raise DamageError(f"{saved.path} is no checkpoint of this run: it holds {shown(there)}")
-    notes = _check_alike(saved, facts_to_resume(parts))
+    notes = _check_alike(saved, parts)
     size = RunSize(
         parts.config.epochs,
         inputs.steps_per_epoch,
@@ -124,7 +125,7 @@ def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
     for name, module in modules.items():
         _same_kind(check_fits(module, saved.parts[name], name), module.state_dict(), f"{saved.path}: {name}")
     optimizer = _stepped_as(put_together(state["optimizer"], saved.parts["optimizer"]), parts.optimizer)
-    _check_optimizer(optimizer, parts.optimizer, f"{saved.path}: optimizer")
+    check_optimizer(optimizer, parts.optimizer, f"{saved.path}: optimizer")
     _same_kind(state["scaler"], parts.stepper.scaler.state_dict(), f"{saved.path}: scaler")
     for name, module in modules.items():
         module.load_state_dict(saved.parts[name])
@@ -141,15 +142,22 @@ def take_over(saved: Checkpoint, parts: Parts) -> tuple[RunProgress, list[str]]:
     return progress, notes
 
 
-def _check_alike(saved: Checkpoint, ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What changed since a checkpoint without doing harm. Raises MismatchError for whatever does, all of it by name."""
-    if wrong := _differences(saved.state[STRICT], ours[STRICT]):
+def _check_alike(saved: Checkpoint, parts: Parts) -> list[str]:
+    """What changed since a checkpoint without doing harm. Raises MismatchError for whatever does, all of it by name.
+
+    A setting that the checkpoint's version had not is at its default there, which is what that version did.
+    """
+    ours, unknown = facts_to_resume(parts), unknown_to(saved.state[STRICT], parts.config)
+    if wrong := _differences(unknown | saved.state[STRICT], ours[STRICT]):
         raise MismatchError(
             f"{saved.path} is of another run:\n  " + "\n  ".join(wrong) + "\nResume with the same settings and files,"
             " or start anew in another --out (--init-from takes over the weights alone)."
         )
     loose = _differences(saved.state[LOOSE], ours[LOOSE])
-    return [f"{line}: the run goes on with the same batches, and may round differently" for line in loose]
+    notes = [f"{line}: the run goes on with the same batches, and may round differently" for line in loose]
+    if unknown:
+        notes.append(f"the checkpoint is of a version without {', '.join(unknown)}: taken as at their defaults there")
+    return notes
 
 
 def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -183,10 +191,10 @@ def _stepped_as(found: Any, optimizer: torch.optim.Optimizer) -> Any:
     return found | {"param_groups": [group | {name: own[name] for name in own if name in group} for group in groups]}
 
 
-def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
+def check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
     """Hold an optimizer's state against what this one has after a step: groups alike, and each weight's state.
 
-    A weight may lack a state (it never had a gradient), and have more in it than after one step.
+    A weight may lack a state (it never had a gradient), and have more in it than after one step. Raises DamageError.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
@@ -197,10 +205,25 @@ def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -
     if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
         raise DamageError(f"{where} is no state of an optimizer")
     _same_kind(found.get("param_groups"), wanted["param_groups"], f"{where}, groups")
+    for theirs, ours in zip(found["param_groups"], wanted["param_groups"], strict=True):
+        for name, value in ours.items():
+            if _is_odd(theirs[name], value):
+                raise DamageError(f"{where}, groups: {name} is {shown(theirs[name])}, this run's is {shown(value)}")
     for number, state in found["state"].items():
         if number not in wanted["state"] or not isinstance(state, dict):
             raise DamageError(f"{where} has a state of weight {shown(number)}, which the run has not")
         _same_kind({name: state.get(name) for name in wanted["state"][number]}, wanted["state"][number], where)
+
+
+def _is_odd(found: Any, wanted: Any) -> bool:
+    """Whether a group's value, of the kind that is wanted, is another switch than the run's, or a number that is none;
+    other numbers may change on the way, as rates do.
+    """
+    if isinstance(wanted, bool | str | None):
+        return bool(found != wanted)
+    if isinstance(wanted, list | tuple):
+        return any(map(_is_odd, found, wanted))
+    return isinstance(found, int | float) and not abs(found) <= MAX_RATE
 
 
 def _same_kind(found: Any, wanted: Any, where: str) -> None:

@@ -7,7 +7,7 @@ description serves the flag's help, the TOML file and the error.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -161,9 +161,24 @@ def fixed_settings(config: Settings) -> dict[str, Any]:
     return {name: values[name] for name, field in type(config).model_fields.items() if not is_free(field)}
 
 
-def settings_digest(config: Settings) -> str:
-    """Sha256, hexadecimal, of the settings that decide the result, as results have it (``config_sha256``)."""
-    return hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest()
+def unknown_to(said: Collection[str], config: Settings) -> dict[str, Any]:
+    """The settings that decide the result and that a record does not name, at their defaults, as JSON holds them: it is
+    an older version's, which did as their defaults say.
+    """
+    names = [name for name in fixed_settings(config) if name not in said]
+    default = {name: type(config).model_fields[name].get_default(call_default_factory=True) for name in names}
+    return dict(json.loads(json.dumps(default)))
+
+
+def settings_digest(config: Settings, said: Collection[str] = ()) -> str:
+    """Sha256, hexadecimal, of the settings that decide the result, as results have it (``config_sha256``).
+
+    said: names of an older version's record, to have the digest as that version made it
+    """
+    fixed = fixed_settings(config)
+    unknown = unknown_to(said, config) if said else {}
+    known = {name: value for name, value in fixed.items() if name not in unknown or value != unknown[name]}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def comma_list(value: object) -> object:

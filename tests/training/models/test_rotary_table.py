@@ -38,7 +38,7 @@ def test_a_table_that_training_moves_is_drawn_anew_and_others_are_not_kept() -> 
 
 
 def test_a_kept_table_stays_what_it_is_when_its_model_does_not() -> None:
-    """It is not rounded with the weights, and serves the grid that it was made for, not another that the model is set to."""
+    """It is not rounded with the weights, and serves the grid that it was made for alone, wherever its model is set."""
     vit = build("vit_small_patch16_dinov3", **SMALL).eval()
     made = {side: vit.rope.get_embed(shape=[side, side]) for side in (4, 6)}
     rounded = kept_table(vit.to(torch.bfloat16).to(torch.float32), (4, 4))

@@ -1,6 +1,7 @@
 """Stage 2 end to end on real shards: what it writes and counts, how it stops, that resuming changes nothing."""
 
 import csv
+import hashlib
 import json
 import math
 import signal
@@ -13,7 +14,7 @@ import pytest
 import timm
 import torch
 from makers.pictures import make_tar
-from makers.runs import Listener
+from makers.runs import Listener, stopped_after
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
@@ -27,9 +28,10 @@ from dlth.training.reporter import Reporter
 from dlth.training.runs import checkpoint
 from dlth.training.runs.loop import Training, planned, train
 from dlth.training.runs.result import DivergedError, RunResult
-from dlth.training.runs.sealed_json import read_sealed
+from dlth.training.runs.sealed_json import read_sealed, sealed
 from dlth.training.runs.setup import precision_fact, recipe_fact
 from dlth.training.settings.eval_config import EvalConfig
+from dlth.training.settings.fields import fixed_settings
 from dlth.training.settings.layering import layered
 from dlth.training.settings.toml_text import to_toml
 from dlth.training.settings.train_config import TrainConfig
@@ -215,6 +217,46 @@ def test_resume_refuses_another_run_and_says_what_differs(make_run: MakeRun) -> 
     listener = Listener()
     halves = resume | {"batch_size": 4, "grad_accum_steps": 2}
     assert train(config.model_copy(update=halves), reporter=listener).status == "finished"
+
+
+def test_a_setting_that_an_older_version_had_not_is_at_its_default_there(make_run: MakeRun) -> None:
+    """A finished run of that version is found finished, and a begun one gone on with, which is told; a run that sets it
+    otherwise is refused.
+    """
+    config = make_run(epochs=1, warmup_epochs=0, val=None, val_tickets=None)
+    stopped_after(config, 2)
+    without = {"tf32": True, "keep_schedule": "cosine"}
+
+    def made_older() -> None:
+        state = newest(config.out).path / "state.json"
+        _rewritten(state, lambda content: [content["state"]["must_agree"].pop(name) for name in without])
+
+    def older_result(result: dict[str, Any]) -> None:
+        for name in without:
+            del result["config"][name]
+        known = {name: value for name, value in fixed_settings(config).items() if name not in without}
+        result["config_sha256"] = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+    for status in ("begun", "finished"):
+        made_older()
+        for name, value in without.items():
+            other = config.model_copy(update={"resume": "auto", name: value})
+            with pytest.raises(MismatchError, match=f"{name}: the checkpoint has (False|none), this run {value}"):
+                train(other)
+        if status == "finished":
+            _rewritten(Path(config.out) / "result.json", older_result)
+            before = (Path(config.out) / "result.json").read_bytes()
+        listener = Listener()
+        train(config.model_copy(update={"resume": "auto"}), reporter=listener)
+        assert sum("a version without keep_schedule, tf32: " in note for note in listener.notes) == 1
+    assert (Path(config.out) / "result.json").read_bytes() == before
+
+
+def _rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """A sealed file with another content, sealed again."""
+    content, _ = read_sealed(path, 1 << 24)
+    change(content)
+    path.write_text(json.dumps(sealed(content)))
 
 
 def test_resume_refuses_other_data_and_says_in_what_it_differs(make_run: MakeRun, make_shards: Any) -> None:
