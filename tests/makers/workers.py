@@ -5,8 +5,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+import torch
+
 from dlth.pipeline.evidence.run_states import RunState
 from dlth.pipeline.studies.worker import StudyReporter
+
+# PyTorch's autograd counts devices at a process's first backward. After a compiler's first graph it finds one whose
+# threads no child may use, and refuses every backward in a forked one; before it, none, for good.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 class SignalAt(StudyReporter):
