@@ -24,12 +24,13 @@ test: $(INSTALLED)
 # copy of the authors' code beside. Nothing more is measured MINUTES after the start of the tests: nine, so that all is done in ten.
 DEVICE ?= cuda
 MINUTES ?= 9
+MEASURE = $(BIN)/python benchmarks/bench_device.py --device $(DEVICE) --minutes $(MINUTES) \
+  $(if $(filter-out 0 no,$(WRITE)),--write) $(if $(AUTHORS),--authors "$(AUTHORS)")
 gpu: $(INSTALLED)
-	start=$$(date +%s); \
+	@start=$$(date +%s); $(MEASURE) --check || exit $$?; \
 	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) --gpu-table build/gpu.json; right=$$?; \
 	test $$right -le 1 || exit $$right; \
-	$(BIN)/python benchmarks/bench_device.py --device $(DEVICE) --tests build/gpu.json --json build/device.json \
-	  --minutes $(MINUTES) --since $$start $(if $(WRITE),--write) $(if $(AUTHORS),--authors $(AUTHORS)) && exit $$right
+	$(MEASURE) --since $$start --tests build/gpu.json --json build/device.json && exit $$right
 
 # Needs a Chromium besides (Debian: apt-get install chromium); `make test` does without.
 test-browser: $(INSTALLED)

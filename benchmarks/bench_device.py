@@ -15,7 +15,6 @@ CPU the same runs in seconds with a model of two blocks, and its numbers say not
 import argparse
 import json
 import math
-import shutil
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ from device.scope import FULL, TINY, Scope
 from device.selectors import selector_rows
 from device.steps import step_rows
 from device.timing import NO_TIME, Deadline, Row, free, that_fits
+from makers.compilers import inductor_lacks
 from rounds import markdown
 
 from dlth.tickets.errors import DlthError, InputError, shown
@@ -111,8 +111,8 @@ def _left_out(row: Row, deadline: Deadline) -> str:
     """Why a group is not measured; empty if it is."""
     if deadline.passed:
         return NO_TIME
-    needs_compiler = row.get("compute") == COMPILED and not any(map(shutil.which, ("cc", "gcc", "clang")))
-    return "not measured (no C compiler, which inductor calls)" if needs_compiler else ""
+    lack = inductor_lacks("cuda") if row.get("compute") == COMPILED else ""
+    return f"not measured (needs {lack})" if lack else ""
 
 
 def tables(found: Mapping[str, list[Row]], scope: Scope) -> list[Table]:
@@ -156,6 +156,9 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--authors", type=Path, help="a copy of the repository of the paper's authors; runs its code")
     parser.add_argument("--tests", type=Path, help="what tests/gpu found, as its --gpu-table wrote it")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--check", action="store_true", help="look at the arguments alone, before any GPU time is spent"
+    )
     parser.add_argument("--write", action="store_true", help="put the section into docs/benchmarks.md")
     parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where to make shards, some 2 GB; the system's temporary folder")
@@ -163,7 +166,10 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
     if not (math.isfinite(minutes) and minutes >= 0):
         raise argparse.ArgumentTypeError(f"minutes are a number from 0 on, got {shown(text)}")
     return minutes
@@ -178,6 +184,8 @@ def main(words: list[str] | None = None) -> int:
     if options.folder is not None and not options.folder.is_dir():
         raise InputError(f"--folder {shown(options.folder)} is no folder: shards are made in one that is there")
     about = facts(device)
+    if options.check:
+        return 0
     if options.json is not None:
         _write_json(options.json, {"machine": about, "notes": ["nothing was measured yet"], "tables": {}})
     torch.manual_seed(0)
