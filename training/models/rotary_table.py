@@ -22,9 +22,7 @@ def keep_table(model: nn.Module) -> nn.Module:
     if isinstance(rope, RotaryEmbeddingDinoV3):
         training = rope.training
         grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
-        table = rope.eval().get_embed(
-            shape=grid, dtype=torch.float32
-        )  # of the coordinates as they are: training may move them
+        table = rope.eval().get_embed(shape=grid, dtype=torch.float32)  # training may move coordinates
         rope.train(training)
         model.register_buffer(NAME, table.view(torch.int32), persistent=False)
         setattr(model, GRID, grid)
