@@ -20,7 +20,6 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
@@ -274,11 +273,10 @@ def flops_of(forward: Callable[[Tensor], object], size: tuple[int, int], device:
     """Floating-point operations of `forward` on one image of `size`, counted by torch; raises as `on_black_image`.
 
     Attention runs as plain matrix products: torch 2.11 has no count for the CPU's fused kernel and would leave it out.
-    Autograd is on, but keeps nothing: without it the counter fails where a module is given a view of a weight (SigLIP).
     """
     counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH), saved_tensors_hooks(lambda kept: None, lambda kept: kept):
-        on_black_image(torch.enable_grad()(forward), size, device)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        on_black_image(forward, size, device)
     return int(counter.get_total_flops())
 
 

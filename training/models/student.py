@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from dlth.tickets import Budget
 from dlth.tickets.errors import InputError
@@ -106,7 +107,9 @@ class Student(nn.Module, ABC):
     def _counted(self, forward: Callable[[Tensor], object]) -> int:
         size = self.grid.rows * self.patch_size, self.grid.cols * self.patch_size
         training = self.training
-        flops = flops_of(forward, size, next(self.eval().parameters()).device)
+        # without autograd the counter fails where a module is given a view of a weight (SigLIP); nothing is kept for it
+        with saved_tensors_hooks(lambda kept: None, lambda kept: kept):
+            flops = flops_of(torch.enable_grad()(forward), size, next(self.eval().parameters()).device)
         self.train(training)
         return flops
 
