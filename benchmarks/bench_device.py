@@ -96,7 +96,7 @@ def measure(
         else:
             try:
                 rows = that_fits(rows_of, scope.batch, row)
-            except Exception as error:  # told, and the exit code says it: a GPU that is lent has more to give
+            except Exception as error:  # told, and the exit code says it: other groups may do better
                 traceback.print_exc()
                 found.failures.append(f"{told}: {type(error).__name__}")
                 rows = [row | {"batch": f"failed: {type(error).__name__}"}]
