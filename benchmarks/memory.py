@@ -4,6 +4,8 @@ import torch
 from rounds import Step
 from torch import Tensor, nn
 
+from dlth.training.device.facts import forget_peak, peak_memory
+
 
 def kept_for_backward(step: Step) -> float:
     """MiB that autograd holds at the end of the forward pass, beside the weights."""
@@ -21,6 +23,6 @@ def kept_for_backward(step: Step) -> float:
 
 def cuda_peak(step: Step, device: torch.device) -> float:
     """Highest number of MiB that tensors held during a step."""
-    torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(device)
     step()
-    return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_memory(device) / 2**20

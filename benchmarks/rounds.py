@@ -43,11 +43,6 @@ def spread(times: dict[str, list[float]], name: str, base: str) -> dict[str, flo
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def middle(times: Sequence[float]) -> float:
-    """The median."""
-    return statistics.median(times)
-
-
 def gflop(run: Step) -> float:
     """Counted floating point operations of matrix products and convolutions, two per multiply-add, in billions."""
     # of the kernels that run, so torch 2.11 leaves the CPU's fused attention out; plain products, as in `flops_of`,

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from types import ModuleType
 from typing import Any
 
 import torch
-from rounds import middle, spread
+from rounds import spread
 
 from device.counts import Cost
 from device.data import Files
@@ -41,7 +42,7 @@ def about(name: str, compiled: bool) -> Row:
 
 def rate(times: Seconds, name: str, batch: int) -> Any:
     """Images per second of a candidate, or that it was not measured."""
-    return round(batch / middle(times[name])) if name in times else NO_TIME
+    return round(batch / median(times[name])) if name in times else NO_TIME
 
 
 def ratio(times: Seconds, name: str, base: str) -> Any:

@@ -12,10 +12,11 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from rounds import middle, synchronize
+from rounds import synchronize
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -76,7 +77,7 @@ def _step_rate(bench: Bench, parts: Parts, batch: Batch) -> float:
     """Images per second of the step alone; 0 where there was no time for it."""
     step = of_stepper(parts.stepper, [batch.to(bench.device)], parts.budget(0, 0))
     times = timed({"step": step}, bench.scope, bench.device, bench.deadline, time.perf_counter)
-    return parts.config.batch_size / middle(times["step"]) if times else 0.0
+    return parts.config.batch_size / median(times["step"]) if times else 0.0
 
 
 def _loader_rate(parts: Parts, begin: int, last: int) -> tuple[float, Batch]:

@@ -4,10 +4,10 @@ They stand beside what dlth reaches as its limits. Datasheets promise more: a ca
 """
 
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
-from rounds import middle
 
 from device.counts import Cost
 from device.scope import Scope
@@ -56,8 +56,8 @@ def measure_limits(scope: Scope, device: torch.device, deadline: Deadline) -> tu
     rows.append(_row(COPY, copies, 2 * copied / 1e9, "GB/s", f"{scope.copied} MiB, read and written"))
     host = "pinned" if device.type == "cuda" else "no other device: a copy in memory"
     rows.append(_row(HOST, copies, copied / 1e9, "GB/s", f"{scope.copied} MiB, {host}"))
-    rate = operations / middle(products["bf16 product"]) if "bf16 product" in products else 0.0
-    on_device, from_host = (copied / middle(copies[name]) if name in copies else 0.0 for name in (COPY, HOST))
+    rate = operations / median(products["bf16 product"]) if "bf16 product" in products else 0.0
+    on_device, from_host = (copied / median(copies[name]) if name in copies else 0.0 for name in (COPY, HOST))
     return Limits(rate, 2 * on_device, from_host), rows
 
 
@@ -88,7 +88,7 @@ def _row(name: str, times: Seconds, amount: float, unit: str, of: str) -> Row:
     if name not in times:
         return {"limit": name, "of": of, "rate": NO_TIME, "unit": unit}
     rates = {
-        "median": amount / middle(times[name]),
+        "median": amount / median(times[name]),
         "low": amount / max(times[name]),
         "high": amount / min(times[name]),
     }

@@ -3,13 +3,12 @@
 import datetime
 import importlib.metadata
 import platform
-import subprocess
 
 import timm
 import torch
 
 from dlth.data.cores import num_cores
-from dlth.training.device.facts import device_name
+from dlth.training.device.facts import device_name, device_versions
 
 
 def facts(device: torch.device) -> dict[str, str]:
@@ -17,21 +16,12 @@ def facts(device: torch.device) -> dict[str, str]:
     found = {"device": device_name(device)}
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-        found |= {"memory": f"{memory / 2**30:.0f} GiB", "driver": _driver()}
-        found |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+        found["memory"] = f"{memory / 2**30:.0f} GiB"
+        versions = device_versions(device)
+        found |= {name: versions.get(name.lower(), "unknown") for name in ("driver", "CUDA", "cuDNN")}
     found |= {"cores": str(num_cores()), "torch": torch.__version__, "triton": _version("triton")}
     found |= {"timm": timm.__version__, "Python": platform.python_version()}
     return found | {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}
-
-
-def _driver() -> str:
-    """The driver's version, which torch does not know."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return next(iter(done.stdout.split()), "unknown")
 
 
 def _version(package: str) -> str:
