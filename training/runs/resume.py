@@ -187,8 +187,8 @@ def _stepped_as(found: Any, optimizer: torch.optim.Optimizer) -> Any:
     groups = found.get("param_groups") if isinstance(found, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         return found  # which is told where it is checked
-    own = {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
-    return found | {"param_groups": [group | {name: own[name] for name in own if name in group} for group in groups]}
+    own = {"fused": optimizer.defaults.get("fused")}
+    return found | {"param_groups": [group | own if "fused" in group else group for group in groups]}
 
 
 def check_optimizer(found: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
